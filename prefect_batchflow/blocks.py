@@ -1,0 +1,186 @@
+"""The Prefect block under a run storage: a folder on any fsspec file system, written whole or not at all.
+
+Local writes are temp file, fsync and rename; remote ones a single PUT, which object stores make visible at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, ClassVar
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem as LocalFiles
+from prefect.filesystems import WritableFileSystem
+from pydantic import Field, PrivateAttr, SecretStr, field_validator
+
+from prefect_batchflow.exceptions import InvalidOptionError
+
+
+class RunStorageBlock(WritableFileSystem):
+    """Where batch runs are kept: a folder a run, readable with `ls`, `jq` and `cat`.
+
+    Example:
+        ```python
+        RunStorageBlock(url="s3://bucket/runs").save("nightly")
+        ```
+    """
+
+    _block_type_name: ClassVar[str | None] = "Batchflow Run Storage"
+    _block_type_slug: ClassVar[str | None] = "batchflow-run-storage"
+
+    url: str = Field(
+        description="Folder of the runs, as fsspec writes it: a path, file://, s3://, gs://, az://, memory://"
+    )
+    storage_options: dict[str, SecretStr] = Field(
+        default_factory=dict, description="What fsspec needs to open it: keys, endpoints. Kept secret."
+    )
+
+    _fs: Any = PrivateAttr(default=None)
+    _root: str = PrivateAttr(default="")
+
+    @field_validator("url")
+    @classmethod
+    def _one_file_system(cls, url: str) -> str:
+        if not url or "::" in url:
+            raise InvalidOptionError(
+                f"The storage URL {url!r} is no single folder. Give a path or one URL, such as s3://bucket/runs; "
+                "chained URLs (`::`) are refused."
+            )
+        if "://" not in url:
+            return str(Path(url).expanduser().absolute())
+        return url.rstrip("/")
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Open the file system: its package is missed here, before anything runs."""
+        super().model_post_init(context)
+        options = {name: value.get_secret_value() for name, value in self.storage_options.items()}
+        try:
+            self._fs, root = fsspec.core.url_to_fs(self.url, **options)
+        except ImportError as exc:
+            extra = {"s3": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure"}.get(self.url.split(":")[0])
+            install = (
+                f"pip install 'prefect-batchflow[{extra}]'" if extra else f"pip install the package it names: {exc}"
+            )
+            raise InvalidOptionError(
+                f"The storage {self.url} needs a package that is not installed. {install}"
+            ) from exc
+        except ValueError as exc:
+            raise InvalidOptionError(f"The storage URL {self.url!r} cannot be opened: {exc}") from exc
+        self._root = root.rstrip("/")
+
+    @property
+    def is_local(self) -> bool:
+        """Whether runs lie in a folder of this machine."""
+        return isinstance(self._fs, LocalFiles)
+
+    def location(self, key: str = "") -> str:
+        """Where a key lies, for people: a path on this machine, else a URL."""
+        if self.is_local:
+            return f"{self._root}/{key}".rstrip("/")
+        return f"{self.url}/{key}".rstrip("/")
+
+    def _resolve_path(self, path: str) -> str | None:
+        # Prefect asks unsaved blocks where a key lies and keeps the answer as the record's key; keys are relative here.
+        return None
+
+    def _path(self, key: str) -> str:
+        if key.startswith("/") or ".." in key.split("/"):
+            raise ValueError(f"The storage key {key!r} leads out of the storage.")
+        return f"{self._root}/{key}"
+
+    async def read_path(self, path: str) -> bytes:
+        """Give a key's bytes.
+
+        Raises:
+            FileNotFoundError: There is no such key. Any other error means that it cannot be told.
+        """
+        target = self._path(path)
+        if self.is_local:
+            return await asyncio.to_thread(Path(target).read_bytes)
+        return bytes(await asyncio.to_thread(self._fs.cat_file, target))
+
+    async def write_path(self, path: str, content: bytes) -> None:
+        """Write a key whole; a reader sees all of it or what was there before."""
+        target = self._path(path)
+        if self.is_local:
+            await asyncio.to_thread(_replace, Path(target), content)
+        else:
+            await asyncio.to_thread(self._fs.pipe_file, target, content)
+
+    async def put_file(self, path: str, source: Path) -> None:
+        """Move a local file to a key, whole like `write_path`."""
+        target = self._path(path)
+        if self.is_local:
+            await asyncio.to_thread(_move, source, Path(target))
+        else:
+            await asyncio.to_thread(self._fs.put_file, str(source), target)
+
+    async def list_names(self, folder: str) -> list[str]:
+        """The names directly below a folder, sorted; a folder that is not there holds none."""
+        target = self._path(folder) if folder else self._root
+
+        def names() -> list[str]:
+            # A listing that fsspec remembers would hide what another process wrote.
+            self._fs.invalidate_cache(target)
+            try:
+                found = self._fs.ls(target, detail=False)
+            except FileNotFoundError:
+                return []
+            return sorted(str(path).rstrip("/").rsplit("/", 1)[-1] for path in found)
+
+        return await asyncio.to_thread(names)
+
+    def local_path(self, key: str) -> Path | None:
+        """The file of a key on this machine, if it is one; its folder is made."""
+        if not self.is_local:
+            return None
+        target = Path(self._path(key))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return target
+
+
+def _replace(target: Path, content: bytes) -> None:
+    with _beside(target) as (fd, temporary):
+        with open(fd, "wb", closefd=False) as file:
+            file.write(content)
+        os.fsync(fd)
+        temporary.replace(target)
+    _sync_folder(target.parent)
+
+
+def _move(source: Path, target: Path) -> None:
+    with _beside(target) as (fd, temporary):
+        with source.open("rb") as read, open(fd, "wb", closefd=False) as file:
+            shutil.copyfileobj(read, file, 1 << 20)
+        os.fsync(fd)
+        temporary.replace(target)
+    _sync_folder(target.parent)
+
+
+@contextlib.contextmanager
+def _beside(target: Path) -> Any:
+    """A temporary file in the target's folder, gone if it was not renamed."""
+    try:
+        fd, name = tempfile.mkstemp(prefix=".writing-", dir=target.parent)
+    except FileNotFoundError:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fd, name = tempfile.mkstemp(prefix=".writing-", dir=target.parent)
+    try:
+        os.fchmod(fd, 0o644)
+        yield fd, Path(name)
+    finally:
+        os.close(fd)
+        Path(name).unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

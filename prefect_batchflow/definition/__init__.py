@@ -1,0 +1,1 @@
+"""What a flow is: parsed, checked, frozen; no user code runs here."""

@@ -1,0 +1,278 @@
+"""flow.dag.yaml: nodes, the references between them, and the order in which they run."""
+
+from __future__ import annotations
+
+import heapq
+import re
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from prefect_batchflow.definition.document import (
+    DISPLAY_KEYS,
+    Problems,
+    mapping_at,
+    read_inputs,
+    read_language,
+    refuse_other_keys,
+    says_nothing,
+)
+from prefect_batchflow.definition.flow import Dag, Flow, FlowOutput, Literal, Node, Reference
+from prefect_batchflow.exceptions import (
+    DuplicateNodeName,
+    EmptyOutputReference,
+    FlowDefinitionError,
+    InputNotFound,
+    InputReferenceNotFound,
+    InvalidNodeReference,
+    NodeCircularDependency,
+    NodeReferenceNotFound,
+    OutputReferenceNotFound,
+    UnsupportedFeatureError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
+
+    from prefect_batchflow.definition.flow import FlowInput
+
+FLOW_KEYS = DISPLAY_KEYS | {"inputs", "outputs", "nodes", "language", "message_format"}
+NODE_KEYS = frozenset({"name", "type", "source", "inputs", "aggregation", "reduce", "comment"})
+SOURCE_KEYS = frozenset({"type", "path"})
+# Types, descriptions and marks of outputs are for promptflow's editors; its engine looks at the reference only.
+OUTPUT_KEYS = frozenset({"type", "reference", "description", "evaluation_only", "is_chat_output"})
+
+_PROPERTY = re.compile(r"\.(?P<name>\w+)|\['(?P<single>.*?)'\]|\[\"(?P<double>.*?)\"\]|\[(?P<index>\d+)\]")
+
+
+def flow_of_document(document: dict[str, Any], file: Path, working_dir: Path) -> Flow:
+    """Give the flow of a parsed flow.dag.yaml.
+
+    Of a flow in another language only inputs and outputs are read: its executor knows the rest.
+
+    Raises:
+        InvalidFlowRequest: The message lists every problem; its class is the problems' own if they share one.
+    """
+    problems = Problems(file)
+    language = read_language(document, problems)
+    inputs = read_inputs(document, "inputs", problems)
+    if says_nothing(document.get("inputs")):
+        problems.add(InputNotFound, "top level", "no 'inputs'. Declare what each line brings: a batch runs over them.")
+    outputs = _read_outputs(document, problems)
+    if language != "python":
+        problems.raise_any()
+        return Flow(file.parent.name, working_dir, Dag((), outputs), inputs, language=language, definition_file=file)
+    refuse_other_keys(document, FLOW_KEYS, "top level", problems)
+    nodes = _read_nodes(document, working_dir, problems)
+    _check_references(nodes, inputs, problems)
+    outputs = _check_outputs(outputs, nodes, inputs, problems)
+    ordered = _in_order(nodes, problems)
+    problems.raise_any()
+    return Flow(file.parent.name, working_dir, Dag(ordered, outputs), inputs, definition_file=file)
+
+
+def parse_value(value: Any) -> Reference | Literal:
+    """Give what a node's input or a flow's output says: a reference, or the value itself.
+
+    Raises:
+        ValueError: `${…}` that is no reference; the text says what is expected.
+    Source: promptflow `contracts/flow.py`, `InputAssignment.deserialize`, and `executor/_input_assignment_parser.py`.
+    """
+    if not (isinstance(value, str) and value.startswith("${") and value.endswith("}")):
+        return Literal(value)
+    inner = value[2:-1]
+    section, _, name = inner.partition(".")
+    if section in {"inputs", "flow"} and name:
+        return Reference(value, "inputs", name)
+    match = re.fullmatch(r"(?P<node>[^.\[\]]+)(?:\.(?P<section>\w+)(?P<path>.*))?", inner)
+    if match is None:
+        raise ValueError(f"{value} is no reference. Expected ${{inputs.name}} or ${{node.output}}.")
+    if match["section"] is None:
+        return Reference(f"${{{inner}.output}}", "node", match["node"])
+    if match["section"] != "output":
+        raise ValueError(
+            f"{value} asks for '{match['section']}' of '{match['node']}'. A node has ${{{match['node']}.output}} only."
+        )
+    return Reference(value, "node", match["node"], tuple(_path(match["path"], value)))
+
+
+def _path(text: str, reference: str) -> Iterator[str | int]:
+    at = 0
+    while at < len(text):
+        match = _PROPERTY.match(text, at)
+        if match is None:
+            raise ValueError(f"{reference}: cannot read '{text[at:]}'. Expected .name, ['key'] or [0].")
+        at = match.end()
+        if match["index"] is not None:
+            yield int(match["index"])
+        else:
+            yield next(part for part in match.group("name", "single", "double") if part is not None)
+
+
+def _read_nodes(document: dict[str, Any], working_dir: Path, problems: Problems) -> list[Node]:
+    entries = document.get("nodes") or []
+    if not isinstance(entries, list):
+        problems.add(FlowDefinitionError, "top level", f"'nodes' should be a list, found {entries!r}.")
+        return []
+    if not entries:
+        problems.add(FlowDefinitionError, "top level", "no 'nodes'. A DAG flow lists them; a flex flow has an 'entry'.")
+    nodes: dict[str, Node] = {}
+    for number, entry in enumerate(entries, 1):
+        node = _read_node(entry, number, working_dir, problems)
+        if node is None:
+            continue
+        if node.name in nodes:
+            problems.add(DuplicateNodeName, f"node '{node.name}'", "there are two of this name. Rename one of them.")
+            continue
+        nodes[node.name] = node
+    return list(nodes.values())
+
+
+def _read_node(entry: Any, number: int, working_dir: Path, problems: Problems) -> Node | None:
+    name = entry.get("name") if isinstance(entry, dict) else None
+    if not isinstance(name, str) or not name:
+        problems.add(FlowDefinitionError, f"node {number} of the list", f"expected a 'name', found {entry!r}.")
+        return None
+    place = f"node '{name}'"
+    refuse_other_keys(entry, NODE_KEYS, place, problems)
+    kind = entry.get("type")
+    if kind != "python":
+        found = f"the type '{kind}' is not supported" if kind else "no 'type'"
+        problems.add(UnsupportedFeatureError, place, f"{found}. Expected 'python', a function that does the same.")
+    inputs = {}
+    for parameter, value in mapping_at(entry, "inputs", place, problems).items():
+        try:
+            inputs[parameter] = parse_value(value)
+        except ValueError as exc:
+            problems.add(FlowDefinitionError, f"{place}, input '{parameter}'", str(exc))
+    # Kept without its tool too, so that what refers to it is not reported a second time.
+    source = _read_source(entry, place, working_dir, problems) if kind == "python" else ""
+    return Node(name, source, inputs, bool(entry.get("aggregation") or entry.get("reduce")))
+
+
+def _read_source(entry: dict[str, Any], place: str, working_dir: Path, problems: Problems) -> str:
+    source = mapping_at(entry, "source", place, problems)
+    kind = source.get("type") or "code"
+    if kind != "code":
+        text = f"the source type '{kind}' is not supported. Expected 'code', a file of the flow that calls it."
+        problems.add(UnsupportedFeatureError, place, text)
+        return ""
+    refuse_other_keys(source, SOURCE_KEYS, f"{place}, source", problems)
+    path = source.get("path")
+    if not isinstance(path, str) or not path:
+        problems.add(FlowDefinitionError, place, f"expected 'source' with the 'path' of a file, found {source!r}.")
+        return ""
+    if not (working_dir / path).is_file():
+        there = ", ".join(sorted(file.name for file in working_dir.glob("*.py"))[:10]) or "no Python file"
+        problems.add(FlowDefinitionError, place, f"no file '{path}' in {working_dir}, which holds {there}.")
+        return ""
+    return path
+
+
+def _read_outputs(document: dict[str, Any], problems: Problems) -> tuple[FlowOutput, ...]:
+    outputs = []
+    for name, spec in mapping_at(document, "outputs", "top level", problems).items():
+        place = f"output '{name}'"
+        if not isinstance(spec, dict):
+            problems.add(FlowDefinitionError, place, f"expected 'reference: ${{node.output}}', found {spec!r}.")
+            continue
+        refuse_other_keys(spec, OUTPUT_KEYS, place, problems)
+        if spec.get("reference") in (None, ""):
+            problems.add(EmptyOutputReference, place, "no 'reference'. Name the node or input it is taken from.")
+            continue
+        try:
+            outputs.append(FlowOutput(name, parse_value(spec["reference"])))
+        except ValueError as exc:
+            problems.add(FlowDefinitionError, place, str(exc))
+    return tuple(outputs)
+
+
+def _check_references(nodes: list[Node], inputs: Mapping[str, FlowInput], problems: Problems) -> None:
+    by_name = {node.name: node for node in nodes}
+    for node in nodes:
+        for parameter, value in node.inputs.items():
+            if isinstance(value, Literal):
+                continue
+            place = f"node '{node.name}', input '{parameter}'"
+            if value.section == "inputs":
+                if value.name not in inputs:
+                    problems.add(InputReferenceNotFound, place, _unknown(value, "input", inputs))
+            elif value.name not in by_name:
+                problems.add(NodeReferenceNotFound, place, _unknown(value, "node", by_name))
+            elif by_name[value.name].aggregation and not node.aggregation:
+                text = f"{value.text} is known after all lines only. Make '{node.name}' an aggregation node too."
+                problems.add(InvalidNodeReference, place, text)
+
+
+def _check_outputs(
+    outputs: tuple[FlowOutput, ...], nodes: list[Node], inputs: Mapping[str, FlowInput], problems: Problems
+) -> tuple[FlowOutput, ...]:
+    """The outputs that a line has; promptflow drops one that refers to an aggregation node too, and warns."""
+    by_name = {node.name: node for node in nodes}
+    kept = []
+    for output in outputs:
+        value, place = output.value, f"output '{output.name}'"
+        if isinstance(value, Literal):
+            kept.append(output)
+        elif value.section == "inputs":
+            if value.name not in inputs:
+                problems.add(OutputReferenceNotFound, place, _unknown(value, "input", inputs))
+            kept.append(output)
+        elif value.name not in by_name:
+            problems.add(OutputReferenceNotFound, place, _unknown(value, "node", by_name))
+        elif by_name[value.name].aggregation:
+            warnings.warn(
+                f"{problems.file}: {place} is left out: {value.text} is an aggregation node's, which no line has. "
+                "Log a metric there instead.",
+                stacklevel=2,
+            )
+        else:
+            kept.append(output)
+    return tuple(kept)
+
+
+def _unknown(value: Reference, what: str, known: Iterable[str]) -> str:
+    names = ", ".join(f"'{name}'" for name in known) or "none"
+    return f"{value.text} refers to the {what} '{value.name}', which is not there. There is: {names}."
+
+
+def _in_order(nodes: list[Node], problems: Problems) -> tuple[Node, ...]:
+    """Each node after what it refers to, otherwise in the file's order."""
+    place = {node.name: number for number, node in enumerate(nodes)}
+    waits_for = [
+        {place[v.name] for v in node.inputs.values() if isinstance(v, Reference) and _is_known(v, place)}
+        for node in nodes
+    ]
+    needed_by: list[list[int]] = [[] for _ in nodes]
+    for number, needed in enumerate(waits_for):
+        for other in needed:
+            needed_by[other].append(number)
+    ready = [number for number, needed in enumerate(waits_for) if not needed]
+    ordered = []
+    while ready:
+        number = heapq.heappop(ready)
+        ordered.append(nodes[number])
+        for other in needed_by[number]:
+            waits_for[other].discard(number)
+            if not waits_for[other]:
+                heapq.heappush(ready, other)
+    if len(ordered) < len(nodes):
+        circle = _circle(waits_for)
+        names = " → ".join(f"'{nodes[number].name}'" for number in [*circle, circle[0]])
+        text = f"nodes wait for each other: {names}. Take one of these references out."
+        problems.add(NodeCircularDependency, "nodes", text)
+    return tuple(ordered)
+
+
+def _is_known(value: Reference, place: Mapping[str, int]) -> bool:
+    return value.section == "node" and value.name in place
+
+
+def _circle(waits_for: list[set[int]]) -> list[int]:
+    """Some nodes of which each waits for the next and the last for the first."""
+    number = next(number for number, needed in enumerate(waits_for) if needed)
+    walked: list[int] = []
+    while number not in walked:
+        walked.append(number)
+        number = min(waits_for[number])
+    return walked[walked.index(number) :]

@@ -1,0 +1,240 @@
+"""A flow's yaml as plain values, read within limits, and the list of all that is wrong with it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from prefect_batchflow.definition.flow import NO_DEFAULT, FlowInput
+from prefect_batchflow.exceptions import FlowDefinitionError, InvalidFlowRequest, UnsupportedFeatureError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+SIZE_LIMIT = 1024 * 1024
+"""Bytes of a flow's yaml."""
+VALUE_LIMIT = 100_000
+"""Values of a flow's yaml once its aliases are written out; few aliases can mean billions."""
+
+INPUT_TYPES = frozenset({"int", "double", "bool", "string", "list", "object"})
+DISPLAY_KEYS = frozenset(
+    {"$schema", "id", "name", "type", "display_name", "description", "tags", "environment"},
+)
+"""Top level keys for people, and `environment`, for images built from the flow: promptflow's batch ignores them too."""
+
+HINTS = {
+    "activate": "Test the condition inside the node's function.",
+    "additional_includes": "Copy the files into the flow's folder.",
+    "api": "Call the model from a Python node.",
+    "connection": "Read the key from the environment, in a Python node.",
+    "enable_cache": "Remove it, or set it to false; promptflow never cached either.",
+    "environment_variables": "Set them for the process that starts the run.",
+    "node_variants": "Write the variant that is meant into the node.",
+    "provider": "Call the model from a Python node.",
+    "skip": "Remove it; promptflow ignored it.",
+    "use_variants": "Write the variant that is meant into the node.",
+}
+
+
+@dataclass
+class Problems:
+    """All that is wrong with one flow file, raised together."""
+
+    file: Path
+    found: list[tuple[type[InvalidFlowRequest], str]] = field(default_factory=list)
+
+    def add(self, kind: type[InvalidFlowRequest], place: str, text: str) -> None:
+        """Note one problem: `place` within the file, and what was found, expected and to be done."""
+        self.found.append((kind, f"{place}: {text}"))
+
+    def raise_any(self) -> None:
+        """Raise one exception for all: of the problems' class if they share it, else the base of them."""
+        if not self.found:
+            return
+        kinds = {kind for kind, _ in self.found}
+        texts = [text for _, text in self.found]
+        if len(texts) == 1:
+            message = f"{self.file}: {texts[0]}"
+        else:
+            message = f"{self.file} has {len(texts)} problems:" + "".join(f"\n- {text}" for text in texts)
+        raise (kinds.pop() if len(kinds) == 1 else InvalidFlowRequest)(message, problems=texts)
+
+
+class _CoreLoader(yaml.SafeLoader):
+    """Plain scalars as YAML 1.2 has them, which promptflow reads: `yes` and `on` are texts, `010` is ten.
+
+    Dates stay texts, since lines are JSON.
+    """
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - PyYAML's own shape
+
+
+def _scalar(tag: str, pattern: str, first: Iterable[str]) -> None:
+    _CoreLoader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(f"^(?:{pattern})$"), list(first))
+
+
+_scalar("bool", "true|True|TRUE|false|False|FALSE", "tTfF")
+_scalar("null", "~|null|Null|NULL|", ["~", "n", "N", ""])
+_scalar("int", r"[-+]?[0-9][0-9_]*|0o[0-7]+|0x[0-9a-fA-F]+|0b[01]+", "-+0123456789")
+_scalar("float", r"[-+]?(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?", "-+.0123456789")
+_scalar("float", r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", "-+.")
+_scalar("merge", "<<", "<")
+
+
+def _construct_int(loader: _CoreLoader, node: yaml.ScalarNode) -> int:
+    text = str(loader.construct_scalar(node)).replace("_", "")
+    return int(text, 0) if text[:2] in {"0o", "0x", "0b"} else int(text)
+
+
+_CoreLoader.add_constructor("tag:yaml.org,2002:int", _construct_int)
+
+
+def read_document(file: Path) -> dict[str, Any]:
+    """Give a flow file's top level mapping.
+
+    Raises:
+        FlowDefinitionError: Too large, not UTF-8, no valid YAML (with line and column), or no mapping.
+    """
+    size = file.stat().st_size
+    if size > SIZE_LIMIT:
+        raise FlowDefinitionError(f"{file}: {size:,} bytes, expected {SIZE_LIMIT:,} at most for a flow's yaml.")
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as exc:
+        raise FlowDefinitionError(f"{file}: not UTF-8 at byte {exc.start}. Save the file as UTF-8.") from exc
+    try:
+        document = _load(text)
+    except yaml.MarkedYAMLError as exc:
+        mark = exc.problem_mark or exc.context_mark
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise FlowDefinitionError(f"{file}{place}: no valid YAML: {exc.problem or exc.context}.") from exc
+    except yaml.YAMLError as exc:
+        raise FlowDefinitionError(f"{file}: no valid YAML: {exc}.") from exc
+    except RecursionError as exc:
+        raise FlowDefinitionError(f"{file}: nested too deeply for a flow's yaml.") from exc
+    if not isinstance(document, dict):
+        found = "an empty file" if document is None else f"a {type(document).__name__}"
+        raise FlowDefinitionError(f"{file}: expected the keys of a flow (`nodes` or `entry`), found {found}.")
+    return document
+
+
+def _load(text: str) -> Any:
+    loader = _CoreLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_node(node, {})
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _check_node(node: yaml.Node, sizes: dict[int, int]) -> int:
+    """Count the values a node stands for, aliases written out; refuse too many, a cycle, and a key given twice."""
+    if id(node) in sizes:
+        if sizes[id(node)] == 0:
+            raise yaml.constructor.ConstructorError(None, None, "an alias inside of what it names", node.start_mark)
+        return sizes[id(node)]
+    sizes[id(node)] = 0
+    children: Iterable[yaml.Node] = ()
+    if isinstance(node, yaml.MappingNode):
+        children = [part for pair in node.value for part in pair]
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"the key '{key.value}' twice", key.start_mark)
+                seen.add(key.value)
+    elif isinstance(node, yaml.SequenceNode):
+        children = node.value
+    size = 1 + sum(_check_node(child, sizes) for child in children)
+    if size > VALUE_LIMIT:
+        problem = f"more than {VALUE_LIMIT:,} values once its aliases are written out"
+        raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+    sizes[id(node)] = size
+    return size
+
+
+def says_nothing(value: Any) -> bool:
+    """Whether a key's value is the same as leaving the key out: null, false, or empty."""
+    return value is None or value is False or value in ("", [], {})
+
+
+def refuse_other_keys(given: dict[str, Any], known: Iterable[str], place: str, problems: Problems) -> None:
+    """Note every key that is not known and says something, by name."""
+    known = set(known)
+    for key, value in given.items():
+        if key in known or says_nothing(value):
+            continue
+        hint = HINTS.get(str(key)) or _nearest(str(key), known) or "Remove it if the flow does not need it."
+        problems.add(UnsupportedFeatureError, place, f"the key '{key}' is not supported. {hint}")
+
+
+def mapping_at(given: dict[str, Any], key: str, place: str, problems: Problems) -> dict[str, Any]:
+    """The mapping under a key; empty when left out, and noted when it is something else."""
+    value = given.get(key)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        problems.add(FlowDefinitionError, place, f"'{key}' should map names to values, found {value!r}.")
+        return {}
+    for name in [name for name in value if not isinstance(name, str)]:
+        problems.add(FlowDefinitionError, place, f"'{key}' has the name {name!r}. Write it in quotes: '{name}'.")
+    return {str(name): entry for name, entry in value.items()}
+
+
+def read_inputs(
+    given: dict[str, Any], key: str, problems: Problems, *, empty_is_none: bool = False
+) -> dict[str, FlowInput]:
+    """Read `inputs` or `init`.
+
+    Args:
+        given: The document.
+        key: `inputs` or `init`.
+        problems: Takes what is wrong.
+        empty_is_none: An empty text as default means no default, as in flex flows.
+    """
+    inputs = {}
+    for name, spec in mapping_at(given, key, "top level", problems).items():
+        place = f"{key} '{name}'"
+        if not isinstance(spec, dict) or "type" not in spec:
+            problems.add(FlowDefinitionError, place, f"expected `type: …` at least, found {spec!r}.")
+            continue
+        # `enum` and the chat marks are for promptflow's editors; its engine checks none of them.
+        known = {"type", "default", "description", "enum", "is_chat_input", "is_chat_history"}
+        refuse_other_keys(spec, known, place, problems)
+        if str(spec["type"]) not in INPUT_TYPES:
+            expected = ", ".join(sorted(INPUT_TYPES))
+            text = f"the type '{spec['type']}' is not supported. Expected one of {expected}."
+            problems.add(UnsupportedFeatureError, place, text)
+            continue
+        default = spec.get("default")
+        if default is None or (empty_is_none and default == ""):
+            default = NO_DEFAULT
+        inputs[name] = FlowInput(name, spec["type"], default, str(spec.get("description") or ""))
+    return inputs
+
+
+def read_language(given: dict[str, Any], problems: Problems) -> str:
+    """The yaml's `language`, and a look at `message_format`, which may only be the default."""
+    language = given.get("language") or "python"
+    if not isinstance(language, str):
+        problems.add(FlowDefinitionError, "top level", f"'language' should be a name, found {language!r}.")
+        return "python"
+    message_format = given.get("message_format") or "basic"
+    if message_format != "basic":
+        text = f"the key 'message_format' is supported as 'basic' only, found {message_format!r}."
+        problems.add(UnsupportedFeatureError, "top level", text)
+    return language
+
+
+def _nearest(key: str, known: set[str]) -> str:
+    from difflib import get_close_matches
+
+    matches = get_close_matches(key, known, 1)
+    return f"Did you mean '{matches[0]}'?" if matches else ""

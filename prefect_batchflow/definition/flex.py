@@ -1,0 +1,190 @@
+"""flow.flex.yaml and callables: functions, classes with `__call__` and `__aggregate__`, objects that can be called."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import re
+import sys
+import sysconfig
+from importlib.machinery import PathFinder
+from pathlib import Path
+from types import MethodType
+from typing import TYPE_CHECKING, Any
+
+from prefect_batchflow.definition.document import (
+    DISPLAY_KEYS,
+    Problems,
+    mapping_at,
+    read_inputs,
+    read_language,
+    refuse_other_keys,
+)
+from prefect_batchflow.definition.flow import Entry, Flow
+from prefect_batchflow.exceptions import FlowDefinitionError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+FLOW_KEYS = DISPLAY_KEYS | {"entry", "inputs", "outputs", "init", "sample", "language", "message_format"}
+
+
+def flow_of_document(document: dict[str, Any], file: Path, working_dir: Path) -> Flow:
+    """Give the flow of a parsed flow.flex.yaml.
+
+    `outputs` and `sample.inputs` are taken and not used, as in promptflow's batch: the first describes, and a line
+    always brings inputs of its own.
+
+    Raises:
+        InvalidFlowRequest: The message lists every problem; its class is the problems' own if they share one.
+    """
+    problems = Problems(file)
+    language = read_language(document, problems)
+    inputs = read_inputs(document, "inputs", problems, empty_is_none=True)
+    if language != "python":
+        problems.raise_any()
+        entry = Entry(module="", attribute=str(document["entry"]))
+        return Flow(file.parent.name, working_dir, entry, inputs, language=language, definition_file=file)
+    refuse_other_keys(document, FLOW_KEYS, "top level", problems)
+    init = read_inputs(document, "init", problems, empty_is_none=True)
+    sample = mapping_at(document, "sample", "top level", problems)
+    refuse_other_keys(sample, {"inputs", "init"}, "sample", problems)
+    sample_init = mapping_at(sample, "init", "sample", problems)
+    entry = _entry_of_text(document["entry"], working_dir, sample_init, problems)
+    problems.raise_any()
+    return Flow(file.parent.name, working_dir, entry, inputs, init, definition_file=file)
+
+
+def flow_of_file(file: Path, attribute: str, working_dir: Path | None) -> Flow:
+    """Give the flow of `path/to/file.py:attribute`; the file is there, what it defines shows in a worker."""
+    entry = Entry(module=str(file), attribute=attribute, file=file)
+    return Flow(attribute, working_dir or file.parent, entry, source=f"{file}:{attribute}")
+
+
+def flow_of_module(module: str, attribute: str, working_dir: Path | None) -> Flow:
+    """Give the flow of `module:attribute`; a module that is not found here is left to the worker."""
+    folder = working_dir or Path.cwd()
+    entry = Entry(module, attribute, file=find_module_file(module, [str(folder), *sys.path]))
+    return Flow(attribute, folder, entry, source=f"{module}:{attribute}")
+
+
+def flow_of_object(target: Any, working_dir: Path | None) -> Flow:
+    """Give the flow of a callable: by its name where that is enough, else by cloudpickle.
+
+    Raises:
+        FlowDefinitionError: Not callable, or neither importable nor to be pickled.
+    """
+    if not _is_callable(target):
+        what = f"the class {target.__qualname__}" if isinstance(target, type) else f"{target!r}"
+        raise FlowDefinitionError(
+            f"{what} is no flow. Expected a path, a function, a class with __call__, or an object that can be called."
+        )
+    definition = _definition_of(target)
+    module = getattr(definition, "__module__", None)
+    module_file = getattr(sys.modules.get(module or ""), "__file__", None)
+    file = Path(module_file).resolve() if module_file else None
+    folder = working_dir or _import_folder(module, file)
+    name = definition.__qualname__.removesuffix(".__call__")
+    if _is_importable(target, file):
+        entry = Entry(target.__module__, target.__qualname__, file=file)
+        return Flow(name, folder, entry, source=f"{entry.module}:{entry.attribute}")
+    entry = Entry("", name, pickled=_pickled(target, module, file), file=file)
+    return Flow(name, folder, entry)
+
+
+def find_module_file(module: str, folders: Iterable[str]) -> Path | None:
+    """The file that a module would be imported from, without importing it or its packages; `None` if none is found."""
+    importlib.invalidate_caches()
+    search: Iterable[str] | None = list(folders)
+    spec, name = None, ""
+    for part in module.split("."):
+        name = f"{name}.{part}" if name else part
+        spec = PathFinder.find_spec(name, search)  # type: ignore[arg-type] # typeshed asks for a Sequence
+        if spec is None:
+            return None
+        search = spec.submodule_search_locations or []
+    return Path(spec.origin).resolve() if spec and spec.has_location and spec.origin else None
+
+
+def _entry_of_text(text: Any, working_dir: Path, sample_init: dict[str, Any], problems: Problems) -> Entry:
+    """Read `entry: module:name`; a file is accepted in the module's place."""
+    match = re.fullmatch(r"(?P<module>[^:]+):(?P<attribute>\w+(\.\w+)*)", text) if isinstance(text, str) else None
+    if match is None:
+        expected = "expected 'module:function' or 'module:Class'"
+        problems.add(FlowDefinitionError, "top level", f"'entry' is {text!r}, {expected}.")
+        return Entry("", "")
+    module, attribute = match["module"].strip(), match["attribute"]
+    if module.endswith(".py"):
+        file: Path | None = working_dir / module
+        module = str(file)
+    else:
+        file = find_module_file(module, [str(working_dir), *sys.path])
+    if file is None or not file.is_file():
+        there = ", ".join(sorted(path.name for path in working_dir.glob("*.py"))[:10]) or "no Python file"
+        expected = f"expected a module in {working_dir}, which holds {there}, or an installed one"
+        problems.add(FlowDefinitionError, "top level", f"'entry' names '{match['module']}', {expected}.")
+    return Entry(module, attribute, file=file, sample_init=sample_init)
+
+
+def _is_callable(target: Any) -> bool:
+    """Whether it, or for a class its objects, can be called; every class itself can."""
+    if isinstance(target, type):
+        return any("__call__" in base.__dict__ for base in target.__mro__)
+    return callable(target)
+
+
+def _definition_of(target: Any) -> Any:
+    """The function or class whose code a callable runs."""
+    if isinstance(target, functools.partial):
+        return _definition_of(target.func)
+    if isinstance(target, MethodType):
+        return target.__func__
+    return target if hasattr(target, "__qualname__") else type(target)
+
+
+def _is_importable(target: Any, file: Path | None) -> bool:
+    """Whether a worker finds the same object by module and name."""
+    module_name, name = getattr(target, "__module__", None), getattr(target, "__qualname__", None)
+    if not module_name or not name or module_name == "__main__" or file is None:
+        return False
+    found: Any = sys.modules.get(module_name)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found is target and _is_found_again(module_name, file)
+
+
+def _is_found_again(module: str, file: Path) -> bool:
+    found = find_module_file(module, sys.path)
+    return found is not None and found.samefile(file)
+
+
+def _pickled(target: Any, module_name: str | None, file: Path | None) -> bytes:
+    import cloudpickle
+
+    # Of a module that a worker cannot import, cloudpickle would send the name only.
+    module = sys.modules.get(module_name or "")
+    by_value = module_name != "__main__" and module is not None and file is not None
+    by_value = by_value and not _is_found_again(str(module_name), file)  # type: ignore[arg-type]
+    try:
+        if by_value:
+            cloudpickle.register_pickle_by_value(module)
+        return bytes(cloudpickle.dumps(target))
+    except Exception as exc:  # whatever the object's own pickling raises
+        raise FlowDefinitionError(
+            f"{target!r} cannot be sent to a worker process: ({type(exc).__name__}) {exc}. Give a function or class "
+            "of a module, as 'module:name'; what it needs is built there, by a class from `init_kwargs`."
+        ) from exc
+    finally:
+        if by_value:
+            cloudpickle.unregister_pickle_by_value(module)
+
+
+def _import_folder(module: str | None, file: Path | None) -> Path:
+    """The folder that a module is imported from; the current one for the interpreter's own and installed modules."""
+    if module is None or file is None:
+        return Path.cwd()
+    levels = module.count(".") + (file.name == "__init__.py")
+    folder = file.parents[levels] if module != "__main__" and levels < len(file.parents) else file.parent
+    paths = sysconfig.get_paths()
+    installed = any(folder.is_relative_to(paths[key]) for key in ("stdlib", "platlib", "purelib"))
+    return Path.cwd() if installed else folder

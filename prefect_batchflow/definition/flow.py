@@ -1,0 +1,316 @@
+"""The one model of a flow, whatever it was written as, and `load_flow` which makes it.
+
+Frozen dataclasses and no third-party import: a worker process reads these too.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from prefect_batchflow.exceptions import FlowDefinitionError, FlowNotFoundError, UnsupportedFeatureError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+SOURCE_SUFFIXES: Final = frozenset({".py", ".jinja2", ".prompty", ".yaml", ".yml"})
+"""The files of a flow folder that may change what the flow does."""
+SOURCE_FILE_LIMIT: Final = 10_000
+"""Files of a flow folder that its fingerprint takes in."""
+
+
+class _NoDefault:
+    """The type of `NO_DEFAULT`; one object, also after pickling."""
+
+    def __repr__(self) -> str:
+        return "NO_DEFAULT"
+
+    def __reduce__(self) -> str:
+        return "NO_DEFAULT"
+
+
+NO_DEFAULT: Final = _NoDefault()
+"""An input without default; `None` is a default."""
+
+
+@dataclass(frozen=True, slots=True)
+class FlowInput:
+    """One input of a flow, or one argument of a class entry's constructor."""
+
+    name: str
+    type: str = "object"
+    """promptflow's names: int, double, bool, string, list, object (any value; a text may be its JSON). `any`, for a
+    callable's parameter of none of these types, takes values as they are."""
+    default: Any = NO_DEFAULT
+    description: str = ""
+
+    @property
+    def required(self) -> bool:
+        """Whether a line must bring it."""
+        return self.default is NO_DEFAULT
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """`${inputs.x}`, `${node.output.a.b[0]}`: a value of this line."""
+
+    text: str
+    """As written, braces included, but `${node}` is spelled out as `${node.output}`."""
+    section: str
+    """`inputs` or `node`."""
+    name: str
+    """The flow input's or the node's name."""
+    path: tuple[str | int, ...] = ()
+    """Keys, attributes and indexes into a node's output."""
+
+
+@dataclass(frozen=True, slots=True)
+class Literal:
+    """A value written in the flow itself."""
+
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class FlowOutput:
+    """One output of a DAG flow."""
+
+    name: str
+    value: Reference | Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One node of a DAG flow: a python tool and the values of its parameters."""
+
+    name: str
+    source: str
+    """The tool's file, relative to the flow's folder."""
+    inputs: Mapping[str, Reference | Literal]
+    aggregation: bool = False
+    """Runs once, after all lines, over lists."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dag:
+    """The program of a DAG flow: nodes in an order in which each comes after what it refers to."""
+
+    nodes: tuple[Node, ...]
+    outputs: tuple[FlowOutput, ...]
+
+    @property
+    def line_nodes(self) -> tuple[Node, ...]:
+        """The nodes that run for each line."""
+        return tuple(n for n in self.nodes if not n.aggregation)
+
+    @property
+    def aggregation_nodes(self) -> tuple[Node, ...]:
+        """The nodes that run once, over all completed lines."""
+        return tuple(n for n in self.nodes if n.aggregation)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """The program of a flex flow: one callable, or one class to be built once a worker."""
+
+    module: str
+    """An importable name, or the path of a `.py` file, absolute; empty when `pickled` brings the object."""
+    attribute: str
+    """The callable's name in the module, dotted when it is nested."""
+    pickled: bytes | None = None
+    """cloudpickle of an object that cannot be imported elsewhere; travels from parent to worker only."""
+    file: Path | None = None
+    """The source file, found without importing it; `None` when there is none to be found."""
+    sample_init: Mapping[str, Any] = field(default_factory=dict)
+    """The yaml's `sample.init`: a class entry's arguments when none were given."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """A flow, parsed and checked; no user code has run yet.
+
+    `inputs` of an `Entry` are what its yaml says until a worker has imported it: `described` adds its signature.
+    """
+
+    name: str
+    """Shown in flow run names: the folder's, the callable's or the class's."""
+    working_dir: Path
+    """Absolute; first on the worker's `sys.path`, and its current directory."""
+    program: Dag | Entry
+    inputs: Mapping[str, FlowInput] = field(default_factory=dict)
+    init: Mapping[str, FlowInput] = field(default_factory=dict)
+    language: str = "python"
+    source: str | None = None
+    """What `load_flow` was given, made absolute, so that a resume finds it; `None` for an object in memory."""
+    definition_file: Path | None = None
+    """The flow's yaml, absolute; `None` for a callable."""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files whose content is this flow, for fingerprints; absolute, sorted.
+
+        A flow with a yaml also counts the sources and templates below its working directory, since nodes import
+        helpers: hidden folders, caches and virtual environments left out, the nearest 10,000 at most.
+        """
+        named = [self.definition_file]
+        if isinstance(self.program, Entry):
+            named.append(self.program.file)
+        else:
+            named.extend(self.working_dir / node.source for node in self.program.nodes)
+        found = {file.resolve() for file in named if file is not None}
+        if self.definition_file is not None:
+            found.update(_source_files(self.working_dir))
+        return tuple(sorted(found))
+
+    def described(self, description: FlowDescription) -> Flow:
+        """This flow with what a worker found on import."""
+        return replace(self, inputs=description.inputs)
+
+
+@dataclass(frozen=True, slots=True)
+class FlowDescription:
+    """What a worker tells of a flow once its code is imported."""
+
+    inputs: Mapping[str, FlowInput]
+    """In the signature's order; the yaml's types and defaults win."""
+    is_async: bool
+    """Many lines at once in one event loop, or one line at a time a process."""
+    has_aggregation: bool
+
+
+def load_flow(source: str | Path | Callable[..., Any], working_dir: str | Path | None = None) -> Flow:
+    """Give the flow of a folder, a file, `module:attr`, `path/to/file.py:attr` or a callable.
+
+    Args:
+        source: A folder with `flow.dag.yaml` or `flow.flex.yaml`; a yaml, flex when it has `entry`, else a DAG; a
+            reference to a function or class; or a function, a class with `__call__`, any callable object.
+        working_dir: First on the worker's `sys.path`; relative sources are looked for here first. `None` is the flow
+            file's folder; for a callable, the folder its module is imported from; else the current directory.
+
+    Raises:
+        FlowNotFoundError: Nothing at the path; the message lists what is there instead.
+        InvalidFlowRequest: The definition is wrong, or asks for what is not supported; the message lists every problem.
+    """
+    from prefect_batchflow.definition import flex
+
+    folder = None if working_dir is None else Path(working_dir).resolve()
+    if not isinstance(source, str | os.PathLike):
+        return flex.flow_of_object(source, folder)
+    text = os.fspath(source)
+    if not _locate(text, folder).exists():
+        if match := re.fullmatch(r"(?P<file>.+\.py):(?P<attribute>\w+(\.\w+)*)", text):
+            return flex.flow_of_file(_existing(match["file"], folder), match["attribute"], folder)
+        if match := re.fullmatch(r"(?P<module>\w+(\.\w+)*):(?P<attribute>\w+(\.\w+)*)", text):
+            return flex.flow_of_module(match["module"], match["attribute"], folder)
+    return _flow_of_path(_existing(text, folder), folder)
+
+
+def _flow_of_path(path: Path, working_dir: Path | None) -> Flow:
+    file = _definition_in(path) if path.is_dir() else path
+    folder = working_dir or file.parent
+    if file.suffix in {".yaml", ".yml"}:
+        return replace(_flow_of_yaml(file, folder), source=str(path))
+    if file.suffix == ".prompty":
+        raise UnsupportedFeatureError(
+            f"{file}: .prompty flows are not supported yet. Call the prompt from a function and give that as the flow."
+        )
+    if file.suffix == ".dll":
+        entry = Entry(module=str(file), attribute="")
+        return Flow(file.stem, folder, entry, language="csharp", source=str(path), definition_file=file)
+    if file.suffix == ".py":
+        raise FlowDefinitionError(
+            f"{file}: a Python file is no flow by itself. Name the function or class in it, as {file}:my_flow."
+        )
+    raise FlowDefinitionError(
+        f"{file}: expected a flow folder, a .yaml file or 'file.py:callable', found a {file.suffix or 'plain'} file."
+    )
+
+
+def _flow_of_yaml(file: Path, working_dir: Path) -> Flow:
+    from prefect_batchflow.definition import dag, flex
+    from prefect_batchflow.definition.document import read_document
+
+    document = read_document(file)
+    if "entry" in document:
+        return flex.flow_of_document(document, file, working_dir)
+    return dag.flow_of_document(document, file, working_dir)
+
+
+def _locate(text: str, folder: Path | None) -> Path:
+    """The path meant: below `folder` when it is there, else as the current directory has it; absolute."""
+    try:
+        path = Path(text).expanduser()
+        below = (folder or Path.cwd()) / path
+        return (below if below.exists() else path).resolve()
+    except (OSError, ValueError, RuntimeError) as exc:
+        raise FlowNotFoundError(f"No flow at {text!r}: {exc}.") from exc
+
+
+def _existing(text: str, folder: Path | None) -> Path:
+    path = _locate(text, folder)
+    if path.exists():
+        return path
+    nearest = next(parent for parent in path.parents if parent.is_dir())
+    raise FlowNotFoundError(
+        f"No flow at {path}. Expected a flow folder, a .yaml file, 'module:callable', 'file.py:callable' or a "
+        f"callable. {nearest} holds {_candidates(nearest)}."
+    )
+
+
+def _definition_in(folder: Path) -> Path:
+    names = ("flow.dag.yaml", "flow.flex.yaml", "flow.dag.yml", "flow.flex.yml")
+    found = [folder / name for name in names if (folder / name).is_file()]
+    if len(found) > 1:
+        raise FlowDefinitionError(
+            f"{folder} holds {' and '.join(file.name for file in found)}. Give the path of the one that is meant."
+        )
+    if not found:
+        raise FlowNotFoundError(
+            f"No flow in {folder}. Expected flow.dag.yaml or flow.flex.yaml there; it holds {_candidates(folder)}."
+        )
+    return found[0]
+
+
+def _candidates(folder: Path) -> str:
+    """What else in a folder could be a flow, for a message."""
+    names = sorted(
+        entry.name + "/" * entry.is_dir()
+        for entry in folder.iterdir()
+        if not entry.name.startswith(".") and (entry.is_dir() or entry.suffix in SOURCE_SUFFIXES)
+    )
+    shown = ", ".join(names[:10]) or "no yaml or Python file"
+    return shown + f" and {len(names) - 10} more" * (len(names) > 10)
+
+
+def _source_files(folder: Path) -> Iterator[Path]:
+    """Sources and templates below a folder, nearest first, in an order that does not depend on the file system."""
+    left = SOURCE_FILE_LIMIT
+    folders = [folder]
+    for current in folders:
+        entries = sorted(os.scandir(current), key=lambda entry: entry.name) if current.is_dir() else []
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                if not _left_out(entry):
+                    folders.append(current / entry.name)
+            elif Path(entry.name).suffix in SOURCE_SUFFIXES:
+                if left == 0:
+                    warnings.warn(
+                        f"{folder} holds more than {SOURCE_FILE_LIMIT:,} sources; those deeper than {current} are not "
+                        "part of the flow's fingerprint.",
+                        stacklevel=3,
+                    )
+                    return
+                left -= 1
+                yield current / entry.name
+
+
+def _left_out(folder: os.DirEntry[str]) -> bool:
+    return (
+        folder.name.startswith(".")
+        or folder.name in {"__pycache__", "node_modules", "site-packages"}
+        or Path(folder, "pyvenv.cfg").exists()
+    )

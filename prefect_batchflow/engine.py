@@ -1,0 +1,192 @@
+"""`BatchEngine`: promptflow's signature over `batch_run`, translation only."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefect_batchflow.definition.flow import Flow, load_flow
+from prefect_batchflow.exceptions import InvalidOptionError, LineFailureError
+from prefect_batchflow.execution.executor import AbstractExecutorProxy, register_executor
+from prefect_batchflow.flows import run_batch
+from prefect_batchflow.live import LiveRun
+from prefect_batchflow.settings import DEFAULT_LINE_TIMEOUT_SEC, DEFAULT_WORKER_COUNT, positive_number
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from prefect_batchflow.results import BatchResult
+    from prefect_batchflow.storage.custom import AbstractBatchRunStorage, AbstractRunStorage
+
+OPTIONS = frozenset(
+    {
+        "batch_use_async",
+        "granularity",
+        "line_memory_mb",
+        "max_concurrency",
+        "on_change",
+        "retries",
+        "retry_backoff",
+        "retry_delay_sec",
+        "retry_jitter",
+        "retry_on",
+        "run_storage_url",
+        "listener",
+    }
+)
+"""Keyword arguments of `BatchEngine` beyond promptflow's."""
+
+
+class BatchEngine:
+    """Runs a flow over a dataset, as a Prefect flow.
+
+    Args:
+        flow_file: A flow's file or folder, `module:attr`, `path.py:attr`, or a callable or class.
+        working_dir: Where the flow's code runs, and what relative paths of `run` are relative to; `None` is the flow's
+            folder.
+        connections: Handed to the executor of another language.
+        storage: Called with the run infos of every line and node, besides our own records.
+        batch_timeout_sec: Seconds a run may take; `None` or 0 is `PF_BATCH_TIMEOUT_SEC`, else no limit.
+        line_timeout_sec: Seconds a line may take; `None` or 0 is `PF_LINE_TIMEOUT_SEC`, else 600.
+        worker_count: Worker processes; `None` or 0 is `PF_WORKER_COUNT`, else 4.
+        init_kwargs: Arguments of a class entry's constructor; any picklable values, never kept by the run.
+        **kwargs: `granularity`, `max_concurrency`, `line_memory_mb`, `retries`, `retry_delay_sec`, `retry_backoff`,
+            `retry_jitter`, `retry_on`, `on_change` as `batch_run` has them; `run_storage_url`, its `storage`; `listener`,
+            called with each `ProgressReport`. promptflow's `batch_use_async` is taken and has no effect: async code always
+            runs on an event loop.
+
+    Raises:
+        FlowNotFoundError: Nothing is at `flow_file`.
+        InvalidFlowRequest: The flow's definition is wrong.
+        InvalidOptionError: A keyword that is none of these.
+    Source: promptflow `batch/_batch_engine.py`, `BatchEngine`.
+    """
+
+    def __init__(
+        self,
+        flow_file: str | Path | Callable[..., Any],
+        working_dir: str | Path | None = None,
+        *,
+        connections: Mapping[str, Any] | None = None,
+        storage: AbstractRunStorage | None = None,
+        batch_timeout_sec: float | None = None,
+        line_timeout_sec: float | None = None,
+        worker_count: int | None = None,
+        init_kwargs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        unknown = sorted(set(kwargs) - OPTIONS)
+        if unknown:
+            raise InvalidOptionError(
+                f"BatchEngine takes no {', '.join(unknown)}. It takes {', '.join(sorted(OPTIONS))}."
+            )
+        self._flow: Flow = load_flow(flow_file, working_dir)
+        self._flow_object = None if isinstance(flow_file, str | os.PathLike) else flow_file
+        self._connections = connections
+        self._storage = storage
+        self._init_kwargs = init_kwargs
+        self._batch_timeout_sec = batch_timeout_sec or positive_number("PF_BATCH_TIMEOUT_SEC", None)
+        self._line_timeout_sec = line_timeout_sec or positive_number("PF_LINE_TIMEOUT_SEC", DEFAULT_LINE_TIMEOUT_SEC)
+        self._worker_count = worker_count or int(positive_number("PF_WORKER_COUNT", None) or DEFAULT_WORKER_COUNT)
+        self._listener = kwargs.pop("listener", None)
+        self._run_storage_url = kwargs.pop("run_storage_url", "")
+        kwargs.pop("batch_use_async", None)
+        self._options = kwargs
+        self._live: LiveRun | None = None
+        self._is_canceled = False
+
+    def run(
+        self,
+        input_dirs: Mapping[str, str | Path],
+        inputs_mapping: Mapping[str, Any] | None = None,
+        output_dir: str | Path | None = None,
+        run_id: str | None = None,
+        max_lines_count: int | None = None,
+        raise_on_line_failure: bool = False,
+        resume_from_run_storage: AbstractBatchRunStorage | None = None,
+        resume_from_run_output_dir: str | Path | None = None,
+        executor_proxy: AbstractExecutorProxy | None = None,
+    ) -> BatchResult:
+        """Run every line of the data, and wait for the result.
+
+        Args:
+            input_dirs: Source name to file, folder or URL.
+            inputs_mapping: Input name to `${source.column}` or a literal.
+            output_dir: Gets `output.jsonl`, `failed.jsonl` and `batch_result.json`; `None` for none besides the run's own.
+            run_id: The run's name; the same name again resumes it. `None` is the Prefect flow run's id.
+            max_lines_count: Rows read from each source; `None` is all.
+            raise_on_line_failure: Raise when a line failed, after everything was written.
+            resume_from_run_storage: Asked, by line_number, for lines that are completed already.
+            resume_from_run_output_dir: Taken for promptflow's sake: outputs come from the storage's records.
+            executor_proxy: Runs the lines instead of what the flow's language says.
+
+        Raises:
+            BatchflowException: There is no result: flow, mapping, data, storage or an option is wrong.
+            LineFailureError: A line failed and `raise_on_line_failure`; carries the `batch_result`.
+        """
+        if resume_from_run_output_dir is not None and resume_from_run_storage is None:
+            raise InvalidOptionError(
+                "resume_from_run_output_dir goes with resume_from_run_storage, which knows the completed lines. Give both, or "
+                "neither."
+            )
+        live = self._live = LiveRun(
+            flow=self._flow_object,
+            init_kwargs=self._init_kwargs,
+            connections=self._connections,
+            run_storage=self._storage,
+            resume_storage=resume_from_run_storage,
+            executor_proxy=executor_proxy,
+            listener=self._listener,
+        )
+        if self._is_canceled:
+            live.cancel()
+        base = self._flow.working_dir
+        data = {name: _located(url, base) for name, url in input_dirs.items()}
+        parameters: dict[str, Any] = {
+            "flow": self._flow.source or self._flow.name,
+            "working_dir": str(base),
+            "more_data": data,
+            "inputs_mapping": dict(inputs_mapping or {}),
+            "output_dir": "" if output_dir is None else _located(output_dir, base),
+            "run_id": run_id or "",
+            "max_lines_count": max_lines_count or 0,
+            "worker_count": self._worker_count,
+            "line_timeout_sec": self._line_timeout_sec,
+            "batch_timeout_sec": self._batch_timeout_sec or 0.0,
+            "storage": self._run_storage_url,
+            **self._options,
+        }
+        result = run_batch(parameters, live)
+        if raise_on_line_failure and result.failed_lines:
+            first = result.error_summary.error_list[0]
+            raise LineFailureError(
+                f"{result.failed_lines} of {result.total_lines} lines failed; line {first.line_number}: "
+                f"{first.error.get('message')}",
+                batch_result=result,
+            )
+        return result
+
+    def cancel(self) -> None:
+        """End the run that is going on, from any thread; `run` then returns what there is, with status `Canceled`."""
+        self._is_canceled = True
+        if self._live is not None:
+            self._live.cancel()
+
+    @classmethod
+    def register_executor(cls, language: str, executor_proxy_cls: type[AbstractExecutorProxy]) -> None:
+        """Let flows whose yaml says `language: <language>` run through this class.
+
+        Raises:
+            InvalidOptionError: It is no `AbstractExecutorProxy`.
+        """
+        if not (isinstance(executor_proxy_cls, type) and issubclass(executor_proxy_cls, AbstractExecutorProxy)):
+            raise InvalidOptionError(
+                f"An executor for {language!r} must be a subclass of AbstractExecutorProxy, found {executor_proxy_cls!r}."
+            )
+        register_executor(language, executor_proxy_cls)
+
+
+def _located(path: str | Path, base: Path) -> str:
+    text = str(path)
+    return text if "://" in text else str(base / Path(text).expanduser())

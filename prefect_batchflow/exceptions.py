@@ -1,0 +1,310 @@
+"""Every error of the package, and the error dictionary of promptflow made from one.
+
+::
+
+    BatchflowException
+    ├── UserErrorException              the flow, the data or the setup cures it
+    │   ├── ValidationError
+    │   │   ├── InvalidFlowRequest      the flow's definition is wrong
+    │   │   │   ├── FlowDefinitionError       unreadable, or not a flow
+    │   │   │   ├── UnsupportedFeatureError   a key or feature that is not supported here
+    │   │   │   ├── InputNotFound             an input the flow needs is not there
+    │   │   │   ├── InputTypeError            a value does not fit its input's type
+    │   │   │   ├── InputParseError           a text is not the JSON its input's type asks for
+    │   │   │   ├── InputReferenceNotFound    a reference to an unknown flow input
+    │   │   │   ├── NodeReferenceNotFound     a reference to an unknown node
+    │   │   │   ├── NodeCircularDependency    nodes that wait for each other
+    │   │   │   ├── DuplicateNodeName         two nodes of one name
+    │   │   │   ├── InvalidNodeReference      a node of the lines that refers to an aggregation node
+    │   │   │   ├── EmptyOutputReference      an output of the flow that refers to nothing
+    │   │   │   ├── OutputReferenceNotFound   an output of the flow that refers to an unknown node or input
+    │   │   │   └── InvalidReferenceProperty  a node's output lacks what a reference asks for
+    │   │   └── InvalidOptionError      an option of the run is out of range or misspelt
+    │   ├── FlowNotFoundError           nothing at the flow's path, or no such attribute
+    │   ├── InputMappingError           `inputs_mapping` and the data do not fit
+    │   ├── InvalidUserData             the data cannot be read as its suffix says
+    │   │   └── EmptyInputsData         the data holds no line
+    │   ├── PythonLoadError             the flow's code cannot be imported
+    │   ├── ResolveToolError            a node's tool cannot be found in its source
+    │   ├── FlowEntryInitializationError   a class entry's constructor raised
+    │   ├── ToolExecutionError          a node's code raised
+    │   ├── ScriptExecutionError        a callable flow's code raised
+    │   ├── FlowOutputUnserializable    a line's output is not JSON
+    │   ├── LineExecutionTimeoutError   a line met its time limit
+    │   ├── BatchRunTimeoutError        the run met its time limit
+    │   ├── ProcessCrashError           a line's process died
+    │   │   └── LineOutOfMemoryError    a line asked for more than its memory limit
+    │   ├── LineFailureError            `raise_on_line_failure`, after everything was written
+    │   ├── InvalidRunIdError           a run id that is no safe name
+    │   ├── RunNotFoundError            no run of that id in the storage
+    │   ├── RunInUseError               another process runs that id
+    │   └── RunChangedError             a resumed run's data, mapping or flow is not what it was
+    └── SystemErrorException            the surroundings failed, not the flow
+        ├── UnexpectedError             anything foreign, with its type and text
+        ├── StorageError                the run storage cannot be read or written
+        │   └── RecordCorruptError      a record whose checksum or form is wrong
+        └── WorkerStartError            a worker process does not start
+
+The class names that promptflow has are promptflow's, since `code` and `innerError` of an error dictionary are made from them.
+"""
+
+from __future__ import annotations
+
+import traceback
+from typing import Any
+
+
+class BatchflowException(Exception):  # noqa: N818 - promptflow's bases end in Exception, and codes drop that suffix
+    """The base of all errors here: a message for people, and facts for programs.
+
+    Args:
+        message: What happened, where, what was expected, what to do.
+        target: promptflow's reference code, the part that noticed: `Executor`, `Batch`, `Tool`.
+        additional_info: Named facts for readers of the error dictionary, `{type: info}`.
+        facts: Anything else a caller may want; each becomes an attribute.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        target: str = "Batch",
+        additional_info: dict[str, Any] | None = None,
+        **facts: Any,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.target = target
+        self.additional_info = dict(additional_info or {})
+        self.__dict__.update(facts)
+        self._facts = facts
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_rebuild, (type(self), self.message, self.target, self.additional_info, self._facts))
+
+    @classmethod
+    def codes(cls) -> list[str]:
+        """The class chain below the base, outermost first: `["UserError", "ToolExecutionError"]`.
+
+        Source: promptflow `exceptions.py`, `error_codes`.
+        """
+        chain = [c for c in reversed(cls.__mro__) if issubclass(c, BatchflowException) and c is not BatchflowException]
+        return [c.__name__.removesuffix("Exception") for c in chain]
+
+
+def _rebuild(
+    cls: type[BatchflowException], message: str, target: str, info: dict[str, Any], facts: dict[str, Any]
+) -> BatchflowException:
+    return cls(message, target=target, additional_info=info, **facts)
+
+
+class UserErrorException(BatchflowException):
+    """The flow, its data or the setup cures it."""
+
+
+class SystemErrorException(BatchflowException):
+    """The surroundings failed, not the flow."""
+
+
+class ValidationError(UserErrorException):
+    """Something given is not valid; raised through its leaves."""
+
+
+class InvalidFlowRequest(ValidationError):  # noqa: N818 - promptflow's name
+    """The flow's definition is wrong; raised through its leaves."""
+
+
+class FlowDefinitionError(InvalidFlowRequest):
+    """Raised by `load_flow` for a file that is unreadable or is no flow."""
+
+
+class UnsupportedFeatureError(InvalidFlowRequest):
+    """Raised by `load_flow` for a key or feature that is not supported here, by name."""
+
+
+class InputNotFound(InvalidFlowRequest):
+    """Raised for a flow without inputs, and for a line that lacks one."""
+
+
+class InputTypeError(InvalidFlowRequest):
+    """Raised by `lines` for a value that does not fit its input's type."""
+
+
+class InputParseError(InvalidFlowRequest):
+    """Raised by `lines` for a text that is not the JSON its input's type asks for."""
+
+
+class InputReferenceNotFound(InvalidFlowRequest):
+    """Raised by `load_flow` for a reference to a flow input that is not declared."""
+
+
+class NodeReferenceNotFound(InvalidFlowRequest):
+    """Raised by `load_flow` for a reference to a node that does not exist."""
+
+
+class NodeCircularDependency(InvalidFlowRequest):
+    """Raised by `load_flow` for nodes that wait for each other."""
+
+
+class DuplicateNodeName(InvalidFlowRequest):
+    """Raised by `load_flow` for two nodes of one name."""
+
+
+class InvalidNodeReference(InvalidFlowRequest):
+    """Raised by `load_flow` for a node that runs for each line and refers to an aggregation node."""
+
+
+class EmptyOutputReference(InvalidFlowRequest):
+    """Raised by `load_flow` for an output of the flow that refers to nothing."""
+
+
+class OutputReferenceNotFound(InvalidFlowRequest):
+    """Raised by `load_flow` for an output of the flow that refers to an unknown node or input."""
+
+
+class InvalidReferenceProperty(InvalidFlowRequest):
+    """Raised while a line runs, for a reference into an output that lacks the key, attribute or index."""
+
+
+class InvalidOptionError(ValidationError):
+    """Raised for an option of a run that is out of range, misspelt or contradicts another."""
+
+
+class FlowNotFoundError(UserErrorException):
+    """Raised by `load_flow` when nothing is at the path, or the module has no such attribute."""
+
+
+class InputMappingError(UserErrorException):
+    """Raised before the first line runs, for a mapping that does not fit the data; lists all that is wrong."""
+
+
+class InvalidUserData(UserErrorException):
+    """Raised by the readers for data that cannot be read as its suffix says."""
+
+
+class EmptyInputsData(InvalidUserData):
+    """Raised before the first line runs, when the data holds none."""
+
+
+class PythonLoadError(UserErrorException):
+    """Raised by the loader when the flow's code cannot be imported or lacks the entry."""
+
+
+class ResolveToolError(UserErrorException):
+    """Raised by the loader when a node's tool cannot be found in its source."""
+
+
+class FlowEntryInitializationError(UserErrorException):
+    """Raised by the loader when a class entry's constructor raised."""
+
+
+class ToolExecutionError(UserErrorException):
+    """A node's code raised; the line fails with it."""
+
+
+class ScriptExecutionError(UserErrorException):
+    """A callable flow's code raised; the line fails with it."""
+
+
+class FlowOutputUnserializable(UserErrorException):
+    """A line's output is not JSON; the line fails with it."""
+
+
+class LineExecutionTimeoutError(UserErrorException):
+    """A line met its time limit; the line fails with it."""
+
+
+class BatchRunTimeoutError(UserErrorException):
+    """The run met its time limit; in `error_summary.batch_error_dict`."""
+
+
+class ProcessCrashError(UserErrorException):
+    """A line's worker process died while it ran; the line fails with it."""
+
+
+class LineOutOfMemoryError(ProcessCrashError):
+    """A line asked for more than `line_memory_mb`; the line fails with it."""
+
+
+class LineFailureError(UserErrorException):
+    """Raised by `BatchEngine.run(raise_on_line_failure=True)` after all was written; carries `batch_result`."""
+
+
+class InvalidRunIdError(UserErrorException):
+    """Raised for a run id that is no safe name."""
+
+
+class RunNotFoundError(UserErrorException):
+    """Raised when the storage holds no run of that id."""
+
+
+class RunInUseError(UserErrorException):
+    """Raised when another process holds the run."""
+
+
+class RunChangedError(UserErrorException):
+    """Raised on resume when data, mapping, flow or options are not what they were; `changes` lists what."""
+
+
+class UnexpectedError(SystemErrorException):
+    """Anything foreign, named by its type and text."""
+
+
+class StorageError(SystemErrorException):
+    """Raised when the run storage cannot be read or written; the run stops, no further line is paid for."""
+
+
+class RecordCorruptError(StorageError):
+    """Raised by the records' reader for a segment whose checksum or form is wrong."""
+
+
+class WorkerStartError(SystemErrorException):
+    """Raised when a worker process does not start; the run stops."""
+
+
+def error_dict(exc: BaseException, *, debug: bool = False) -> dict[str, Any]:
+    """Describe an exception the way promptflow does.
+
+    Args:
+        exc: Any exception; a foreign one is a `SystemError` of its class name.
+        debug: Also give `debugInfo` with type, message and stack trace.
+
+    Returns:
+        `{message, messageFormat, messageParameters, referenceCode, code, innerError, additionalInfo?, debugInfo?}`.
+    Source: promptflow `_utils/exception_utils.py`, `ExceptionPresenter.to_dict`.
+    """
+    if isinstance(exc, BatchflowException):
+        codes, target, info = type(exc).codes(), exc.target, exc.additional_info
+    else:
+        codes, target, info = ["SystemError", type(exc).__name__], "", {}
+    inner: dict[str, Any] | None = None
+    for code in reversed(codes[1:]):
+        inner = {"code": code, "innerError": inner}
+    result: dict[str, Any] = {
+        "message": str(exc),
+        "messageFormat": "",
+        "messageParameters": {},
+        "referenceCode": target,
+        "code": codes[0],
+        "innerError": inner,
+    }
+    if info:
+        result["additionalInfo"] = [{"type": name, "info": value} for name, value in info.items()]
+    if debug:
+        result["debugInfo"] = {
+            "type": type(exc).__name__,
+            "message": str(exc),
+            "stackTrace": "".join(traceback.format_exception(exc)),
+            "innerException": None,
+        }
+    return result
+
+
+def innermost_code(error: dict[str, Any]) -> str:
+    """The most specific code of an error dictionary: `LineExecutionTimeoutError` of `UserError/…`."""
+    code = str(error.get("code", ""))
+    inner = error.get("innerError")
+    while isinstance(inner, dict):
+        code = str(inner.get("code", code))
+        inner = inner.get("innerError")
+    return code

@@ -1,0 +1,1 @@
+"""One line through one flow. This module imports nothing: worker processes pass through it."""

@@ -1,0 +1,292 @@
+"""The seam of execution: what runs a line of one language, and the registry of languages.
+
+An `Executor` is what the run uses. `AbstractExecutorProxy` is promptflow's public base class for other languages; a
+registered one is driven through `ProxyExecutor`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Protocol
+
+from prefect_batchflow.definition.flow import FlowDescription, FlowInput
+from prefect_batchflow.exceptions import LineExecutionTimeoutError, UnexpectedError, error_dict
+from prefect_batchflow.execution.nodes import encode_record
+from prefect_batchflow.lines import input_hash
+from prefect_batchflow.results import NO_TOKENS, Receipt, Status, Tokens
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from prefect_batchflow.definition.flow import Flow
+    from prefect_batchflow.lines import Line
+
+
+@dataclass(frozen=True, slots=True)
+class LineOutcome:
+    """One attempt of one line: what the run counts, and what the storage keeps."""
+
+    receipt: Receipt
+    record: bytes
+    """The line record as JSON."""
+    input_hash: str
+    """Of the inputs it ran with; a resume takes a record over only where it fits."""
+
+    def parsed(self) -> Any:
+        """The record as values."""
+        return json.loads(self.record)
+
+
+class Executor(Protocol):
+    """Runs the lines of one flow. One contract test runs for every implementation."""
+
+    slots: int
+    """How many lines run at once; the window of task runs is made a little wider."""
+
+    async def start(self) -> FlowDescription:
+        """Load the flow and say what it is; whatever keeps it from loading is raised here, before any data is read."""
+        ...
+
+    async def run_line(self, line: Line, *, attempt: int, timeout_sec: float) -> LineOutcome:
+        """Run one attempt of one line once a slot is free. What the line does wrong is in the outcome, never raised."""
+        ...
+
+    async def aggregate(self, lines: Sequence[Mapping[str, Any]], *, timeout_sec: float) -> dict[str, Any]:
+        """Run the flow's aggregation over completed lines, sorted by line_number."""
+        ...
+
+    def running(self) -> set[int]:
+        """The numbers of the lines that have a slot now."""
+        ...
+
+    async def close(self) -> None:
+        """End everything that runs; after it no process of this executor is alive."""
+        ...
+
+
+def failed_outcome(
+    line: Line, *, attempt: int, error: dict[str, Any], duration_sec: float, logs: str = "", status: str = "Failed"
+) -> LineOutcome:
+    """The outcome of a line whose process could not tell it itself."""
+    ended = datetime.now(UTC)
+    record: dict[str, Any] = {
+        "line_number": line.line_number,
+        "attempt": attempt,
+        "status": status,
+        "input_hash": input_hash(line.inputs),
+        "inputs": line.inputs,
+        "output": None,
+        "aggregation_inputs": {},
+        "error": error,
+        "start_time": datetime.fromtimestamp(ended.timestamp() - duration_sec, UTC).isoformat(),
+        "end_time": ended.isoformat(),
+        "duration_sec": duration_sec,
+        "metrics": {},
+        "tokens": NO_TOKENS.metrics(),
+        "logs": logs,
+        "nodes": [],
+    }
+    receipt = Receipt(
+        line_number=line.line_number, status=Status(status), attempt=attempt, duration_sec=duration_sec, error=error
+    )
+    return LineOutcome(receipt, encode_record(record), record["input_hash"])
+
+
+def timed_out(line: Line, timeout_sec: float) -> dict[str, Any]:
+    """The error of a line that met its limit. Source: promptflow `executor/_errors.py`, `LineExecutionTimeoutError`."""
+    return error_dict(
+        LineExecutionTimeoutError(
+            f"Line {line.line_number} execution timeout for exceeding {timeout_sec:g} seconds", target="Executor"
+        )
+    )
+
+
+class AbstractExecutorProxy(ABC):
+    """An executor of another language: subclass it and register it with `BatchEngine.register_executor`.
+
+    Source: promptflow `batch/_base_executor_proxy.py`, `AbstractExecutorProxy`.
+    """
+
+    @classmethod
+    @abstractmethod
+    async def create(
+        cls,
+        flow_file: Path,
+        working_dir: Path | None = None,
+        *,
+        connections: Mapping[str, Any] | None = None,
+        storage: Any = None,
+        **kwargs: Any,
+    ) -> AbstractExecutorProxy:
+        """Start what runs the flow; `kwargs` hold `init_kwargs` and `worker_count`."""
+
+    async def destroy(self) -> None:
+        """End what `create` started."""
+        return
+
+    @property
+    def has_aggregation(self) -> bool:
+        """Whether `exec_aggregation_async` is to be called."""
+        return False
+
+    def get_inputs_definition(self) -> Mapping[str, Any]:
+        """Input name to a dictionary with `type` and `default`, both optional."""
+        return {}
+
+    @abstractmethod
+    async def exec_line_async(
+        self, inputs: Mapping[str, Any], index: int | None = None, run_id: str | None = None
+    ) -> Any:
+        """Run one line; a `LineResult`, or its dictionary as the service protocol has it."""
+
+    async def exec_aggregation_async(
+        self, batch_inputs: Mapping[str, Any], aggregation_inputs: Mapping[str, Any], run_id: str | None = None
+    ) -> Any:
+        """Run the aggregation over lists; an `AggregationResult`, or its dictionary."""
+        raise NotImplementedError
+
+
+_REGISTRY: dict[str, type[AbstractExecutorProxy]] = {}
+
+
+def register_executor(language: str, executor_proxy_cls: type[AbstractExecutorProxy]) -> None:
+    """Let flows whose yaml says `language: <language>` run through this class."""
+    _REGISTRY[language.lower()] = executor_proxy_cls
+
+
+def registered_executor(language: str) -> type[AbstractExecutorProxy] | None:
+    """The class registered for a language, if any."""
+    return _REGISTRY.get(language.lower())
+
+
+def registered_languages() -> list[str]:
+    """The languages with a registered class, sorted."""
+    return sorted(_REGISTRY)
+
+
+class ProxyExecutor:
+    """Drives a promptflow executor proxy: many lines at once, each with its limit."""
+
+    def __init__(
+        self,
+        flow: Flow,
+        proxy: AbstractExecutorProxy | type[AbstractExecutorProxy],
+        *,
+        run_id: str,
+        slots: int,
+        init_kwargs: Mapping[str, Any] | None = None,
+        connections: Mapping[str, Any] | None = None,
+        storage: Any = None,
+    ) -> None:
+        self.slots = slots
+        self._flow = flow
+        self._given = proxy
+        self._run_id = run_id
+        self._create_kwargs = {"connections": connections, "storage": storage, "init_kwargs": dict(init_kwargs or {})}
+        self._free = asyncio.Semaphore(slots)
+        self._running: set[int] = set()
+        self._proxy: AbstractExecutorProxy | None = None
+
+    async def start(self) -> FlowDescription:
+        """Create the proxy, unless a made one was given, and ask it for its inputs."""
+        if isinstance(self._given, type):
+            self._proxy = await self._given.create(
+                self._flow.files[0], self._flow.working_dir, worker_count=self.slots, **self._create_kwargs
+            )
+        else:
+            self._proxy = self._given
+        inputs = {
+            name: FlowInput(name, **{k: v for k, v in dict(definition).items() if k in ("type", "default")})
+            for name, definition in self._proxy.get_inputs_definition().items()
+        }
+        return FlowDescription(inputs or self._flow.inputs, is_async=True, has_aggregation=self._proxy.has_aggregation)
+
+    async def run_line(self, line: Line, *, attempt: int, timeout_sec: float) -> LineOutcome:
+        """Call the proxy for one line; its exceptions and its silence are failures of the line."""
+        assert self._proxy is not None, "start() comes first"
+        async with self._free:
+            started, clock = datetime.now(UTC), time.perf_counter()
+            self._running.add(line.line_number)
+            try:
+                async with asyncio.timeout(timeout_sec) as limit:
+                    result = await self._proxy.exec_line_async(line.inputs, line.line_number, self._run_id)
+            except Exception as exc:  # noqa: BLE001 - the border around code that is not ours
+                error = (
+                    timed_out(line, timeout_sec)
+                    if limit.expired()
+                    else error_dict(exc if hasattr(exc, "codes") else UnexpectedError(f"({type(exc).__name__}) {exc}"))
+                )
+                return failed_outcome(line, attempt=attempt, error=error, duration_sec=time.perf_counter() - clock)
+            finally:
+                self._running.discard(line.line_number)
+        return _outcome(line, _plain(result), attempt, started, time.perf_counter() - clock)
+
+    async def aggregate(self, lines: Sequence[Mapping[str, Any]], *, timeout_sec: float) -> dict[str, Any]:
+        """Hand the proxy the lists over completed lines, in line_number order."""
+        assert self._proxy is not None, "start() comes first"
+        inputs = {name: [line["inputs"].get(name) for line in lines] for name in (lines[0]["inputs"] if lines else ())}
+        keys = {key: None for line in lines for key in line["aggregation_inputs"]}
+        references = {key: [line["aggregation_inputs"].get(key) for line in lines] for key in keys}
+        async with asyncio.timeout(timeout_sec):
+            result = _plain(await self._proxy.exec_aggregation_async(inputs, references, self._run_id))
+        nodes = [_node(info) for info in (result.get("node_run_infos") or {}).values()]
+        return {"output": result.get("output"), "metrics": result.get("metrics") or {}, "nodes": nodes, "error": None}
+
+    def running(self) -> set[int]:
+        """The numbers of the lines the proxy has."""
+        return set(self._running)
+
+    async def close(self) -> None:
+        """Destroy the proxy if this executor created it."""
+        if self._proxy is not None and isinstance(self._given, type):
+            await self._proxy.destroy()
+
+
+def _plain(result: Any) -> dict[str, Any]:
+    """A proxy's answer as plain JSON values, from a model or the service protocol's dictionary."""
+    return result.model_dump(mode="json") if hasattr(result, "model_dump") else dict(result)
+
+
+def _node(info: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {key: info.get(key) for key in ("node", "status", "inputs", "output", "error", "start_time", "end_time")}
+    return {**kept, "duration_sec": 0.0, "metrics": info.get("metrics") or {}}
+
+
+def _outcome(line: Line, result: dict[str, Any], attempt: int, started: datetime, duration_sec: float) -> LineOutcome:
+    run_info = result.get("run_info") or {}
+    metrics = run_info.get("system_metrics") or {}
+    tokens = Tokens.of(metrics)
+    record: dict[str, Any] = {
+        "line_number": line.line_number,
+        "attempt": attempt,
+        "status": run_info.get("status") or "Completed",
+        "input_hash": input_hash(line.inputs),
+        "inputs": line.inputs,
+        "output": result.get("output"),
+        "aggregation_inputs": result.get("aggregation_inputs") or {},
+        "error": run_info.get("error"),
+        "start_time": started.isoformat(),
+        "end_time": datetime.now(UTC).isoformat(),
+        "duration_sec": duration_sec,
+        "metrics": run_info.get("metrics") or {},
+        "tokens": tokens.metrics(),
+        "logs": "",
+        "nodes": [_node(info) for info in (result.get("node_run_infos") or {}).values()],
+    }
+    encoded = encode_record(record)
+    receipt = Receipt(
+        line_number=line.line_number,
+        status=Status(record["status"]),
+        attempt=attempt,
+        duration_sec=duration_sec,
+        tokens=tokens,
+        nodes=tuple((node["node"], Status(node["status"])) for node in record["nodes"]),
+        error=record["error"],
+    )
+    return LineOutcome(receipt, encoded, record["input_hash"])

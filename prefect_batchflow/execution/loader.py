@@ -1,0 +1,441 @@
+"""A flow to a program: imports user code, with the mirror of promptflow in place, and checks what it finds.
+
+The import chain of this module is the standard library and the package's own light part; what only some flows need is
+imported where it is used.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import sys
+import types
+import zlib
+from contextlib import contextmanager
+from enum import Enum
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
+
+from prefect_batchflow import promptflow_shim
+from prefect_batchflow.definition.flow import (
+    NO_DEFAULT,
+    Dag,
+    Entry,
+    FlowDescription,
+    FlowInput,
+    Literal,
+    Node,
+)
+from prefect_batchflow.exceptions import (
+    FlowEntryInitializationError,
+    InvalidOptionError,
+    PythonLoadError,
+    ResolveToolError,
+    UnsupportedFeatureError,
+)
+from prefect_batchflow.execution.calls import UserFunction, describe, exception_text, passes_through
+from prefect_batchflow.execution.nodes import DagProgram, EntryProgram, NodeTool, Program
+from prefect_batchflow.tools.context import log_metric
+from prefect_batchflow.tools.python import is_tool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from types import ModuleType
+
+    from prefect_batchflow.definition.flow import Flow
+
+TYPE_NAMES: Mapping[Any, str] = {
+    int: "int",
+    float: "double",
+    bool: "bool",
+    str: "string",
+    list: "list",
+    dict: "object",
+}
+"""promptflow's names of the annotations it converts for."""
+
+
+def load_program(flow: Flow, init_kwargs: Mapping[str, Any] | None = None) -> Program:
+    """Import a flow's code and give what runs its lines. The flow's folder stays first on `sys.path`.
+
+    Args:
+        flow: From `load_flow`.
+        init_kwargs: Arguments of a class entry's constructor; the yaml's `init` adds defaults and types.
+
+    Raises:
+        PythonLoadError: The code cannot be imported, or lacks the entry.
+        ResolveToolError: A node's file has no tool or several, or the node's inputs do not fit it.
+        FlowEntryInitializationError: The class entry's constructor raised.
+        InvalidOptionError: `init_kwargs` for a flow that is no class.
+        UnsupportedFeatureError: Another language, or a tool of a kind that is not supported.
+    """
+    if flow.language != "python":
+        raise UnsupportedFeatureError(
+            f"The flow '{flow.name}' is written in {flow.language}. Register an executor for it: "
+            f"register_executor('{flow.language}', …)."
+        )
+    folder = str(flow.working_dir)
+    if sys.path[:1] != [folder]:
+        sys.path.insert(0, folder)
+    mirrored = promptflow_shim.install()
+    importlib.invalidate_caches()
+    if isinstance(flow.program, Dag):
+        if init_kwargs:
+            raise _no_init(flow.name, "a DAG flow", init_kwargs)
+        program: Program = _load_dag(flow, flow.program)
+    else:
+        program = _load_entry(flow, flow.program, init_kwargs or {})
+    if not mirrored and program.description.has_aggregation:
+        _take_promptflow_metrics()
+    return program
+
+
+# --- DAG flows ------------------------------------------------------------------------------------------------------
+
+
+def _load_dag(flow: Flow, dag: Dag) -> DagProgram:
+    modules: dict[Path, ModuleType] = {}
+    tools: dict[str, NodeTool] = {}
+    for node in dag.nodes:
+        file = (flow.working_dir / node.source).resolve()
+        if file not in modules:
+            modules[file] = _import_file(file, f"node '{node.name}'")
+        tools[node.name] = _node_tool(node, modules[file], file)
+    line_tools = [tools[node.name] for node in dag.line_nodes]
+    aggregation_tools = [tools[node.name] for node in dag.aggregation_nodes]
+    description = FlowDescription(
+        inputs=flow.inputs,
+        is_async=any(tool.function.is_async for tool in line_tools),
+        has_aggregation=bool(aggregation_tools),
+    )
+    return DagProgram(description, line_tools, aggregation_tools, dag.outputs)
+
+
+def _node_tool(node: Node, module: ModuleType, file: Path) -> NodeTool:
+    function = _tool_of(node.name, module, file)
+    # promptflow's yaml editor writes an empty text or null for "not set": the tool's own default applies then.
+    inputs = {k: v for k, v in node.inputs.items() if not (isinstance(v, Literal) and v.value in (None, ""))}
+    signature = _signature(function)
+    if signature is not None:
+        place = f"Node '{node.name}': the tool '{function.__qualname__}' of {file}"
+        _check_arguments(signature, inputs, node, place)
+        for name, value in inputs.items():
+            parameter = signature.parameters.get(name)
+            if isinstance(value, Literal) and parameter is not None:
+                try:
+                    inputs[name] = Literal(_converted(value.value, _literal_type(parameter)))
+                except ValueError as exc:
+                    raise ResolveToolError(f"{place}, input '{name}' is {value.value!r}: {exc}", target="Tool") from exc
+    return NodeTool(node.name, UserFunction(function, node.name, is_async=_is_async(function)), inputs)
+
+
+def _tool_of(node: str, module: ModuleType, file: Path) -> Callable[..., Any]:
+    own = _own(module)
+    for value in own:
+        if any(base.__name__ == "ToolProvider" for base in getattr(value, "__mro__", ())):
+            raise UnsupportedFeatureError(
+                f"Node '{node}': {file} defines the tool as the class {value.__name__}(ToolProvider), which is not "
+                "supported. Write it as a function with @tool."
+            )
+    tools = [value for value in own if is_tool(value)]
+    if len(tools) == 1:
+        tool: Callable[..., Any] = tools[0]
+        return tool
+    if tools:
+        names = ", ".join(sorted(tool.__qualname__ for tool in tools))
+        raise ResolveToolError(
+            f"Node '{node}': {file} has {len(tools)} functions with @tool: {names}. Expected one; put each into a file "
+            "of its own.",
+            target="Tool",
+        )
+    functions = ", ".join(value.__qualname__ for value in own) or "none"
+    raise ResolveToolError(
+        f"Node '{node}': {file} has no function with @tool; its functions: {functions}. Put @tool, from "
+        "promptflow.core, above the one that is meant.",
+        target="Tool",
+    )
+
+
+def _check_arguments(signature: inspect.Signature, given: Mapping[str, Any], node: Node, place: str) -> None:
+    named = {
+        name: parameter
+        for name, parameter in signature.parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    }
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
+    problems = [] if takes_any else [f"has no parameter '{name}'" for name in given if name not in named]
+    for name, parameter in named.items():
+        if parameter.default is parameter.empty and name not in given:
+            empty = ", where an empty value counts as none" if name in node.inputs else ""
+            problems.append(f"needs '{name}', which the node's inputs lack{empty}")
+    if problems:
+        raise ResolveToolError(f"{place} {'; it '.join(problems)}. Parameters: {signature}.", target="Tool")
+
+
+def _literal_type(parameter: inspect.Parameter) -> str:
+    """The type that a literal is converted to: the annotation's, else that of the default.
+
+    Source: promptflow `_utils/tool_utils.py`, `param_to_definition`.
+    """
+    annotation = parameter.annotation
+    if annotation is parameter.empty and parameter.default is not parameter.empty:
+        annotation = type(parameter.default)
+    if get_origin(annotation) in (Union, types.UnionType):
+        members = [member for member in get_args(annotation) if member is not type(None)]
+        annotation = members[0] if len(members) == 1 else object
+    if isinstance(annotation, type) and issubclass(annotation, Enum):
+        annotation = str
+    return _type_name(annotation, "object")
+
+
+# --- callables ------------------------------------------------------------------------------------------------------
+
+
+def _load_entry(flow: Flow, entry: Entry, init_kwargs: Mapping[str, Any]) -> EntryProgram:
+    target = _unpickled(entry) if entry.pickled is not None else _imported(entry)
+    name = entry.attribute
+    aggregate = None
+    if isinstance(target, type):
+        target = _built(flow, entry, target, init_kwargs)
+    elif init_kwargs:
+        raise _no_init(name, "no class", init_kwargs)
+    if not callable(target):
+        raise PythonLoadError(
+            f"'{name}' of {entry.module} is {target!r}. Expected a function or a class with __call__."
+        )
+    if not inspect.isroutine(target) and not isinstance(target, functools.partial):
+        name = f"{type(target).__qualname__}.__call__"
+        aggregate = _aggregate_of(target)
+    signature = _signature(target)
+    parameters = () if signature is None else signature.parameters.values()
+    names = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    takes_any = signature is None or any(p.kind is p.VAR_KEYWORD for p in parameters)
+    description = FlowDescription(
+        inputs=_described_inputs(flow.inputs, parameters, takes_any=takes_any),
+        is_async=_is_async(target),
+        has_aggregation=aggregate is not None,
+    )
+    return EntryProgram(
+        description,
+        UserFunction(target, name, is_async=description.is_async),
+        parameters=None if takes_any else names,
+        positional=[p.name for p in parameters if p.kind is p.POSITIONAL_ONLY],
+        aggregate=aggregate,
+    )
+
+
+def _unpickled(entry: Entry) -> Any:
+    import pickle
+
+    with _loading(f"The callable '{entry.attribute}' cannot be rebuilt"):
+        return pickle.loads(entry.pickled or b"")  # noqa: S301 - made by the process that started this one
+
+
+def _imported(entry: Entry) -> Any:
+    if entry.module.endswith(".py"):
+        module = _import_file(Path(entry.module), f"entry '{entry.attribute}'")
+    else:
+        module = _import_module(entry)
+    found: Any = module
+    for part in entry.attribute.split("."):
+        if not hasattr(found, part):
+            names = ", ".join(value.__qualname__ for value in _own(module)) or "no function or class"
+            raise PythonLoadError(f"{module.__file__ or entry.module} has no '{entry.attribute}'. It defines {names}.")
+        found = getattr(found, part)
+    return found
+
+
+def _import_module(entry: Entry) -> ModuleType:
+    with _loading(f"The module '{entry.module}' of the entry '{entry.attribute}' cannot be imported"):
+        module = importlib.import_module(entry.module)
+    found = Path(module.__file__).resolve() if module.__file__ else None
+    if entry.file is None or found == entry.file:
+        return module
+    if "." in entry.module:
+        raise PythonLoadError(
+            f"The module '{entry.module}' was expected from {entry.file}, but this name is taken by {found}. Rename it."
+        )
+    # The flow's module has the name of one that is imported already, as `types` or another flow's.
+    return _import_file(entry.file, f"entry '{entry.attribute}'")
+
+
+def _built(flow: Flow, entry: Entry, target: type, init_kwargs: Mapping[str, Any]) -> Any:
+    """The one object of a class entry.
+
+    Source: promptflow `executor/_script_executor.py`, `_resolve_init_kwargs`.
+    """
+    if not any("__call__" in base.__dict__ for base in target.__mro__):
+        raise PythonLoadError(
+            f"The class '{entry.attribute}' of {entry.module} has no __call__. A line is a call of it."
+        )
+    arguments = {name: declared.default for name, declared in flow.init.items() if not declared.required}
+    arguments |= init_kwargs or entry.sample_init
+    for name, declared in flow.init.items():
+        if name in arguments:
+            try:
+                arguments[name] = _converted(arguments[name], declared.type)
+            except ValueError as exc:
+                raise InvalidOptionError(f"init '{name}' of the flow '{flow.name}': {exc}") from exc
+    try:
+        return target(**arguments)
+    except BaseException as exc:
+        if passes_through(exc):
+            raise
+        # Names only: a value may be a key.
+        given = ", ".join(arguments) or "no arguments"
+        raise FlowEntryInitializationError(
+            f"'{entry.attribute}' cannot be built with {given}: ({type(exc).__name__}) {exception_text(exc)}",
+            target="Executor",
+            additional_info={"FlexFlowExecutionErrorDetails": describe(exc)},
+        ) from exc
+
+
+def _aggregate_of(target: Any) -> UserFunction | None:
+    aggregate = getattr(target, "__aggregate__", None)
+    if aggregate is None:
+        return None
+    name = f"{type(target).__qualname__}.__aggregate__"
+    signature = _signature(aggregate)
+    if signature is not None and len(signature.parameters) != 1:
+        raise PythonLoadError(
+            f"{name}{signature} should take one parameter beside self: the list of the lines' outputs."
+        )
+    return UserFunction(aggregate, name, is_async=_is_async(aggregate))
+
+
+def _described_inputs(declared: Mapping[str, FlowInput], parameters: Any, *, takes_any: bool) -> dict[str, FlowInput]:
+    """A callable's inputs: names from its signature, types and defaults from the yaml first.
+
+    A default of the code that is no JSON is not told: such a parameter is left to Python, unless the mapping names it.
+    """
+    inputs = {}
+    for parameter in parameters:
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        known = declared.get(parameter.name)
+        default = known.default if known is not None else NO_DEFAULT
+        if default is NO_DEFAULT and parameter.default is not parameter.empty:
+            if not _is_plain(parameter.default):
+                continue
+            default = parameter.default
+        type_name = known.type if known is not None else _type_name(parameter.annotation, "any")
+        description = known.description if known is not None else ""
+        inputs[parameter.name] = FlowInput(parameter.name, type_name, default, description)
+    if takes_any:
+        inputs |= {name: known for name, known in declared.items() if name not in inputs}
+    return inputs
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether JSON gives back the same value."""
+    if type(value) is dict:
+        return all(type(key) is str and _is_plain(part) for key, part in value.items())
+    if type(value) is list:
+        return all(map(_is_plain, value))
+    return value is None or type(value) in (str, int, float, bool)
+
+
+# --- both -----------------------------------------------------------------------------------------------------------
+
+
+def _import_file(file: Path, whose: str) -> ModuleType:
+    """Import a file under a name of its own, known to `sys.modules`, so that dataclasses and pickle find it."""
+    stem = "".join(character if character.isalnum() else "_" for character in file.stem)
+    name = f"batchflow_{stem}_{zlib.crc32(str(file).encode()):08x}"
+    spec = spec_from_file_location(name, file)
+    if spec is None or spec.loader is None or not file.is_file():
+        raise PythonLoadError(f"The source of {whose} is not there: {file}.")
+    module = module_from_spec(spec)
+    sys.modules[name] = module
+    with _loading(f"{file}, the source of {whose}, cannot be imported"):
+        spec.loader.exec_module(module)
+    return module
+
+
+def _own(module: ModuleType) -> list[Any]:
+    """The functions and classes that a module defines, each once, in the file's order."""
+    return list(
+        {
+            id(value): value
+            for value in vars(module).values()
+            if callable(value)
+            and getattr(value, "__module__", None) == module.__name__
+            and hasattr(value, "__qualname__")
+        }.values()
+    )
+
+
+@contextmanager
+def _loading(failed: str) -> Iterator[None]:
+    """Report what user code raises while it loads; an interrupt stays one."""
+    try:
+        yield
+    except BaseException as exc:
+        if passes_through(exc):
+            raise
+        hint = ""
+        if isinstance(exc, ModuleNotFoundError) and not str(exc.name).startswith("promptflow"):
+            hint = f". Install what provides '{exc.name}' in this Python, or put it into the flow's folder"
+        raise PythonLoadError(
+            f"{failed}: ({type(exc).__name__}) {exception_text(exc)}{hint}",
+            target="Executor",
+            additional_info={"PythonLoadErrorDetails": describe(exc)},
+        ) from exc
+
+
+def _no_init(name: str, what: str, init_kwargs: Mapping[str, Any]) -> InvalidOptionError:
+    given = ", ".join(init_kwargs)
+    return InvalidOptionError(
+        f"init_kwargs ({given}) were given, but '{name}' is {what}: nothing is built. Leave them out."
+    )
+
+
+def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
+    """A callable's signature, annotations evaluated where they can be; `None` where Python does not know it."""
+    for eval_str in (True, False):
+        try:
+            return inspect.signature(function, eval_str=eval_str)
+        except ValueError:
+            return None
+        except Exception:  # noqa: BLE001, S112 - annotations are user code, often of names for type checkers only
+            continue
+    return None
+
+
+def _type_name(annotation: Any, otherwise: str) -> str:
+    """Promptflow's name of an annotation; one left as text is known by its spelling."""
+    for known, name in TYPE_NAMES.items():
+        if annotation is known or annotation == known.__name__:
+            return name
+    return otherwise
+
+
+def _converted(value: Any, type_name: str) -> Any:
+    """A literal as promptflow's type; a `ValueError` says what was expected, not what was found: it may be a secret."""
+    from prefect_batchflow.inputs.types import CONVERSION_ERRORS, CONVERTERS
+
+    try:
+        return CONVERTERS[type_name](value)
+    except CONVERSION_ERRORS as exc:
+        raise ValueError(f"expected a value of type {type_name}, found a {type(value).__name__} that is none.") from exc
+
+
+def _is_async(function: Any) -> bool:
+    """Whether a call gives a coroutine or an async generator, also through partials and promptflow's decorator."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    function = getattr(function, "__original_function", function)
+    if not inspect.isroutine(function):
+        function = type(function).__call__
+    return inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
+
+
+def _take_promptflow_metrics() -> None:
+    """Where promptflow is installed, flows log metrics through it."""
+    try:
+        metric_logger = importlib.import_module("promptflow._core.metric_logger")
+    except ImportError:
+        return
+    metric_logger.add_metric_logger(log_metric)

@@ -1,0 +1,53 @@
+"""Ending processes for good: a worker's session, and what left it, found by a token in its environment.
+
+A descendant that made a session of its own *and* cleared its environment is not found: best effort, as DESIGN says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+
+TOKEN_VARIABLE = "BATCHFLOW_WORKER_TOKEN"  # noqa: S105 - a name, and the token is no secret
+"""Set in each worker's environment to `<run token>-<worker>`, inherited by whatever it starts."""
+
+
+def end_session(pid: int) -> None:
+    """Kill the session that the process leads; a session that is gone already is fine."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def with_token(token: str) -> list[int]:
+    """The processes, this one apart, whose environment holds a token that starts with `token`."""
+    needle = f"{TOKEN_VARIABLE}={token}".encode()
+    found = []
+    for name in os.listdir("/proc"):  # noqa: PTH208 - a worker's supervisor imports no pathlib
+        if not name.isdigit() or int(name) == os.getpid():
+            continue
+        with contextlib.suppress(OSError):
+            fd = os.open(f"/proc/{name}/environ", os.O_RDONLY)
+            try:
+                environ = b"\0" + _read_all(fd)
+            finally:
+                os.close(fd)
+            if b"\0" + needle in environ:
+                found.append(int(name))
+    return found
+
+
+def end_with_token(token: str) -> int:
+    """Kill every process that `with_token` finds, and count them."""
+    pids = with_token(token)
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
+    return len(pids)
+
+
+def _read_all(fd: int) -> bytes:
+    parts = []
+    while part := os.read(fd, 1 << 16):
+        parts.append(part)
+    return b"".join(parts)

@@ -1,0 +1,255 @@
+"""All that is wrong with data and mapping, found before a line is run and paid for."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
+
+from prefect_batchflow.exceptions import EmptyInputsData, InputMappingError, InvalidUserData
+from prefect_batchflow.inputs import mapping as maps
+from prefect_batchflow.inputs.formats import shorten
+from prefect_batchflow.inputs.survey import MAX_LISTED, Problems, SourceSummary, Survey, places_of, survey_source
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+    from prefect_batchflow.inputs.readers import Source
+
+RowFaults = Literal["refuse", "fail"]
+"""What one bad row costs: the run does not start, or the row's line fails."""
+
+_MAX_NAMED = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """What a run will read."""
+
+    total_lines: int
+    """The lines of the run, those that fail for their row included."""
+    sources: tuple[SourceSummary, ...]
+    """In the order given."""
+    notes: tuple[str, ...]
+    """What is no fault, but may not be what was meant: rows left out, inputs that nobody reads."""
+
+
+@dataclass
+class Checker:
+    """One check of data and mapping, in steps that collect what they find.
+
+    Args:
+        sources: What the mapping refers to.
+        required: The flow's inputs without default.
+        optional: The flow's inputs with one.
+        given: `inputs_mapping` as the user wrote it.
+        row_faults: What a row costs that cannot be read, or lacks a column that others have.
+    """
+
+    sources: Sequence[Source]
+    required: Collection[str]
+    optional: Collection[str]
+    given: Mapping[str, Any]
+    row_faults: RowFaults = "refuse"
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        names = [source.name for source in self.sources]
+        complete = maps.complete_mapping(self.given, self.required)
+        self.mapping = {name: maps.parse_expression(value, names) for name, value in complete.items()}
+        self.surveys: dict[str, Survey] = {}
+        self._bad_data = Problems()
+        self._bad_mapping = Problems()
+
+    def run(self, max_rows: int | None) -> Inventory:
+        """Check everything, reading each source once.
+
+        Raises:
+            InvalidUserData: Data that cannot be read; the message lists what is wrong with the mapping, too.
+            EmptyInputsData: No source has a row.
+            InputMappingError: Mapping and data do not fit.
+        """
+        self._check_mapping()
+        self._read_sources(max_rows)
+        self._check_rows()
+        numbers = self._join()
+        self._check_columns(numbers)
+        self._check_unread_columns()
+        if self._bad_data.count or self._bad_mapping.count:
+            self._refuse()
+        return Inventory(len(numbers), tuple(survey.summary for survey in self.surveys.values()), tuple(self.notes))
+
+    def _refuse(self) -> NoReturn:
+        error = InvalidUserData if self._bad_data.count else InputMappingError
+        what = "The data cannot be read" if self._bad_data.count else "The data and inputs_mapping do not fit"
+        problems = Problems()
+        problems.extend(self._bad_data)
+        problems.extend(self._bad_mapping)
+        raise error(f"{what}: {problems}", problems=problems.texts, problem_count=problems.count)
+
+    def _check_mapping(self) -> None:
+        for name, expression in self.mapping.items():
+            if isinstance(expression, maps.Literal):
+                self._check_literal(name, expression.value)
+            elif not expression.columns:
+                self._bad_mapping.add(f"{self._told(name)}: {self._no_source(expression.text)}")
+        for name in self.given:
+            if name == maps.LINE_NUMBER:
+                self.notes.append("inputs_mapping: line_number is ignored, the data numbers the lines.")
+            elif name not in self.required and name not in self.optional:
+                known = _listed([*self.required, *self.optional])
+                self.notes.append(f"inputs_mapping: '{name}' is no input of the flow; its inputs are {known}.")
+
+    def _check_literal(self, name: str, value: Any) -> None:
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError, RecursionError) as exc:
+            self._bad_mapping.add(f"input '{name}': the value {shorten(value)} is not JSON ({exc}). Write it as text.")
+        if isinstance(value, str) and "${" in value:
+            self.notes.append(
+                f"inputs_mapping: '{name}' is the text {shorten(value)}; "
+                "a reference is exactly ${source.column}, with nothing before or behind."
+            )
+
+    def _no_source(self, reference: str) -> str:
+        names = [source.name for source in self.sources]
+        source, dot, column = reference[2:-1].rpartition(".")
+        if not dot:
+            return f"names no column; expected ${{source.column}}. The sources are {_listed(names)}."
+        meant = _meant(source, names, behind=f".{column}")
+        return f"there is no source '{source}'; the sources are {_listed(names)}.{meant}"
+
+    def _read_sources(self, max_rows: int | None) -> None:
+        wanted: dict[str, set[str]] = {source.name: set() for source in self.sources}
+        for expression in self.mapping.values():
+            if isinstance(expression, maps.ColumnReference):
+                for source_name, column in expression.columns:
+                    wanted[source_name].add(column)
+        for source in self.sources:
+            try:
+                self.surveys[source.name] = survey_source(source, wanted[source.name], max_rows)
+            except InvalidUserData as exc:
+                self._bad_data.add(exc.message)
+        if self._bad_data.count:
+            self._refuse()
+
+    def _check_rows(self) -> None:
+        if not any(survey.summary.rows for survey in self.surveys.values()):
+            looked = "; ".join(f"'{source.name}': {source.url}" for source in self.sources) or "no source was given"
+            raise EmptyInputsData(f"There is no data: expected at least one row in the sources ({looked}).")
+        for source in self.sources:
+            survey = self.surveys[source.name]
+            summary = survey.summary
+            if not summary.rows:
+                self._bad_mapping.add(f"source '{source.name}' is empty ({source.url}), so no line is complete.")
+            if self.row_faults == "refuse" or summary.own_numbers:
+                self._bad_data.extend(survey.unreadable)
+            elif survey.unreadable.count:
+                self._note(source, f"rows that cannot be read become failed lines: {survey.unreadable}")
+            self._bad_data.extend(survey.misnumbered)
+            if not summary.rising:
+                self._check_repeats(source, survey)
+            if summary.cut:
+                self._note(source, f"only the first {summary.rows} rows are read (max_lines_count).")
+            if survey.unnumbered:
+                self._note(source, f"{survey.unnumbered} of {summary.rows} rows are left out: they lack a line_number.")
+
+    def _check_repeats(self, source: Source, survey: Survey) -> None:
+        repeated = [number for number, times in Counter(survey.numbers).items() if times > 1]
+        places = places_of(source, survey.summary, repeated[:MAX_LISTED]) if repeated else {}
+        for number in repeated:
+            where = " and ".join(places.get(number, [])[:2])
+            self._bad_data.add(f"source '{source.name}': line_number {number} stands twice: {where}. Make it unique.")
+
+    def _join(self) -> Collection[int]:
+        """The numbers of the run's lines."""
+        surveys = self.surveys
+        by_position = {name: s.summary.rows for name, s in surveys.items() if not s.summary.own_numbers}
+        if len(set(by_position.values())) > 1:
+            told = ", ".join(f"{name} has {rows}" for name, rows in by_position.items())
+            self._bad_mapping.add(
+                f"sources without line_number must have equally many rows, but {told}. Add or remove rows, or give "
+                "each row a line_number."
+            )
+        all_numbers = [survey.numbers for survey in surveys.values()]
+        if len(surveys) == 1:
+            return all_numbers[0]
+        joined = set(all_numbers[0]).intersection(*all_numbers[1:])
+        if not joined and all(all_numbers):
+            self._bad_mapping.add(f"no line_number is in all sources ({_listed(surveys)}), so no line is complete.")
+        for source in self.sources:
+            numbers = surveys[source.name].numbers
+            if 0 < len(joined) < len(numbers):
+                first = next(number for number in numbers if number not in joined)
+                dropped = f"{len(numbers) - len(joined)} of {len(numbers)} rows are left out"
+                self._note(source, f"{dropped}: other sources lack their line_number, the first is {first}.")
+        return joined
+
+    def _check_columns(self, numbers: Collection[int]) -> None:
+        for name, expression in self.mapping.items():
+            if not isinstance(expression, maps.ColumnReference) or not expression.columns:
+                continue
+            lacking = self._lacking(expression, numbers)
+            if not lacking:
+                continue
+            source_name, column = expression.columns[-1]
+            survey = self.surveys[source_name]
+            readable = len(numbers) - survey.unreadable.count
+            if len(lacking) >= readable:
+                columns = survey.summary.columns
+                self._bad_mapping.add(
+                    f"{self._told(name)}: no row of '{source_name}' has a column '{column}'; its columns are "
+                    f"{_listed(columns)}.{_meant(column, columns, before=f'{source_name}.')}"
+                )
+                continue
+            first = places_of(self._source(source_name), survey.summary, [lacking[0]])[lacking[0]]
+            found = f"{len(lacking)} of {readable} lines have no column '{column}', the first is {' '.join(first)}"
+            if name in self.optional:
+                self.notes.append(f"{self._told(name)}: {found}; they get the input's default.")
+            elif self.row_faults == "fail":
+                self.notes.append(f"{self._told(name)}: {found}; they fail.")
+            else:
+                self._bad_mapping.add(f"{self._told(name)}: {found}. Give these rows the column; null is a value.")
+
+    def _lacking(self, expression: maps.ColumnReference, numbers: Collection[int]) -> list[int]:
+        """The lines for which none of the places that a reference may mean is there."""
+        (source_name, column), *others = expression.columns
+        lacking: Collection[int] = self.surveys[source_name].lacking[column]
+        for other_name, other_column in others:
+            lacking = set(self.surveys[other_name].lacking[other_column]).intersection(lacking)
+        if len(self.surveys) > 1:
+            lacking = [number for number in lacking if number in numbers]
+        return sorted(lacking) if others else list(lacking)
+
+    def _check_unread_columns(self) -> None:
+        """Inputs with a default are not read from the data unless they are mapped, which surprises."""
+        columns = self.surveys["data"].summary.columns if "data" in self.surveys else ()
+        self.notes.extend(
+            f"source 'data': column '{name}' is not read, since input '{name}' has a default and is not mapped."
+            for name in self.optional
+            if name not in self.mapping and name in columns
+        )
+
+    def _note(self, source: Source, text: str) -> None:
+        self.notes.append(f"source '{source.name}': {text}")
+
+    def _source(self, name: str) -> Source:
+        return next(source for source in self.sources if source.name == name)
+
+    def _told(self, name: str) -> str:
+        """An input and what it is mapped to, by whom."""
+        expression = self.mapping[name]
+        text = expression.text if isinstance(expression, maps.ColumnReference) else shorten(expression.value)
+        return f"input '{name}' = {text}" if name in self.given else f"input '{name}', not mapped and so {text}"
+
+
+def _listed(names: Collection[str]) -> str:
+    shown = ", ".join(repr(name) for name in list(names)[:_MAX_NAMED]) or "none"
+    return shown if len(names) <= _MAX_NAMED else f"{shown} and {len(names) - _MAX_NAMED} more"
+
+
+def _meant(name: str, known: Collection[str], *, before: str = "", behind: str = "") -> str:
+    close = difflib.get_close_matches(name, list(known)[:1000], n=1)
+    return f" Did you mean ${{{before}{close[0]}{behind}}}?" if close else ""

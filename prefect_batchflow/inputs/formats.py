@@ -1,0 +1,346 @@
+"""Bytes to rows: jsonl, csv, tsv and json, each row with the place it came from.
+
+Text is decoded here, line by line, so that byte offsets are true. A row that cannot be read comes as a `Row` with its
+`error`, so that one pass finds every one of them; what spoils a whole file is raised.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import reprlib
+import sys
+import zlib
+from collections import Counter
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from prefect_batchflow.exceptions import InvalidUserData
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    Update = Callable[[bytes], object]
+    """Where the bytes go as they are read: `hashlib.sha256().update`."""
+
+MAX_DEPTH = 400
+"""Deeper JSON is refused: Python's encoders and pickle recurse, and must not fail halfway through a run."""
+
+CUT_OFF = (EOFError, zlib.error, gzip.BadGzipFile)
+"""What unzipping raises over data that is no whole gzip file."""
+
+_REPR = reprlib.Repr()
+_REPR.maxlist = _REPR.maxdict = _REPR.maxtuple = 12
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 60
+_REPR.maxlevel = 3
+
+_TOO_DEEP = f"nested deeper than {MAX_DEPTH} levels. Flatten the data."
+_BOM = b"\xef\xbb\xbf"
+_HINTS = {
+    b"\xff\xfe": "It looks like UTF-16: save the file as UTF-8.",
+    b"\xfe\xff": "It looks like UTF-16: save the file as UTF-8.",
+    b"\x1f\x8b": "It looks like gzip: add .gz to the file's name.",
+}
+
+
+class Row(NamedTuple):
+    """One raw record of a source."""
+
+    values: dict[str, Any]
+    """Column to value; empty when `error` is set."""
+    file: str
+    """The file's name as shown to people; the source's name for rows handed over in memory."""
+    line: int
+    """The 1-based physical line it starts on; where there are none (.json, rows in memory) the 1-based row."""
+    offset: int | None = None
+    """The byte it starts at, in unzipped bytes; `None` where there are no physical lines."""
+    error: InvalidUserData | None = None
+    """Why it could not be read."""
+
+    @property
+    def place(self) -> str:
+        """Where it is, for messages."""
+        return _place(self.file, self.line, self.offset)
+
+
+class PhysicalLines:
+    """A file's lines as `(number, offset, raw)`, split at LF only, the LF taken off.
+
+    Attributes:
+        cut_off: Set at the end when the compressed data broke off; the half line before the break is not given.
+    """
+
+    def __init__(self, file: str, blocks: Iterable[bytes], update: Update | None = None) -> None:
+        self.file = file
+        self.cut_off: Row | None = None
+        self._blocks = blocks
+        self._update = update
+
+    def __iter__(self) -> Iterator[tuple[int, int, bytes]]:
+        update = self._update
+        number, offset = 1, 0
+        pieces: list[bytes] = []
+        try:
+            for block in self._blocks:
+                first, *others = block.split(b"\n")
+                pieces.append(first)
+                if not others:
+                    continue
+                others, tail = others[:-1], others[-1]
+                for raw in (b"".join(pieces), *others):
+                    if update:
+                        update(raw + b"\n")
+                    yield _without_bom(raw) if number == 1 else (number, offset, raw)
+                    offset += len(raw) + 1
+                    number += 1
+                pieces = [tail]
+        except CUT_OFF as exc:
+            reason = f"{_cut_off_text(exc)} The lines before are whole."
+            self.cut_off = Row({}, self.file, number, offset, _data_error(self.file, number, offset, reason))
+            return
+        if raw := b"".join(pieces):
+            if update:
+                update(raw)
+            yield _without_bom(raw) if number == 1 else (number, offset, raw)
+
+
+def read_jsonl(lines: PhysicalLines) -> Iterator[Row]:
+    """One JSON object a line; blank lines are skipped."""
+    for number, offset, raw in lines:
+        if not raw or raw.isspace():
+            continue
+        try:
+            text = raw.decode()
+            values = json.loads(text)
+        except (ValueError, RecursionError) as exc:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+            yield _undecodable(lines.file, number, offset, raw, exc)
+        else:
+            yield _object_row(values, text, lines.file, number, offset)
+    if lines.cut_off:
+        yield lines.cut_off
+
+
+def read_csv(lines: PhysicalLines, delimiter: str) -> Iterator[Row]:
+    """A header, then one record a row, every cell text; quoted cells may hold line breaks, blank lines are skipped.
+
+    Raises:
+        InvalidUserData: The header cannot be read or names a column twice.
+    """
+    # The limit is the csv module's own, for the whole process: it is only ever raised.
+    csv.field_size_limit(sys.maxsize)
+    feed = _CsvFeed(lines)
+    header: list[str] = []
+    records = csv.reader(feed, delimiter=delimiter)
+    while True:
+        feed.begin_record()
+        try:
+            cells = next(records)
+        except StopIteration:
+            break
+        except (csv.Error, UnicodeDecodeError) as exc:
+            row = _undecodable(lines.file, *feed.last, exc)
+        else:
+            if feed.is_blank(cells):
+                continue
+            if not header and not feed.exhausted:
+                header = cells
+                _refuse_repeated(header, feed)
+                continue
+            row = _csv_row(cells, header, feed)
+        if row.error and not header:
+            raise row.error
+        yield row
+    if lines.cut_off:
+        yield lines.cut_off
+
+
+def read_json(file: str, blocks: Iterable[bytes], update: Update | None = None) -> Iterator[Row]:
+    """An array of objects, or columns `{name: [values…]}`, parsed at once: the whole file is in memory.
+
+    Raises:
+        InvalidUserData: The file is neither, or is no JSON.
+    """
+    try:
+        data = b"".join(blocks)
+    except CUT_OFF as exc:
+        raise InvalidUserData(f"{file}: {_cut_off_text(exc)}", file=file) from exc
+    if update:
+        update(data)
+    _, start, data = _without_bom(data)
+    if not data or data.isspace():
+        return
+    try:
+        text = data.decode()
+        content = json.loads(text)
+    except (ValueError, RecursionError) as exc:
+        line = data.count(b"\n", 0, _fault_at(data, exc)) + 1
+        raise _decoding_error(file, line, start, data, exc) from None
+    for number, values in enumerate(_array(file, content), 1):
+        yield _object_row(values, text, file, number, None)
+
+
+def too_deep(text: str, values: Any) -> bool:
+    """Whether parsed JSON is nested deeper than `MAX_DEPTH`; `text` is what it was parsed from."""
+    if text.count("[") + text.count("{") <= MAX_DEPTH:
+        return False
+    level = [values]
+    for _ in range(MAX_DEPTH):
+        level = [
+            child
+            for value in level
+            if isinstance(value, (dict, list))
+            for child in (value.values() if isinstance(value, dict) else value)
+        ]
+        if not level:
+            return False
+    return any(isinstance(value, (dict, list)) for value in level)
+
+
+def shorten(value: Any) -> str:
+    """A value's `repr` for a message: of any value, however large or deep, at most some hundred characters."""
+    return _REPR.repr(value)
+
+
+def _object_row(values: Any, text: str, file: str, line: int, offset: int | None) -> Row:
+    """The row of a JSON value, broken when it is no object; `text` is the JSON it stands in."""
+    if type(values) is not dict:
+        reason = f"expected an object {{…}}, found {_json_name(values)}: {shorten(values)}."
+    elif too_deep(text, values):
+        reason = _TOO_DEEP
+    else:
+        return Row(values, file, line, offset)
+    return Row({}, file, line, offset, _data_error(file, line, offset, reason))
+
+
+def _array(file: str, content: Any) -> list[Any]:
+    """The rows of a parsed .json file."""
+    if isinstance(content, list):
+        return content
+    if not isinstance(content, dict) or not all(isinstance(column, list) for column in content.values()):
+        raise InvalidUserData(
+            f"{file}: found {_json_name(content)}; expected an array of objects [{{…}}, {{…}}] or columns "
+            f'{{"name": [values…]}}. For one object a line name the file .jsonl.',
+            file=file,
+        )
+    lengths = {name: len(column) for name, column in content.items()}
+    if len(set(lengths.values())) > 1:
+        raise InvalidUserData(f"{file}: the columns differ in length: {shorten(lengths)}.", file=file)
+    return [dict(zip(content, cells, strict=True)) for cells in zip(*content.values(), strict=True)]
+
+
+def _cut_off_text(exc: BaseException) -> str:
+    """What is wrong with compressed data that cannot be unzipped to its end."""
+    if isinstance(exc, EOFError):
+        return "the gzip data ends early: the file is cut off. Copy it again."
+    return f"the gzip data is damaged ({exc}). Copy the file again, or take .gz off its name if it is not zipped."
+
+
+class _CsvFeed:
+    """Decoded lines for `csv.reader`, and where the record in hand began.
+
+    A class, since a generator would end at the first undecodable line.
+    """
+
+    def __init__(self, lines: PhysicalLines) -> None:
+        self.file = lines.file
+        self.exhausted = False
+        self._lines = iter(lines)
+        self.begin_record()
+
+    def begin_record(self) -> None:
+        """Take the next line as the start of a record."""
+        self.number, self.offset = 0, 0
+        self.last = (0, 0, b"")
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        try:
+            self.last = next(self._lines)
+        except StopIteration:
+            self.exhausted = True
+            raise
+        number, offset, raw = self.last
+        if not self.number:
+            self.number, self.offset = number, offset
+        return raw.decode() + "\n"
+
+    def is_blank(self, cells: list[str]) -> bool:
+        """Whether the record is a blank line; `""` alone in a line is an empty cell, tabs alone are empty cells."""
+        return not cells or (len(cells) == 1 and not self.last[2].strip())
+
+
+def _csv_row(cells: list[str], header: list[str], feed: _CsvFeed) -> Row:
+    if feed.exhausted:
+        reason = "a quoted cell of this record never ends: the file's end came before its closing \"."
+    elif len(cells) != len(header):
+        reason = (
+            f"{len(cells)} cells, the header has {len(header)} ({shorten(header)}): {shorten(cells)}. "
+            "Quote cells that hold the separator or line breaks."
+        )
+    else:
+        return Row(dict(zip(header, cells, strict=True)), feed.file, feed.number, feed.offset)
+    error = _data_error(feed.file, feed.number, feed.offset, reason)
+    return Row({}, feed.file, feed.number, feed.offset, error)
+
+
+def _refuse_repeated(header: list[str], feed: _CsvFeed) -> None:
+    if len(set(header)) == len(header):
+        return
+    repeated = [name for name, times in Counter(header).items() if times > 1]
+    reason = f"the header names columns more than once: {shorten(repeated)}. Rename or remove them."
+    raise _data_error(feed.file, feed.number, feed.offset, reason)
+
+
+def _undecodable(file: str, line: int, offset: int, raw: bytes, exc: Exception) -> Row:
+    return Row({}, file, line, offset, _decoding_error(file, line, offset, raw, exc))
+
+
+def _decoding_error(file: str, line: int, offset: int, raw: bytes, exc: Exception) -> InvalidUserData:
+    """Our error for what decoding, JSON or csv raised over `raw`, which starts at `offset`."""
+    at = _fault_at(raw, exc)
+    if isinstance(exc, UnicodeDecodeError):
+        hint = next((text for start, text in _HINTS.items() if raw.startswith(start)), "Save the file as UTF-8.")
+        reason = f"not UTF-8: byte 0x{raw[at]:02x} ({exc.reason}) in {raw[max(0, at - 20) : at + 20]!r}. {hint}"
+    elif isinstance(exc, json.JSONDecodeError):
+        reason = f"not JSON: {exc.msg} in {_excerpt(exc.doc, exc.pos)}."
+    elif isinstance(exc, RecursionError):
+        reason = _TOO_DEEP
+    elif isinstance(exc, csv.Error):
+        reason = f"not csv: {exc}. Records end in LF or CRLF; save the file so."
+    else:
+        reason = f"a number that is too long: {exc}."
+    return _data_error(file, line, offset + at, reason)
+
+
+def _data_error(file: str, line: int, offset: int | None, reason: str) -> InvalidUserData:
+    return InvalidUserData(f"{_place(file, line, offset)}: {reason}", file=file, line=line, offset=offset)
+
+
+def _fault_at(raw: bytes, exc: Exception) -> int:
+    """The byte of `raw` at which the fault lies, 0 when not known."""
+    if isinstance(exc, UnicodeDecodeError):
+        return exc.start
+    if isinstance(exc, json.JSONDecodeError):
+        return len(exc.doc[: exc.pos].encode())
+    return 0
+
+
+def _json_name(value: Any) -> str:
+    names = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _place(file: str, line: int, offset: int | None) -> str:
+    return f"{file}, row {line}" if offset is None else f"{file}, line {line} (byte {offset})"
+
+
+def _excerpt(text: str, at: int) -> str:
+    start, end = max(0, at - 30), at + 30
+    return f"{'…' if start else ''}{text[start:end]!r}{'…' if end < len(text) else ''}"
+
+
+def _without_bom(raw: bytes) -> tuple[int, int, bytes]:
+    """A file's first line, number and offset with it."""
+    return (1, len(_BOM), raw[len(_BOM) :]) if raw.startswith(_BOM) else (1, 0, raw)

@@ -1,0 +1,149 @@
+"""`inputs_mapping`: which column of which source, or which literal, becomes which input; and how sources are joined.
+
+Values in, values out. Source: promptflow `_utils/inputs_mapping_utils.py`, `batch/_batch_inputs_processor.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from prefect_batchflow.exceptions import InvalidUserData
+from prefect_batchflow.inputs.formats import Row, shorten
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+
+LINE_NUMBER = "line_number"
+"""The column that numbers the rows of a source, and the input that gets the line's number."""
+
+_REFERENCE = re.compile(r"\$\{([^{}]+)\}")
+_MAX_LINE_NUMBER = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Literal:
+    """A value every line gets."""
+
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnReference:
+    """`${source.column}`, resolved as far as the sources' names tell."""
+
+    text: str
+    """As written, braces included."""
+    columns: tuple[tuple[str, str], ...]
+    """`(source, column)` pairs in the order in which they are tried; empty when no source fits."""
+
+
+Expression = Literal | ColumnReference
+
+
+def complete_mapping(inputs_mapping: Mapping[str, Any] | None, required: Iterable[str]) -> dict[str, Any]:
+    """Give each input without default its column of the same name, with the given mapping laid over.
+
+    Args:
+        inputs_mapping: Input name to `${source.column}` or a literal; `None` is empty. Its `line_number` is ignored.
+        required: The flow's inputs that have no default.
+    """
+    mapping: dict[str, Any] = {name: f"${{data.{name}}}" for name in required}
+    mapping.update(inputs_mapping or {})
+    mapping.pop(LINE_NUMBER, None)
+    return mapping
+
+
+def parse_expression(value: Any, sources: Collection[str]) -> Expression:
+    """Tell a reference from a literal.
+
+    Only a text that is exactly `${…}`, with something but no brace inside, is a reference; blanks count. It is cut at a
+    dot into a source's name and one column's name; where several cuts fit, the shorter source name is tried first.
+    """
+    match = _REFERENCE.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        return Literal(value)
+    parts = match[1].split(".")
+    cuts = ((".".join(parts[:n]), ".".join(parts[n:])) for n in range(1, len(parts)))
+    return ColumnReference(match[0], tuple((source, column) for source, column in cuts if source in sources))
+
+
+def map_inputs(
+    rows: Mapping[str, Mapping[str, Any]], mapping: Mapping[str, Expression]
+) -> tuple[dict[str, Any], list[str]]:
+    """Give one line its inputs.
+
+    Args:
+        rows: One row's values per source, keyed `data`, `run.outputs`, `run.inputs`.
+        mapping: Input name to parsed expression.
+
+    Returns:
+        The inputs, and the names of those whose reference fits no column of this line; unmapped ones are absent.
+    """
+    inputs: dict[str, Any] = {}
+    unresolved: list[str] = []
+    for name, expression in mapping.items():
+        if isinstance(expression, Literal):
+            inputs[name] = expression.value
+            continue
+        for source, column in expression.columns:
+            if column in rows[source]:
+                inputs[name] = rows[source][column]
+                break
+        else:
+            unresolved.append(name)
+    return inputs, unresolved
+
+
+def parse_line_number(value: Any) -> int:
+    """A row's own line number: a whole number from 0, or its decimal digits as text, since csv has only text.
+
+    Raises:
+        InvalidUserData: It is neither; says what was found, not where.
+    """
+    if isinstance(value, str) and len(value) < 20 and value.isascii() and value.isdigit():
+        return int(value)
+    number = int(value) if isinstance(value, float) and value.is_integer() else value
+    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= _MAX_LINE_NUMBER:
+        raise InvalidUserData(f"{LINE_NUMBER} is {shorten(value)}, expected a whole number from 0.")
+    return number
+
+
+def number_rows(rows: Iterable[Row], *, own_numbers: bool) -> Iterator[tuple[int, Row]]:
+    """Give rows their numbers: their own, rows without one left out, or their 0-based position."""
+    if not own_numbers:
+        return enumerate(rows)
+    return ((parse_line_number(row.values[LINE_NUMBER]), row) for row in rows if LINE_NUMBER in row.values)
+
+
+def join_rows(numbered: Sequence[Iterator[tuple[int, Row]]], *, rising: bool) -> Iterator[tuple[int, tuple[Row, ...]]]:
+    """Join sources by number: the numbers that all have, in the first source's order.
+
+    Args:
+        numbered: Per source its rows with their numbers, which are unique in it.
+        rising: All sources are in rising order of their numbers: they are read side by side, one row of each in memory.
+            Otherwise the first is streamed and the others are held in memory.
+    """
+    first, *others = numbered
+    if not others:
+        yield from ((number, (row,)) for number, row in first)
+        return
+    finders = [_find_ahead(other) if rising else dict(other).get for other in others]
+    for number, row in first:
+        found = [find(number) for find in finders]
+        if None not in found:
+            yield number, (row, *(other for other in found if other is not None))
+
+
+def _find_ahead(rows: Iterator[tuple[int, Row]]) -> Callable[[int], Row | None]:
+    """A look-up for numbers asked for in rising order."""
+    ahead = next(rows, None)
+
+    def find(number: int) -> Row | None:
+        nonlocal ahead
+        while ahead is not None and ahead[0] < number:
+            ahead = next(rows, None)
+        return ahead[1] if ahead is not None and ahead[0] == number else None
+
+    return find

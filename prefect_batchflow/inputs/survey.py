@@ -1,0 +1,162 @@
+"""One pass over a source before a run: how many rows, which columns, which numbers, what is wrong."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from dataclasses import dataclass, field
+from itertools import islice, pairwise
+from typing import TYPE_CHECKING
+
+from prefect_batchflow.exceptions import InvalidUserData
+from prefect_batchflow.inputs.mapping import LINE_NUMBER, parse_line_number
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from prefect_batchflow.inputs.readers import Source
+
+MAX_LISTED = 20
+"""Problems listed in a message; the others are counted."""
+
+_MAX_COLUMNS = 10_000
+
+
+@dataclass(slots=True)
+class Problems:
+    """What is wrong, in words: the first ones kept, all counted."""
+
+    texts: list[str] = field(default_factory=list)
+    count: int = 0
+
+    def add(self, text: str) -> None:
+        """Count one more."""
+        self.count += 1
+        if len(self.texts) < MAX_LISTED:
+            self.texts.append(text)
+
+    def extend(self, other: Problems) -> None:
+        """Add another list, its unlisted ones by their count."""
+        self.texts = (self.texts + other.texts)[:MAX_LISTED]
+        self.count += other.count
+
+    def __str__(self) -> str:
+        if self.count == 1:
+            return self.texts[0]
+        lines = [f"{self.count} problems:", *(f"- {text}" for text in self.texts)]
+        if self.count > len(self.texts):
+            lines.append(f"- and {self.count - len(self.texts)} more.")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceSummary:
+    """What a source holds."""
+
+    name: str
+    url: str
+    """Where it is, for people: no credentials."""
+    rows: int
+    """Rows read, those that `max_lines_count` leaves out not counted."""
+    sha256: str
+    """Of the bytes of these rows, unzipped; of a whole file that is read to its end what `sha256sum` says."""
+    columns: tuple[str, ...]
+    """In the order they were met, at most 10,000."""
+    own_numbers: bool
+    """Some row has a `line_number`: rows without are left out. Otherwise rows are numbered by position."""
+    rising: bool
+    """Each number is higher than the one before."""
+    cut: bool
+    """More rows follow than `max_lines_count` lets in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """A summary, and what only the check before a run needs."""
+
+    summary: SourceSummary
+    numbers: Sequence[int]
+    """The numbers of the rows that have one, in their order."""
+    lacking: dict[str, array[int]]
+    """For each column asked for, the numbers of the rows without it."""
+    unreadable: Problems
+    """Rows that could not be read."""
+    misnumbered: Problems
+    """Rows whose `line_number` is no number."""
+    unnumbered: int
+    """Rows left out since they have no `line_number` where others have."""
+
+
+def survey_source(source: Source, columns: Collection[str], max_rows: int | None = None) -> Survey:
+    """Read a source once, a row in memory at a time.
+
+    Args:
+        source: What to read.
+        columns: The columns whose absence is of interest.
+        max_rows: Rows to read; `None` is all. One more is looked at, to tell whether there are more.
+
+    Raises:
+        InvalidUserData: The source as a whole cannot be read.
+    """
+    digest = hashlib.sha256()
+    met: dict[str, None] = {}
+    lacking = {column: array("q") for column in columns}
+    numbers = array("q")
+    unreadable, misnumbered = Problems(), Problems()
+    own_numbers, unnumbered, count = False, 0, 0
+    rows = source.rows(digest.update)
+    for position, row in enumerate(islice(rows, max_rows)):
+        count = position + 1
+        if row.error:
+            unreadable.add(row.error.message)
+            continue
+        values, number = row.values, position
+        if LINE_NUMBER in values:
+            if not own_numbers:
+                own_numbers, unnumbered = True, position
+                lacking = {column: array("q") for column in columns}
+            try:
+                number = parse_line_number(values[LINE_NUMBER])
+            except InvalidUserData as exc:
+                misnumbered.add(f"{row.place}: {exc}")
+                continue
+            numbers.append(number)
+        elif own_numbers:
+            unnumbered += 1
+            continue
+        for column in columns:
+            if column not in values:
+                lacking[column].append(number)
+        if not met.keys() >= values.keys() and len(met) < _MAX_COLUMNS:
+            met.update(dict.fromkeys(values))
+    sha256 = digest.hexdigest()
+    cut = next(rows, None) is not None
+    summary = SourceSummary(
+        name=source.name,
+        url=source.url,
+        rows=count,
+        sha256=sha256 if cut else digest.hexdigest(),  # blank lines behind the last row belong to a whole file
+        columns=tuple(islice(met, _MAX_COLUMNS)),
+        own_numbers=own_numbers,
+        rising=all(one < two for one, two in pairwise(numbers)),
+        cut=cut,
+    )
+    return Survey(summary, numbers if own_numbers else range(count), lacking, unreadable, misnumbered, unnumbered)
+
+
+def places_of(source: Source, summary: SourceSummary, numbers: Collection[int]) -> dict[int, list[str]]:
+    """Where the rows of these numbers stand, all of each: a second reading, for messages only."""
+    places: dict[int, list[str]] = {number: [] for number in numbers}
+    for position, row in enumerate(islice(source.rows(), summary.rows)):
+        if not summary.own_numbers:
+            number = position
+        elif LINE_NUMBER not in row.values:
+            continue
+        else:
+            try:
+                number = parse_line_number(row.values[LINE_NUMBER])
+            except InvalidUserData:
+                continue
+        if number in places:
+            places[number].append(row.place)
+    return places

@@ -1,0 +1,219 @@
+"""Lines: rows joined, mapped and typed, each with the number that is its identity.
+
+A run reads its data twice and holds none of it: `check` finds all that is wrong before the first line runs and counts
+the lines, `read_lines` gives them.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from prefect_batchflow.exceptions import (
+    InputMappingError,
+    InputNotFound,
+    InputParseError,
+    InputTypeError,
+    InvalidUserData,
+    UserErrorException,
+    error_dict,
+)
+from prefect_batchflow.inputs import mapping as maps
+from prefect_batchflow.inputs.check import Checker, Inventory, RowFaults
+from prefect_batchflow.inputs.formats import shorten
+from prefect_batchflow.inputs.types import CONVERSION_ERRORS, CONVERTERS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from prefect_batchflow.definition.flow import FlowInput
+    from prefect_batchflow.inputs.formats import Row
+    from prefect_batchflow.inputs.readers import Source
+    from prefect_batchflow.inputs.survey import SourceSummary
+
+    _Fault = tuple[type[UserErrorException], str]
+
+__all__ = ["Inventory", "Line", "RowFaults", "check", "chunks", "input_hash", "read_lines"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a batch."""
+
+    line_number: int
+    """0-based place in the data, or the data's own `line_number`: its identity everywhere."""
+    inputs: dict[str, Any]
+    """What the flow is called with: JSON values, defaults and types applied."""
+    error: dict[str, Any] | None = None
+    """An error dictionary when the row does not fit the flow's types: the line fails without running."""
+
+
+def check(
+    sources: Sequence[Source],
+    flow_inputs: Mapping[str, FlowInput],
+    inputs_mapping: Mapping[str, Any] | None = None,
+    max_lines_count: int | None = None,
+    *,
+    row_faults: RowFaults = "refuse",
+) -> Inventory:
+    """Read all data once and find everything that is wrong, before a line is run and paid for.
+
+    Args:
+        sources: What mappings refer to, each with a name of its own; the first gives the order of the lines.
+        flow_inputs: The flow's inputs by name.
+        inputs_mapping: Input name to `${source.column}` or a literal.
+        max_lines_count: Rows read from each source; `None` is all.
+        row_faults: Whether a row that cannot be read, or lacks a column that others have, stops the run or becomes a
+            failed line. An unreadable row in a source with line numbers of its own always stops it.
+
+    Raises:
+        InvalidUserData: Data that cannot be read; the message lists what is wrong with the mapping, too.
+        EmptyInputsData: No source has a row.
+        InputMappingError: Mapping and data do not fit.
+    """
+    required = _required(flow_inputs)
+    optional = [name for name in flow_inputs if name not in required]
+    return Checker(sources, required, optional, inputs_mapping or {}, row_faults).run(max_lines_count)
+
+
+def read_lines(
+    sources: Sequence[Source],
+    flow_inputs: Mapping[str, FlowInput],
+    inputs_mapping: Mapping[str, Any] | None,
+    inventory: Inventory,
+) -> Iterator[Line]:
+    """Give the lines that `check` counted, from a second reading of the data.
+
+    A row that does not fit gives a line with its error. Inputs are those of the flow and whatever else the mapping
+    names; the number itself is among them only when the flow declares an input `line_number`.
+
+    Args:
+        sources: As given to `check`, as are `flow_inputs` and `inputs_mapping`.
+        flow_inputs: The flow's inputs by name.
+        inputs_mapping: Input name to `${source.column}` or a literal.
+        inventory: What `check` returned.
+
+    Raises:
+        InvalidUserData: The data is no longer what was checked. Rows that were appended are left out with a warning.
+    """
+    preparation = _Preparation([source.name for source in sources], flow_inputs, inputs_mapping)
+    numbered = [
+        maps.number_rows(_unchanged(source, summary), own_numbers=summary.own_numbers)
+        for source, summary in zip(sources, inventory.sources, strict=True)
+    ]
+    for number, rows in maps.join_rows(numbered, rising=all(summary.rising for summary in inventory.sources)):
+        yield preparation.line(number, rows)
+    for rest in numbered:
+        for _ in rest:
+            pass  # rows behind the last line are read for their part in the hash
+
+
+def chunks(lines: Iterable[Line], size: int) -> Iterator[list[Line]]:
+    """Give lines in lists of `size`, at least 1, the last one shorter."""
+    if size < 1:
+        raise ValueError(f"chunks of {size} lines: expected at least 1")
+    lines = iter(lines)
+    while chunk := list(islice(lines, size)):
+        yield chunk
+
+
+def input_hash(inputs: Mapping[str, Any]) -> str:
+    """Give the 16 hexadecimal digits by which a resume knows a line's inputs again, whatever their order."""
+    canonical = json.dumps(inputs, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def _unchanged(source: Source, summary: SourceSummary) -> Iterator[Row]:
+    """The rows that were checked; raises behind the last one when they are not what they were."""
+    digest = hashlib.sha256()
+    rows = source.rows(digest.update)
+    yield from islice(rows, summary.rows)
+    if not summary.cut and next(rows, None) is not None:
+        logger.warning("Source '%s' has grown since it was checked: only %d rows are run.", source.name, summary.rows)
+    elif digest.hexdigest() != summary.sha256:
+        raise InvalidUserData(
+            f"Source '{source.name}' ({source.url}) has changed since this run checked it: its lines are not those "
+            "that were counted. Run again on data that nobody writes to."
+        )
+
+
+class _Preparation:
+    """How the rows of a line become its inputs."""
+
+    def __init__(
+        self, sources: Sequence[str], flow_inputs: Mapping[str, FlowInput], inputs_mapping: Mapping[str, Any] | None
+    ) -> None:
+        mapping = maps.complete_mapping(inputs_mapping, _required(flow_inputs))
+        self._sources = sources
+        self._mapping = {name: maps.parse_expression(value, sources) for name, value in mapping.items()}
+        # Lines of one chunk are pickled together: a list that two of them share would still be shared in the worker.
+        self._shared = [n for n, e in self._mapping.items() if isinstance(e, maps.Literal) and not _is_scalar(e.value)]
+        self._flow_inputs = flow_inputs
+        self._defaults = {name: i.default for name, i in flow_inputs.items() if not i.required}
+        self._typed = [(name, i.type, CONVERTERS[i.type]) for name, i in flow_inputs.items() if i.type in CONVERTERS]
+
+    def line(self, number: int, rows: Sequence[Row]) -> Line:
+        """The line of these rows, one a source."""
+        for row in rows:
+            if row.error:
+                return Line(number, {}, error_dict(row.error))
+        values = {name: row.values for name, row in zip(self._sources, rows, strict=True)}
+        inputs, unresolved = maps.map_inputs(values, self._mapping)
+        for name in self._shared:
+            inputs[name] = copy.deepcopy(inputs[name])
+        if maps.LINE_NUMBER in self._flow_inputs:
+            inputs[maps.LINE_NUMBER] = number
+        fault = self._missing(unresolved) or self._complete(inputs)
+        if fault is None:
+            return Line(number, inputs)
+        kind, text = fault
+        message = f"Line {number} ({rows[0].place}): {text}"
+        return Line(number, inputs, error_dict(kind(message, target="Executor", line_number=number)))
+
+    def _missing(self, unresolved: Sequence[str]) -> _Fault | None:
+        for name in unresolved:
+            expression = self._mapping[name]
+            text = expression.text if isinstance(expression, maps.ColumnReference) else ""
+            if name not in self._flow_inputs:
+                return InputMappingError, f"'{name}' is mapped to {text}, which this row lacks. Null would be a value."
+            if self._flow_inputs[name].required:
+                return InputNotFound, f"input '{name}' has no value: this row lacks {text}. Null would be a value."
+        return None
+
+    def _complete(self, inputs: dict[str, Any]) -> _Fault | None:
+        """Add defaults to and convert these inputs."""
+        left_null = set()
+        for name, default in self._defaults.items():
+            if name not in inputs:
+                inputs[name] = default if _is_scalar(default) else copy.deepcopy(default)
+                if default is None:
+                    left_null.add(name)
+        for name, type_name, convert in self._typed:
+            if name in left_null:
+                continue
+            value = inputs[name]
+            kind: type[UserErrorException]
+            try:
+                inputs[name] = convert(value)
+                continue
+            except json.JSONDecodeError as exc:
+                kind, found = InputParseError, f"text that is no JSON: {shorten(value)} ({exc})"
+            except CONVERSION_ERRORS as exc:
+                kind, found = InputTypeError, f"{type(value).__name__} {shorten(value)} ({exc})"
+            return kind, f"input '{name}' is of type {type_name}, found {found}. Change the input's type or the value."
+        return None
+
+
+def _required(flow_inputs: Mapping[str, FlowInput]) -> list[str]:
+    return [name for name, flow_input in flow_inputs.items() if flow_input.required]
+
+
+def _is_scalar(value: Any) -> bool:
+    return value is None or isinstance(value, (str, int, float))

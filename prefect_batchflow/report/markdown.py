@@ -1,0 +1,246 @@
+"""The summary of a run as markdown, and its failed lines as rows. Values in, text out.
+
+Whatever comes from rows, errors and names is escaped here and shortened: it makes no link, loads no image, adds no cell
+and ends no table. Both of Prefect's user interfaces were read for it: V1 renders the cells of a table artifact as
+markdown and knows five named entities only, V2 makes links of addresses in plain text after it resolved entities. So
+punctuation is escaped by backslash, `<`, `>` and `&` by entity, and a word joiner, invisible, breaks an address.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final
+
+from prefect_batchflow.error_groups import advice_for, shortened
+from prefect_batchflow.exceptions import innermost_code
+from prefect_batchflow.results import summary_line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from prefect_batchflow.results import BatchResult, Receipt, Tally
+
+MAX_MARKDOWN_BYTES: Final = 50_000
+"""Larger markdown freezes the page that shows it."""
+MAX_ERROR_GROUPS: Final = 20
+"""Error groups shown, the largest."""
+MAX_ROWS: Final = 50
+"""Rows shown of any other table of the summary."""
+MAX_FAILED_ROWS: Final = 200
+"""Failed lines in the table artifact."""
+
+_WORD_JOINER = "\u2060"
+_PUNCTUATION = re.compile(r"[\\`*_\[\]|~#]")
+_ADDRESS = re.compile(r":(?=//)|www(?=\.)|@", re.IGNORECASE)
+_OPENERS = re.compile(r"[\]<]")
+_USER_INFO = re.compile(r"(?<=://)[^/@\s]+@")
+
+
+def one_line(value: object, limit: int = 300) -> str:
+    """A text as one line of printable characters, at most `limit` of them; what is not printable becomes a space."""
+    text = str(value)[: 4 * limit]  # a value may be megabytes
+    printable = "".join(char if char.isprintable() else " " for char in text)
+    return shortened(" ".join(printable.split()), limit)
+
+
+def escaped(value: object, limit: int = 300) -> str:
+    """A text that markdown shows as it is, on one line; for use inside a line or a table cell."""
+    text = one_line(value, limit).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _unlinked(_PUNCTUATION.sub(r"\\\g<0>", text))
+
+
+def inert(value: object, limit: int = 300) -> str:
+    """A text that reads well unrendered and makes no link, image or HTML where it is rendered after all."""
+    return _unlinked(_OPENERS.sub(rf"\g<0>{_WORD_JOINER}", one_line(value, limit)))
+
+
+def _unlinked(text: str) -> str:
+    return _ADDRESS.sub(rf"\g<0>{_WORD_JOINER}", text)
+
+
+def failed_table(failures: Iterable[Receipt], cap: int = MAX_FAILED_ROWS) -> list[dict[str, Any]]:
+    """Give the rows of a table of failed lines, the first `cap`.
+
+    Args:
+        failures: Receipts of failed lines in the order wanted, as `Tally.failures`.
+        cap: Rows at most.
+    """
+    return [
+        {
+            "line_number": receipt.line_number,
+            "error": inert(innermost_code(receipt.error or {}), 100),
+            "message": inert((receipt.error or {}).get("message", "")),
+            "attempts": receipt.attempt,
+        }
+        for receipt in islice(failures, cap)
+    ]
+
+
+def summary_markdown(
+    result: BatchResult,
+    tally: Tally,
+    *,
+    run_id: str,
+    flow_name: str,
+    storage_url: str,
+    outputs_url: str = "",
+    next_command: str = "",
+    reused_lines: int = 0,
+) -> str:
+    """Give the summary of a run, at most `MAX_MARKDOWN_BYTES` long in UTF-8.
+
+    Args:
+        result: What the run gave.
+        tally: What it was made from: durations and error groups.
+        run_id: The run's id.
+        flow_name: The flow's name.
+        storage_url: Where the records are; a user name or password in it is left out.
+        outputs_url: Where the outputs file is; `""` for none.
+        next_command: The command that resumes or repeats the run; `""` for none.
+        reused_lines: Lines taken over from an earlier run, which do not count for the speed.
+    """
+    places = {"Records": storage_url, "Outputs": outputs_url}
+    facts = {
+        "Run": escaped(run_id, 200),
+        "Flow": escaped(flow_name),
+        **_facts(result, tally, reused_lines),
+        **{name: escaped(_USER_INFO.sub("", url), 500) for name, url in places.items() if url},
+    }
+    sections = [
+        f"# {escaped(flow_name, 100)}: {summary_line(result)}",
+        _table(["", ""], facts.items()),
+        _command(result, next_command),
+        _run_errors(result),
+        _line_errors(tally),
+        _metrics(result.metrics),
+        _nodes(result.node_status),
+    ]
+    return _capped("\n\n".join(section for section in sections if section) + "\n")
+
+
+def _facts(result: BatchResult, tally: Tally, reused_lines: int) -> dict[str, str]:
+    counts = {
+        "completed": result.completed_lines,
+        "failed": result.failed_lines,
+        "canceled": result.canceled_lines,
+        "not started": result.not_started_lines,
+    }
+    metrics = result.system_metrics
+    ran = result.completed_lines + result.failed_lines - reused_lines
+    facts = {
+        "Status": result.status.value,
+        "Lines": f"{result.total_lines}: " + ", ".join(f"{count} {name}" for name, count in counts.items()),
+        "Taken over": f"{reused_lines} lines from an earlier run" if reused_lines else "",
+        "Retried": f"{tally.retried_lines} lines took more than one attempt" if tally.retried_lines else "",
+        "Started": f"{result.start_time:%Y-%m-%d %H:%M:%S} UTC",
+        "Duration": _seconds(metrics.duration),
+        "Speed": f"{ran / metrics.duration:.3g} lines a second" if ran > 0 and metrics.duration > 0 else "",
+    }
+    median, slow = tally.durations.quantile(0.5), tally.durations.quantile(0.95)
+    if median is not None and slow is not None:
+        facts["A line took"] = f"{_seconds(median)} (p50), {_seconds(slow)} (p95)"
+    if metrics.total_tokens:
+        facts["Tokens"] = (
+            f"{metrics.total_tokens:,}: {metrics.prompt_tokens:,} prompt, {metrics.completion_tokens:,} completion"
+        )
+    return {name: text for name, text in facts.items() if text}
+
+
+def _seconds(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.3g} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s"
+
+
+def _command(result: BatchResult, command: str) -> str:
+    if not command:
+        return ""
+    command = one_line(command, 2_000)
+    longest = max((len(run) for run in re.findall("`+", command)), default=0)
+    fence = "`" * max(3, longest + 1)
+    title = "Run it again" if result.completed_lines == result.total_lines else "Finish what is left"
+    return f"## {title}\n\n{fence}shell\n{command}\n{fence}"
+
+
+def _run_errors(result: BatchResult) -> str:
+    summary = result.error_summary
+    errors = [("the run", summary.batch_error_dict)] if summary.batch_error_dict else []
+    errors += [(f"aggregation, {name}", error) for name, error in summary.aggr_error_dict.items()]
+    rows = []
+    for place, error in errors:
+        code, message = innermost_code(error or {}), str((error or {}).get("message", ""))
+        rows.append([escaped(place, 100), escaped(code, 100), escaped(message), _advice(advice_for(code, message))])
+    return _section("What failed beside lines", ["Where", "Error", "Message", "What to do"], rows)
+
+
+def _line_errors(tally: Tally) -> str:
+    groups = list(tally.error_groups)
+    shown, rest = groups[:MAX_ERROR_GROUPS], groups[MAX_ERROR_GROUPS:]
+    rows = [
+        [
+            str(group.count),
+            escaped(group.code, 100),
+            ", ".join(map(str, group.line_numbers)) + (", …" if group.count > len(group.line_numbers) else ""),
+            escaped(group.sample),
+            _advice(group.advice),
+        ]
+        for group in shown
+    ]
+    left_out = sum(group.count for group in rest) + (tally.error_groups.other.count if tally.error_groups.other else 0)
+    if left_out:
+        rows.append([str(left_out), "further kinds", "", "", "Read the records of the failed lines."])
+    return _section("Errors", ["Lines", "Error", "First lines", "For example", "What to do"], rows)
+
+
+def _advice(text: str) -> str:
+    """Our own markdown; the one thing from outside in it is a module's name, word characters and dots."""
+    return _unlinked(one_line(text))
+
+
+def _metrics(metrics: Mapping[str, Any]) -> str:
+    rows = [[escaped(name, 100), escaped(_value(value), 200)] for name, value in islice(metrics.items(), MAX_ROWS)]
+    if len(metrics) > MAX_ROWS:
+        rows.append([f"{len(metrics) - MAX_ROWS} more", ""])
+    return _section("Metrics", ["Metric", "Value"], rows)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _nodes(node_status: Mapping[str, int]) -> str:
+    nodes: dict[str, dict[str, int]] = {}
+    for key, count in node_status.items():
+        name, _, status = key.rpartition(".")
+        nodes.setdefault(name, {})[status] = count
+    kinds = [kind for kind in ("completed", "failed", "canceled", "bypassed") if any(kind in n for n in nodes.values())]
+    rows = [
+        [escaped(name, 100), *(str(counts.get(kind, 0)) for kind in kinds)]
+        for name, counts in islice(nodes.items(), MAX_ROWS)
+    ]
+    if len(nodes) > MAX_ROWS:
+        rows.append([f"{len(nodes) - MAX_ROWS} more"])
+    return _section("Nodes", ["Node", *kinds], rows)
+
+
+def _section(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return f"## {title}\n\n{_table(header, rows)}" if rows else ""
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _capped(text: str) -> str:
+    if len(text.encode()) <= MAX_MARKDOWN_BYTES:
+        return text
+    note = "\n\nCut here: the records have the whole.\n"
+    kept = text.encode()[: MAX_MARKDOWN_BYTES - len(note.encode())]
+    return kept[: kept.rindex(b"\n")].decode() + note

@@ -1,0 +1,125 @@
+"""The options of a run as one frozen model, from command line to task, and the defaults the environment sets."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Granularity = Literal["auto", "line", "chunk"]
+OnChange = Literal["refuse", "reuse", "rerun"]
+
+DEFAULT_LINE_TIMEOUT_SEC = 600.0
+DEFAULT_WORKER_COUNT = 4
+DEFAULT_MAX_CONCURRENCY = 64
+
+
+class LinePolicy(BaseModel):
+    """How one line is run: its limit and its retries. Drives both granularities."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    timeout_sec: Annotated[float, Field(gt=0)] = DEFAULT_LINE_TIMEOUT_SEC
+    """Seconds a line may run, counted from when a worker has it."""
+    retries: Annotated[int, Field(ge=0)] = 0
+    """Further attempts after a failed one."""
+    retry_delay_sec: Annotated[float, Field(ge=0)] = 0.0
+    """Seconds before the first retry."""
+    backoff: Annotated[float, Field(ge=1)] = 2.0
+    """Each further delay is the one before times this."""
+    max_retry_delay_sec: Annotated[float, Field(ge=0)] = 300.0
+    """No delay is longer, jitter aside."""
+    jitter: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Each delay is stretched by a random part of itself up to this share."""
+    retry_on: tuple[str, ...] = ()
+    """Error codes that are retried (any code of the chain, as `LineExecutionTimeoutError`); empty retries all."""
+
+    def delays(self) -> list[float]:
+        """The seconds before each retry, `retries` of them, jitter not included."""
+        return [min(self.retry_delay_sec * self.backoff**n, self.max_retry_delay_sec) for n in range(self.retries)]
+
+    def retries_error(self, error: dict[str, Any]) -> bool:
+        """Whether an error dictionary is of a class that is retried, attempts aside."""
+        if not self.retry_on:
+            return True
+        node: Any = error
+        while isinstance(node, dict):
+            if node.get("code") in self.retry_on:
+                return True
+            node = node.get("innerError")
+        return False
+
+
+class RunOptions(BaseModel):
+    """All options of a batch run but its flow, data and mapping."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    policy: LinePolicy = LinePolicy()
+    """Limit and retries of a line."""
+    batch_timeout_sec: Annotated[float, Field(gt=0)] | None = None
+    """Seconds the whole run may take; `None` is no limit."""
+    worker_count: Annotated[int, Field(ge=1, le=1024)] = DEFAULT_WORKER_COUNT
+    """Worker processes for sync code, a line at a time each."""
+    max_concurrency: Annotated[int, Field(ge=1, le=10_000)] = DEFAULT_MAX_CONCURRENCY
+    """Lines at once for async code, in one worker process."""
+    line_memory_mb: Annotated[int, Field(ge=16)] | None = None
+    """MiB a line may add to its worker's memory; `None` is no limit."""
+    granularity: Granularity = "auto"
+    """One task run a line, one for many, or by the number of lines."""
+    max_lines_count: Annotated[int, Field(ge=1)] | None = None
+    """Rows read from each source; `None` is all."""
+    on_change: OnChange = "refuse"
+    """What a resume does when data, mapping or flow are not what they were."""
+
+
+def positive_number(name: str, default: float | None) -> float | None:
+    """A number from the environment; unset, unreadable or not above zero gives the default.
+
+    Source: promptflow `batch/_batch_engine.py`, `PF_LINE_TIMEOUT_SEC` and its kin.
+    """
+    try:
+        value = float(os.environ.get(name, ""))
+    except ValueError:
+        return default
+    return value if value > 0 else default
+
+
+def default_home() -> Path:
+    """Prefect's home without importing Prefect: `PREFECT_HOME`, else `~/.prefect`, absolute."""
+    return Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser().absolute()
+
+
+def default_storage_url() -> str:
+    """Where runs are kept when nothing is said: `BATCHFLOW_STORAGE`, else `batchflow/runs` under Prefect's home."""
+    return os.environ.get("BATCHFLOW_STORAGE") or (default_home() / "batchflow" / "runs").as_uri()
+
+
+class BatchRequest(BaseModel):
+    """One batch run as it was asked for; what the command line, a deployment and `BatchEngine` come to."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    flow: str
+    """What `load_flow` takes; for an object in memory its name, for people."""
+    working_dir: str | None = None
+    """`None` is the flow's own folder."""
+    data: dict[str, str] = {}
+    """Source name to URL; relative paths are relative to `base_dir`."""
+    base_dir: str | None = None
+    """`None` is the current directory."""
+    inputs_mapping: dict[str, Any] = {}
+    """Input name to `${source.column}` or a literal."""
+    init_kwargs: dict[str, Any] = {}
+    """Arguments of a class entry's constructor, as plain values."""
+    run_id: str
+    """The run's name, and its folder's."""
+    resume_from: str | None = None
+    """Another run, whose completed lines are taken over where their inputs are the same."""
+    storage: str
+    """URL of the run storage, or `batchflow-run-storage/<name>` for a saved block."""
+    output_dir: str | None = None
+    """A folder on this machine that gets the outputs too."""
+    options: RunOptions = RunOptions()

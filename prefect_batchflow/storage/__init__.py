@@ -1,0 +1,1 @@
+"""The records of a run, by line_number."""

@@ -1,0 +1,118 @@
+"""Every key of the run storage and every name that becomes part of one, checked in this place.
+
+::
+
+    <storage>/<run_id>/
+        manifest.json        what the run ran, with its sessions
+        lock, lease.json     who runs it now
+        records/*.json       segments of line records, append-only
+        outputs.jsonl        completed lines, sorted
+        failed.jsonl         failed lines with their inputs, valid as data of a new run
+        batch_result.json    the BatchResult
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from dataclasses import dataclass
+
+from prefect_batchflow.exceptions import InvalidRunIdError, RecordCorruptError
+
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_SEGMENT = re.compile(r"([0-9]{12})-([0-9]{12})-([0-9]{4})-[0-9a-f]{12}\.json")
+MAX_LINE_NUMBER = 10**12 - 1
+
+
+def check_run_id(run_id: str) -> str:
+    """Give the run id back if it is a safe name.
+
+    Raises:
+        InvalidRunIdError: It is not; the message says what is allowed.
+    """
+    if not _RUN_ID.fullmatch(run_id):
+        raise InvalidRunIdError(
+            f"The run id {run_id!r} is no name for a run. Use 1 to 128 letters, digits, '.', '_' and '-', "
+            "beginning with a letter or digit.",
+            run_id=run_id,
+        )
+    return run_id
+
+
+@dataclass(frozen=True, slots=True)
+class RunKeys:
+    """The keys of one run."""
+
+    run_id: str
+
+    def __post_init__(self) -> None:
+        check_run_id(self.run_id)
+
+    @property
+    def manifest(self) -> str:
+        """What the run ran."""
+        return f"{self.run_id}/manifest.json"
+
+    @property
+    def lock(self) -> str:
+        """The file that is locked while it runs, on local disks."""
+        return f"{self.run_id}/lock"
+
+    @property
+    def lease(self) -> str:
+        """Who runs it."""
+        return f"{self.run_id}/lease.json"
+
+    @property
+    def records(self) -> str:
+        """The folder of the segments."""
+        return f"{self.run_id}/records"
+
+    @property
+    def outputs(self) -> str:
+        """Completed lines."""
+        return f"{self.run_id}/outputs.jsonl"
+
+    @property
+    def failed(self) -> str:
+        """Failed lines."""
+        return f"{self.run_id}/failed.jsonl"
+
+    @property
+    def batch_result(self) -> str:
+        """The `BatchResult`."""
+        return f"{self.run_id}/batch_result.json"
+
+    def segment(self, name: str) -> str:
+        """One segment."""
+        return f"{self.records}/{name}"
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentName:
+    """What a segment's name says: the numbers of its first and last line, and the session that wrote it."""
+
+    name: str
+    first: int
+    last: int
+    session: int
+
+    @classmethod
+    def new(cls, first: int, last: int, session: int) -> SegmentName:
+        """A name that nobody else has; names sort by their first line."""
+        return cls(f"{first:012d}-{last:012d}-{session:04d}-{uuid.uuid4().hex[:12]}.json", first, last, session)
+
+    @classmethod
+    def parse(cls, name: str) -> SegmentName:
+        """Read a name back.
+
+        Raises:
+            RecordCorruptError: Something else lies among the records.
+        """
+        match = _SEGMENT.fullmatch(name)
+        if match is None:
+            raise RecordCorruptError(
+                f"The file {name!r} among the run's records is no segment. Move it away; nothing but segments belongs there."
+            )
+        first, last, session = (int(group) for group in match.groups())
+        return cls(name, first, last, session)

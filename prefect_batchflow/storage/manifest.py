@@ -1,0 +1,153 @@
+"""What a run ran: where its flow and data are, their fingerprints, its options, its sessions. A resume compares."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from prefect_batchflow.exceptions import RunNotFoundError, StorageError
+from prefect_batchflow.settings import RunOptions  # noqa: TC001 - pydantic resolves it when the model is built
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+    from prefect_batchflow.storage.keys import RunKeys
+    from prefect_batchflow.storage.records import RunFiles
+
+FORMAT = 1
+
+
+class Session(BaseModel):
+    """One start of a run."""
+
+    model_config = ConfigDict(frozen=True)
+
+    started_at: str
+    """ISO, UTC."""
+    prefect_flow_run_id: str | None
+    versions: dict[str, str]
+    """Package to version: prefect-batchflow, prefect, python."""
+    resumed_from: str | None = None
+    """The run whose completed lines were taken over, if any."""
+
+
+class Manifest(BaseModel):
+    """The manifest of a run, `manifest.json`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    format: int = FORMAT
+    run_id: str
+    flow_name: str
+    flow: str | None
+    """What `load_flow` was given, absolute; `None` for an object in memory, which no command can resume."""
+    working_dir: str
+    data: dict[str, str]
+    """Source name to URL."""
+    inputs_mapping: dict[str, Any]
+    init_names: list[str]
+    """Names of the class entry's arguments; their values are not kept when they came from Python."""
+    init_kwargs: dict[str, Any] | None
+    """Their values, when they came as plain parameters."""
+    options: RunOptions
+    output_dir: str | None
+    total_lines: int
+    fingerprints: dict[str, str]
+    """What is compared on resume: part (`data:data`, `inputs_mapping`, `flow`, `init`) to hash."""
+    sessions: list[Session]
+
+
+def fingerprint(value: Any) -> str:
+    """A short hash of a JSON value, or of the repr of what is none."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=repr).encode()).hexdigest()[:32]
+
+
+def fingerprint_files(files: Iterable[Path], base: Path) -> str:
+    """A short hash of files: their places below `base` and their content."""
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        name = str(path.relative_to(base)) if path.is_relative_to(base) else path.name
+        content = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "absent"
+        digest.update(f"{name}\0{content}\n".encode())
+    return digest.hexdigest()[:32]
+
+
+def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """What is not what it was, in words."""
+    words = {"inputs_mapping": "the inputs_mapping", "flow": "the flow's files", "init": "the init arguments"}
+    changed = []
+    for part in sorted(before.keys() | now.keys()):
+        if before.get(part) == now.get(part):
+            continue
+        name = words.get(part) or f"the data of source {part.removeprefix('data:')!r}"
+        how = "was not there" if part not in before else "is no longer there" if part not in now else "changed"
+        changed.append(f"{name} {how}")
+    return changed
+
+
+def versions() -> dict[str, str]:
+    """The versions that a session ran with."""
+    return {
+        "prefect-batchflow": metadata.version("prefect-batchflow"),
+        "prefect": metadata.version("prefect"),
+        "python": platform.python_version(),
+    }
+
+
+async def read_manifest(files: RunFiles, keys: RunKeys) -> Manifest | None:
+    """The manifest of a run; `None` when there is none.
+
+    Raises:
+        StorageError: It cannot be told, or it is not a manifest of this format.
+    """
+    place = files.location(keys.manifest)
+    try:
+        content = await files.read_path(keys.manifest)
+    except FileNotFoundError:
+        return None
+    except Exception as exc:
+        raise StorageError(f"Cannot read the run storage at {place}: ({type(exc).__name__}) {exc}.") from exc
+    try:
+        manifest = Manifest.model_validate_json(content)
+    except ValidationError as exc:
+        raise StorageError(f"The manifest at {place} is damaged or of another version: {exc}") from exc
+    if manifest.format != FORMAT:
+        raise StorageError(f"The manifest at {place} is of format {manifest.format}; this version reads {FORMAT}.")
+    return manifest
+
+
+async def require_manifest(files: RunFiles, keys: RunKeys) -> Manifest:
+    """The manifest of a run that must be there.
+
+    Raises:
+        RunNotFoundError: It is not; the message names the storage and some runs that are there.
+    """
+    manifest = await read_manifest(files, keys)
+    if manifest is None:
+        there = await files.list_names("")
+        known = f"It holds {len(there)} runs, such as {', '.join(there[-3:])}." if there else "It holds no runs."
+        raise RunNotFoundError(
+            f"There is no run {keys.run_id!r} in {files.location()}. {known} `batchflow list` shows them all.",
+            run_id=keys.run_id,
+        )
+    return manifest
+
+
+async def write_manifest(files: RunFiles, keys: RunKeys, manifest: Manifest) -> None:
+    """Write the manifest whole.
+
+    Raises:
+        StorageError: It cannot be written.
+    """
+    try:
+        await files.write_path(keys.manifest, (manifest.model_dump_json(indent=2) + "\n").encode())
+    except Exception as exc:
+        raise StorageError(
+            f"Cannot write the run storage at {files.location(keys.manifest)}: ({type(exc).__name__}) {exc}."
+        ) from exc

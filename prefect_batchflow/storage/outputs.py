@@ -1,0 +1,113 @@
+"""What people take away from a run: `outputs.jsonl`, `failed.jsonl`, `batch_result.json`, merged from the records.
+
+Each is written beside its place and moved there whole: absent, or complete and sorted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tempfile
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from prefect_batchflow.exceptions import StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterable
+
+    from prefect_batchflow.results import BatchResult
+    from prefect_batchflow.storage.keys import RunKeys
+    from prefect_batchflow.storage.records import RunFiles
+
+OUTPUT_FILE = "output.jsonl"
+"""promptflow's name of the outputs in an output folder."""
+
+
+def output_row(record: dict[str, Any]) -> dict[str, Any]:
+    """A completed line as the outputs file has it: its number first; an output that is no dictionary is wrapped.
+
+    Source: promptflow `batch/_batch_engine.py`, `_persist_outputs`.
+    """
+    output = record["output"]
+    values = output if isinstance(output, dict) else {"output": output}
+    return {"line_number": record["line_number"], **values}
+
+
+def failed_row(record: dict[str, Any]) -> dict[str, Any]:
+    """A failed line as data of a new run: its number, the inputs it had, and why it failed."""
+    return {
+        **record["inputs"],
+        "line_number": record["line_number"],
+        "_error": record["error"],
+        "_attempts": record["attempt"],
+    }
+
+
+async def write_outputs(
+    files: RunFiles,
+    keys: RunKeys,
+    records: AsyncIterable[dict[str, Any]],
+    result: BatchResult,
+    output_dir: Path | None,
+) -> None:
+    """Write all three files, to the run's folder and to `output_dir` where there is one.
+
+    Args:
+        files: The storage's file system.
+        keys: The run's keys.
+        records: The newest record of each line of the data, by line_number.
+        result: What the run came to.
+        output_dir: A folder on this machine; it is made.
+
+    Raises:
+        StorageError: One of them cannot be written.
+    """
+    with tempfile.TemporaryDirectory(prefix="batchflow-outputs-") as folder:
+        outputs, failed, summary = (Path(folder, name) for name in ("outputs", "failed", "batch_result"))
+        with _writing(outputs) as out, _writing(failed) as bad, _writing(summary) as whole:
+            async for record in records:
+                if record["status"] == "Completed":
+                    out.write(_json_line(output_row(record)))
+                elif record["status"] == "Failed":
+                    bad.write(_json_line(failed_row(record)))
+            whole.write(result.model_dump_json(indent=2) + "\n")
+        for key, source in ((keys.outputs, outputs), (keys.failed, failed), (keys.batch_result, summary)):
+            try:
+                await files.put_file(key, source)
+            except Exception as exc:
+                raise StorageError(
+                    f"Cannot write {files.location(key)}: ({type(exc).__name__}) {exc}. The line records are kept; "
+                    "resume the run to write it again."
+                ) from exc
+        if output_dir is not None:
+            sources = {OUTPUT_FILE: outputs, "failed.jsonl": failed, "batch_result.json": summary}
+            await asyncio.to_thread(_copy_to, output_dir, sources)
+
+
+def _writing(path: Path) -> IO[str]:
+    return path.open("w", encoding="utf-8", newline="\n")
+
+
+def _json_line(row: dict[str, Any]) -> str:
+    text = json.dumps(row, ensure_ascii=False)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        # A lone surrogate has no UTF-8 form; as an escape it survives.
+        text = json.dumps(row)
+    return text + "\n"
+
+
+def _copy_to(folder: Path, sources: dict[str, Path]) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, source in sources.items():
+            temporary = folder / f".writing-{name}"
+            temporary.write_bytes(source.read_bytes())
+            temporary.replace(folder / name)
+    except OSError as exc:
+        raise StorageError(
+            f"Cannot write the output folder {folder}: {exc}. The run's own folder has the outputs too; give a folder "
+            "that can be written."
+        ) from exc

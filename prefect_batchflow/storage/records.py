@@ -1,0 +1,289 @@
+"""The records of a run: append-only segments through Prefect's `ResultStore`, each checked by reading it back.
+
+A segment is one result of Prefect's: `{"metadata": …, "result": "<text>"}`. The text is JSON lines: a header (format,
+session, line numbers, length and sha256 of what follows, a receipt a line), then one line record a line, by line_number::
+
+    jq -r .result records/*.json | jq -c 'select(.line_number)'
+
+Nothing is overwritten. Of several records of one line the one of the newest session and attempt counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from prefect.results import ResultStore
+from prefect.serializers import Serializer
+from pydantic import Field
+
+from prefect_batchflow.exceptions import RecordCorruptError, StorageError
+from prefect_batchflow.results import Receipt, Status, Tokens
+from prefect_batchflow.storage.keys import RunKeys, SegmentName
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable, Sequence
+    from pathlib import Path
+
+    from prefect.filesystems import WritableFileSystem
+
+    from prefect_batchflow.execution.executor import LineOutcome
+
+FORMAT = 1
+SEGMENT_TYPE = "batchflow-segment"
+
+
+class RunFiles(Protocol):
+    """What the storage needs of a file system; `blocks.RunStorageBlock` is one, over fsspec."""
+
+    async def read_path(self, path: str) -> bytes:
+        """A key's bytes; `FileNotFoundError` when there is none, any other error when that cannot be told."""
+        ...
+
+    async def write_path(self, path: str, content: bytes) -> None:
+        """Write a key whole."""
+        ...
+
+    async def put_file(self, path: str, source: Path) -> None:
+        """Copy a local file to a key, whole."""
+        ...
+
+    async def list_names(self, folder: str) -> list[str]:
+        """The names below a folder, sorted."""
+        ...
+
+    def local_path(self, key: str) -> Path | None:
+        """The file of a key on this machine, if it is one."""
+        ...
+
+    def location(self, key: str = "") -> str:
+        """Where a key lies, for people."""
+        ...
+
+
+class SegmentSerializer(Serializer):  # subscripted, `Serializer[bytes]`, it would not register with Prefect
+    """Passes a segment's text through as it is; data never decides how it is read."""
+
+    type: str = Field(default=SEGMENT_TYPE, frozen=True)
+
+    def dumps(self, obj: bytes) -> bytes:
+        """The segment's text."""
+        return obj
+
+    def loads(self, blob: bytes) -> bytes:
+        """The segment's text."""
+        return blob
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What the storage knows of one line without reading its record."""
+
+    receipt: Receipt
+    session: int
+    input_hash: str
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Which of two records of a line is newer."""
+        return (self.session, self.receipt.attempt)
+
+
+@dataclass(slots=True)
+class RecordIndex:
+    """The newest record of each line that has one."""
+
+    lines: dict[int, Stored] = field(default_factory=dict)
+
+    def add(self, stored: Stored) -> None:
+        """Count a record in, if it is newer than what is known."""
+        number = stored.receipt.line_number
+        known = self.lines.get(number)
+        if known is None or stored.order >= known.order:
+            self.lines[number] = stored
+
+    def completed(self, line_number: int, input_hash: str) -> Receipt | None:
+        """The receipt of a line that is done, with just these inputs; else `None`."""
+        stored = self.lines.get(line_number)
+        if stored is None or stored.receipt.status != "Completed" or stored.input_hash != input_hash:
+            return None
+        return stored.receipt
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A segment as read: its receipts, and its records as bytes in the same order."""
+
+    name: SegmentName
+    stored: list[Stored]
+    records: list[bytes]
+
+
+class RunRecords:
+    """Reads and appends the line records of one run.
+
+    Args:
+        files: The storage's file system.
+        keys: The run's keys.
+        session: How many times the run was started, this time included; 0 for records taken over from another run.
+    """
+
+    def __init__(self, files: RunFiles, keys: RunKeys, session: int) -> None:
+        self._files = files
+        self._keys = keys
+        self._session = session
+        storage: WritableFileSystem = files  # type: ignore[assignment] # a block, which Prefect's store asks for
+        self._store = ResultStore(
+            result_storage=storage, serializer=SegmentSerializer(), cache_result_in_memory=False, metadata_storage=None
+        )
+
+    async def append(self, outcomes: Sequence[LineOutcome]) -> None:
+        """Write one segment and read it back; when this returns, the lines are done.
+
+        Raises:
+            StorageError: It was not written, or reads back otherwise; the lines are not done.
+        """
+        ordered = sorted(outcomes, key=lambda outcome: (outcome.receipt.line_number, outcome.receipt.attempt))
+        first, last = ordered[0].receipt.line_number, ordered[-1].receipt.line_number
+        key = self._keys.segment(SegmentName.new(first, last, self._session).name)
+        text = _encode(ordered, self._session)
+        try:
+            await self._store.awrite(text, key=key)
+            written = await self._files.read_path(key)
+        except Exception as exc:
+            raise self._failed("write", key, exc) from exc
+        if _text(written, key) != text:
+            raise StorageError(
+                f"The records at {self._files.location(key)} read back otherwise than they were written. The run stops; "
+                "resume it once the storage is sound."
+            )
+
+    async def segments(self) -> list[SegmentName]:
+        """The names of all segments, by first line."""
+        try:
+            names = await self._files.list_names(self._keys.records)
+        except Exception as exc:
+            raise self._failed("list", self._keys.records, exc) from exc
+        # A dot file is a write that never became a segment: its process was killed.
+        return [SegmentName.parse(name) for name in names if not name.startswith(".")]
+
+    async def read(self, name: SegmentName) -> Segment:
+        """Read one segment whole.
+
+        Raises:
+            RecordCorruptError: Its form or its checksum is wrong.
+            StorageError: It cannot be told what it holds.
+        """
+        key = self._keys.segment(name.name)
+        try:
+            content = await self._files.read_path(key)
+        except Exception as exc:
+            raise self._failed("read", key, exc) from exc
+        return _decode(_text(content, self._files.location(key)), name, self._files.location(key))
+
+    async def scan(self) -> tuple[RecordIndex, list[str]]:
+        """The newest record of each line, and a note for each segment that is damaged: its lines count as not done."""
+        index, damaged = RecordIndex(), []
+        for name in await self.segments():
+            try:
+                segment = await self.read(name)
+            except RecordCorruptError as exc:
+                damaged.append(str(exc))
+                continue
+            for stored in segment.stored:
+                index.add(stored)
+        return index, damaged
+
+    async def newest(self) -> AsyncIterator[tuple[Receipt, dict[str, Any]]]:
+        """Each line's newest record, by line_number; holds only the segments that overlap."""
+        waiting = await self.segments()
+        waiting.reverse()
+        heap: list[tuple[int, int, int, int, Stored, bytes]] = []
+        unique = 0
+        while waiting or heap:
+            while waiting and (not heap or waiting[-1].first <= heap[0][0]):
+                try:
+                    segment = await self.read(waiting.pop())
+                except RecordCorruptError:
+                    continue
+                for stored, record in zip(segment.stored, segment.records, strict=True):
+                    unique += 1
+                    heapq.heappush(heap, (stored.receipt.line_number, *stored.order, unique, stored, record))
+            if not heap:
+                break
+            number = heap[0][0]
+            while heap and heap[0][0] == number:
+                *_, stored, record = heapq.heappop(heap)
+            yield stored.receipt, json.loads(record)
+
+    def _failed(self, verb: str, key: str, exc: Exception) -> StorageError:
+        return StorageError(
+            f"Cannot {verb} the run storage at {self._files.location(key)}: ({type(exc).__name__}) {exc}. The run stops, "
+            "so that no line is run whose result cannot be kept; resume it once the storage answers.",
+            key=key,
+        )
+
+
+def _encode(outcomes: Iterable[LineOutcome], session: int) -> bytes:
+    outcomes = list(outcomes)
+    body = b"".join(outcome.record + b"\n" for outcome in outcomes)
+    header = {
+        "format": FORMAT,
+        "session": session,
+        "bytes": len(body),
+        "sha256": hashlib.sha256(body).hexdigest(),
+        "receipts": [_header_entry(outcome) for outcome in outcomes],
+    }
+    return json.dumps(header, separators=(",", ":")).encode() + b"\n" + body
+
+
+def _header_entry(outcome: LineOutcome) -> list[Any]:
+    r = outcome.receipt
+    return [r.line_number, outcome.input_hash, r.status, r.attempt, round(r.duration_sec, 6), r.tokens, r.nodes]
+
+
+def _text(content: bytes, place: str) -> bytes:
+    """A segment's text out of Prefect's record; the record's own word on how to read it is checked, never followed."""
+    try:
+        envelope = json.loads(content)
+        kind, result = envelope["metadata"]["serializer"]["type"], envelope["result"]
+    except (ValueError, KeyError, TypeError) as exc:
+        raise RecordCorruptError(f"The file {place} is no whole Prefect result: {exc}.") from exc
+    if kind != SEGMENT_TYPE or not isinstance(result, str):
+        raise RecordCorruptError(
+            f"The file {place} says that it is of type {kind!r}; only {SEGMENT_TYPE!r} is read here."
+        )
+    return result.encode("utf-8", "surrogatepass")
+
+
+def _decode(text: bytes, name: SegmentName, place: str) -> Segment:
+    head, _, body = text.partition(b"\n")
+    try:
+        header = json.loads(head)
+        if header["format"] != FORMAT:
+            raise RecordCorruptError(
+                f"The records at {place} are of format {header['format']}, this version reads {FORMAT}."
+            )
+        if len(body) != header["bytes"] or hashlib.sha256(body).hexdigest() != header["sha256"]:
+            raise RecordCorruptError(f"The records at {place} are damaged: length or checksum do not fit.")
+        records = body.split(b"\n")[:-1]
+        stored = []
+        for entry, record in zip(header["receipts"], records, strict=True):
+            number, input_hash, status, attempt, duration_sec, tokens, nodes = entry
+            error = json.loads(record)["error"] if status != "Completed" else None
+            receipt = Receipt(
+                line_number=number,
+                status=Status(status),
+                attempt=attempt,
+                duration_sec=duration_sec,
+                tokens=Tokens(*tokens),
+                nodes=tuple((node, Status(node_status)) for node, node_status in nodes),
+                error=error,
+            )
+            stored.append(Stored(receipt, header["session"], input_hash))
+    except (ValueError, KeyError, TypeError) as exc:
+        raise RecordCorruptError(f"The records at {place} have not the form of a segment: {exc}.") from exc
+    return Segment(name, stored, records)

@@ -1,0 +1,110 @@
+"""Completed lines of another run, or of a storage that the caller brings, as records of this run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from prefect_batchflow.exceptions import StorageError
+from prefect_batchflow.execution.executor import LineOutcome
+from prefect_batchflow.execution.nodes import encode_record
+from prefect_batchflow.lines import input_hash
+from prefect_batchflow.results import FlowRunInfo, RunInfo, Status, receipt
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from prefect_batchflow.lines import Line
+    from prefect_batchflow.storage.custom import AbstractBatchRunStorage
+    from prefect_batchflow.storage.records import RunRecords
+
+_LINES_A_SEGMENT = 500
+
+
+async def take_over_run(other: RunRecords, into: RunRecords) -> int:
+    """Copy the completed lines of another run; whether their inputs are still the same is seen when lines are fed.
+
+    Returns:
+        How many were copied.
+    """
+    copier = _Copier(into)
+    async for found, record in other.newest():
+        if found.status is Status.Completed:
+            await copier.add(LineOutcome(found, encode_record(record), record["input_hash"]))
+    return await copier.end()
+
+
+async def take_over_storage(storage: AbstractBatchRunStorage, lines: Iterable[Line], into: RunRecords) -> int:
+    """Copy the completed lines that a storage knows, looked up by line_number.
+
+    Raises:
+        StorageError: The storage raised; promptflow's `ResumeCopyError`.
+
+    Returns:
+        How many were copied.
+    """
+    copier = _Copier(into)
+    for line in lines:
+        try:
+            run_info = storage.load_flow_run_info(line.line_number)
+            if run_info is None or run_info.status != Status.Completed:
+                continue
+            nodes = storage.load_node_run_info_for_line(line.line_number) or []
+        except Exception as exc:
+            raise StorageError(
+                f"{type(storage).__name__} could not give line {line.line_number}: ({type(exc).__name__}) {exc}. Nothing was "
+                "run; mend the storage, or start without resume_from_run_storage."
+            ) from exc
+        record = _record(line, run_info, nodes)
+        await copier.add(LineOutcome(receipt(record), encode_record(record), record["input_hash"]))  # type: ignore[arg-type]
+    return await copier.end()
+
+
+class _Copier:
+    """Appends records in segments of a bounded size."""
+
+    def __init__(self, into: RunRecords) -> None:
+        self._into = into
+        self._waiting: list[LineOutcome] = []
+        self._count = 0
+
+    async def add(self, outcome: LineOutcome) -> None:
+        self._waiting.append(outcome)
+        if len(self._waiting) == _LINES_A_SEGMENT:
+            await self.end()
+
+    async def end(self) -> int:
+        if self._waiting:
+            await self._into.append(self._waiting)
+            self._count += len(self._waiting)
+            self._waiting = []
+        return self._count
+
+
+def _record(line: Line, run_info: FlowRunInfo, nodes: Sequence[RunInfo]) -> dict[str, Any]:
+    plain = run_info.model_dump(mode="json")
+    metrics = plain.get("system_metrics") or {}
+    return {
+        "line_number": line.line_number,
+        "attempt": 1,
+        "status": "Completed",
+        "input_hash": input_hash(line.inputs),
+        "inputs": line.inputs,
+        "output": plain["output"],
+        "aggregation_inputs": {f"${{{n.node}.output}}": n.output for n in nodes},
+        "error": None,
+        "start_time": plain["start_time"],
+        "end_time": plain["end_time"],
+        "duration_sec": float(metrics.get("duration") or 0.0),
+        "metrics": {},
+        "tokens": {
+            name: int(metrics.get(name) or 0) for name in ("total_tokens", "prompt_tokens", "completion_tokens")
+        },
+        "logs": "",
+        "nodes": [_node(n) for n in nodes],
+    }
+
+
+def _node(info: RunInfo) -> dict[str, Any]:
+    plain = info.model_dump(mode="json")
+    kept = {name: plain[name] for name in ("node", "status", "inputs", "output", "error", "start_time", "end_time")}
+    return {**kept, "duration_sec": 0.0, "metrics": plain.get("metrics") or {}}

@@ -1,0 +1,292 @@
+"""`run_line` and `run_chunk`: the Prefect tasks that run lines, write their records, and give receipts back.
+
+A task is made for one run and closes over what it needs there. A line is settled, that is counted, once its record was
+written and read back, and no retry of it will follow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from typing import TYPE_CHECKING, Any
+
+from prefect import Task, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, StateType
+from prefect.context import TaskRunContext
+from prefect.states import Cancelled, Completed
+
+from prefect_batchflow.exceptions import BatchflowException, innermost_code
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from prefect.client.schemas.objects import TaskRun
+
+    from prefect_batchflow.execution.executor import Executor, LineOutcome
+    from prefect_batchflow.lines import Line
+    from prefect_batchflow.results import Receipt
+    from prefect_batchflow.settings import LinePolicy
+    from prefect_batchflow.storage.records import RunRecords
+
+FLUSH_EVERY_SEC = 2.0
+"""A chunk writes what it has finished at least this often; a kill costs no more than that."""
+FLUSH_BYTES = 4 * 1024 * 1024
+"""And whenever so much is waiting."""
+_MAX_RETRY_DELAYS = 50  # Prefect takes no more, and repeats the last one
+
+_STATE_NAMES = {
+    "LineExecutionTimeoutError": "TimedOut",
+    "LineOutOfMemoryError": "OutOfMemory",
+    "ProcessCrashError": "ProcessCrashed",
+}
+
+
+class LineRunner:
+    """What the tasks of one run share: where lines run, where records go, who counts.
+
+    Args:
+        executor: Runs the lines.
+        records: Keeps them.
+        policy: Limit and retries of a line.
+        settle: Called once a line with its final receipt, after its record is safe.
+        persisted: Called with each segment's outcomes once they are safe, retried attempts included.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        records: RunRecords,
+        policy: LinePolicy,
+        settle: Callable[[Receipt], None],
+        persisted: Callable[[Sequence[LineOutcome]], None] | None = None,
+    ) -> None:
+        self.executor = executor
+        self.policy = policy
+        self.waiting = 0
+        """Lines between two attempts; they hold no worker, and no place in the window."""
+        self.stopped = False
+        self.canceled: set[int] = set()
+        """The lines that ran when the run was stopped, and did not end."""
+        self.failure: BatchflowException | None = None
+        """What ends the run: the storage, or a worker that cannot start. No further line is begun."""
+        self.on_failure: Callable[[], None] = lambda: None
+        self._records = records
+        self._settle = settle
+        self._persisted = persisted
+        self._attempts: set[asyncio.Task[LineOutcome | None]] = set()
+
+    def stop(self) -> None:
+        """Let no line go on: those that run are ended, those that wait are not begun. Idempotent."""
+        if not self.stopped:
+            self.stopped = True
+            self.canceled = self.executor.running()
+        for attempt in self._attempts:
+            attempt.cancel()
+
+    def is_final(self, receipt: Receipt) -> bool:
+        """Whether no further attempt follows."""
+        return (
+            receipt.error is None
+            or receipt.attempt > self.policy.retries
+            or not self.policy.retries_error(receipt.error)
+        )
+
+    async def attempt(self, line: Line, attempt: int) -> LineOutcome | None:
+        """One attempt of a line; `None` when the run was stopped first."""
+        if self.stopped:
+            return None
+        work = asyncio.ensure_future(self.executor.run_line(line, attempt=attempt, timeout_sec=self.policy.timeout_sec))
+        self._attempts.add(work)
+        try:
+            return await work
+        except asyncio.CancelledError:
+            if self.stopped and work.cancelled():
+                return None
+            raise
+        except BatchflowException as exc:
+            self.fail(exc)
+            raise
+        finally:
+            self._attempts.discard(work)
+            # The caller was cancelled, not the work: it must not go on unseen.
+            work.cancel()
+
+    async def keep(self, outcomes: Sequence[LineOutcome]) -> None:
+        """Write outcomes as one segment, then settle those that are final."""
+        try:
+            await self._records.append(outcomes)
+            if self._persisted is not None:
+                self._persisted(outcomes)
+        except BatchflowException as exc:
+            self.fail(exc)
+            raise
+        for outcome in outcomes:
+            if self.is_final(outcome.receipt):
+                self.canceled.discard(outcome.receipt.line_number)
+                self._settle(outcome.receipt)
+
+    def fail(self, exc: BatchflowException) -> None:
+        """End the run for a reason that is no line's."""
+        if self.failure is None:
+            self.failure = exc
+            self.on_failure()
+
+
+def line_task(runner: LineRunner, run_tag: str) -> Task[[Line], Any]:
+    """The task of granularity `line`: one task run a line, its retries and its failure as states of it."""
+    policy = runner.policy
+
+    # Prefect takes a plain function only: for anything else it silently never retries.
+    def is_retried(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+        return not runner.stopped and state.data == {"retried": True}
+
+    @task(
+        name="run_line",
+        task_run_name=lambda: f"line-{_parameter('line').line_number:06d}",
+        retries=policy.retries,
+        retry_delay_seconds=policy.delays()[:_MAX_RETRY_DELAYS] if policy.retry_delay_sec else None,
+        retry_jitter_factor=policy.jitter or None,
+        retry_condition_fn=is_retried,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+        cache_result_in_memory=False,
+        log_prints=False,
+    )
+    async def run_line(line: Line) -> State[Any]:
+        task_run = _task_run(run_tag)
+        if task_run.run_count > 1:
+            runner.waiting -= 1
+        outcome = await runner.attempt(line, task_run.run_count)
+        if outcome is None:
+            return Cancelled(message="The run was stopped before the line ended.")
+        await runner.keep([outcome])
+        retried = not runner.is_final(outcome.receipt)
+        runner.waiting += retried
+        return _state(outcome.receipt, retried=retried)
+
+    return run_line
+
+
+def chunk_task(runner: LineRunner, run_tag: str) -> Task[[list[Line]], Any]:
+    """The task of granularity `chunk`: one task run for many lines, each with its own limit, retries and record."""
+
+    @task(
+        name="run_chunk",
+        task_run_name=lambda: _chunk_name(_parameter("lines")),
+        cache_policy=NO_CACHE,
+        persist_result=False,
+        cache_result_in_memory=False,
+        log_prints=False,
+    )
+    async def run_chunk(lines: list[Line]) -> State[Any]:
+        _task_run(run_tag)
+        chunk = _Chunk(runner)
+        await chunk.run(lines)
+        message = f"{chunk.completed} of {len(lines)} lines completed"
+        if chunk.failed:
+            message += f", {chunk.failed} failed"
+        if chunk.completed + chunk.failed < len(lines):
+            return Cancelled(message=f"{message}; the run was stopped before the others ended.")
+        return Completed(message=message)
+
+    return run_chunk
+
+
+class _Chunk:
+    """The lines of one task run: all at once, as far as the executor has room; records kept in groups."""
+
+    def __init__(self, runner: LineRunner) -> None:
+        self.completed = 0
+        self.failed = 0
+        self._runner = runner
+        self._unkept: list[LineOutcome] = []
+        self._bytes = 0
+        self._keeping = asyncio.Lock()
+
+    async def run(self, lines: Sequence[Line]) -> None:
+        pending = {asyncio.create_task(self._run_line(line)) for line in lines}
+        try:
+            while pending:
+                done, pending = await asyncio.wait(
+                    pending, timeout=FLUSH_EVERY_SEC, return_when=asyncio.FIRST_EXCEPTION
+                )
+                for finished in done:
+                    finished.result()
+                await self._keep()
+        finally:
+            for unfinished in pending:
+                unfinished.cancel()
+            # What is finished is paid for: it is kept also when the chunk ends early.
+            with contextlib.suppress(BatchflowException):
+                await asyncio.shield(self._keep())
+
+    async def _run_line(self, line: Line) -> None:
+        policy = self._runner.policy
+        delays = policy.delays()
+        for attempt in range(1, policy.retries + 2):
+            outcome = await self._runner.attempt(line, attempt)
+            if outcome is None:
+                return
+            self._unkept.append(outcome)
+            self._bytes += len(outcome.record)
+            if self._bytes > FLUSH_BYTES:
+                await self._keep()
+            if self._runner.is_final(outcome.receipt):
+                self.completed += outcome.receipt.error is None
+                self.failed += outcome.receipt.error is not None
+                return
+            delay = delays[attempt - 1]
+            await asyncio.sleep(delay * (1 + policy.jitter * random.random()))  # noqa: S311 - spreads load, guards nothing
+
+    async def _keep(self) -> None:
+        async with self._keeping:
+            if self._unkept:
+                outcomes, self._unkept, self._bytes = self._unkept, [], 0
+                await self._runner.keep(outcomes)
+
+
+def is_broken(state: State[Any]) -> bool:
+    """Whether a task run ended in a way that none of the tasks here ends one: its lines are not accounted for."""
+    return (state.is_failed() and not _is_line_failure(state)) or state.is_crashed()
+
+
+def _is_line_failure(state: State[Any]) -> bool:
+    return isinstance(state.data, dict) and "retried" in state.data
+
+
+def _state(receipt: Receipt, *, retried: bool) -> State[Any]:
+    """The final, or the retried, state of a line's task run."""
+    if receipt.error is None:
+        return Completed(message=f"Line {receipt.line_number} completed")
+    code = innermost_code(receipt.error)
+    return State(
+        type=StateType.FAILED,
+        name=_STATE_NAMES.get(code, "Failed"),
+        message=str(receipt.error.get("message", code))[:1000],
+        data={"retried": retried},
+    )
+
+
+def _task_run(run_tag: str) -> TaskRun:
+    """The current task run, tagged with its run.
+
+    Tagged only now, not on the task: for a task run that has tags when it starts, Prefect asks the server for a concurrency
+    slot, one request a line. The tag reaches the server with the run's last state.
+    """
+    context = TaskRunContext.get()
+    assert context is not None, "called by a task only"
+    if run_tag not in context.task_run.tags:
+        context.task_run.tags.append(run_tag)
+    return context.task_run
+
+
+def _parameter(name: str) -> Any:
+    context = TaskRunContext.get()
+    assert context is not None, "called for a task run's name only"
+    return context.parameters[name]
+
+
+def _chunk_name(lines: Sequence[Line]) -> str:
+    return f"lines-{lines[0].line_number:06d}-{lines[-1].line_number:06d}"

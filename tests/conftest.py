@@ -1,0 +1,55 @@
+"""What every test stands on: a Prefect home of its own, one test server a session, and small flows made on the spot."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+# Before Prefect is imported anywhere: its settings are read then.
+_HOME = tempfile.TemporaryDirectory(prefix="batchflow-tests-")
+os.environ["PREFECT_HOME"] = _HOME.name
+os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
+os.environ["PREFECT_LOGGING_LEVEL"] = "ERROR"
+os.environ.pop("PREFECT_API_URL", None)
+os.environ.pop("BATCHFLOW_STORAGE", None)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+ROOT = Path(__file__).parent.parent
+
+
+def pytest_unconfigure() -> None:
+    _HOME.cleanup()
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[None]:
+    """One Prefect server, in a database of its own, for all tests that run Prefect flows."""
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=60):
+        yield
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Path:
+    """The folder of a run storage."""
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def write_rows(tmp_path: Path) -> Callable[..., Path]:
+    """Write rows as a jsonl file and give its path."""
+    import json
+
+    def write(rows: list[dict[str, object]], name: str = "data.jsonl") -> Path:
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return path
+
+    return write
