@@ -12,6 +12,12 @@ if TYPE_CHECKING:
     from prefect_batchflow.blocks import RunStorageBlock
     from prefect_batchflow.definition.flow import Flow, load_flow
     from prefect_batchflow.engine import BatchEngine
+    from prefect_batchflow.exceptions import (
+        BatchflowException,
+        LineFailureError,
+        SystemErrorException,
+        UserErrorException,
+    )
     from prefect_batchflow.execution.executor import AbstractExecutorProxy
     from prefect_batchflow.flows import batch_run
     from prefect_batchflow.live import ProgressReport
@@ -49,6 +55,10 @@ _HOMES = {
     "RunStorageBlock": "blocks",
     "Status": "results",
     "SystemMetrics": "results",
+    "BatchflowException": "exceptions",
+    "LineFailureError": "exceptions",
+    "SystemErrorException": "exceptions",
+    "UserErrorException": "exceptions",
     "batch_run": "flows",
     "load_flow": "definition.flow",
     "log_metric": "tools.context",
@@ -62,17 +72,21 @@ __all__ = [
     "AggregationResult",
     "BatchEngine",
     "BatchResult",
+    "BatchflowException",
     "ErrorSummary",
     "Flow",
     "FlowRunInfo",
     "LineError",
+    "LineFailureError",
     "LinePolicy",
     "LineResult",
     "ProgressReport",
     "RunInfo",
     "RunStorageBlock",
     "Status",
+    "SystemErrorException",
     "SystemMetrics",
+    "UserErrorException",
     "batch_run",
     "load_flow",
     "log_metric",

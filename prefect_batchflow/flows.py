@@ -85,7 +85,7 @@ from prefect_batchflow.surroundings import (
     signals_cancel,
     wait_until_recorded,
 )
-from prefect_batchflow.tasks import LineRunner, chunk_task, is_broken, line_task
+from prefect_batchflow.tasks import Chunk, LineRunner, chunk_task, is_broken, line_task
 from prefect_batchflow.window import Window
 
 if TYPE_CHECKING:
@@ -199,6 +199,12 @@ async def batch_run(
         live.failure = exc
         get_run_logger().error("%s", exc)
         return Failed(message=str(exc))
+    except Exception as exc:  # noqa: BLE001 - the border of the run
+        # Not foreseen: Prefect's own failure, or a fault of ours. The log has the traceback, the caller the cause.
+        get_run_logger().exception("The batch run broke")
+        live.failure = UnexpectedError(f"The batch run broke: ({type(exc).__name__}) {exc}")
+        live.failure.__cause__ = exc
+        return Failed(message=str(live.failure))
     live.result = result
     message = summary_line(result)
     if result.status is Status.Canceled:
@@ -399,7 +405,7 @@ class _BatchRun:
         one_task_run: Any = line_task(runner, tag) if chunk_size is None else chunk_task(runner, tag)
 
         async def run(lines: list[Line]) -> None:
-            state = await one_task_run(lines[0] if chunk_size is None else lines, return_state=True)
+            state = await one_task_run(Chunk(lines), return_state=True)
             if is_broken(state):
                 first = lines[0].line_number
                 runner.fail(

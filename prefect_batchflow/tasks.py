@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, StateType
 from prefect.context import TaskRunContext
+from prefect.results import ResultRecord
 from prefect.states import Cancelled, Completed
 
 from prefect_batchflow.exceptions import BatchflowException, innermost_code
@@ -41,6 +42,15 @@ _STATE_NAMES = {
     "LineOutOfMemoryError": "OutOfMemory",
     "ProcessCrashError": "ProcessCrashed",
 }
+
+
+class Chunk:
+    """The lines of one task run. No collection, so that Prefect does not look through all rows for states to wait for."""
+
+    __slots__ = ("lines",)
+
+    def __init__(self, lines: Sequence[Line]) -> None:
+        self.lines = lines
 
 
 class LineRunner:
@@ -134,17 +144,17 @@ class LineRunner:
             self.on_failure()
 
 
-def line_task(runner: LineRunner, run_tag: str) -> Task[[Line], Any]:
+def line_task(runner: LineRunner, run_tag: str) -> Task[[Chunk], Any]:
     """The task of granularity `line`: one task run a line, its retries and its failure as states of it."""
     policy = runner.policy
 
     # Prefect takes a plain function only: for anything else it silently never retries.
     def is_retried(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-        return not runner.stopped and state.data == {"retried": True}
+        return not runner.stopped and _note_of(state) == {"retried": True}
 
     @task(
         name="run_line",
-        task_run_name=lambda: f"line-{_parameter('line').line_number:06d}",
+        task_run_name=lambda: f"line-{_chunk().lines[0].line_number:06d}",
         retries=policy.retries,
         retry_delay_seconds=policy.delays()[:_MAX_RETRY_DELAYS] if policy.retry_delay_sec else None,
         retry_jitter_factor=policy.jitter or None,
@@ -154,7 +164,8 @@ def line_task(runner: LineRunner, run_tag: str) -> Task[[Line], Any]:
         cache_result_in_memory=False,
         log_prints=False,
     )
-    async def run_line(line: Line) -> State[Any]:
+    async def run_line(chunk: Chunk) -> State[Any]:
+        line = chunk.lines[0]
         task_run = _task_run(run_tag)
         if task_run.run_count > 1:
             runner.waiting -= 1
@@ -169,32 +180,32 @@ def line_task(runner: LineRunner, run_tag: str) -> Task[[Line], Any]:
     return run_line
 
 
-def chunk_task(runner: LineRunner, run_tag: str) -> Task[[list[Line]], Any]:
+def chunk_task(runner: LineRunner, run_tag: str) -> Task[[Chunk], Any]:
     """The task of granularity `chunk`: one task run for many lines, each with its own limit, retries and record."""
 
     @task(
         name="run_chunk",
-        task_run_name=lambda: _chunk_name(_parameter("lines")),
+        task_run_name=lambda: _chunk_name(_chunk().lines),
         cache_policy=NO_CACHE,
         persist_result=False,
         cache_result_in_memory=False,
         log_prints=False,
     )
-    async def run_chunk(lines: list[Line]) -> State[Any]:
+    async def run_chunk(chunk: Chunk) -> State[Any]:
         _task_run(run_tag)
-        chunk = _Chunk(runner)
-        await chunk.run(lines)
-        message = f"{chunk.completed} of {len(lines)} lines completed"
-        if chunk.failed:
-            message += f", {chunk.failed} failed"
-        if chunk.completed + chunk.failed < len(lines):
+        run = _ChunkRun(runner)
+        await run.run(chunk.lines)
+        message = f"{run.completed} of {len(chunk.lines)} lines completed"
+        if run.failed:
+            message += f", {run.failed} failed"
+        if run.completed + run.failed < len(chunk.lines):
             return Cancelled(message=f"{message}; the run was stopped before the others ended.")
         return Completed(message=message)
 
     return run_chunk
 
 
-class _Chunk:
+class _ChunkRun:
     """The lines of one task run: all at once, as far as the executor has room; records kept in groups."""
 
     def __init__(self, runner: LineRunner) -> None:
@@ -249,11 +260,13 @@ class _Chunk:
 
 def is_broken(state: State[Any]) -> bool:
     """Whether a task run ended in a way that none of the tasks here ends one: its lines are not accounted for."""
-    return (state.is_failed() and not _is_line_failure(state)) or state.is_crashed()
+    return (state.is_failed() and _note_of(state) is None) or state.is_crashed()
 
 
-def _is_line_failure(state: State[Any]) -> bool:
-    return isinstance(state.data, dict) and "retried" in state.data
+def _note_of(state: State[Any]) -> dict[str, bool] | None:
+    """What `_state` put on the state of a failed line; Prefect may have wrapped it. `None` on any other state."""
+    data: Any = state.data.result if isinstance(state.data, ResultRecord) else state.data
+    return data if isinstance(data, dict) and "retried" in data else None
 
 
 def _state(receipt: Receipt, *, retried: bool) -> State[Any]:
@@ -282,10 +295,10 @@ def _task_run(run_tag: str) -> TaskRun:
     return context.task_run
 
 
-def _parameter(name: str) -> Any:
+def _chunk() -> Chunk:
     context = TaskRunContext.get()
     assert context is not None, "called for a task run's name only"
-    return context.parameters[name]
+    return cast("Chunk", context.parameters["chunk"])
 
 
 def _chunk_name(lines: Sequence[Line]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 import math
 import pickle
@@ -15,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from prefect_batchflow import results
 from prefect_batchflow.exceptions import BatchRunTimeoutError, StorageError, ToolExecutionError, error_dict
 from prefect_batchflow.results import (
     MAX_ERROR_LIST,
@@ -360,8 +363,7 @@ class TestBatchResult:
         with pytest.raises(ValidationError, match="frozen"):
             result.total_lines = 6
 
-    def test_every_field_has_its_sentence_in_the_source(self) -> None:
-        """promptflow's fields first, in its order; ours at the end."""
+    def test_it_has_promptflows_fields_in_its_order_then_ours(self) -> None:
         assert list(BatchResult.model_fields) == [
             "status",
             "total_lines",
@@ -376,6 +378,18 @@ class TestBatchResult:
             "canceled_lines",
             "not_started_lines",
         ]
+
+
+def test_every_field_of_a_model_has_its_sentence() -> None:
+    bare = [
+        f"{model.name}.{ast.unparse(field.target)}"
+        for model in ast.parse(inspect.getsource(results)).body
+        if isinstance(model, ast.ClassDef) and ast.unparse(model.bases[0] if model.bases else model) == "ResultModel"
+        for field, after in zip(model.body, [*model.body[1:], None], strict=True)
+        if isinstance(field, ast.AnnAssign)
+        if not (isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant))
+    ]
+    assert bare == []
 
 
 class TestTally:

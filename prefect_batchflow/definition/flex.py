@@ -95,14 +95,13 @@ def flow_of_object(target: Any, working_dir: Path | None) -> Flow:
 def find_module_file(module: str, folders: Iterable[str]) -> Path | None:
     """The file that a module would be imported from, without importing it or its packages; `None` if none is found."""
     importlib.invalidate_caches()
-    search: Iterable[str] | None = list(folders)
-    spec, name = None, ""
+    spec, search = None, list(folders)
     for part in module.split("."):
-        name = f"{name}.{part}" if name else part
-        spec = PathFinder.find_spec(name, search)  # type: ignore[arg-type] # typeshed asks for a Sequence
+        # By its bare name: with the whole one, the finder wants its parent imported.
+        spec = PathFinder.find_spec(part, search)
         if spec is None:
             return None
-        search = spec.submodule_search_locations or []
+        search = list(spec.submodule_search_locations or [])
     return Path(spec.origin).resolve() if spec and spec.has_location and spec.origin else None
 
 

@@ -197,7 +197,7 @@ class ProxyExecutor:
         """Create the proxy, unless a made one was given, and ask it for its inputs."""
         if isinstance(self._given, type):
             self._proxy = await self._given.create(
-                self._flow.files[0], self._flow.working_dir, worker_count=self.slots, **self._create_kwargs
+                self._flow.definition_file or self._flow.working_dir, self._flow.working_dir, worker_count=self.slots, **self._create_kwargs
             )
         else:
             self._proxy = self._given

@@ -121,8 +121,9 @@ def _node_tool(node: Node, module: ModuleType, file: Path) -> NodeTool:
     if signature is not None:
         place = f"Node '{node.name}': the tool '{function.__qualname__}' of {file}"
         _check_arguments(signature, inputs, node, place)
+        named = _named_parameters(signature)
         for name, value in inputs.items():
-            parameter = signature.parameters.get(name)
+            parameter = named.get(name)
             if isinstance(value, Literal) and parameter is not None:
                 try:
                     inputs[name] = Literal(_converted(value.value, _literal_type(parameter)))
@@ -159,11 +160,7 @@ def _tool_of(node: str, module: ModuleType, file: Path) -> Callable[..., Any]:
 
 
 def _check_arguments(signature: inspect.Signature, given: Mapping[str, Any], node: Node, place: str) -> None:
-    named = {
-        name: parameter
-        for name, parameter in signature.parameters.items()
-        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-    }
+    named = _named_parameters(signature)
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
     problems = [] if takes_any else [f"has no parameter '{name}'" for name in given if name not in named]
     for name, parameter in named.items():
@@ -172,6 +169,11 @@ def _check_arguments(signature: inspect.Signature, given: Mapping[str, Any], nod
             problems.append(f"needs '{name}', which the node's inputs lack{empty}")
     if problems:
         raise ResolveToolError(f"{place} {'; it '.join(problems)}. Parameters: {signature}.", target="Tool")
+
+
+def _named_parameters(signature: inspect.Signature) -> dict[str, inspect.Parameter]:
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {name: parameter for name, parameter in signature.parameters.items() if parameter.kind in kinds}
 
 
 def _literal_type(parameter: inspect.Parameter) -> str:
@@ -350,7 +352,11 @@ def _import_file(file: Path, whose: str) -> ModuleType:
     module = module_from_spec(spec)
     sys.modules[name] = module
     with _loading(f"{file}, the source of {whose}, cannot be imported"):
-        spec.loader.exec_module(module)
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
     return module
 
 

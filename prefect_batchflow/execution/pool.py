@@ -369,10 +369,10 @@ class WorkerPool:
         """The next free worker; another one is started when all are busy and there may be more."""
         if self._free:
             return self._free.popleft()
-        if len(self._workers) < self._worker_count:
-            self._grow()
         waiter: asyncio.Future[_Worker] = asyncio.get_running_loop().create_future()
         self._waiting.append(waiter)
+        if len(self._workers) < self._worker_count:
+            self._grow()
         try:
             return await waiter
         except asyncio.CancelledError:
@@ -381,22 +381,29 @@ class WorkerPool:
             raise
 
     def _grow(self) -> None:
-        """Start one more worker, which offers itself once it has loaded the flow."""
-        task = asyncio.get_running_loop().create_task(self._add_worker())
+        """Start one more worker, which offers itself once it has loaded the flow; counted as one from here on."""
+        try:
+            worker = self._new_worker()
+        except OSError as exc:
+            self._fail_waiting(exc)
+            return
+        task = asyncio.get_running_loop().create_task(self._load_and_offer(worker))
         self._loading.add(task)
         task.add_done_callback(self._loading.discard)
 
-    async def _add_worker(self) -> None:
+    async def _load_and_offer(self, worker: _Worker) -> None:
         try:
-            worker = self._new_worker()
             await self._load(worker)
         except (BatchflowException, OSError) as exc:
-            # The first worker loaded this flow, so one that does not is worth saying, to whoever waits for it.
-            for waiter in self._waiting:
-                if not waiter.done():
-                    waiter.set_exception(WorkerStartError(f"A further worker did not start: {exc}"))
-            return
-        self._offer(worker, self._lines_per_worker)
+            self._fail_waiting(exc)
+        else:
+            self._offer(worker, self._lines_per_worker)
+
+    def _fail_waiting(self, exc: Exception) -> None:
+        # The first worker loaded this flow, so one that does not is worth saying, to whoever waits for it.
+        for waiter in self._waiting:
+            if not waiter.done():
+                waiter.set_exception(WorkerStartError(f"A further worker did not start: {exc}"))
 
     def _offer(self, worker: _Worker, slots: int = 1) -> None:
         if worker.ending or worker not in self._workers:
@@ -549,8 +556,10 @@ def _crash(worker: _Worker, what: str) -> ProcessCrashError:
         if worker.returncode == -signal.SIGKILL
         else ""
     )
-    last = _text(tail).strip().splitlines()
-    said = f" Its last output: {last[-1][:300]}" if last else ""
+    output = _text(tail).strip().splitlines()
+    # faulthandler says the cause first and where it was after.
+    last = next((text for text in output if text.startswith("Fatal Python error")), output[-1] if output else "")
+    said = f" Its last output: {last[:300]}" if last else ""
     return ProcessCrashError(
         f"{what}: its process {_how(worker.returncode)} while the line ran.{hint}{said}",
         target="Executor",

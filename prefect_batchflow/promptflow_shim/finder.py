@@ -95,7 +95,8 @@ def _is_installed() -> bool:
     """Whether `promptflow.core` can be imported, found out without importing anything."""
     if "promptflow.core" in sys.modules:
         return True
-    spec = PathFinder.find_spec("promptflow.core", _installed_folders())
+    # By its bare name: with the whole one, the finder wants its parent imported.
+    spec = PathFinder.find_spec("core", _installed_folders())
     return spec is not None and spec.origin is not None
 
 

@@ -76,6 +76,18 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeArtifacts:
     return FakeArtifacts(monkeypatch)
 
 
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The warnings written, whatever Prefect does to its loggers meanwhile."""
+    messages: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.Logger("report-test")
+    logger.addHandler(handler)
+    monkeypatch.setattr(artifacts, "_logger", lambda: logger)
+    return messages
+
+
 async def settle() -> None:
     """Let tasks that are ready run until they wait for something else."""
     for _ in range(10):
@@ -102,7 +114,7 @@ class TestKey:
         assert artifact_key(one, "progress") != artifact_key(other, "progress")
 
     def test_it_stays_the_same_and_can_be_recognised(self) -> None:
-        assert artifact_key("Nightly 2026/11", "summary") == "batchflow-nightly-2026-11-93e2ecdb7a2b-summary"
+        assert artifact_key("Nightly 2026/11", "summary") == "batchflow-nightly-2026-11-073af94565c5-summary"
 
 
 async def stored(key: str) -> list[StoredArtifact]:
@@ -173,6 +185,16 @@ class TestInPrefect:
         assert (artifact.type, artifact.data) == ("progress", 100.0)
         assert artifact.description == "8 of 8 lines ended, 2 failed"
 
+    def test_warnings_go_to_the_flow_runs_own_log(self) -> None:
+        async def body() -> str:
+            return str(artifacts._logger().name)
+
+        assert run_in_flow(body) == "prefect.flow_runs"
+
+
+def test_warnings_outside_a_run_go_to_a_prefect_logger() -> None:
+    assert artifacts._logger().name == "prefect.prefect_batchflow.report.artifacts"
+
 
 class TestProgress:
     def test_it_begins_at_zero_and_writes_at_most_every_two_seconds(self, fake: FakeArtifacts) -> None:
@@ -222,7 +244,7 @@ class TestProgress:
         asyncio.run(scenario())
 
     def test_a_server_that_never_answers_costs_a_bounded_time(
-        self, fake: FakeArtifacts, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+        self, fake: FakeArtifacts, monkeypatch: pytest.MonkeyPatch, told: list[str]
     ) -> None:
         monkeypatch.setattr(artifacts, "PROGRESS_TIMEOUT_SEC", 0.01)
         fake.gate.clear()
@@ -232,16 +254,13 @@ class TestProgress:
                 pass
             assert [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
 
-        with caplog.at_level(logging.WARNING):
-            asyncio.run(scenario())
+        asyncio.run(scenario())
 
-        (warning,) = warnings_of(caplog)
+        (warning,) = told
         assert "progress of run 'run'" in warning
         assert "no answer within 0.01 s" in warning
 
-    def test_errors_are_told_once_and_never_reach_the_run(
-        self, fake: FakeArtifacts, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    def test_errors_are_told_once_and_never_reach_the_run(self, fake: FakeArtifacts, told: list[str]) -> None:
         fake.error = ConnectionError("server is gone")
 
         async def scenario() -> None:
@@ -252,10 +271,9 @@ class TestProgress:
                     progress.update(ended)
                     await settle()
 
-        with caplog.at_level(logging.WARNING):
-            asyncio.run(scenario())
+        asyncio.run(scenario())
 
-        (warning,) = warnings_of(caplog)
+        (warning,) = told
         assert "ConnectionError: server is gone" in warning
         assert "The run goes on" in warning
 
@@ -321,7 +339,7 @@ class TestWhenPrefectIsGone:
         self,
         write: Callable[[], Awaitable[bool]],
         monkeypatch: pytest.MonkeyPatch,
-        caplog: pytest.LogCaptureFixture,
+        told: list[str],
     ) -> None:
         async def fail(*args: object, **kwargs: object) -> None:
             raise ConnectionError("server is gone")
@@ -329,10 +347,9 @@ class TestWhenPrefectIsGone:
         monkeypatch.setattr(artifacts, "acreate_markdown_artifact", fail)
         monkeypatch.setattr(artifacts, "acreate_table_artifact", fail)
 
-        with caplog.at_level(logging.WARNING):
-            assert asyncio.run(write()) is False  # type: ignore[arg-type]
+        assert asyncio.run(write()) is False  # type: ignore[arg-type]
 
-        (warning,) = warnings_of(caplog)
+        (warning,) = told
         assert "run 'run' could not be written as an artifact (ConnectionError: server is gone)" in warning
 
     def test_a_server_that_never_answers_is_left_in_time(
@@ -346,7 +363,3 @@ class TestWhenPrefectIsGone:
         monkeypatch.setattr(artifacts, "WRITE_TIMEOUT_SEC", 0.01)
 
         assert asyncio.run(write()) is False  # type: ignore[arg-type]
-
-
-def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]

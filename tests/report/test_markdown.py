@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
@@ -99,7 +99,7 @@ def test_escaped_text_is_shown_as_it_is_in_one_cell(text: str) -> None:
         "s_open",
     }
     assert [token.type for token in tokens].count("td_open") == 2
-    assert shown(f"> {cell}").replace(JOINER, "") == one_line(text)
+    assert shown(f"It says {cell}").replace(JOINER, "") == f"It says {one_line(text)}".strip()
 
 
 @examples
@@ -279,6 +279,7 @@ class TestSummary:
     def test_a_run_of_no_lines_and_no_time_has_a_summary(self) -> None:
         assert build(Tally(), seconds=0).startswith("# judge: 0 of 0 lines completed\n")
 
+    @settings(deadline=None)  # two summaries parsed, which a busy machine does not do in the usual 200 ms
     @given(hostile_text)
     def test_no_name_value_or_message_changes_its_form(self, text: str) -> None:
         def summary(value: str) -> str:

@@ -1,0 +1,329 @@
+"""flow.dag.yaml: what it may say, what is refused by name, and the order of its nodes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from prefect_batchflow.definition.dag import parse_value
+from prefect_batchflow.definition.flow import Dag, Flow, FlowOutput, Literal, Reference, load_flow
+from prefect_batchflow.exceptions import (
+    DuplicateNodeName,
+    EmptyOutputReference,
+    FlowDefinitionError,
+    InputNotFound,
+    InputReferenceNotFound,
+    InvalidFlowRequest,
+    InvalidNodeReference,
+    NodeCircularDependency,
+    NodeReferenceNotFound,
+    OutputReferenceNotFound,
+    UnsupportedFeatureError,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def node(name: str, inputs: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "type": "python",
+        "source": {"type": "code", "path": "tool.py"},
+        "inputs": inputs or {},
+        **more,
+    }
+
+
+def load(folder: Path, *nodes: dict[str, Any], outputs: dict[str, str] | None = None, **top: Any) -> Flow:
+    """Load a flow with one input `x` and these nodes, whose tool is there."""
+    (folder / "tool.py").touch()
+    document = {
+        "inputs": {"x": {"type": "string"}},
+        "outputs": {name: {"type": "string", "reference": text} for name, text in (outputs or {}).items()},
+        "nodes": list(nodes) or [node("a", {"x": "${inputs.x}"})],
+        **top,
+    }
+    (folder / "flow.dag.yaml").write_text(yaml.safe_dump({k: v for k, v in document.items() if v is not None}))
+    return load_flow(folder)
+
+
+def order(flow: Flow) -> str:
+    assert isinstance(flow.program, Dag)
+    return "".join(n.name for n in flow.program.nodes)
+
+
+class TestValues:
+    @pytest.mark.parametrize(
+        ("text", "reference"),
+        [
+            ("${inputs.x}", Reference("${inputs.x}", "inputs", "x")),
+            ("${flow.x}", Reference("${flow.x}", "inputs", "x")),
+            ("${inputs.a.b}", Reference("${inputs.a.b}", "inputs", "a.b")),
+            ("${n}", Reference("${n.output}", "node", "n")),
+            ("${n.output}", Reference("${n.output}", "node", "n")),
+            ("${my node.output.a}", Reference("${my node.output.a}", "node", "my node", ("a",))),
+            (
+                "${n.output.a.b[0]['k'][\"l m\"].c}",
+                Reference("${n.output.a.b[0]['k'][\"l m\"].c}", "node", "n", ("a", "b", 0, "k", "l m", "c")),
+            ),
+            ("${n.output[1]}", Reference("${n.output[1]}", "node", "n", (1,))),
+        ],
+    )
+    def test_references_name_an_input_or_a_node(self, text: str, reference: Reference) -> None:
+        assert parse_value(text) == reference
+
+    @pytest.mark.parametrize(
+        "value", ["text", "$", "${", "a ${inputs.x}", "${inputs.x} b", "$inputs.x", 5, None, ["${n}"]]
+    )
+    def test_anything_else_is_a_literal(self, value: object) -> None:
+        assert parse_value(value) == Literal(value)
+
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ("${n.input}", "asks for 'input' of 'n'"),
+            ("${n.output.}", "cannot read '.'"),
+            ("${n.output.a-b}", "cannot read '-b'"),
+            ("${n.output[x]}", r"cannot read '\[x\]'"),
+            ("${}", "is no reference"),
+            ("${n[0]}", "is no reference"),
+        ],
+    )
+    def test_what_looks_like_a_reference_but_is_none_is_refused(self, text: str, expected: str) -> None:
+        with pytest.raises(ValueError, match=expected):
+            parse_value(text)
+
+
+class TestSound:
+    def test_a_flow_has_inputs_nodes_and_outputs(self, tmp_path: Path) -> None:
+        flow = load(
+            tmp_path,
+            node("a", {"x": "${inputs.x}", "n": 3}),
+            node("b", {"y": "${a.output.k}"}, aggregation=True, comment="counts"),
+            outputs={"out": "${a.output}", "same": "${inputs.x}", "fixed": "text"},
+        )
+
+        assert isinstance(flow.program, Dag)
+        assert flow.name == tmp_path.name
+        assert flow.language == "python"
+        a, b = flow.program.nodes
+        assert (a.source, a.inputs["n"], a.aggregation) == ("tool.py", Literal(3), False)
+        assert (b.inputs["y"], b.aggregation) == (Reference("${a.output.k}", "node", "a", ("k",)), True)
+        assert flow.program.line_nodes == (a,)
+        assert flow.program.aggregation_nodes == (b,)
+        assert flow.program.outputs[1:] == (
+            FlowOutput("out", Reference("${a.output}", "node", "a")),
+            FlowOutput("same", Reference("${inputs.x}", "inputs", "x")),
+        )
+        assert flow.program.outputs[0] == FlowOutput("fixed", Literal("text"))
+
+    def test_the_old_name_of_aggregation_is_understood(self, tmp_path: Path) -> None:
+        flow = load(tmp_path, node("a", reduce=True))
+
+        assert isinstance(flow.program, Dag)
+        assert flow.program.nodes[0].aggregation
+
+    def test_keys_for_display_are_taken(self, tmp_path: Path) -> None:
+        display: dict[str, Any] = {
+            "$schema": "https://example.org/Flow.schema.json",
+            "id": "one",
+            "name": "one",
+            "type": "evaluation",
+            "display_name": "One",
+            "description": "first",
+            "tags": {"a": "b"},
+            "environment": {"python_requirements_txt": "requirements.txt"},
+            "message_format": "basic",
+            "language": "python",
+        }
+
+        assert order(load(tmp_path, **display)) == "a"
+
+    def test_a_source_may_lie_beside_the_folder(self, tmp_path: Path) -> None:
+        (tmp_path / "shared.py").touch()
+        folder = tmp_path / "flow"
+        folder.mkdir()
+
+        assert order(load(folder, node("a", source={"path": "../shared.py"}))) == "a"
+
+    def test_an_output_of_an_aggregation_node_is_left_out_with_a_warning(self, tmp_path: Path) -> None:
+        with pytest.warns(UserWarning, match="output 'score' is left out"):
+            flow = load(tmp_path, node("a", aggregation=True), outputs={"score": "${a.output}"})
+
+        assert isinstance(flow.program, Dag)
+        assert flow.program.outputs == ()
+
+
+class TestOrder:
+    def test_nodes_come_after_what_they_refer_to_and_otherwise_as_written(self, tmp_path: Path) -> None:
+        flow = load(
+            tmp_path,
+            node("d", {"p": "${b.output}", "q": "${c}"}),
+            node("e"),
+            node("c", {"p": "${a.output.k}"}),
+            node("b", {"p": "${a.output}", "q": "${a.output.k}"}),
+            node("a"),
+        )
+
+        assert order(flow) == "eacbd"
+
+    def test_a_circle_is_refused_and_shown(self, tmp_path: Path) -> None:
+        with pytest.raises(NodeCircularDependency, match="'b' → 'c' → 'b'"):
+            load(tmp_path, node("a", {"p": "${b}"}), node("b", {"p": "${c}"}), node("c", {"p": "${b}"}))
+
+    def test_a_node_that_waits_for_itself_is_a_circle(self, tmp_path: Path) -> None:
+        with pytest.raises(NodeCircularDependency, match="'a' → 'a'"):
+            load(tmp_path, node("a", {"p": "${a.output}"}))
+
+
+class TestRefused:
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [
+            ("node_variants", {"a": {"default_variant_id": "v"}}),
+            ("environment_variables", {"A": "b"}),
+            ("additional_includes", ["../other"]),
+            ("message_format", "openai-vision"),
+            ("tools", [{"name": "t"}]),
+            ("nodse", [1]),
+        ],
+    )
+    def test_a_top_level_key_that_is_not_honoured(self, tmp_path: Path, key: str, value: Any) -> None:
+        with pytest.raises(UnsupportedFeatureError, match=rf"flow\.dag\.yaml: top level: the key '{key}'"):
+            load(tmp_path, **{key: value})
+
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [
+            ("activate", {"when": "${inputs.x}", "is": 1}),
+            ("use_variants", True),
+            ("enable_cache", True),
+            ("connection", "open_ai"),
+            ("provider", "OpenAI"),
+            ("api", "chat"),
+            ("module", "promptflow.tools.openai"),
+            ("skip", {"when": "${inputs.x}", "is": 1}),
+        ],
+    )
+    def test_a_key_of_a_node_that_is_not_honoured(self, tmp_path: Path, key: str, value: Any) -> None:
+        with pytest.raises(UnsupportedFeatureError, match=f"node 'a': the key '{key}' is not supported"):
+            load(tmp_path, node("a", **{key: value}))
+
+    @pytest.mark.parametrize("kind", ["llm", "prompt", "custom_llm", "csharp"])
+    def test_a_node_that_is_no_python(self, tmp_path: Path, kind: str) -> None:
+        with pytest.raises(UnsupportedFeatureError, match=f"node 'a': the type '{kind}' is not supported"):
+            load(tmp_path, node("a", type=kind))
+
+    def test_a_node_without_type(self, tmp_path: Path) -> None:
+        with pytest.raises(UnsupportedFeatureError, match="node 'a': no 'type'"):
+            load(tmp_path, node("a", type=None))
+
+    @pytest.mark.parametrize("kind", ["package", "package_with_prompt"])
+    def test_a_tool_of_a_package(self, tmp_path: Path, kind: str) -> None:
+        with pytest.raises(UnsupportedFeatureError, match=f"the source type '{kind}' is not supported"):
+            load(tmp_path, node("a", source={"type": kind, "tool": "some.tool"}))
+
+    @pytest.mark.parametrize("source", [None, {"type": "code"}, {"type": "code", "path": 5}])
+    def test_a_node_without_a_file(self, tmp_path: Path, source: object) -> None:
+        with pytest.raises(FlowDefinitionError, match="expected 'source' with the 'path' of a file"):
+            load(tmp_path, node("a", source=source))
+
+    def test_a_source_that_is_not_there_and_what_is(self, tmp_path: Path) -> None:
+        with pytest.raises(FlowDefinitionError, match=r"node 'a': no file 'tol\.py' in .* which holds tool\.py"):
+            load(tmp_path, node("a", source={"path": "tol.py"}))
+
+    def test_no_inputs_since_a_batch_runs_over_them(self, tmp_path: Path) -> None:
+        with pytest.raises(InputNotFound, match="no 'inputs'"):
+            load(tmp_path, node("a"), inputs=None)
+
+    def test_no_nodes(self, tmp_path: Path) -> None:
+        with pytest.raises(FlowDefinitionError, match="no 'nodes'"):
+            load(tmp_path, nodes=[])
+
+    @pytest.mark.parametrize("nodes", ["a", {"a": 1}])
+    def test_nodes_that_are_no_list(self, tmp_path: Path, nodes: object) -> None:
+        with pytest.raises(FlowDefinitionError, match="'nodes' should be a list"):
+            load(tmp_path, nodes=nodes)
+
+    @pytest.mark.parametrize("entry", ["text", {"type": "python"}, {"name": ""}, None])
+    def test_a_node_without_name(self, tmp_path: Path, entry: object) -> None:
+        with pytest.raises(FlowDefinitionError, match="node 2 of the list: expected a 'name'"):
+            load(tmp_path, nodes=[node("a"), entry])
+
+    def test_two_nodes_of_one_name(self, tmp_path: Path) -> None:
+        with pytest.raises(DuplicateNodeName, match="node 'a': there are two"):
+            load(tmp_path, node("a"), node("a"))
+
+    def test_an_unknown_input(self, tmp_path: Path) -> None:
+        with pytest.raises(InputReferenceNotFound, match=r"node 'a', input 'p': \$\{inputs\.y\}.*There is: 'x'"):
+            load(tmp_path, node("a", {"p": "${inputs.y}"}))
+
+    def test_an_unknown_node(self, tmp_path: Path) -> None:
+        with pytest.raises(NodeReferenceNotFound, match=r"node 'a', input 'p': \$\{b\.output\}.*There is: 'a'"):
+            load(tmp_path, node("a", {"p": "${b}"}))
+
+    def test_a_line_node_that_needs_an_aggregation_node(self, tmp_path: Path) -> None:
+        with pytest.raises(InvalidNodeReference, match="Make 'b' an aggregation node too"):
+            load(tmp_path, node("a", aggregation=True), node("b", {"p": "${a.output}"}))
+
+    @pytest.mark.parametrize("reference", ["${b.output}", "${inputs.y}"])
+    def test_an_output_of_something_unknown(self, tmp_path: Path, reference: str) -> None:
+        with pytest.raises(OutputReferenceNotFound, match="output 'o'"):
+            load(tmp_path, outputs={"o": reference})
+
+    @pytest.mark.parametrize("reference", ["", None])
+    def test_an_output_of_nothing(self, tmp_path: Path, reference: Any) -> None:
+        with pytest.raises(EmptyOutputReference, match="output 'o'"):
+            load(tmp_path, outputs={"o": reference})
+
+    def test_a_reference_that_cannot_be_read(self, tmp_path: Path) -> None:
+        with pytest.raises(FlowDefinitionError, match=r"node 'a', input 'p': .*asks for 'score'"):
+            load(tmp_path, node("a", {"p": "${b.score}"}))
+
+    def test_all_that_is_wrong_is_told_at_once(self, tmp_path: Path) -> None:
+        with pytest.raises(InvalidFlowRequest) as caught:
+            load(
+                tmp_path,
+                node("a", {"p": "${inputs.y}", "q": "${nowhere.output}"}, activate={"when": "${inputs.x}", "is": 1}),
+                node("b", type="llm", api="chat"),
+                outputs={"o": "${c.output}"},
+                environment_variables={"A": "b"},
+            )
+
+        message = str(caught.value)
+        assert "has 7 problems" in message
+        for name in (
+            "environment_variables",
+            "activate",
+            "'llm'",
+            "'api'",
+            "${inputs.y}",
+            "${nowhere.output}",
+            "output 'o'",
+        ):
+            assert name in message
+
+
+class TestOtherLanguages:
+    def test_only_inputs_and_outputs_are_read(self, tmp_path: Path) -> None:
+        flow = load(
+            tmp_path,
+            {"name": "a", "type": "csharp", "source": {"path": "A.cs"}, "activate": {"when": 1, "is": 2}},
+            outputs={"o": "${a.output}"},
+            language="csharp",
+        )
+
+        assert flow.language == "csharp"
+        assert list(flow.inputs) == ["x"]
+        assert flow.program == Dag((), (FlowOutput("o", Reference("${a.output}", "node", "a")),))
+
+    def test_they_need_inputs_too(self, tmp_path: Path) -> None:
+        with pytest.raises(InputNotFound):
+            load(tmp_path, language="csharp", inputs=None)
+
+    def test_a_language_is_a_name(self, tmp_path: Path) -> None:
+        with pytest.raises(FlowDefinitionError, match="'language' should be a name"):
+            load(tmp_path, language=["python"])
