@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from prefect import flow, runtime
 from prefect.blocks.core import Block
-from prefect.client.schemas.objects import State  # noqa: TC002 - Prefect resolves the flow's annotations
+from prefect.client.schemas.objects import FlowRun, State  # noqa: TC002 - Prefect resolves the flow's annotations
+from prefect.context import FlowRunContext
 from prefect.logging import get_run_logger
 from prefect.states import Cancelled, Completed, Failed
 from pydantic import Field, ValidationError
@@ -171,7 +172,7 @@ async def batch_run(
             data={**({"data": data} if data else {}), **(more_data or {})},
             inputs_mapping=inputs_mapping or {},
             init_kwargs=init_kwargs or {},
-            run_id=check_run_id(run_id or str(runtime.flow_run.id)),
+            run_id=check_run_id(run_id or str(_flow_run().id)),
             resume_from=check_run_id(resume_from) if resume_from else None,
             storage=storage or default_storage_url(),
             output_dir=output_dir or None,
@@ -227,6 +228,13 @@ async def _uncancelled(work: Any, live: LiveRun) -> BatchResult:
             live.cancel("Canceled in Prefect.")
 
 
+def _flow_run() -> FlowRun:
+    context = FlowRunContext.get()
+    assert context is not None, "called inside the Prefect flow only"
+    assert context.flow_run is not None, "Prefect made it before it called the flow"
+    return context.flow_run
+
+
 class _BatchRun:
     """One batch run: its stages, and what they hand on."""
 
@@ -235,6 +243,8 @@ class _BatchRun:
         self.options = request.options
         self.live = live
         self.logger = get_run_logger()
+        # Asked of the context once: `prefect.runtime` asks the server each time for some of it.
+        self.flow_run = _flow_run()
         self.keys = RunKeys(request.run_id)
         self.tally = Tally()
         self.reused_lines = 0
@@ -332,7 +342,7 @@ class _BatchRun:
             self._note(f"{change} since the run began; on_change is {self.options.on_change!r}")
         session = Session(
             started_at=self.start_time.isoformat(),
-            prefect_flow_run_id=str(runtime.flow_run.id or "") or None,
+            prefect_flow_run_id=str(self.flow_run.id),
             versions=versions(),
             resumed_from=self.request.resume_from,
         )
@@ -513,9 +523,9 @@ class _BatchRun:
             if self.live.listener is not None:
                 self.live.listener(self._progress_report(time.monotonic() - began))
             await asyncio.sleep(REPORT_EVERY_SEC)
-            if runtime.deployment.id is None and time.monotonic() >= look_again:
+            if self.flow_run.deployment_id is None and time.monotonic() >= look_again:
                 look_again = time.monotonic() + LOOK_FOR_CANCEL_EVERY_SEC
-                if await is_cancelled_in_prefect(runtime.flow_run.id):
+                if await is_cancelled_in_prefect(self.flow_run.id):
                     self.live.cancel("Canceled in Prefect.")
 
     def _progress_report(self, elapsed_sec: float) -> ProgressReport:
@@ -581,29 +591,34 @@ class _BatchRun:
             Path(_absolute(self.request.output_dir, self.request.base_dir)) if self.request.output_dir else None
         )
         await write_outputs(self.files, self.keys, self._newest_records(), result, output_dir)
-        await write_summary(
-            self.request.run_id,
-            summary_markdown(
-                result,
-                self.tally,
-                run_id=self.request.run_id,
-                flow_name=self.flow.name,
-                storage_url=self.files.location(self.request.run_id),
-                outputs_url=self.files.location(self.keys.outputs),
-                next_command=f"batchflow resume {self.request.run_id}" if self.flow.source else "",
-                reused_lines=self.reused_lines,
-            ),
-        )
-        await write_failed_lines(self.request.run_id, failed_table(self.tally.failures), result.failed_lines)
+        await self._write_artifacts(result)
         self.logger.info("Run %s: %s", self.request.run_id, summary_line(result))
         await self._hand_in()
         return result
+
+    async def _write_artifacts(self, result: BatchResult) -> None:
+        run_id = self.request.run_id
+        summary = summary_markdown(
+            result,
+            self.tally,
+            run_id=run_id,
+            flow_name=self.flow.name,
+            storage_url=self.files.location(run_id),
+            outputs_url=self.files.location(self.keys.outputs),
+            next_command=f"batchflow resume {run_id}" if self.flow.source else "",
+            reused_lines=self.reused_lines,
+        )
+        writes = [write_summary(run_id, summary)]
+        # A run that was resumed may have to clear the table of the time before.
+        if result.failed_lines or self.reused_lines:
+            writes.append(write_failed_lines(run_id, failed_table(self.tally.failures), result.failed_lines))
+        await asyncio.gather(*writes)
 
     async def _hand_in(self) -> None:
         """Wait, for a bounded time, until a server that ends with this process has all task runs."""
         if not has_own_server():
             return
-        missing = await wait_until_recorded(runtime.flow_run.id, self.task_runs)
+        missing = await wait_until_recorded(self.flow_run.id, self.task_runs)
         if missing:
             self._note(
                 f"{missing} of {self.task_runs} task runs had not reached Prefect's own server when the run ended; its "

@@ -150,8 +150,14 @@ def receipt(record: LineRecord) -> Receipt:
         duration_sec=record["duration_sec"],
         tokens=Tokens.of(record["tokens"]),
         nodes=tuple((node["node"], Status(node["status"])) for node in record["nodes"]),
-        error=None if error is None else _cut_texts({k: v for k, v in error.items() if k != "debugInfo"}),
+        error=None if error is None else receipt_error(error),
     )
+
+
+def receipt_error(error: dict[str, Any]) -> dict[str, Any]:
+    """What a receipt keeps of an error: long texts are cut in their middle, `debugInfo` stays behind."""
+    short: dict[str, Any] = _cut_texts({key: value for key, value in error.items() if key != "debugInfo"})
+    return short
 
 
 def _cut_texts(value: Any) -> Any:

@@ -15,7 +15,6 @@ from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, StateType
 from prefect.context import TaskRunContext
-from prefect.results import ResultRecord
 from prefect.states import Cancelled, Completed
 
 from prefect_batchflow.exceptions import BatchflowException, innermost_code
@@ -265,7 +264,7 @@ def is_broken(state: State[Any]) -> bool:
 
 def _note_of(state: State[Any]) -> dict[str, bool] | None:
     """What `_state` put on the state of a failed line; Prefect may have wrapped it. `None` on any other state."""
-    data: Any = state.data.result if isinstance(state.data, ResultRecord) else state.data
+    data: Any = getattr(state.data, "result", state.data)
     return data if isinstance(data, dict) and "retried" in data else None
 
 

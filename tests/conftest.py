@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 # Before Prefect is imported anywhere: its settings are read then.
@@ -16,6 +17,10 @@ os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
 os.environ["PREFECT_LOGGING_LEVEL"] = "ERROR"
 os.environ.pop("PREFECT_API_URL", None)
 os.environ.pop("BATCHFLOW_STORAGE", None)
+
+# How long an example takes says more of the machine than of the code.
+hypothesis.settings.register_profile("batchflow", deadline=None)
+hypothesis.settings.load_profile("batchflow")
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -18,7 +18,7 @@ from prefect_batchflow.definition.flow import FlowDescription, FlowInput
 from prefect_batchflow.exceptions import LineExecutionTimeoutError, UnexpectedError, error_dict
 from prefect_batchflow.execution.nodes import encode_record
 from prefect_batchflow.lines import input_hash
-from prefect_batchflow.results import NO_TOKENS, Receipt, Status, Tokens
+from prefect_batchflow.results import NO_TOKENS, Receipt, Status, Tokens, receipt_error
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -93,7 +93,11 @@ def failed_outcome(
         "nodes": [],
     }
     receipt = Receipt(
-        line_number=line.line_number, status=Status(status), attempt=attempt, duration_sec=duration_sec, error=error
+        line_number=line.line_number,
+        status=Status(status),
+        attempt=attempt,
+        duration_sec=duration_sec,
+        error=receipt_error(error),
     )
     return LineOutcome(receipt, encode_record(record), record["input_hash"])
 
@@ -197,7 +201,10 @@ class ProxyExecutor:
         """Create the proxy, unless a made one was given, and ask it for its inputs."""
         if isinstance(self._given, type):
             self._proxy = await self._given.create(
-                self._flow.definition_file or self._flow.working_dir, self._flow.working_dir, worker_count=self.slots, **self._create_kwargs
+                self._flow.definition_file or self._flow.working_dir,
+                self._flow.working_dir,
+                worker_count=self.slots,
+                **self._create_kwargs,
             )
         else:
             self._proxy = self._given

@@ -11,6 +11,7 @@ import collections
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from prefect_batchflow import exceptions
 from prefect_batchflow.definition.flow import NO_DEFAULT, FlowDescription, FlowInput
 from prefect_batchflow.exceptions import (
     BatchflowException,
+    InvalidOptionError,
     LineExecutionTimeoutError,
     LineOutOfMemoryError,
     ProcessCrashError,
@@ -35,7 +37,7 @@ from prefect_batchflow.execution import wire
 from prefect_batchflow.execution.executor import LineOutcome, failed_outcome, timed_out
 from prefect_batchflow.execution.processes import TOKEN_VARIABLE, end_session, end_with_token
 from prefect_batchflow.lines import input_hash
-from prefect_batchflow.results import Receipt, Status, Tokens
+from prefect_batchflow.results import Receipt, Status, Tokens, receipt_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -48,18 +50,25 @@ CANCEL_GRACE_SEC = 2.0
 START_TIMEOUT_SEC = 120.0
 """How long importing a flow may take."""
 _END_WITHIN_SEC = 5.0
+_CLOSED = "The workers are gone: the run was closed."
 TAIL_BYTES = 8 * 1024
 """What is kept of a worker's output for the message of a crash."""
 
-_OUT_OF_MEMORY_SIGNS = (b"MemoryError", b"bad_alloc", b"Cannot allocate memory", b"out of memory")
+ALONE_AT_ONCE = 4
+"""How many suspect lines are run at once, each in a process of its own."""
+
+# As an interpreter or an allocator says it on its way out; what a line prints about memory is no sign.
+_OUT_OF_MEMORY = re.compile(
+    rb"^(MemoryError\b|.*\bstd::bad_alloc\b|memory allocation of \d+ bytes failed)", re.MULTILINE
+)
 
 
 class _WorkerLostError(Exception):
     """The worker was ended for another line's sake; this one is to be run again, its attempt not counted."""
 
 
-class _WorkerCrashedError(Exception):
-    """The worker died with several lines in it; which of them did it shows when each runs alone."""
+class _SuspectError(Exception):
+    """The worker died, or hung, with several lines in it; which of them did it shows when each runs alone."""
 
 
 @dataclass(slots=True)
@@ -78,14 +87,21 @@ class _Job:
 class _Worker:
     """One worker process: its pipes, what it is doing, and its end."""
 
-    def __init__(self, token: str, cwd: str, on_exit: Callable[[_Worker], None]) -> None:
+    def __init__(
+        self, token: str, cwd: str, on_exit: Callable[[_Worker], None], on_stuck: Callable[[_Worker], None]
+    ) -> None:
         self.token = token
         self.jobs: dict[int, _Job] = {}
         self.ready: asyncio.Future[wire.Frame] = asyncio.get_running_loop().create_future()
         self.exited = asyncio.Event()
         self.ending = False
+        self.silent = False
+        """Its event loop does not answer."""
+        self.retiring = False
+        """It gets no more lines, and ends with those it has."""
         self.tail = bytearray()
         self._on_exit = on_exit
+        self._on_stuck = on_stuck
         self._unpacker = wire.Unpacker()
         self._transports: list[asyncio.ReadTransport | asyncio.WriteTransport] = []
         self._process = subprocess.Popen(
@@ -109,12 +125,13 @@ class _Worker:
         loop = asyncio.get_running_loop()
         process = self._process
         assert process.stdin is not None
-        self._pidfd = os.pidfd_open(self.pid)
-        loop.add_reader(self._pidfd, self._reap)
         self._stdin, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, process.stdin)
         stdout, _ = await loop.connect_read_pipe(lambda: _Pipe(self._on_answer), process.stdout)
         stderr, _ = await loop.connect_read_pipe(lambda: _Pipe(self._on_output), process.stderr)
         self._transports = [self._stdin, stdout, stderr]
+        # Last: a process that has ended already is seen at once, and its end closes the pipes.
+        self._pidfd = os.pidfd_open(self.pid)
+        loop.add_reader(self._pidfd, self._reap)
 
     def send(self, message: bytes) -> None:
         self._stdin.write(message)
@@ -135,6 +152,9 @@ class _Worker:
             if op in ("ready", "refused"):
                 if not self.ready.done():
                     self.ready.set_result((head, body))
+                continue
+            if op == "stuck":
+                self._on_stuck(self)
                 continue
             job = self.jobs.get(head["id"])
             if job is None:
@@ -216,7 +236,7 @@ class WorkerPool:
         self._free: collections.deque[_Worker] = collections.deque()
         self._waiting: collections.deque[asyncio.Future[_Worker]] = collections.deque()
         self._loading: set[asyncio.Task[None]] = set()
-        self._alone = asyncio.Lock()
+        self._alone = asyncio.Semaphore(ALONE_AT_ONCE)
         self._supervisor: subprocess.Popen[bytes] | None = None
         self._closed = False
 
@@ -232,6 +252,8 @@ class WorkerPool:
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            # A run inside another run's line: what ends that line must leave this one's supervisor to do its work.
+            env={name: value for name, value in os.environ.items() if name != TOKEN_VARIABLE},
             start_new_session=True,
         )
         worker = self._new_worker()
@@ -252,7 +274,7 @@ class WorkerPool:
                 return await self._attempt(await self._acquire(), job)
             except _WorkerLostError:
                 continue
-            except _WorkerCrashedError:
+            except _SuspectError:
                 return await self._run_alone(job)
 
     async def aggregate(self, lines: Sequence[Mapping[str, Any]], *, timeout_sec: float) -> dict[str, Any]:
@@ -281,7 +303,7 @@ class WorkerPool:
         return {job.line_number for w in self._workers for job in w.jobs.values() if job.line_number is not None}
 
     async def close(self) -> None:
-        """Kill every worker with all it started, and let the supervisor go."""
+        """Kill every worker with all it started, and let the supervisor go; lines that still run are cancelled."""
         self._closed = True
         for waiter in self._waiting:
             waiter.cancel()
@@ -297,7 +319,7 @@ class WorkerPool:
             assert self._supervisor.stdin is not None
             # It reads the end of the pipe, finds nothing to end, and goes; waited for, so that no zombie is left.
             self._supervisor.stdin.close()
-            await asyncio.to_thread(self._supervisor.wait)
+            await asyncio.to_thread(_wait_or_kill, self._supervisor)
 
     async def _attempt(self, worker: _Worker, job: _LineJob) -> LineOutcome:
         """One attempt of one line on one worker; a limit or a crash is made a failed outcome here."""
@@ -319,7 +341,7 @@ class WorkerPool:
         )
 
     async def _run_alone(self, job: _LineJob) -> LineOutcome:
-        """Run a line whose worker died with many lines in it in a process of its own, so that only the guilty one fails."""
+        """Run a line whose worker died or hung with many lines in it in a process of its own: only the guilty one fails."""
         async with self._alone:
             worker = self._new_worker()
             try:
@@ -329,8 +351,12 @@ class WorkerPool:
                 worker.end()
 
     def _new_worker(self) -> _Worker:
+        if self._closed:
+            raise asyncio.CancelledError(_CLOSED)
         self._started += 1
-        worker = _Worker(f"{self._token}-{self._started}", str(self._flow.working_dir), self._on_exit)
+        # With an end of its own: tokens are looked for by how they begin, and 1 begins 10.
+        token = f"{self._token}-{self._started}."
+        worker = _Worker(token, str(self._flow.working_dir), self._on_exit, self._retire)
         self._workers.add(worker)
         return worker
 
@@ -362,16 +388,25 @@ class WorkerPool:
             "init_kwargs": self._init_kwargs,
             "sys_path": [os.path.abspath(entry) for entry in sys.path],  # noqa: PTH100 - "" means the current folder
             "line_memory_mb": self._line_memory_mb,
+            "lines_at_once": self._max_concurrency,
         }
-        return bytes(cloudpickle.dumps(job))
+        try:
+            return bytes(cloudpickle.dumps(job))
+        except Exception as exc:  # whatever the objects' own pickling raises
+            raise InvalidOptionError(
+                f"The init_kwargs of the flow {self._flow.name!r} ({', '.join(self._init_kwargs)}) cannot be sent to a worker "
+                f"process: ({type(exc).__name__}) {exc}. Give plain values, and build clients in the class's constructor."
+            ) from exc
 
     async def _acquire(self) -> _Worker:
         """The next free worker; another one is started when all are busy and there may be more."""
+        if self._closed:
+            raise asyncio.CancelledError(_CLOSED)
         if self._free:
             return self._free.popleft()
         waiter: asyncio.Future[_Worker] = asyncio.get_running_loop().create_future()
         self._waiting.append(waiter)
-        if len(self._workers) < self._worker_count:
+        if self._may_grow():
             self._grow()
         try:
             return await waiter
@@ -379,6 +414,9 @@ class WorkerPool:
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
                 self._offer(waiter.result())
             raise
+
+    def _may_grow(self) -> bool:
+        return not self._closed and sum(not worker.retiring for worker in self._workers) < self._worker_count
 
     def _grow(self) -> None:
         """Start one more worker, which offers itself once it has loaded the flow; counted as one from here on."""
@@ -406,7 +444,7 @@ class WorkerPool:
                 waiter.set_exception(WorkerStartError(f"A further worker did not start: {exc}"))
 
     def _offer(self, worker: _Worker, slots: int = 1) -> None:
-        if worker.ending or worker not in self._workers:
+        if worker.ending or worker.retiring or worker not in self._workers:
             return
         for _ in range(slots):
             while self._waiting and self._waiting[0].done():
@@ -420,7 +458,7 @@ class WorkerPool:
         self, worker: _Worker, head: dict[str, Any], body: bytes, timeout_sec: float, what: str
     ) -> wire.Frame:
         """Send one job and wait for its answer, its limit or its worker's end."""
-        if worker.ending:
+        if worker.ending or worker not in self._workers:
             raise _WorkerLostError
         loop = asyncio.get_running_loop()
         self._job_ids += 1
@@ -439,6 +477,8 @@ class WorkerPool:
         finally:
             job.deadline.cancel()
             worker.jobs.pop(key, None)
+            if worker.retiring and not worker.jobs:
+                worker.end()
             self._offer(worker)
         if reply.get("spent"):
             # The line was refused memory: what it left allocated would be refused to the next one.
@@ -463,7 +503,20 @@ class WorkerPool:
 
     def _on_silence(self, worker: _Worker, job: _Job) -> None:
         if not job.answer.done():
+            worker.silent = True
             worker.end()
+
+    def _retire(self, worker: _Worker) -> None:
+        """Replace a worker in which a line goes on behind its limit, in a thread or against its cancellation.
+
+        Only the end of the process ends that line; the other lines of it are let come to their own ends first.
+        """
+        worker.retiring = True
+        self._free = collections.deque(free for free in self._free if free is not worker)
+        if not worker.jobs:
+            worker.end()
+        if self._waiting and self._may_grow():
+            self._grow()
 
     def _on_exit(self, worker: _Worker) -> None:
         self._workers.discard(worker)
@@ -480,14 +533,16 @@ class WorkerPool:
         jobs = [job for job in worker.jobs.values() if not job.answer.done()]
         for job in jobs:
             if job.timed_out:
-                job.answer.set_exception(TimeoutError())
+                # One line that blocks the event loop takes the others past their limits with it.
+                suspect = worker.silent and len(jobs) > 1
+                job.answer.set_exception(_SuspectError() if suspect else TimeoutError())
             elif worker.ending:
                 job.answer.set_exception(_WorkerLostError())
             elif len(jobs) > 1:
-                job.answer.set_exception(_WorkerCrashedError())
+                job.answer.set_exception(_SuspectError())
             else:
                 job.answer.set_exception(_crash(worker, job.what))
-        if self._waiting and was_ready and not self._closed and len(self._workers) < self._worker_count:
+        if self._waiting and was_ready and self._may_grow():
             self._grow()
 
 
@@ -509,6 +564,14 @@ class _LineJob:
         self.body = json.dumps(line.inputs).encode()
 
 
+def _wait_or_kill(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.wait(_END_WITHIN_SEC)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
 def _description(head: dict[str, Any]) -> FlowDescription:
     inputs = {
         i["name"]: FlowInput(i["name"], i["type"], i.get("default", NO_DEFAULT), i["description"])
@@ -525,7 +588,7 @@ def _receipt(line: Line, attempt: int, reply: dict[str, Any]) -> Receipt:
         duration_sec=reply["duration_sec"],
         tokens=Tokens(*reply["tokens"]),
         nodes=tuple((name, Status(status)) for name, status in reply["nodes"]),
-        error=reply["error"],
+        error=None if reply["error"] is None else receipt_error(reply["error"]),
     )
 
 
@@ -545,7 +608,7 @@ def _how(returncode: int | None) -> str:
 def _crash(worker: _Worker, what: str) -> ProcessCrashError:
     tail = bytes(worker.tail)
     details = {"exit_code": worker.returncode, "output": _text(tail)}
-    if any(sign in tail for sign in _OUT_OF_MEMORY_SIGNS):
+    if _OUT_OF_MEMORY.search(tail):
         return LineOutOfMemoryError(
             f"{what}: its process {_how(worker.returncode)}, out of memory. Raise line_memory_mb, or make the line smaller.",
             target="Executor",

@@ -16,8 +16,9 @@ import os
 import pickle
 import resource
 import sys
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from prefect_batchflow.exceptions import BatchflowException, UnexpectedError, error_dict, innermost_code
 from prefect_batchflow.execution import wire
@@ -25,10 +26,34 @@ from prefect_batchflow.execution.loader import load_program
 from prefect_batchflow.execution.nodes import encode_record
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from prefect_batchflow.execution.nodes import Program
 
 LOG_LIMIT = 64 * 1024
 """Characters of a line's output that its record keeps."""
+OBEY_WITHIN_SEC = 1.0
+"""How long a cancelled line may take to end; one that goes on costs its process."""
+
+
+class _Printed:
+    """What one line printed: its beginning, for a line that prints without end must not fill the memory."""
+
+    def __init__(self) -> None:
+        self._parts: list[str] = []
+        self._room = LOG_LIMIT
+        self._left_out = 0
+
+    def add(self, text: str) -> None:
+        kept = text[: self._room]
+        if kept:
+            self._parts.append(kept)
+            self._room -= len(kept)
+        self._left_out += len(text) - len(kept)
+
+    def text(self) -> str:
+        more = f"\n… {self._left_out} more characters" if self._left_out else ""
+        return "".join(self._parts) + more
 
 
 class _LineOutput(io.TextIOBase):
@@ -37,7 +62,10 @@ class _LineOutput(io.TextIOBase):
     What is passed on is read there only when the line's process dies; a copy in the line's record is enough otherwise.
     """
 
-    _printed: ContextVar[list[str] | None] = ContextVar("_printed", default=None)
+    _printed: ContextVar[_Printed | None] = ContextVar("_printed", default=None)
+
+    only: ClassVar[_Printed | None] = None
+    """Of the one line that runs, if lines come one at a time: its threads have no context of it."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -53,33 +81,28 @@ class _LineOutput(io.TextIOBase):
         return self._fd
 
     def write(self, text: str) -> int:
-        printed = self._printed.get()
+        printed = self._printed.get() or self.only
         if printed is not None:
-            printed.append(text)
+            printed.add(text)
         data = text.encode("utf-8", "backslashreplace")
         while data:
             data = data[os.write(self._fd, data) :]
         return len(text)
 
     @classmethod
-    def begin(cls) -> list[str]:
+    def begin(cls) -> _Printed:
         """Keep what is printed from here on, in this context."""
-        printed: list[str] = []
+        printed = _Printed()
         cls._printed.set(printed)
         return printed
 
 
-def _logs(printed: list[str]) -> str:
-    text = "".join(printed)
-    return text if len(text) <= LOG_LIMIT else text[:LOG_LIMIT] + f"\n… {len(text) - LOG_LIMIT} more characters"
-
-
-def _reply(head: dict[str, Any], record: dict[str, Any], printed: list[str]) -> bytes:
+def _reply(head: dict[str, Any], record: dict[str, Any], printed: _Printed) -> bytes:
     """A line's record, and of it what the engine needs to know at once."""
     record["line_number"] = head["line_number"]
     record["attempt"] = head["attempt"]
     record["input_hash"] = head["input_hash"]
-    record["logs"] = _logs(printed)
+    record["logs"] = printed.text()
     body = encode_record(record)
     error = record["error"]
     tokens = record["tokens"]
@@ -105,6 +128,9 @@ def _limit_memory(line_memory_mb: int | None) -> None:
     with open("/proc/self/statm", "rb") as statm:  # noqa: PTH123 - no pathlib in a worker
         pages = int(statm.read().split()[0])
     limit = pages * resource.getpagesize() + line_memory_mb * 1024 * 1024
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    if hard != resource.RLIM_INFINITY:
+        limit = min(limit, hard)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
@@ -138,7 +164,7 @@ def _run_sync(program: Program, read: _Reader, write: _Writer) -> None:
     while frame := read():
         head, body = frame
         if head["op"] == "line":
-            printed = _LineOutput.begin()
+            printed = _LineOutput.only = _LineOutput.begin()
             record = program.run_line(head["line_number"], json.loads(body))
             write(_reply(head, dict(record), printed))
         elif head["op"] == "aggregate":
@@ -146,24 +172,70 @@ def _run_sync(program: Program, read: _Reader, write: _Writer) -> None:
             write(wire.pack({"op": "aggregate", "id": head["id"]}, json.dumps(run, default=repr).encode()))
 
 
-async def _run_async(program: Program, fd: int, write: _Writer) -> None:
+class _Threads(ThreadPoolExecutor):
+    """Runs the sync functions of async lines, and knows of which lines one still runs."""
+
+    job: ClassVar[ContextVar[int]] = ContextVar("job")
+    """The id of the job that calls."""
+
+    def __init__(self, max_workers: int) -> None:
+        super().__init__(max_workers)
+        self._calls: dict[int, set[Future[Any]]] = {}
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        call = super().submit(fn, *args, **kwargs)
+        if (key := self.job.get(None)) is not None:
+            self._calls.setdefault(key, set()).add(call)
+        return call
+
+    def are_busy_with(self, key: int) -> bool:
+        return not all(call.done() for call in self._calls.get(key, ()))
+
+    def forget(self, key: int) -> None:
+        self._calls.pop(key, None)
+
+
+async def _run_async(program: Program, fd: int, write: _Writer, lines_at_once: int) -> None:
     """Run every line that comes as a task of its own, until the engine closes the pipe."""
     loop = asyncio.get_running_loop()
+    threads = _Threads(lines_at_once)
+    loop.set_default_executor(threads)
     running: dict[int, asyncio.Task[None]] = {}
     unpacker = wire.Unpacker()
     closed = asyncio.Event()
 
     async def run_line(head: dict[str, Any], body: bytes) -> None:
+        threads.job.set(head["id"])
         printed = _LineOutput.begin()
         record = await program.run_line_async(head["line_number"], json.loads(body))
         write(_reply(head, dict(record), printed))
 
     async def aggregate(head: dict[str, Any], body: bytes) -> None:
+        threads.job.set(head["id"])
         run = await program.aggregate_async(json.loads(body))
         write(wire.pack({"op": "aggregate", "id": head["id"]}, json.dumps(run, default=repr).encode()))
 
-    def forget(key: int, _task: asyncio.Task[None]) -> None:
-        running.pop(key, None)
+    def cancel(key: int) -> None:
+        if (task := running.get(key)) is not None:
+            task.cancel()
+            loop.call_later(OBEY_WITHIN_SEC, look_after, key)
+        # Said whether or not the line obeys: it shows that the loop still turns.
+        write(wire.pack({"op": "canceled", "id": key}))
+
+    def look_after(key: int) -> None:
+        if key in running or threads.are_busy_with(key):
+            write(wire.pack({"op": "stuck", "id": key}))
+        threads.forget(key)
+
+    def on_end(key: int, task: asyncio.Task[None]) -> None:
+        del running[key]
+        if task.cancelled():
+            return
+        threads.forget(key)
+        if (error := task.exception()) is not None:
+            # Nothing that the line's code raised, which is data. The engine sees this process die, and which line did it.
+            sys.excepthook(type(error), error, error.__traceback__)
+            os._exit(1)
 
     def on_readable() -> None:
         data = os.read(fd, 1 << 20)
@@ -172,19 +244,17 @@ async def _run_async(program: Program, fd: int, write: _Writer) -> None:
             return
         for head, body in unpacker.feed(data):
             if head["op"] == "cancel":
-                if (task := running.get(head["id"])) is not None:
-                    task.cancel()
-                # Said whether or not the line obeys: it shows that the loop still turns.
-                write(wire.pack({"op": "canceled", "id": head["id"]}))
+                cancel(head["id"])
                 continue
             work = run_line if head["op"] == "line" else aggregate
             task = loop.create_task(work(head, body))
             running[head["id"]] = task
-            task.add_done_callback(functools.partial(forget, head["id"]))
+            task.add_done_callback(functools.partial(on_end, head["id"]))
 
     loop.add_reader(fd, on_readable)
     await closed.wait()
-    loop.remove_reader(fd)
+    # Not back through asyncio, which would wait for lines and threads that do not end.
+    os._exit(0)
 
 
 class _Reader:
@@ -230,7 +300,7 @@ def main() -> None:
     if first is None:
         return
     try:
-        program, _ = _load(first[1])
+        program, job = _load(first[1])
         ready = _ready(program)
     except BaseException as exc:  # noqa: BLE001 - user code is imported here, and may even exit
         error = exc if isinstance(exc, BatchflowException) else UnexpectedError(f"({type(exc).__name__}) {exc}")
@@ -238,9 +308,8 @@ def main() -> None:
         return
     write(ready)
     if program.description.is_async:
-        asyncio.run(_run_async(program, fd_in, write))
-    else:
-        _run_sync(program, read, write)
+        asyncio.run(_run_async(program, fd_in, write, job["lines_at_once"]))
+    _run_sync(program, read, write)
     # No clean-up of user code: threads it left behind must not keep a worker alive.
     os._exit(0)
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from uuid import UUID
 
-WRITE_TIMEOUT_SEC: Final = 10.0
+WRITE_TIMEOUT_SEC: Final = 5.0
 """Seconds the summary or the table may take; Prefect's client alone would try for minutes."""
 PROGRESS_TIMEOUT_SEC: Final = 3.0
 """Seconds one update of the progress may take, and the last one at the end of a run."""

@@ -21,7 +21,7 @@ from prefect.serializers import Serializer
 from pydantic import Field
 
 from prefect_batchflow.exceptions import RecordCorruptError, StorageError
-from prefect_batchflow.results import Receipt, Status, Tokens
+from prefect_batchflow.results import Receipt, Status, Tokens, receipt_error
 from prefect_batchflow.storage.keys import RunKeys, SegmentName
 
 if TYPE_CHECKING:
@@ -281,7 +281,7 @@ def _decode(text: bytes, name: SegmentName, place: str) -> Segment:
                 duration_sec=duration_sec,
                 tokens=Tokens(*tokens),
                 nodes=tuple((node, Status(node_status)) for node, node_status in nodes),
-                error=error,
+                error=None if error is None else receipt_error(error),
             )
             stored.append(Stored(receipt, header["session"], input_hash))
     except (ValueError, KeyError, TypeError) as exc:
