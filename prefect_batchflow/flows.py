@@ -20,6 +20,7 @@ from prefect import flow, runtime
 from prefect.blocks.core import Block
 from prefect.client.schemas.objects import FlowRun, State  # noqa: TC002 - Prefect resolves the flow's annotations
 from prefect.context import FlowRunContext
+from prefect.exceptions import ParameterTypeError
 from prefect.logging import get_run_logger
 from prefect.states import Cancelled, Completed, Failed
 from pydantic import Field, ValidationError
@@ -209,11 +210,19 @@ async def batch_run(
     live.result = result
     message = summary_line(result)
     if result.status is Status.Canceled:
-        return Cancelled(message=f"{message}. {live.cancel_reason}")
+        return Cancelled(message=f"{message}. {await _who_cancelled(live)}")
     if result.status is Status.Failed:
         batch_error = result.error_summary.batch_error_dict or {}
         return Failed(message=f"{message}. {batch_error.get('message', '')}")
     return Completed(message=message, data=result)
+
+
+async def _who_cancelled(live: LiveRun) -> str | None:
+    """Why the run was cancelled; a worker hands a cancel in the UI on as SIGTERM, and Prefect tells it from others."""
+    flow_run = _flow_run()
+    if flow_run.deployment_id is not None and await is_cancelled_in_prefect(flow_run.id):
+        return "Canceled in Prefect."
+    return live.cancel_reason
 
 
 async def _uncancelled(work: Any, live: LiveRun) -> BatchResult:
@@ -347,10 +356,11 @@ class _BatchRun:
             resumed_from=self.request.resume_from,
         )
         sessions = [*(before.sessions if before else []), session]
+        if before is None:
+            # Before the manifest: a run that could not take over all has not begun, and its next start takes over again.
+            await self._take_over()
         await write_manifest(self.files, self.keys, self._manifest(prints, sessions))
         self.records = RunRecords(self.files, self.keys, session=len(sessions))
-        if before is None:
-            await self._take_over()
         index, damaged = await self.records.scan()
         for damage in damaged:
             self._note(f"{damage} Its lines are run again.")
@@ -682,6 +692,7 @@ def run_batch(parameters: Mapping[str, Any], live: LiveRun) -> BatchResult:
     Raises:
         BatchflowException: There is no result: the flow, the mapping, the data, the storage or an option is wrong.
     """
+    _check_parameters(parameters)
     failure: BaseException | None = None
 
     def run() -> None:
@@ -689,8 +700,6 @@ def run_batch(parameters: Mapping[str, Any], live: LiveRun) -> BatchResult:
         try:
             with handed_over(live):
                 asyncio.run(_awaited(parameters))
-        except ValidationError as exc:
-            failure = InvalidOptionError(_told(exc))
         except BaseException as exc:  # noqa: BLE001 - carried to the caller's thread, or its meaning is in `live`
             failure = exc
 
@@ -724,7 +733,13 @@ def _loop_is_running() -> bool:
     return True
 
 
-def _told(exc: ValidationError) -> str:
-    """What is wrong with the options, an option a line."""
-    problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}, found {e['input']!r}" for e in exc.errors()]
-    return "Options that cannot be: " + "; ".join(problems)
+def _check_parameters(parameters: Mapping[str, Any]) -> None:
+    """Refuse options that cannot be before there is a flow run; Prefect would say it as that run's failure."""
+    try:
+        batch_run.validate_parameters(dict(parameters))
+    except ParameterTypeError as exc:
+        cause = exc.__context__
+        if not isinstance(cause, ValidationError):
+            raise InvalidOptionError(str(exc)) from None
+        problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}, found {e['input']!r}" for e in cause.errors()]
+        raise InvalidOptionError("Options that cannot be: " + "; ".join(problems) + ".") from None

@@ -1,0 +1,322 @@
+"""`BatchEngine`: promptflow's signature, and a caller who finds everything as it was."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from prefect_batchflow import (
+    AbstractBatchRunStorage,
+    AbstractExecutorProxy,
+    BatchEngine,
+    FlowRunInfo,
+    RunInfo,
+    Status,
+)
+from prefect_batchflow.exceptions import (
+    FlowNotFoundError,
+    InputMappingError,
+    InvalidOptionError,
+    InvalidRunIdError,
+    InvalidUserData,
+    RunInUseError,
+    StorageError,
+    UnsupportedFeatureError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+def double(n: int) -> dict[str, int]:
+    return {"n": n * 2}
+
+
+class MemoryStorage(AbstractBatchRunStorage):
+    """A storage as a user would bring one."""
+
+    def __init__(self) -> None:
+        self.flow_runs: dict[int, FlowRunInfo] = {}
+        self.node_runs: dict[int | None, list[RunInfo]] = {}
+
+    def persist_node_run(self, run_info: RunInfo) -> None:
+        self.node_runs.setdefault(run_info.index, []).append(run_info)
+
+    def persist_flow_run(self, run_info: FlowRunInfo) -> None:
+        assert run_info.index is not None
+        self.flow_runs[run_info.index] = run_info
+
+    def load_node_run_info_for_line(self, line_number: int) -> Sequence[RunInfo]:
+        return self.node_runs.get(line_number, [])
+
+    def load_flow_run_info(self, line_number: int) -> FlowRunInfo | None:
+        return self.flow_runs.get(line_number)
+
+
+@pytest.fixture
+def dag(tmp_path: Path) -> Path:
+    """A DAG flow that writes its line to a witness file, and sums up."""
+    folder = tmp_path / "dag"
+    folder.mkdir()
+    (folder / "flow.dag.yaml").write_text(
+        "inputs:\n  n: {type: int}\noutputs:\n  twice: {reference: '${twice.output}'}\nnodes:\n"
+        "- {name: twice, type: python, source: {type: code, path: twice.py}, inputs: {n: '${inputs.n}'}}\n"
+        "- {name: total, type: python, aggregation: true, source: {type: code, path: total.py},\n"
+        "   inputs: {twice: '${twice.output}', n: '${inputs.n}'}}\n"
+    )
+    (folder / "twice.py").write_text(
+        "from promptflow.core import tool\n@tool\ndef twice(n: int) -> int:\n"
+        "    open('witness', 'a').write(f'{n}\\n')\n    return n * 2\n"
+    )
+    (folder / "total.py").write_text(
+        "from promptflow.core import tool, log_metric\n@tool\ndef total(twice: list, n: list):\n"
+        "    log_metric('total', sum(twice))\n    log_metric('pairs_fit', all(t == 2 * v for t, v in zip(twice, n)))\n"
+        "    return sum(twice)\n"
+    )
+    return folder
+
+
+def executed(folder: Path) -> list[int]:
+    witness = folder / "witness"
+    return sorted(map(int, witness.read_text().split())) if witness.exists() else []
+
+
+def test_the_caller_finds_everything_as_it_was(storage: Path, write_rows: Callable[..., Path]) -> None:
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def state() -> tuple[Any, ...]:
+        return Path.cwd(), list(sys.path), [signal.getsignal(s) for s in signals], dict(os.environ), threading.active_count()
+
+    BatchEngine(double, run_storage_url=str(storage)).run({"data": write_rows([{"n": 1}])})
+    before = state()
+    BatchEngine(double, run_storage_url=str(storage)).run({"data": write_rows([{"n": 1}])})
+    assert state() == before
+
+
+def test_it_runs_inside_a_running_event_loop(storage: Path, write_rows: Callable[..., Path]) -> None:
+    async def notebook() -> int:
+        return BatchEngine(double, run_storage_url=str(storage)).run({"data": write_rows([{"n": 1}])}).completed_lines
+
+    assert asyncio.run(notebook()) == 1
+
+
+def test_two_engines_at_once_do_not_disturb_each_other(storage: Path, write_rows: Callable[..., Path]) -> None:
+    results = {}
+
+    def run(name: str, count: int) -> None:
+        data = write_rows([{"n": n} for n in range(count)], f"{name}.jsonl")
+        results[name] = BatchEngine(double, worker_count=1, run_storage_url=str(storage)).run({"data": data}, run_id=name)
+
+    threads = [threading.Thread(target=run, args=(f"run{count}", count)) for count in (3, 5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert {name: result.completed_lines for name, result in results.items()} == {"run3": 3, "run5": 5}
+
+
+def test_a_storage_gets_every_line_and_node(dag: Path, storage: Path, write_rows: Callable[..., Path]) -> None:
+    mine = MemoryStorage()
+    BatchEngine(dag, storage=mine, run_storage_url=str(storage)).run({"data": write_rows([{"n": 1}, {"n": 2}])}, run_id="r")
+    assert sorted(mine.flow_runs) == [0, 1]
+    assert mine.flow_runs[1].output == {"twice": 4}
+    assert mine.flow_runs[1].run_id == "r_1"
+    assert [info.node for info in mine.node_runs[0]] == ["twice"]
+    assert [info.node for info in mine.node_runs[None]] == ["total"]
+
+
+def test_lines_that_a_storage_knows_are_not_run_again(dag: Path, storage: Path, write_rows: Callable[..., Path]) -> None:
+    mine = MemoryStorage()
+    rows = [{"n": n} for n in range(4)]
+    BatchEngine(dag, storage=mine, run_storage_url=str(storage)).run({"data": write_rows(rows)})
+    del mine.flow_runs[2]
+    (dag / "witness").unlink()
+    again = BatchEngine(dag, run_storage_url=str(storage)).run({"data": write_rows(rows)}, resume_from_run_storage=mine)
+    assert executed(dag) == [2]
+    assert (again.completed_lines, again.metrics) == (4, {"total": 12, "pairs_fit": True})
+
+
+def test_aggregation_pairs_values_by_line_number_also_after_a_resume(
+    dag: Path, storage: Path, write_rows: Callable[..., Path]
+) -> None:
+    rows = [{"line_number": number, "n": number} for number in (7, 2, 9, 4)]
+    first = BatchEngine(dag, run_storage_url=str(storage)).run({"data": write_rows(rows[:2])}, run_id="part")
+    assert first.metrics == {"total": 18, "pairs_fit": True}
+    whole = BatchEngine(dag, run_storage_url=str(storage), on_change="reuse").run({"data": write_rows(rows)}, run_id="part")
+    assert whole.metrics == {"total": 44, "pairs_fit": True}
+    assert executed(dag) == [2, 4, 7, 9]
+    lines = (storage / "part" / "outputs.jsonl").read_text().splitlines()
+    assert [json.loads(line)["line_number"] for line in lines] == [2, 4, 7, 9]
+
+
+def test_max_lines_count_cuts_the_data(storage: Path, write_rows: Callable[..., Path]) -> None:
+    rows = [{"n": n} for n in range(9)]
+    result = BatchEngine(double, run_storage_url=str(storage)).run({"data": write_rows(rows)}, max_lines_count=4)
+    assert result.total_lines == 4
+
+
+def test_init_kwargs_are_not_kept_by_the_run(storage: Path, write_rows: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "keyed.py").write_text(
+        "class Keyed:\n    def __init__(self, key: str): self.key = key\n    def __call__(self, n: int): return len(self.key)\n"
+    )
+    engine = BatchEngine(f"{tmp_path / 'keyed.py'}:Keyed", init_kwargs={"key": "canary-4711"}, run_storage_url=str(storage))
+    assert engine.run({"data": write_rows([{"n": 1}])}, run_id="r").completed_lines == 1
+    kept = [path for path in storage.rglob("*") if path.is_file() and b"canary-4711" in path.read_bytes()]
+    assert kept == []
+
+
+class UpperProxy(AbstractExecutorProxy):
+    """An executor of another language, in a few lines."""
+
+    @classmethod
+    async def create(cls, flow_file: Path, working_dir: Path | None = None, **kwargs: Any) -> UpperProxy:
+        return cls()
+
+    async def exec_line_async(self, inputs: Mapping[str, Any], index: int | None = None, run_id: str | None = None) -> Any:
+        if inputs["text"] == "bad":
+            raise RuntimeError("the service says no")
+        return {"output": {"loud": inputs["text"].upper()}, "run_info": {"status": "Completed"}}
+
+
+@pytest.fixture
+def foreign_flow(tmp_path: Path) -> Path:
+    folder = tmp_path / "foreign"
+    folder.mkdir()
+    (folder / "flow.dag.yaml").write_text(
+        "language: cobol\ninputs:\n  text: {type: string}\noutputs:\n  loud: {reference: '${up.output}'}\n"
+    )
+    return folder
+
+
+def test_a_flow_of_an_unknown_language_says_how_to_register_one(
+    foreign_flow: Path, storage: Path, write_rows: Callable[..., Path]
+) -> None:
+    with pytest.raises(UnsupportedFeatureError, match="written in 'cobol'.*register_executor"):
+        BatchEngine(foreign_flow, run_storage_url=str(storage)).run({"data": write_rows([{"text": "a"}])})
+
+
+def test_a_registered_executor_runs_flows_of_its_language(
+    foreign_flow: Path, storage: Path, write_rows: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prefect_batchflow.execution.executor._REGISTRY", {})
+    BatchEngine.register_executor("cobol", UpperProxy)
+    result = BatchEngine(foreign_flow, run_storage_url=str(storage)).run(
+        {"data": write_rows([{"text": "a"}, {"text": "bad"}])}, run_id="r"
+    )
+    assert (result.completed_lines, result.failed_lines) == (1, 1)
+    assert "the service says no" in result.error_summary.error_list[0].error["message"]
+    assert (storage / "r" / "outputs.jsonl").read_text() == '{"line_number": 0, "loud": "A"}\n'
+
+
+def test_batch_timeout_gives_a_partial_result_that_can_resume(
+    storage: Path, write_rows: Callable[..., Path], tmp_path: Path
+) -> None:
+    flow = tmp_path / "slow.py"
+    flow.write_text(
+        "import os\ndef main(n: int, gate: str):\n    while n == 1 and not os.path.exists(gate): pass\n    return n\n"
+    )
+    rows = [{"n": n, "gate": str(tmp_path / "gate")} for n in range(3)]
+    options: dict[str, Any] = {"worker_count": 1, "run_storage_url": str(storage)}
+    part = BatchEngine(f"{flow}:main", batch_timeout_sec=3, **options).run({"data": write_rows(rows)}, run_id="r")
+    assert part.status is Status.Failed
+    assert part.error_summary.batch_error_dict is not None
+    assert part.error_summary.batch_error_dict["innerError"]["code"] == "BatchRunTimeoutError"
+    assert part.completed_lines + part.canceled_lines + part.not_started_lines == part.total_lines == 3
+    assert part.completed_lines < 3
+    (tmp_path / "gate").touch()
+    assert BatchEngine(f"{flow}:main", **options).run({"data": write_rows(rows)}, run_id="r").completed_lines == 3
+
+
+@pytest.mark.parametrize("granularity", ["line", "chunk"])
+def test_a_failed_line_is_retried_and_each_attempt_is_recorded(
+    granularity: str, storage: Path, write_rows: Callable[..., Path], tmp_path: Path
+) -> None:
+    flow = tmp_path / "flaky.py"
+    flow.write_text(
+        "import os\ndef main(n: int, once: str):\n    try: os.mkdir(once)\n    except FileExistsError: return n\n"
+        "    raise RuntimeError('first time')\n"
+    )
+    engine = BatchEngine(f"{flow}:main", granularity=granularity, retries=2, run_storage_url=str(storage))
+    result = engine.run({"data": write_rows([{"n": 5, "once": str(tmp_path / "once")}])}, run_id="r")
+    assert (result.completed_lines, result.failed_lines) == (1, 0)
+    texts = [json.loads(path.read_text())["result"] for path in (storage / "r" / "records").iterdir()]
+    records = [json.loads(line) for text in texts for line in text.splitlines()[1:]]
+    assert sorted((record["attempt"], record["status"]) for record in records) == [(1, "Failed"), (2, "Completed")]
+
+
+def test_only_the_named_errors_are_retried(storage: Path, write_rows: Callable[..., Path], tmp_path: Path) -> None:
+    flow = tmp_path / "witness.py"
+    flow.write_text("def main(file: str):\n    open(file, 'a').write('x')\n    raise RuntimeError('no')\n")
+    witness = tmp_path / "seen"
+    engine = BatchEngine(f"{flow}:main", retries=3, retry_on="LineExecutionTimeoutError", run_storage_url=str(storage))
+    assert engine.run({"data": write_rows([{"file": str(witness)}])}).failed_lines == 1
+    assert witness.read_text() == "x"
+
+
+def test_a_second_run_of_a_running_id_is_refused(storage: Path, write_rows: Callable[..., Path]) -> None:
+    refused: list[BaseException] = []
+
+    def listener(_report: Any) -> None:
+        if not refused:
+            try:
+                BatchEngine(double, run_storage_url=str(storage)).run({"data": write_rows([{"n": 1}])}, run_id="r")
+            except RunInUseError as exc:
+                refused.append(exc)
+            engine.cancel()
+
+    def forever(n: int) -> int:
+        while True:
+            pass
+
+    engine = BatchEngine(forever, worker_count=1, run_storage_url=str(storage), listener=listener)
+    engine.run({"data": write_rows([{"n": 1}])}, run_id="r")
+    assert "'r' is running already by process" in str(refused[0])
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "text"),
+    [
+        ({"options": {"workers": 3}}, InvalidOptionError, "takes no workers"),
+        ({"options": {"worker_count": -1}}, InvalidOptionError, "worker_count"),
+        ({"options": {"granularity": "lines"}}, InvalidOptionError, "granularity.*'lines'"),
+        ({"run": {"run_id": "../x"}}, InvalidRunIdError, "'../x' is no name"),
+        ({"run": {"inputs_mapping": {"n": "${data.m}"}}}, InputMappingError, "data.m"),
+        ({"run": {"inputs_mapping": {"n": "${rows.n}"}}}, InputMappingError, "rows"),
+        ({"data": "missing.jsonl"}, InvalidUserData, "missing.jsonl"),
+        ({"options": {"run_storage_url": "/proc/nowhere"}}, StorageError, "/proc/nowhere"),
+        ({"options": {"run_storage_url": "s3::file://x"}}, InvalidOptionError, "chained"),
+    ],
+    ids=["option", "bound", "choice", "run id", "column", "source", "data", "storage", "chain"],
+)
+def test_wrong_use_says_what_is_wrong_and_writes_nothing(
+    given: dict[str, Any], error: type[Exception], text: str, storage: Path, write_rows: Callable[..., Path]
+) -> None:
+    data = given.get("data") or write_rows([{"n": 1}])
+    with pytest.raises(error, match=text):
+        BatchEngine(double, **{"run_storage_url": str(storage), **given.get("options", {})}).run(
+            {"data": data}, **given.get("run", {})
+        )
+    assert not storage.exists() or not any(storage.iterdir())
+
+
+def test_broken_json_is_named_before_any_line_runs(storage: Path, tmp_path: Path) -> None:
+    data = tmp_path / "broken.jsonl"
+    data.write_text('{"n": 1}\n' * 6 + '{"n": \n' + '{"n": 1}\n')
+    with pytest.raises(InvalidUserData, match=r"broken\.jsonl, line 7"):
+        BatchEngine(double, run_storage_url=str(storage)).run({"data": data})
+    assert not storage.exists()
+
+
+def test_a_missing_flow_is_refused_by_the_constructor(tmp_path: Path) -> None:
+    with pytest.raises(FlowNotFoundError, match="nowhere"):
+        BatchEngine(tmp_path / "nowhere")
