@@ -15,8 +15,9 @@ from typing import Any, ClassVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem as LocalFiles
+from prefect.blocks.core import Block
 from prefect.filesystems import WritableFileSystem
-from pydantic import Field, PrivateAttr, SecretStr, field_validator
+from pydantic import Field, HttpUrl, PrivateAttr, SecretStr, field_validator
 
 from prefect_batchflow.exceptions import InvalidOptionError
 
@@ -26,15 +27,19 @@ class RunStorageBlock(WritableFileSystem):
 
     Example:
         ```python
-        RunStorageBlock(url="s3://bucket/runs").save("nightly")
+        from prefect_batchflow.blocks import RunStorageBlock
+
+        RunStorageBlock(url="s3://bucket/runs").save("BLOCK_NAME")
+        block = RunStorageBlock.load("BLOCK_NAME")
         ```
     """
 
     _block_type_name: ClassVar[str | None] = "Batchflow Run Storage"
     _block_type_slug: ClassVar[str | None] = "batchflow-run-storage"
+    _documentation_url: ClassVar[HttpUrl | None] = HttpUrl("https://docs.prefect.io/v3/advanced/results")
 
     url: str = Field(
-        description="Folder of the runs, as fsspec writes it: a path, file://, s3://, gs://, az://, memory://"
+        description="Folder of the runs, as fsspec writes it: a path, file://, s3://, gs://, az://, memory://."
     )
     storage_options: dict[str, SecretStr] = Field(
         default_factory=dict, description="What fsspec needs to open it: keys, endpoints. Kept secret."
@@ -53,7 +58,8 @@ class RunStorageBlock(WritableFileSystem):
             )
         if "://" not in url:
             return str(Path(url).expanduser().absolute())
-        return url.rstrip("/")
+        protocol, _, path = url.partition("://")
+        return f"{protocol}://{path.rstrip('/') or path[:1]}"
 
     def model_post_init(self, context: Any, /) -> None:
         """Open the file system: its package is missed here, before anything runs."""
@@ -113,10 +119,10 @@ class RunStorageBlock(WritableFileSystem):
             await asyncio.to_thread(self._fs.pipe_file, target, content)
 
     async def put_file(self, path: str, source: Path) -> None:
-        """Move a local file to a key, whole like `write_path`."""
+        """Copy a local file to a key, whole like `write_path`."""
         target = self._path(path)
         if self.is_local:
-            await asyncio.to_thread(_move, source, Path(target))
+            await asyncio.to_thread(_copy, source, Path(target))
         else:
             await asyncio.to_thread(self._fs.put_file, str(source), target)
 
@@ -144,6 +150,22 @@ class RunStorageBlock(WritableFileSystem):
         return target
 
 
+async def open_storage(storage: str) -> RunStorageBlock:
+    """The run storage at a URL, or a saved block `batchflow-run-storage/<name>`.
+
+    Raises:
+        InvalidOptionError: There is no such block, or the URL cannot be one.
+    """
+    if not storage.startswith(f"{RunStorageBlock.get_block_type_slug()}/"):
+        return RunStorageBlock(url=storage)
+    try:
+        block = await Block.aload(storage)
+    except ValueError as exc:
+        raise InvalidOptionError(f"There is no saved block {storage!r}: {exc}") from exc
+    assert isinstance(block, RunStorageBlock)
+    return block
+
+
 def _replace(target: Path, content: bytes) -> None:
     with _beside(target) as (fd, temporary):
         with open(fd, "wb", closefd=False) as file:
@@ -153,7 +175,7 @@ def _replace(target: Path, content: bytes) -> None:
     _sync_folder(target.parent)
 
 
-def _move(source: Path, target: Path) -> None:
+def _copy(source: Path, target: Path) -> None:
     with _beside(target) as (fd, temporary):
         with source.open("rb") as read, open(fd, "wb", closefd=False) as file:
             shutil.copyfileobj(read, file, 1 << 20)

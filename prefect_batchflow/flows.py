@@ -15,9 +15,9 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from uuid import UUID
 
 from prefect import flow, runtime
-from prefect.blocks.core import Block
 from prefect.client.schemas.objects import FlowRun, State  # noqa: TC002 - Prefect resolves the flow's annotations
 from prefect.context import FlowRunContext
 from prefect.exceptions import ParameterTypeError
@@ -26,7 +26,7 @@ from prefect.states import Cancelled, Completed, Failed
 from pydantic import Field, ValidationError
 
 from prefect_batchflow.aggregation import aggregate
-from prefect_batchflow.blocks import RunStorageBlock
+from prefect_batchflow.blocks import open_storage
 from prefect_batchflow.definition.flow import load_flow
 from prefect_batchflow.exceptions import (
     BatchflowException,
@@ -49,6 +49,7 @@ from prefect_batchflow.execution.pool import WorkerPool
 from prefect_batchflow.inputs.readers import Source, open_source
 from prefect_batchflow.lines import Line, check, input_hash, read_lines
 from prefect_batchflow.live import LiveRun, ProgressReport, current_live_run, handed_over
+from prefect_batchflow.own_server import has_own_server, start_own_server, wait_until_recorded
 from prefect_batchflow.report.artifacts import Progress, write_failed_lines, write_summary
 from prefect_batchflow.report.markdown import failed_table, summary_markdown
 from prefect_batchflow.results import AggregationResult, BatchResult, Receipt, Status, Tally, line_result, summary_line
@@ -81,11 +82,12 @@ from prefect_batchflow.storage.outputs import write_outputs
 from prefect_batchflow.storage.records import RecordIndex, RunRecords
 from prefect_batchflow.storage.takeover import take_over_run, take_over_storage
 from prefect_batchflow.surroundings import (
-    has_own_server,
+    end_abandoned,
+    give_up,
     is_cancelled_in_prefect,
-    quiet_own_server,
+    let_go_of_server,
+    server_answers,
     signals_cancel,
-    wait_until_recorded,
 )
 from prefect_batchflow.tasks import Chunk, LineRunner, chunk_task, is_broken, line_task
 from prefect_batchflow.window import Window
@@ -98,10 +100,12 @@ LINE_GRANULARITY_UP_TO = 1_000
 SMALLEST_CHUNK = 50
 MOST_TASK_RUNS = 1_000
 """Chunks grow so that a run has no more."""
-STOP_GRACE_SEC = 5.0
+STOP_GRACE_SEC = 3.0
 """How long the lines of a stopped run may take to end and be written."""
 REPORT_EVERY_SEC = 0.25
 LOOK_FOR_CANCEL_EVERY_SEC = 2.0
+LAST_STATE_SEC = 15.0
+"""How long a server that is gone has to come back for the last state of a run from Python."""
 
 
 def _flow_run_name() -> str:
@@ -200,6 +204,7 @@ async def batch_run(
     except BatchflowException as exc:
         live.failure = exc
         get_run_logger().error("%s", exc)
+        await _server_is_gone(live)
         return Failed(message=str(exc))
     except Exception as exc:  # noqa: BLE001 - the border of the run
         # Not foreseen: Prefect's own failure, or a fault of ours. The log has the traceback, the caller the cause.
@@ -215,6 +220,15 @@ async def batch_run(
         batch_error = result.error_summary.batch_error_dict or {}
         return Failed(message=f"{message}. {batch_error.get('message', '')}")
     return Completed(message=message, data=result)
+
+
+async def _server_is_gone(live: LiveRun) -> bool:
+    """Look whether the Prefect server still answers; if not, nothing more waits for it."""
+    if await server_answers():
+        return False
+    live.server_gone.set()
+    let_go_of_server()
+    return True
 
 
 async def _who_cancelled(live: LiveRun) -> str | None:
@@ -274,7 +288,7 @@ class _BatchRun:
         self.executor = self._executor()
         try:
             self.flow = self.flow.described(description := await self.executor.start())
-            self.files = await _open_storage(self.request.storage)
+            self.files = await open_storage(self.request.storage)
             self.sources = self._open_sources()
             self.inventory = await asyncio.to_thread(
                 check, self.sources, self.flow.inputs, self.request.inputs_mapping, self.options.max_lines_count
@@ -349,6 +363,8 @@ class _BatchRun:
             )
         for change in changed:
             self._note(f"{change} since the run began; on_change is {self.options.on_change!r}")
+        if before and (earlier := before.sessions[-1].prefect_flow_run_id):
+            await end_abandoned(UUID(earlier), self.flow_run.id)
         session = Session(
             started_at=self.start_time.isoformat(),
             prefect_flow_run_id=str(self.flow_run.id),
@@ -401,7 +417,7 @@ class _BatchRun:
             init_names=sorted(self.request.init_kwargs if from_python is None else from_python),
             init_kwargs=self.request.init_kwargs if from_python is None else None,
             options=self.options,
-            output_dir=self.request.output_dir,
+            output_dir=_absolute(self.request.output_dir, self.request.base_dir) if self.request.output_dir else None,
             total_lines=self.inventory.total_lines,
             fingerprints=prints,
             sessions=sessions,
@@ -458,6 +474,8 @@ class _BatchRun:
                 finally:
                     await window.end(STOP_GRACE_SEC if runner.stopped else 0)
                 progress.update(self.tally.ended_lines, self.tally.failed_lines)
+                if self.live.listener is not None:
+                    self.live.listener(self._progress_report(time.monotonic() - self.clock))
         for number in runner.canceled:
             self.tally.add(Receipt(line_number=number, status=Status.Canceled))
         if runner.failure is not None:
@@ -615,7 +633,7 @@ class _BatchRun:
             flow_name=self.flow.name,
             storage_url=self.files.location(run_id),
             outputs_url=self.files.location(self.keys.outputs),
-            next_command=f"batchflow resume {run_id}" if self.flow.source else "",
+            next_command=self._next_command(),
             reused_lines=self.reused_lines,
         )
         writes = [write_summary(run_id, summary)]
@@ -624,8 +642,20 @@ class _BatchRun:
             writes.append(write_failed_lines(run_id, failed_table(self.tally.failures), result.failed_lines))
         await asyncio.gather(*writes)
 
+    def _next_command(self) -> str:
+        if self.flow.source is None:
+            return ""
+        elsewhere = self.request.storage != default_storage_url()
+        return f"batchflow resume {self.request.run_id}" + (f" --storage {self.request.storage}" if elsewhere else "")
+
     async def _hand_in(self) -> None:
         """Wait, for a bounded time, until a server that ends with this process has all task runs."""
+        if await _server_is_gone(self.live):
+            self._note(
+                "The Prefect server does not answer: it may show this run as going on, and not all of its lines. The run's "
+                "own records and outputs are whole."
+            )
+            return
         if not has_own_server():
             return
         missing = await wait_until_recorded(self.flow_run.id, self.task_runs)
@@ -634,23 +664,10 @@ class _BatchRun:
                 f"{missing} of {self.task_runs} task runs had not reached Prefect's own server when the run ended; its "
                 "records are whole. With a server that keeps running (prefect server start) none are missed."
             )
-        quiet_own_server()
 
     def _note(self, text: str) -> None:
         self.live.notes.append(text)
         self.logger.warning("%s", text)
-
-
-async def _open_storage(storage: str) -> RunStorageBlock:
-    slug = f"{RunStorageBlock.get_block_type_slug()}/"
-    if not storage.startswith(slug):
-        return RunStorageBlock(url=storage)
-    try:
-        block = await Block.aload(storage)
-    except ValueError as exc:
-        raise InvalidOptionError(f"There is no saved block {storage!r}: {exc}") from exc
-    assert isinstance(block, RunStorageBlock)
-    return block
 
 
 def _absolute(url: str, base_dir: str | None) -> str:
@@ -698,8 +715,9 @@ def run_batch(parameters: Mapping[str, Any], live: LiveRun) -> BatchResult:
     def run() -> None:
         nonlocal failure
         try:
+            start_own_server()
             with handed_over(live):
-                asyncio.run(_awaited(parameters))
+                asyncio.run(_awaited(parameters, live))
         except BaseException as exc:  # noqa: BLE001 - carried to the caller's thread, or its meaning is in `live`
             failure = exc
 
@@ -709,6 +727,8 @@ def run_batch(parameters: Mapping[str, Any], live: LiveRun) -> BatchResult:
         thread = threading.Thread(target=run, name="batchflow-run")
         thread.start()
         thread.join()
+    if live.server_gone.is_set():
+        let_go_of_server()
     if live.result is not None:
         return live.result
     if live.failure is not None:
@@ -721,8 +741,15 @@ def run_batch(parameters: Mapping[str, Any], live: LiveRun) -> BatchResult:
     ) from failure
 
 
-async def _awaited(parameters: Mapping[str, Any]) -> None:
-    await batch_run(**parameters, return_state=True)
+async def _awaited(parameters: Mapping[str, Any], live: LiveRun) -> None:
+    """Run it; Prefect would try for minutes to tell a server that is gone how it ended."""
+    run = asyncio.ensure_future(batch_run(**parameters, return_state=True))
+    gone = asyncio.ensure_future(live.server_gone.wait())
+    await asyncio.wait({run, gone}, return_when=asyncio.FIRST_COMPLETED)
+    gone.cancel()
+    await asyncio.wait({run}, timeout=LAST_STATE_SEC)
+    if not run.done():
+        await give_up(run)
 
 
 def _loop_is_running() -> bool:

@@ -5,6 +5,7 @@ A flow run that a worker started has an empty one. It travels by context variabl
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import threading
 from contextlib import contextmanager
@@ -61,6 +62,8 @@ class LiveRun:
     """What is no fault, but may not be what was meant."""
     failure: BatchflowException | None = None
     """Why there is no result."""
+    server_gone: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the Prefect server did not answer at the end of the run."""
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()

@@ -1,26 +1,36 @@
-"""What is around a run: signals, a cancel in the Prefect UI, and a server that must hear of all task runs in time."""
+"""What is around a run: signals, a cancel in the Prefect UI, what an earlier start left there, a server that is gone."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
+import queue
 import signal
 import threading
-import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-from prefect.settings import get_current_settings
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterId,
+    TaskRunFilter,
+    TaskRunFilterState,
+    TaskRunFilterStateType,
+)
+from prefect.client.schemas.objects import State, StateType
+from prefect.events.worker import EventsWorker
+from prefect.states import Crashed
+
+from prefect_batchflow.own_server import has_own_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from uuid import UUID
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-DRAIN_FLOOR_SEC = 5.0
-DRAIN_TASK_RUNS_PER_SEC = 20.0
+ANSWER_SEC = 5.0
+"""A server that takes longer to answer the simplest question counts as gone."""
 
 
 @contextlib.contextmanager
@@ -56,52 +66,98 @@ def signals_cancel(cancel: Callable[[str], None]) -> Iterator[None]:
 async def is_cancelled_in_prefect(flow_run_id: UUID) -> bool:
     """Whether somebody cancelled the flow run through the API; a server that does not answer has not said so."""
     try:
-        async with asyncio.timeout(5), get_client() as client:
+        async with asyncio.timeout(ANSWER_SEC), get_client() as client:
             state = (await client.read_flow_run(flow_run_id)).state
     except Exception:  # noqa: BLE001 - asked again soon; the run does not depend on the answer
         return False
     return state is not None and (state.is_cancelling() or state.is_cancelled())
 
 
-def has_own_server() -> bool:
-    """Whether this process started its own, ephemeral server, which ends with it."""
-    return not get_current_settings().api.url
+async def end_abandoned(flow_run_id: UUID, current: UUID) -> None:
+    """Show as Crashed what an earlier start of the run left going on when it was killed: nobody else does.
 
+    To be called by who holds the run's lease, before the first line: nothing of an earlier start is alive then. It is for
+    the eye only: it takes 10 s at most, and its failure is silent.
 
-async def wait_until_recorded(flow_run_id: UUID, task_runs: int) -> int | None:
-    """Wait until the ephemeral server has all task runs of a flow run, for a bounded time.
-
-    An ephemeral server ends with the process and takes what it has not written with it.
-
-    Returns:
-        How many are missing; `None` when the server did not say.
+    Args:
+        flow_run_id: The flow run of the earlier start.
+        current: The flow run that goes on now, the same one after a Retry.
     """
-    deadline = time.monotonic() + DRAIN_FLOOR_SEC + task_runs / DRAIN_TASK_RUNS_PER_SEC
-    recorded: int | None = None
-    run_filter = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
-    while time.monotonic() < deadline:
-        with contextlib.suppress(Exception):
-            async with get_client() as client:
-                response = await client._client.post(
-                    "/task_runs/count", json={"flow_runs": run_filter.model_dump(mode="json", exclude_unset=True)}
-                )
-                recorded = int(response.json())
-                if recorded >= task_runs:
-                    return 0
-        await asyncio.sleep(0.1)
-    return None if recorded is None else task_runs - recorded
+    killed: State[Any] = Crashed(message="Its process was gone when the run was started again.")
+    going_on = TaskRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING])
+    with contextlib.suppress(Exception):
+        async with asyncio.timeout(2 * ANSWER_SEC), get_client() as client:
+            for task_run in await client.read_task_runs(
+                flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id])),
+                task_run_filter=TaskRunFilter(state=TaskRunFilterState(type=going_on)),
+            ):
+                await client.set_task_run_state(task_run.id, killed, force=True)
+            state = (await client.read_flow_run(flow_run_id)).state
+            if flow_run_id != current and state is not None and state.is_running():
+                await client.set_flow_run_state(flow_run_id, killed, force=True)
+
+
+async def server_answers() -> bool:
+    """Whether the Prefect server answers now, within `ANSWER_SEC`."""
+    try:
+        async with asyncio.timeout(ANSWER_SEC), get_client() as client:
+            return await client.api_healthcheck() is None
+    except Exception:  # noqa: BLE001 - whatever it is, it is no answer
+        return False
+
+
+def let_go_of_server() -> None:
+    """Drop the events and logs that wait for a server that is gone.
+
+    Prefect's own way is to wait at the end of the process until each of them was sent, or has failed some ten times, which
+    for the events of one run may take an hour.
+    """
+    with EventsWorker._instance_cache_lock:
+        # All kinds of services are in it, those for logs too.
+        services: list[Any] = list(EventsWorker._instances.values())  # type: ignore[misc] # their types do not matter
+    for service in services:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                service._on_item_dropped(service._queue.get_nowait())
+        # What it is sending just now.
+        if service._loop is not None and service._task is not None:
+            service._loop.call_soon_threadsafe(service._task.cancel)
+
+
+async def give_up(flow_run: asyncio.Future[Any]) -> None:
+    """End a call of a Prefect flow that cannot tell the server how it ended; a cancelled one tries once more to tell."""
+    with _muted("prefect.flow_runs"):
+        for _ in range(3):
+            flow_run.cancel()
+            await asyncio.wait({flow_run}, timeout=1)
+            if flow_run.done():
+                return
 
 
 def quiet_own_server() -> None:
-    """Keep the end of an ephemeral server, which is abrupt, out of the output."""
+    """Keep the end of an ephemeral server, which is abrupt, out of the output of a process that ends with it."""
     for name in ("prefect.events.clients", "prefect.server", "prefect._internal", "websockets", "uvicorn", "httpx"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
+@contextlib.contextmanager
+def _muted(name: str) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 __all__ = [
+    "end_abandoned",
+    "give_up",
     "has_own_server",
     "is_cancelled_in_prefect",
+    "let_go_of_server",
     "quiet_own_server",
+    "server_answers",
     "signals_cancel",
-    "wait_until_recorded",
 ]

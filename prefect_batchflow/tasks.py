@@ -81,6 +81,7 @@ class LineRunner:
         self.failure: BatchflowException | None = None
         """What ends the run: the storage, or a worker that cannot start. No further line is begun."""
         self.on_failure: Callable[[], None] = lambda: None
+        self._stopping = asyncio.Event()
         self._records = records
         self._settle = settle
         self._persisted = persisted
@@ -90,6 +91,7 @@ class LineRunner:
         """Let no line go on: those that run are ended, those that wait are not begun. Idempotent."""
         if not self.stopped:
             self.stopped = True
+            self._stopping.set()
             self.canceled = self.executor.running()
         for attempt in self._attempts:
             attempt.cancel()
@@ -122,6 +124,12 @@ class LineRunner:
             # The caller was cancelled, not the work: it must not go on unseen.
             work.cancel()
 
+    async def pause(self, delay_sec: float) -> None:
+        """Wait before the next attempt, or until the run is stopped."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(delay_sec):
+                await self._stopping.wait()
+
     async def keep(self, outcomes: Sequence[LineOutcome]) -> None:
         """Write outcomes as one segment, then settle those that are final."""
         try:
@@ -135,6 +143,10 @@ class LineRunner:
             if self.is_final(outcome.receipt):
                 self.canceled.discard(outcome.receipt.line_number)
                 self._settle(outcome.receipt)
+
+    def result(self, note: dict[str, bool]) -> Any:
+        """A note as the result of a task run: kept in memory, never written."""
+        return self._records.in_memory(note)
 
     def fail(self, exc: BatchflowException) -> None:
         """End the run for a reason that is no line's."""
@@ -174,7 +186,10 @@ def line_task(runner: LineRunner, run_tag: str) -> Task[[Chunk], Any]:
         await runner.keep([outcome])
         retried = not runner.is_final(outcome.receipt)
         runner.waiting += retried
-        return _state(outcome.receipt, retried=retried)
+        state = _state(outcome.receipt)
+        # A result made already is taken as it is; Prefect would resolve the path of its default storage for each line.
+        state.data = runner.result({"retried": retried})
+        return state
 
     return run_line
 
@@ -248,7 +263,7 @@ class _ChunkRun:
                 self.failed += outcome.receipt.error is not None
                 return
             delay = delays[attempt - 1]
-            await asyncio.sleep(delay * (1 + policy.jitter * random.random()))  # noqa: S311 - spreads load, guards nothing
+            await self._runner.pause(delay * (1 + policy.jitter * random.random()))  # noqa: S311 - spreads load
 
     async def _keep(self) -> None:
         async with self._keeping:
@@ -263,12 +278,12 @@ def is_broken(state: State[Any]) -> bool:
 
 
 def _note_of(state: State[Any]) -> dict[str, bool] | None:
-    """What `_state` put on the state of a failed line; Prefect may have wrapped it. `None` on any other state."""
-    data: Any = getattr(state.data, "result", state.data)
-    return data if isinstance(data, dict) and "retried" in data else None
+    """What `run_line` put on the state of a line; `None` on any other state."""
+    note = getattr(state.data, "result", None)
+    return note if isinstance(note, dict) and "retried" in note else None
 
 
-def _state(receipt: Receipt, *, retried: bool) -> State[Any]:
+def _state(receipt: Receipt) -> State[Any]:
     """The final, or the retried, state of a line's task run."""
     if receipt.error is None:
         return Completed(message=f"Line {receipt.line_number} completed")
@@ -277,7 +292,6 @@ def _state(receipt: Receipt, *, retried: bool) -> State[Any]:
         type=StateType.FAILED,
         name=_STATE_NAMES.get(code, "Failed"),
         message=str(receipt.error.get("message", code))[:1000],
-        data={"retried": retried},
     )
 
 

@@ -9,6 +9,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
 
+CANCEL_WITHIN_SEC = 5.0
+"""How long cancelled work may take to end."""
+
+
 class Window:
     """Holds at most `width` pieces of work that count.
 
@@ -40,13 +44,13 @@ class Window:
         self._raise_error()
 
     async def end(self, grace_sec: float) -> None:
-        """Let work that is ending end, then cancel what is left; its errors are not raised."""
+        """Let work that is ending end, then cancel what is left and let it keep what it has; no error is raised."""
         if self._active:
             await asyncio.wait(self._active, timeout=grace_sec)
         for task in self._active:
             task.cancel()
         if self._active:
-            await asyncio.wait(self._active, timeout=grace_sec)
+            await asyncio.wait(self._active, timeout=CANCEL_WITHIN_SEC)
 
     def wake(self) -> None:
         """Look again whether there is room: what does not count may have changed."""

@@ -15,10 +15,16 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from prefect_batchflow.definition.flow import FlowDescription, FlowInput
-from prefect_batchflow.exceptions import LineExecutionTimeoutError, UnexpectedError, error_dict
+from prefect_batchflow.exceptions import (
+    BatchflowException,
+    LineExecutionTimeoutError,
+    UnexpectedError,
+    WorkerStartError,
+    error_dict,
+)
 from prefect_batchflow.execution.nodes import encode_record
 from prefect_batchflow.lines import input_hash
-from prefect_batchflow.results import NO_TOKENS, Receipt, Status, Tokens, receipt_error
+from prefect_batchflow.results import NO_TOKENS, Receipt, Status, Tokens, receipt
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -92,14 +98,8 @@ def failed_outcome(
         "logs": logs,
         "nodes": [],
     }
-    receipt = Receipt(
-        line_number=line.line_number,
-        status=Status(status),
-        attempt=attempt,
-        duration_sec=duration_sec,
-        error=receipt_error(error),
-    )
-    return LineOutcome(receipt, encode_record(record), record["input_hash"])
+    encoded = encode_record(record)
+    return LineOutcome(receipt(record), encoded, record["input_hash"])  # type: ignore[arg-type]
 
 
 def timed_out(line: Line, timeout_sec: float) -> dict[str, Any]:
@@ -108,6 +108,19 @@ def timed_out(line: Line, timeout_sec: float) -> dict[str, Any]:
         LineExecutionTimeoutError(
             f"Line {line.line_number} execution timeout for exceeding {timeout_sec:g} seconds", target="Executor"
         )
+    )
+
+
+def failed_aggregation(exc: BatchflowException) -> dict[str, Any]:
+    """What an aggregation gave that came to no end of its own."""
+    return {"output": {}, "metrics": {}, "nodes": [], "error": error_dict(exc)}
+
+
+def aggregation_timed_out(timeout_sec: float) -> LineExecutionTimeoutError:
+    """The error of an aggregation that met its limit, which is the line's."""
+    return LineExecutionTimeoutError(
+        f"The aggregation did not end within {timeout_sec:g} seconds. Raise the line timeout, or see what it waits for.",
+        target="Executor",
     )
 
 
@@ -198,52 +211,67 @@ class ProxyExecutor:
         self._proxy: AbstractExecutorProxy | None = None
 
     async def start(self) -> FlowDescription:
-        """Create the proxy, unless a made one was given, and ask it for its inputs."""
-        if isinstance(self._given, type):
-            self._proxy = await self._given.create(
-                self._flow.definition_file or self._flow.working_dir,
-                self._flow.working_dir,
-                worker_count=self.slots,
-                **self._create_kwargs,
-            )
-        else:
-            self._proxy = self._given
+        """Create the proxy, unless a made one was given, and ask it for its inputs.
+
+        Raises:
+            WorkerStartError: `create` raised something that is no error of ours.
+        """
+        self._proxy = await self._create(self._given) if isinstance(self._given, type) else self._given
         inputs = {
             name: FlowInput(name, **{k: v for k, v in dict(definition).items() if k in ("type", "default")})
             for name, definition in self._proxy.get_inputs_definition().items()
         }
         return FlowDescription(inputs or self._flow.inputs, is_async=True, has_aggregation=self._proxy.has_aggregation)
 
+    async def _create(self, proxy_class: type[AbstractExecutorProxy]) -> AbstractExecutorProxy:
+        flow = self._flow
+        try:
+            return await proxy_class.create(
+                flow.definition_file or flow.working_dir,
+                flow.working_dir,
+                worker_count=self.slots,
+                **self._create_kwargs,
+            )
+        except BatchflowException:
+            raise
+        except Exception as exc:
+            raise WorkerStartError(
+                f"{proxy_class.__name__}.create failed for the flow {flow.name!r}: ({type(exc).__name__}) {exc}"
+            ) from exc
+
     async def run_line(self, line: Line, *, attempt: int, timeout_sec: float) -> LineOutcome:
-        """Call the proxy for one line; its exceptions and its silence are failures of the line."""
+        """Call the proxy for one line; its exceptions, its silence and its odd answers are failures of the line."""
         assert self._proxy is not None, "start() comes first"
+        if line.error is not None:
+            return failed_outcome(line, attempt=attempt, error=line.error, duration_sec=0.0)
         async with self._free:
             started, clock = datetime.now(UTC), time.perf_counter()
             self._running.add(line.line_number)
             try:
                 async with asyncio.timeout(timeout_sec) as limit:
                     result = await self._proxy.exec_line_async(line.inputs, line.line_number, self._run_id)
+                return _outcome(line, _plain(result), attempt, started, time.perf_counter() - clock)
             except Exception as exc:  # noqa: BLE001 - the border around code that is not ours
-                error = (
-                    timed_out(line, timeout_sec)
-                    if limit.expired()
-                    else error_dict(exc if hasattr(exc, "codes") else UnexpectedError(f"({type(exc).__name__}) {exc}"))
-                )
+                error = timed_out(line, timeout_sec) if limit.expired() else error_dict(_known(exc))
                 return failed_outcome(line, attempt=attempt, error=error, duration_sec=time.perf_counter() - clock)
             finally:
                 self._running.discard(line.line_number)
-        return _outcome(line, _plain(result), attempt, started, time.perf_counter() - clock)
 
     async def aggregate(self, lines: Sequence[Mapping[str, Any]], *, timeout_sec: float) -> dict[str, Any]:
-        """Hand the proxy the lists over completed lines, in line_number order."""
+        """Hand the proxy the lists over completed lines, in line_number order; what it raises is the run's error."""
         assert self._proxy is not None, "start() comes first"
         inputs = {name: [line["inputs"].get(name) for line in lines] for name in (lines[0]["inputs"] if lines else ())}
         keys = {key: None for line in lines for key in line["aggregation_inputs"]}
         references = {key: [line["aggregation_inputs"].get(key) for line in lines] for key in keys}
-        async with asyncio.timeout(timeout_sec):
-            result = _plain(await self._proxy.exec_aggregation_async(inputs, references, self._run_id))
-        nodes = [_node(info) for info in (result.get("node_run_infos") or {}).values()]
-        return {"output": result.get("output"), "metrics": result.get("metrics") or {}, "nodes": nodes, "error": None}
+        started = datetime.now(UTC)
+        try:
+            async with asyncio.timeout(timeout_sec) as limit:
+                result = _plain(await self._proxy.exec_aggregation_async(inputs, references, self._run_id))
+            nodes = [_node(info, started) for info in (result.get("node_run_infos") or {}).values()]
+        except Exception as exc:  # noqa: BLE001 - the border around code that is not ours
+            return failed_aggregation(aggregation_timed_out(timeout_sec) if limit.expired() else _known(exc))
+        metrics = result.get("metrics") or {}
+        return {"output": result.get("output") or {}, "metrics": metrics, "nodes": nodes, "error": None}
 
     def running(self) -> set[int]:
         """The numbers of the lines the proxy has."""
@@ -255,45 +283,51 @@ class ProxyExecutor:
             await self._proxy.destroy()
 
 
+def _known(exc: Exception) -> BatchflowException:
+    return exc if isinstance(exc, BatchflowException) else UnexpectedError(f"({type(exc).__name__}) {exc}")
+
+
 def _plain(result: Any) -> dict[str, Any]:
-    """A proxy's answer as plain JSON values, from a model or the service protocol's dictionary."""
-    return result.model_dump(mode="json") if hasattr(result, "model_dump") else dict(result)
+    """A proxy's answer as a dictionary, from a model or as the service protocol has it."""
+    return result.model_dump() if hasattr(result, "model_dump") else dict(result)
 
 
-def _node(info: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {key: info.get(key) for key in ("node", "status", "inputs", "output", "error", "start_time", "end_time")}
-    return {**kept, "duration_sec": 0.0, "metrics": info.get("metrics") or {}}
+def _node(info: Mapping[str, Any], started: datetime) -> dict[str, Any]:
+    kept = {key: info.get(key) for key in ("node", "status", "inputs", "output", "error")}
+    times = {
+        "start_time": _iso(info.get("start_time") or started),
+        "end_time": _iso(info.get("end_time") or datetime.now(UTC)),
+    }
+    return {**kept, **times, "duration_sec": 0.0, "metrics": info.get("metrics") or {}}
+
+
+def _iso(time: datetime | str) -> str:
+    return time.isoformat() if isinstance(time, datetime) else time
 
 
 def _outcome(line: Line, result: dict[str, Any], attempt: int, started: datetime, duration_sec: float) -> LineOutcome:
     run_info = result.get("run_info") or {}
-    metrics = run_info.get("system_metrics") or {}
-    tokens = Tokens.of(metrics)
+    status, error = run_info.get("status") or Status.Completed, run_info.get("error")
+    if status != Status.Completed and not error:
+        error = error_dict(
+            UnexpectedError(f"The executor says that the line is {status}, and not why.", target="Executor")
+        )
     record: dict[str, Any] = {
         "line_number": line.line_number,
         "attempt": attempt,
-        "status": run_info.get("status") or "Completed",
+        "status": status,
         "input_hash": input_hash(line.inputs),
         "inputs": line.inputs,
         "output": result.get("output"),
         "aggregation_inputs": result.get("aggregation_inputs") or {},
-        "error": run_info.get("error"),
+        "error": error,
         "start_time": started.isoformat(),
         "end_time": datetime.now(UTC).isoformat(),
         "duration_sec": duration_sec,
         "metrics": run_info.get("metrics") or {},
-        "tokens": tokens.metrics(),
+        "tokens": Tokens.of(run_info.get("system_metrics")).metrics(),
         "logs": "",
-        "nodes": [_node(info) for info in (result.get("node_run_infos") or {}).values()],
+        "nodes": [_node(info, started) for info in (result.get("node_run_infos") or {}).values()],
     }
     encoded = encode_record(record)
-    receipt = Receipt(
-        line_number=line.line_number,
-        status=Status(record["status"]),
-        attempt=attempt,
-        duration_sec=duration_sec,
-        tokens=tokens,
-        nodes=tuple((node["node"], Status(node["status"])) for node in record["nodes"]),
-        error=record["error"],
-    )
-    return LineOutcome(receipt, encoded, record["input_hash"])
+    return LineOutcome(receipt(record), encoded, record["input_hash"])  # type: ignore[arg-type]

@@ -25,7 +25,6 @@ from prefect_batchflow.definition.flow import NO_DEFAULT, FlowDescription, FlowI
 from prefect_batchflow.exceptions import (
     BatchflowException,
     InvalidOptionError,
-    LineExecutionTimeoutError,
     LineOutOfMemoryError,
     ProcessCrashError,
     UnexpectedError,
@@ -34,7 +33,13 @@ from prefect_batchflow.exceptions import (
     innermost_code,
 )
 from prefect_batchflow.execution import wire
-from prefect_batchflow.execution.executor import LineOutcome, failed_outcome, timed_out
+from prefect_batchflow.execution.executor import (
+    LineOutcome,
+    aggregation_timed_out,
+    failed_aggregation,
+    failed_outcome,
+    timed_out,
+)
 from prefect_batchflow.execution.processes import TOKEN_VARIABLE, end_session, end_with_token
 from prefect_batchflow.lines import input_hash
 from prefect_batchflow.results import Receipt, Status, Tokens, receipt_error
@@ -287,16 +292,10 @@ class WorkerPool:
             except _WorkerLostError:
                 continue
             except TimeoutError:
-                error: BatchflowException = LineExecutionTimeoutError(
-                    f"The aggregation did not end within {timeout_sec:g} seconds. Raise the line timeout, or see what "
-                    "it waits for.",
-                    target="Executor",
-                )
+                return failed_aggregation(aggregation_timed_out(timeout_sec))
             except ProcessCrashError as exc:
-                error = exc
-            else:
-                return dict(json.loads(run))
-            return {"output": None, "metrics": {}, "nodes": [], "error": error_dict(error)}
+                return failed_aggregation(exc)
+            return dict(json.loads(run))
 
     def running(self) -> set[int]:
         """The numbers of the lines that a worker has."""

@@ -135,12 +135,12 @@ def _facts(result: BatchResult, tally: Tally, reused_lines: int) -> dict[str, st
         "Taken over": f"{reused_lines} lines from an earlier run" if reused_lines else "",
         "Retried": f"{tally.retried_lines} lines took more than one attempt" if tally.retried_lines else "",
         "Started": f"{result.start_time:%Y-%m-%d %H:%M:%S} UTC",
-        "Duration": _seconds(metrics.duration),
+        "Duration": seconds_text(metrics.duration),
         "Speed": f"{ran / metrics.duration:.3g} lines a second" if ran > 0 and metrics.duration > 0 else "",
     }
     median, slow = tally.durations.quantile(0.5), tally.durations.quantile(0.95)
     if median is not None and slow is not None:
-        facts["A line took"] = f"{_seconds(median)} (p50), {_seconds(slow)} (p95)"
+        facts["A line took"] = f"{seconds_text(median)} (p50), {seconds_text(slow)} (p95)"
     if metrics.total_tokens:
         facts["Tokens"] = (
             f"{metrics.total_tokens:,}: {metrics.prompt_tokens:,} prompt, {metrics.completion_tokens:,} completion"
@@ -148,7 +148,8 @@ def _facts(result: BatchResult, tally: Tally, reused_lines: int) -> dict[str, st
     return {name: text for name, text in facts.items() if text}
 
 
-def _seconds(seconds: float) -> str:
+def seconds_text(seconds: float) -> str:
+    """A duration for people, three digits of it."""
     if seconds < 100:
         return f"{seconds:.3g} s"
     minutes, seconds = divmod(round(seconds), 60)
@@ -202,13 +203,14 @@ def _advice(text: str) -> str:
 
 
 def _metrics(metrics: Mapping[str, Any]) -> str:
-    rows = [[escaped(name, 100), escaped(_value(value), 200)] for name, value in islice(metrics.items(), MAX_ROWS)]
+    rows = [[escaped(name, 100), escaped(value_text(value), 200)] for name, value in islice(metrics.items(), MAX_ROWS)]
     if len(metrics) > MAX_ROWS:
         rows.append([f"{len(metrics) - MAX_ROWS} more", ""])
     return _section("Metrics", ["Metric", "Value"], rows)
 
 
-def _value(value: Any) -> str:
+def value_text(value: Any) -> str:
+    """A metric for people, on one line."""
     if isinstance(value, float):
         return f"{value:.6g}"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

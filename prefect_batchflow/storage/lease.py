@@ -2,7 +2,7 @@
 
 On this machine's disks the lease is a file lock, which the system drops when its holder dies, however it dies. Elsewhere it
 is an object renewed while the run lives: it is taken over once its process is known to be dead, or it was not renewed for a
-while.
+while. Two clocks may disagree by more than that while, so what looks old is watched before it is taken.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from prefect_batchflow.exceptions import RunInUseError, StorageError
+from prefect_batchflow.exceptions import BatchflowException, RunInUseError, StorageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
     from prefect_batchflow.storage.keys import RunKeys
@@ -28,19 +29,30 @@ if TYPE_CHECKING:
 
 RENEW_EVERY_SEC = 10.0
 STALE_AFTER_SEC = 60.0
+"""A lease this old, or from the future, may be a dead one's."""
+WATCH_SEC = 25.0
+"""It is, if nobody renews it for so long."""
 
 
 class Lease:
     """Holds a run for this process while it is entered.
+
+    Args:
+        files: The storage's file system.
+        keys: The run's keys.
+        on_lost: Called once if another process took the lease, as while this one was stopped; the run is to end then.
 
     Raises:
         RunInUseError: On entry, when another process, or another engine of this one, holds the run.
         StorageError: On entry, when that cannot be told or the lease cannot be written.
     """
 
-    def __init__(self, files: RunFiles, keys: RunKeys) -> None:
+    def __init__(
+        self, files: RunFiles, keys: RunKeys, on_lost: Callable[[RunInUseError], None] = lambda _: None
+    ) -> None:
         self._files = files
         self._keys = keys
+        self._on_lost = on_lost
         self._owner = uuid.uuid4().hex
         self._fd: int | None = None
         self._renewing: asyncio.Task[None] | None = None
@@ -53,7 +65,12 @@ class Lease:
             else:
                 await self._refuse_living(await self._holder())
             await self._write()
-        except OSError as exc:
+            if lock is None and (taken_by := await self._other_holder()):
+                raise self._in_use(taken_by)
+        except BatchflowException:
+            self._unlock()
+            raise
+        except Exception as exc:
             self._unlock()
             raise StorageError(
                 f"Cannot write the run storage at {self._files.location(self._keys.run_id)}: ({type(exc).__name__}) {exc}. "
@@ -74,8 +91,9 @@ class Lease:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._renewing
             # A released lease is one that nobody renews: no delete is asked of the storage.
-            with contextlib.suppress(OSError):
-                await self._write(released=True)
+            with contextlib.suppress(Exception):
+                if await self._other_holder() is None:
+                    await self._write(released=True)
         self._unlock()
 
     async def _lock(self, path: Path) -> None:
@@ -96,14 +114,25 @@ class Lease:
         except FileNotFoundError:
             return None
         except ValueError as exc:
-            raise StorageError(f"The lease at {self._files.location(self._keys.lease)} cannot be read: {exc}.") from exc
+            raise StorageError(
+                f"The lease at {self._files.location(self._keys.lease)} cannot be read: {exc}. If the run is not running, "
+                "delete it."
+            ) from exc
         return lease if isinstance(lease, dict) else None
+
+    async def _other_holder(self) -> dict[str, Any] | None:
+        lease = await self._holder()
+        return lease if lease is not None and lease.get("owner") != self._owner else None
 
     async def _refuse_living(self, lease: dict[str, Any] | None) -> None:
         if lease is None or lease.get("released") or _is_dead(lease):
             return
-        if time.time() - float(lease.get("renewed_at", 0)) < STALE_AFTER_SEC:
+        if 0 <= time.time() - float(lease.get("renewed_at", 0)) < STALE_AFTER_SEC:
             raise self._in_use(lease)
+        await asyncio.sleep(WATCH_SEC)
+        now = await self._holder()
+        if now is not None and now != lease and not now.get("released"):
+            raise self._in_use(now)
 
     def _in_use(self, lease: dict[str, Any]) -> RunInUseError:
         holder = f" by process {lease['pid']} on {lease['host']}" if "pid" in lease else ""
@@ -118,32 +147,48 @@ class Lease:
         await self._files.write_path(self._keys.lease, json.dumps(lease).encode())
 
     async def _renew(self) -> None:
-        while True:
+        taken_by = None
+        while taken_by is None:
             await asyncio.sleep(RENEW_EVERY_SEC)
             # A renewal that fails is tried again; the lease outlives several.
-            with contextlib.suppress(OSError):
-                await self._write()
-
-
-def _boot_id() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
-def _start_ticks(pid: int) -> str:
-    # The 22nd field; the second one, in parentheses, may hold anything.
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+            with contextlib.suppress(Exception):
+                taken_by = await self._other_holder()
+                if taken_by is None:
+                    await self._write()
+        self._on_lost(
+            RunInUseError(
+                f"The run {self._keys.run_id!r} was taken over by process {taken_by.get('pid')} on {taken_by.get('host')} "
+                "while this one did not renew its lease. This one ends; its finished lines are kept.",
+                run_id=self._keys.run_id,
+            )
+        )
 
 
 def _this_process() -> dict[str, Any]:
     pid = os.getpid()
-    return {"pid": pid, "host": socket.gethostname(), "boot_id": _boot_id(), "start_ticks": _start_ticks(pid)}
+    _, start_ticks = _state_and_start(pid)
+    return {"pid": pid, "start_ticks": start_ticks, "host": socket.gethostname(), **_where_pids_count()}
+
+
+def _where_pids_count() -> dict[str, str]:
+    """This boot of this machine, and its pid namespace: two containers on one machine do not see each other's processes."""
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return {"boot_id": boot_id, "pid_namespace": str(Path("/proc/self/ns/pid").readlink())}
+
+
+def _state_and_start(pid: int) -> tuple[str, str]:
+    # The 3rd and the 22nd field; the second one, in parentheses, may hold anything.
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return fields[0], fields[19]
 
 
 def _is_dead(lease: dict[str, Any]) -> bool:
-    """Whether the holder ran on this machine and is gone; a process id that came round again is told by its start."""
-    if lease.get("boot_id") != _boot_id():
+    """Whether the holder ran here and is gone; a process id that came round again is told by its start."""
+    here = _where_pids_count()
+    if any(lease.get(name) != value for name, value in here.items()):
         return False
     try:
-        return _start_ticks(int(lease["pid"])) != lease.get("start_ticks")
-    except FileNotFoundError:
+        state, start_ticks = _state_and_start(int(lease["pid"]))
+    except (FileNotFoundError, ProcessLookupError):
         return True
+    return state in "ZX" or start_ticks != lease.get("start_ticks")

@@ -64,8 +64,9 @@ class Manifest(BaseModel):
 
 
 def fingerprint(value: Any) -> str:
-    """A short hash of a JSON value, or of the repr of what is none."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=repr).encode()).hexdigest()[:32]
+    """A short hash of a JSON value; what in it is not JSON counts by its type, since its repr may hold its address."""
+    text = json.dumps(value, sort_keys=True, default=lambda item: f"{type(item).__module__}.{type(item).__qualname__}")
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def fingerprint_files(files: Iterable[Path], base: Path) -> str:
@@ -127,10 +128,16 @@ async def require_manifest(files: RunFiles, keys: RunKeys) -> Manifest:
 
     Raises:
         RunNotFoundError: It is not; the message names the storage and some runs that are there.
+        StorageError: It cannot be told.
     """
     manifest = await read_manifest(files, keys)
     if manifest is None:
-        there = await files.list_names("")
+        try:
+            there = await files.list_names("")
+        except Exception as exc:
+            raise StorageError(
+                f"Cannot list the run storage at {files.location()}: ({type(exc).__name__}) {exc}."
+            ) from exc
         known = f"It holds {len(there)} runs, such as {', '.join(there[-3:])}." if there else "It holds no runs."
         raise RunNotFoundError(
             f"There is no run {keys.run_id!r} in {files.location()}. {known} `batchflow list` shows them all.",

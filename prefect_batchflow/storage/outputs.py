@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import tempfile
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -65,13 +66,19 @@ async def write_outputs(
     """
     with tempfile.TemporaryDirectory(prefix="batchflow-outputs-") as folder:
         outputs, failed, summary = (Path(folder, name) for name in ("outputs", "failed", "batch_result"))
-        with _writing(outputs) as out, _writing(failed) as bad, _writing(summary) as whole:
-            async for record in records:
-                if record["status"] == "Completed":
-                    out.write(_json_line(output_row(record)))
-                elif record["status"] == "Failed":
-                    bad.write(_json_line(failed_row(record)))
-            whole.write(result.model_dump_json(indent=2) + "\n")
+        try:
+            with _writing(outputs) as out, _writing(failed) as bad, _writing(summary) as whole:
+                async for record in records:
+                    if record["status"] == "Completed":
+                        out.write(_json_line(output_row(record)))
+                    elif record["status"] == "Failed":
+                        bad.write(_json_line(failed_row(record)))
+                whole.write(result.model_dump_json(indent=2) + "\n")
+        except OSError as exc:
+            raise StorageError(
+                f"Cannot merge the outputs in {folder}: {exc}. The line records are kept; make room there, or set TMPDIR, "
+                "and resume the run."
+            ) from exc
         for key, source in ((keys.outputs, outputs), (keys.failed, failed), (keys.batch_result, summary)):
             try:
                 await files.put_file(key, source)
@@ -104,7 +111,7 @@ def _copy_to(folder: Path, sources: dict[str, Path]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for name, source in sources.items():
             temporary = folder / f".writing-{name}"
-            temporary.write_bytes(source.read_bytes())
+            shutil.copyfile(source, temporary)
             temporary.replace(folder / name)
     except OSError as exc:
         raise StorageError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow.exceptions import StorageError
@@ -49,12 +50,12 @@ async def take_over_storage(storage: AbstractBatchRunStorage, lines: Iterable[Li
             if run_info is None or run_info.status != Status.Completed:
                 continue
             nodes = storage.load_node_run_info_for_line(line.line_number) or []
+            record = _record(line, run_info, nodes)
         except Exception as exc:
             raise StorageError(
                 f"{type(storage).__name__} could not give line {line.line_number}: ({type(exc).__name__}) {exc}. Nothing was "
                 "run; mend the storage, or start without resume_from_run_storage."
             ) from exc
-        record = _record(line, run_info, nodes)
         await copier.add(LineOutcome(receipt(record), encode_record(record), record["input_hash"]))  # type: ignore[arg-type]
     return await copier.end()
 
@@ -92,8 +93,7 @@ def _record(line: Line, run_info: FlowRunInfo, nodes: Sequence[RunInfo]) -> dict
         "output": plain["output"],
         "aggregation_inputs": {f"${{{n.node}.output}}": n.output for n in nodes},
         "error": None,
-        "start_time": plain["start_time"],
-        "end_time": plain["end_time"],
+        **_times(plain),
         "duration_sec": float(metrics.get("duration") or 0.0),
         "metrics": {},
         "tokens": {
@@ -106,5 +106,11 @@ def _record(line: Line, run_info: FlowRunInfo, nodes: Sequence[RunInfo]) -> dict
 
 def _node(info: RunInfo) -> dict[str, Any]:
     plain = info.model_dump(mode="json")
-    kept = {name: plain[name] for name in ("node", "status", "inputs", "output", "error", "start_time", "end_time")}
-    return {**kept, "duration_sec": 0.0, "metrics": plain.get("metrics") or {}}
+    kept = {name: plain[name] for name in ("node", "status", "inputs", "output", "error")}
+    return {**kept, **_times(plain), "duration_sec": 0.0, "metrics": plain.get("metrics") or {}}
+
+
+def _times(plain: dict[str, Any]) -> dict[str, str]:
+    """When it began and ended; a storage that does not know gets the time of the copy."""
+    ended = plain["end_time"] or datetime.now(UTC).isoformat()
+    return {"start_time": plain["start_time"] or ended, "end_time": ended}

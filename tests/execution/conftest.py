@@ -24,3 +24,9 @@ def fresh_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
         file = getattr(module, "__file__", None) or ""
         if file.startswith(str(tmp_path)) or name.partition(".")[0] == "promptflow":
             del sys.modules[name]
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """What async tests here run on, by anyio's own plugin."""
+    return "asyncio"

@@ -1,0 +1,1 @@
+"""The command `batchflow`: the commands, what they take, what they find in a storage, what they show."""

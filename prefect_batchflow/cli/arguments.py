@@ -1,0 +1,279 @@
+"""What is typed at the command line, as the values it means. Values in, values out: no Prefect, no storage."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
+
+from cyclopts import Group, Parameter
+from cyclopts.validators import Number
+
+from prefect_batchflow.exceptions import InvalidOptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from prefect_batchflow.settings import RunOptions
+
+# What `settings` says, whose import brings pydantic and would double the time of `--help`; a test compares them.
+WORKER_COUNT, MAX_CONCURRENCY, LINE_TIMEOUT_SEC, LEAST_MEMORY_MB = 4, 64, 600, 16
+Granularity = Literal["auto", "line", "chunk"]
+OnChange = Literal["refuse", "reuse", "rerun"]
+
+_NAMED_SOURCE = re.compile(r"([A-Za-z_][\w.-]*)=(.*)", re.DOTALL)
+
+LIMITS = Group.create_ordered("Workers and limits")
+RETRIES = Group.create_ordered("Retries")
+RUN = Group.create_ordered("The run")
+SCREEN = Group.create_ordered("Screen")
+
+
+def _option(*names: str, group: Group, **more: Any) -> Parameter:
+    return Parameter(name=names or None, group=group, **more)
+
+
+def _memory_limit(_: Any, value: int | None) -> None:
+    if value is not None and value != 0 and value < LEAST_MEMORY_MB:
+        raise ValueError(f"Must be 0 or at least {LEAST_MEMORY_MB}.")
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptionFlags:
+    """The options of a run; each field is named as `batch_run` has it, and `None` was not given."""
+
+    worker_count: Annotated[
+        int | None,
+        _option(
+            "--workers",
+            group=LIMITS,
+            metavar="N",
+            validator=Number(gte=1, lte=1024),
+            help=f"Worker processes for sync code, a line at a time each. [default: {WORKER_COUNT}]",
+        ),
+    ] = None
+    max_concurrency: Annotated[
+        int | None,
+        _option(
+            group=LIMITS,
+            validator=Number(gte=1, lte=10_000),
+            help=f"Lines at once for async code, in one process. [default: {MAX_CONCURRENCY}]",
+        ),
+    ] = None
+    line_timeout_sec: Annotated[
+        float | None,
+        _option(
+            "--line-timeout",
+            "--line-timeout-sec",
+            group=LIMITS,
+            metavar="SEC",
+            validator=Number(gt=0),
+            help=f"Seconds a line may run, from when a worker has it. [default: {LINE_TIMEOUT_SEC}]",
+        ),
+    ] = None
+    line_memory_mb: Annotated[
+        int | None,
+        _option(
+            group=LIMITS,
+            metavar="MIB",
+            validator=_memory_limit,
+            help=f"MiB a line may add to its worker's memory, {LEAST_MEMORY_MB} at least; 0 is no limit. [default: 0]",
+        ),
+    ] = None
+    batch_timeout_sec: Annotated[
+        float | None,
+        _option(
+            "--batch-timeout",
+            "--batch-timeout-sec",
+            group=LIMITS,
+            metavar="SEC",
+            validator=Number(gte=0),
+            help="Seconds the whole run may take; 0 is no limit. [default: 0]",
+        ),
+    ] = None
+    max_lines_count: Annotated[
+        int | None,
+        _option(
+            "--limit",
+            group=LIMITS,
+            metavar="ROWS",
+            validator=Number(gte=0),
+            help="Read only so many rows, the first ones; 0 is all. [default: 0]",
+        ),
+    ] = None
+    granularity: Annotated[
+        Granularity | None,
+        _option(
+            group=LIMITS,
+            help="One Prefect task run a line, or one for a chunk of lines; auto is line up to 1,000 lines. [default: auto]",
+        ),
+    ] = None
+    retries: Annotated[
+        int | None,
+        _option(group=RETRIES, validator=Number(gte=0), help="Further attempts for a line that failed. [default: 0]"),
+    ] = None
+    retry_delay_sec: Annotated[
+        float | None,
+        _option(
+            "--retry-delay",
+            "--retry-delay-sec",
+            group=RETRIES,
+            metavar="SEC",
+            validator=Number(gte=0),
+            help="Seconds before the first retry. [default: 0]",
+        ),
+    ] = None
+    retry_backoff: Annotated[
+        float | None,
+        _option(group=RETRIES, validator=Number(gte=1), help="Each delay is the one before times this. [default: 2]"),
+    ] = None
+    retry_jitter: Annotated[
+        float | None,
+        _option(
+            group=RETRIES,
+            validator=Number(gte=0, lte=1),
+            help="Stretch each delay by a random part of itself, up to this share. [default: 0]",
+        ),
+    ] = None
+    retry_on: Annotated[
+        list[str] | None,
+        _option(
+            group=RETRIES,
+            metavar="CODE",
+            help="Error code that is retried, as LineExecutionTimeoutError; may be given several times. [default: all]",
+        ),
+    ] = None
+    on_change: Annotated[
+        OnChange | None,
+        _option(
+            group=RUN,
+            help="When a run goes on whose data, mapping or flow is not what it was: refuse; reuse the lines whose "
+            "inputs are the same; or rerun all. [default: refuse]",
+        ),
+    ] = None
+
+    def given(self) -> dict[str, Any]:
+        """Those that were given, as parameters of `batch_run`."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        if self.retry_on is not None:
+            values["retry_on"] = ",".join(self.retry_on)  # each may hold several
+        return {name: value for name, value in values.items() if value is not None}
+
+
+def parameters_of(options: RunOptions) -> dict[str, Any]:
+    """The options of an earlier start of a run as parameters of `batch_run`.
+
+    `on_change` is not among them: that a change was accepted once says nothing about the next one.
+    """
+    policy = options.policy
+    return {
+        "worker_count": options.worker_count,
+        "max_concurrency": options.max_concurrency,
+        "line_timeout_sec": policy.timeout_sec,
+        "line_memory_mb": options.line_memory_mb or 0,
+        "batch_timeout_sec": options.batch_timeout_sec or 0.0,
+        "max_lines_count": options.max_lines_count or 0,
+        "granularity": options.granularity,
+        "retries": policy.retries,
+        "retry_delay_sec": policy.retry_delay_sec,
+        "retry_backoff": policy.backoff,
+        "retry_jitter": policy.jitter,
+        "retry_on": ",".join(policy.retry_on),
+    }
+
+
+def words_of(options: RunOptions) -> list[str]:
+    """The options that are not the defaults, as they are typed: `["--line-timeout", "5"]`; `--limit` left out."""
+    values, defaults = parameters_of(options), parameters_of(type(options)())
+    words: list[str] = []
+    for name, hint in get_type_hints(OptionFlags, include_extras=True).items():
+        value = values.get(name)
+        if value == defaults.get(name) or name == "max_lines_count":
+            continue
+        flag_names = get_args(hint)[1].name or (f"--{name.replace('_', '-')}",)
+        words += [flag_names[0], f"{value:g}" if isinstance(value, float) else str(value)]
+    return words
+
+
+def value_of(text: str) -> Any:
+    """A value as it was typed: JSON if it is JSON, else the text itself.
+
+    `3` is a number, `true` a boolean, `[1, 2]` a list, `"3"` with its quotes the text 3. `NaN` and its kin are no JSON.
+    """
+    try:
+        return json.loads(text, parse_constant=_refused, parse_float=_finite)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _refused(constant: str) -> Any:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if math.isinf(value):
+        raise ValueError(f"{number} is beyond what a number holds")
+    return value
+
+
+def assignments(option: str, texts: Iterable[str]) -> dict[str, Any]:
+    """Read `name=value` texts, values as `value_of` has them.
+
+    Args:
+        option: The option they were given with, for messages: `--map`.
+        texts: As typed, `question=${data.q}`.
+
+    Raises:
+        InvalidOptionError: One lacks a name or a value, or two have the same name.
+    """
+    values: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise InvalidOptionError(
+                f"{option} takes name=value, found {text!r}. Give it once for each name, as {option} "
+                + ("question='${data.q}'." if option == "--map" else "name=value.")
+            )
+        if name.strip() in values:
+            raise InvalidOptionError(f"{option} gives {name.strip()!r} twice: keep one of them.")
+        values[name.strip()] = value_of(value)
+    return values
+
+
+def sources(texts: Iterable[str]) -> dict[str, str]:
+    """Read the data's sources, `URL` or `name=URL`; the one without a name is `data`.
+
+    A text that is the path of something on this machine is that path, `year=2024/rows.jsonl` too.
+
+    Raises:
+        InvalidOptionError: There is none, or two have the same name.
+    """
+    urls: dict[str, str] = {}
+    for text in texts:
+        match = None if _exists(text) else _NAMED_SOURCE.fullmatch(text)
+        name, url = match.groups() if match else ("data", text)
+        if not url.strip():
+            raise InvalidOptionError("--data is empty: give the path or URL of a jsonl, csv, tsv or json file.")
+        if name in urls:
+            raise InvalidOptionError(
+                f"--data gives the source {name!r} twice: {urls[name]} and {url}. A source without a name is 'data'; name "
+                f"the others, as --data other={url}, for mappings as ${{other.column}}."
+            )
+        urls[name] = url
+    if not urls:
+        raise InvalidOptionError(
+            "No data was given. Add --data with the path or URL of a jsonl, csv, tsv or json file, or of a folder of them."
+        )
+    return urls
+
+
+def _exists(text: str) -> bool:
+    try:
+        return Path(text).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):
+        return False

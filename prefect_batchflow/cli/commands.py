@@ -1,0 +1,488 @@
+"""`batchflow`: runs flows over data, lists the runs of a storage, shows one, goes on with one.
+
+Prefect is imported by the commands that need it, after its log lines were told to stay off the terminal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import sys
+import traceback
+from dataclasses import dataclass, replace
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
+
+from cyclopts import App, CycloptsError, Parameter
+from cyclopts.validators import Number
+
+from prefect_batchflow.cli.arguments import (
+    RUN,
+    SCREEN,
+    OptionFlags,
+    assignments,
+    parameters_of,
+    sources,
+)
+from prefect_batchflow.cli.process import (
+    end_soon,
+    is_signal,
+    prefect_url,
+    quiet_prefect,
+    signals_interrupt,
+)
+from prefect_batchflow.exceptions import (
+    BatchflowException,
+    BatchRunTimeoutError,
+    InvalidOptionError,
+    LineFailureError,
+    SystemErrorException,
+    UnexpectedError,
+    UserErrorException,
+    error_dict,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+
+    from prefect_batchflow.blocks import RunStorageBlock
+    from prefect_batchflow.cli.runs import StoredRun
+    from prefect_batchflow.live import ProgressReport
+    from prefect_batchflow.results import BatchResult
+    from prefect_batchflow.storage.manifest import Manifest
+
+T = TypeVar("T")
+
+COMPLETED, RUN_FAILED, WRONG_USE, LINES_FAILED, CANCELED = 0, 1, 2, 3, 130
+
+EXIT_STATUSES: Final[tuple[tuple[type[BaseException], int], ...]] = (
+    (BatchRunTimeoutError, RUN_FAILED),
+    (LineFailureError, LINES_FAILED),
+    (UserErrorException, WRONG_USE),
+    (SystemErrorException, RUN_FAILED),
+    (KeyboardInterrupt, CANCELED),
+)
+"""What a command that ends with an error exits with; the first class that fits counts, and 1 for none."""
+
+OWN_SERVER_TEXT: Final = (
+    "Starting Prefect's own server, which takes some seconds. One that keeps running takes none: `prefect server start`, "
+    "and PREFECT_API_URL set to its address."
+)
+
+app = App(
+    name="batchflow",
+    help=(
+        "Run promptflow flows over datasets on Prefect.\n\n"
+        "Exit status: 0 when all lines completed, 3 when lines or the aggregation failed, 1 when the run failed, "
+        "2 for wrong use (an option, the flow, the data, the mapping, a run that is not there or is running), "
+        "130 when the run was canceled. `list` and `show` exit with 0 when they could show it."
+    ),
+    help_format="plaintext",
+    version=lambda: f"batchflow {metadata.version('prefect-batchflow')}, Prefect {metadata.version('prefect')}",
+    default_parameter=Parameter(negative=(), show_default=False),
+)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Screen:
+    """What every command takes."""
+
+    json: Annotated[bool, Parameter(group=SCREEN, help="Write one JSON document to standard output, for programs.")] = (
+        False
+    )
+    debug: Annotated[bool, Parameter(group=SCREEN, help="Show tracebacks, and Prefect's log lines.")] = False
+
+
+_PLAIN = Screen()
+_NO_FLAGS = OptionFlags()
+
+Storage = Annotated[
+    str,
+    Parameter(
+        group=RUN,
+        metavar="URL",
+        help="Where runs are kept: a path, a URL, or batchflow-run-storage/NAME for a saved block. [default: "
+        "BATCHFLOW_STORAGE, else batchflow/runs below PREFECT_HOME]",
+    ),
+]
+Init = Annotated[
+    list[str] | None,
+    Parameter(
+        group=RUN,
+        metavar="KEY=VALUE",
+        help="Argument of a class flow's constructor, as key=value; values as for --map. May be given several times.",
+    ),
+]
+OutputDir = Annotated[
+    str,
+    Parameter(
+        group=RUN,
+        metavar="FOLDER",
+        help="A folder that gets output.jsonl, failed.jsonl and batch_result.json too.",
+    ),
+]
+
+
+# --- commands -------------------------------------------------------------------------------------------------------
+
+
+@app.command(sort_key=0)
+def run(
+    flow: Annotated[
+        str,
+        Parameter(
+            help="Folder with a flow.dag.yaml or flow.flex.yaml, such a file, path/to/file.py:attr, or module:attr."
+        ),
+    ],
+    /,
+    *,
+    data: Annotated[
+        list[str] | None,
+        Parameter(
+            metavar="[NAME=]URL",
+            help="URL of the rows: jsonl, csv, tsv or json, .gz of each, a folder of them, or - for standard input. It "
+            "is the source data of the mapping; a further one is named, as run.outputs=URL. May be given several times.",
+        ),
+    ] = None,
+    map: Annotated[  # noqa: A002 - the option's name
+        list[str] | None,
+        Parameter(
+            metavar="NAME=VALUE",
+            help="Input of the flow, as name='${data.column}' or name=value. A value that is JSON is what it says "
+            "(3, true, null, a list), any other is text; n='\"3\"' is the text 3. Inputs that are not named come from "
+            "the column of their name. May be given several times.",
+        ),
+    ] = None,
+    run_id: Annotated[
+        str,
+        Parameter(
+            group=RUN,
+            metavar="NAME",
+            help="Name of the run; one that is there goes on. [default: a new one, by the time]",
+        ),
+    ] = "",
+    resume_from: Annotated[
+        str,
+        Parameter(
+            group=RUN,
+            metavar="RUN",
+            help="Another run, whose completed lines are taken over where their inputs are the same.",
+        ),
+    ] = "",
+    storage: Storage = "",
+    output_dir: OutputDir = "",
+    init: Init = None,
+    working_dir: Annotated[
+        str, Parameter(group=RUN, metavar="FOLDER", help="Folder the flow's code runs in. [default: the flow's own]")
+    ] = "",
+    flags: OptionFlags = _NO_FLAGS,
+    screen: Screen = _PLAIN,
+) -> int:
+    """Run a flow over data, line by line."""
+    from prefect_batchflow.definition.flow import load_flow
+    from prefect_batchflow.storage.keys import check_run_id
+
+    # What can be told without Prefect is told before it takes its seconds.
+    urls = sources(data or [])
+    mapping, init_kwargs = assignments("--map", map or []), assignments("--init", init or [])
+    loaded = load_flow(flow, working_dir or None)
+    _peek(urls)
+    parameters = {
+        "flow": loaded.source or flow,
+        "working_dir": _absolute(working_dir),
+        **_data_parameters(urls),
+        "inputs_mapping": mapping,
+        "init_kwargs": init_kwargs,
+        "run_id": check_run_id(run_id) if run_id else _new_run_id(),
+        "resume_from": check_run_id(resume_from) if resume_from else "",
+        "output_dir": _absolute(output_dir),
+        **flags.given(),
+    }
+    return _run(parameters, _absolute(storage), screen)
+
+
+@app.command(sort_key=1)
+def resume(
+    run_id: Annotated[str, Parameter(name="RUN", help="Id of the run, as `batchflow list` shows it.")],
+    /,
+    *,
+    storage: Storage = "",
+    output_dir: OutputDir = "",
+    init: Init = None,
+    flags: OptionFlags = _NO_FLAGS,
+    screen: Screen = _PLAIN,
+) -> int:
+    """Go on with a run: the lines that are not completed, with the flow, data, mapping and options it had.
+
+    An option that is given replaces that of the run; the defaults told here are those of `batchflow run`.
+    """
+    quiet_prefect(debug=screen.debug)
+    storage = _absolute(storage)
+    given = assignments("--init", init or [])
+    manifest = _awaited(_find(run_id, storage))
+    if manifest.flow is None:
+        raise InvalidOptionError(
+            f"The run {run_id!r} ran {manifest.flow_name!r}, an object in memory that no command can find again. Go on with "
+            f"it from Python: BatchEngine(...).run(..., run_id={run_id!r})."
+        )
+    if manifest.init_kwargs is None and manifest.init_names and not given:
+        names = " ".join(f"--init {name}=…" for name in manifest.init_names)
+        raise InvalidOptionError(
+            f"The run {run_id!r} was started from Python with values for {', '.join(manifest.init_names)}, which are not "
+            f"kept. Give them again, {names}, or go on with it from Python."
+        )
+    parameters = {
+        "flow": manifest.flow,
+        "working_dir": manifest.working_dir,
+        **_data_parameters(manifest.data),
+        "inputs_mapping": manifest.inputs_mapping,
+        "init_kwargs": given or manifest.init_kwargs or {},
+        "run_id": run_id,
+        "output_dir": _absolute(output_dir) or manifest.output_dir or "",
+        **parameters_of(manifest.options),
+        **flags.given(),
+    }
+    return _run(parameters, storage, screen)
+
+
+@app.command(name="list", sort_key=2)
+def list_command(
+    *,
+    storage: Storage = "",
+    limit: Annotated[
+        int, Parameter(show_default=True, validator=Number(gte=0), help="How many, the newest; 0 is all.")
+    ] = 20,
+    screen: Screen = _PLAIN,
+) -> int:
+    """List the runs of a storage, the newest first."""
+    quiet_prefect(debug=screen.debug)
+    from prefect_batchflow.cli import view
+    from prefect_batchflow.cli.runs import Listing, list_runs
+
+    async def read() -> tuple[Listing, str]:
+        files = await _open(_absolute(storage))
+        return await list_runs(files, limit or None), files.location()
+
+    listing, location = _awaited(read())
+    if screen.json:
+        view.print_json(view.runs_document(listing))
+    else:
+        view.print_runs(listing, location)
+    for problem in listing.problems:
+        view.print_note(problem)
+    return COMPLETED
+
+
+@app.command(sort_key=3)
+def show(
+    run_id: Annotated[str, Parameter(name="RUN", help="Id of the run, as `batchflow list` shows it.")],
+    /,
+    *,
+    storage: Storage = "",
+    screen: Screen = _PLAIN,
+) -> int:
+    """Show a run: counts, metrics, errors by kind, where its files are, what to do next."""
+    quiet_prefect(debug=screen.debug)
+    storage = _absolute(storage)
+    _print(_awaited(_read(run_id, storage)), screen, storage_option=storage)
+    return COMPLETED
+
+
+# --- running --------------------------------------------------------------------------------------------------------
+
+
+def _run(parameters: dict[str, Any], storage: str, screen: Screen) -> int:
+    """Run, tell how far it is, show what came of it."""
+    quiet_prefect(debug=screen.debug)
+    from prefect_batchflow.cli import view
+
+    run_id = parameters["run_id"]
+    with signals_interrupt(), view.Progress(living=False if screen.debug else None) as progress:
+        from prefect_batchflow.flows import run_batch
+        from prefect_batchflow.live import LiveRun
+        from prefect_batchflow.own_server import has_own_server
+
+        last: list[ProgressReport] = []
+
+        def listen(report: ProgressReport) -> None:
+            last[:] = [report]
+            progress.update(report)
+            if live.cancel_reason:
+                progress.say(f"{live.cancel_reason} The lines in work are ended, what is done is kept.")
+
+        live = LiveRun(listener=listen)
+        if has_own_server():
+            progress.say(OWN_SERVER_TEXT)
+        try:
+            result = run_batch({**parameters, "storage": storage}, live)
+        except UnexpectedError as exc:
+            if live.cancel_reason or is_signal(exc.__cause__):
+                raise KeyboardInterrupt from exc
+            raise
+        stored = _awaited(_read(run_id, storage))
+    if live.tally is not None:
+        stored = replace(stored, error_groups=live.tally.error_groups, notes=(*live.notes, *stored.notes))
+    _print(
+        stored,
+        screen,
+        storage_option=storage,
+        reused_lines=last[-1].reused_lines if last else 0,
+        prefect_url=prefect_url(stored.manifest.sessions[-1].prefect_flow_run_id),
+    )
+    return exit_status(result)
+
+
+def exit_status(result: BatchResult) -> int:
+    """What a run that came to a result exits with."""
+    from prefect_batchflow.results import Status
+
+    if result.status is Status.Canceled:
+        return CANCELED
+    if result.status is Status.Failed:
+        return RUN_FAILED
+    if result.completed_lines < result.total_lines or result.error_summary.aggr_error_dict:
+        return LINES_FAILED
+    return COMPLETED
+
+
+def _print(stored: StoredRun, screen: Screen, **more: Any) -> None:
+    from prefect_batchflow.cli import view
+
+    if screen.json:
+        view.print_json(view.run_document(stored, **more))
+    else:
+        view.print_run(stored, **more)
+
+
+# --- storage, arguments ---------------------------------------------------------------------------------------------
+
+
+def _awaited(work: Coroutine[Any, Any, T]) -> T:
+    import asyncio
+
+    return asyncio.run(work)
+
+
+async def _open(storage: str) -> RunStorageBlock:
+    from prefect_batchflow.blocks import open_storage
+    from prefect_batchflow.settings import default_storage_url
+
+    return await open_storage(storage or default_storage_url())
+
+
+async def _find(run_id: str, storage: str) -> Manifest:
+    from prefect_batchflow.cli.runs import find_run
+
+    return await find_run(await _open(storage), run_id)
+
+
+async def _read(run_id: str, storage: str) -> StoredRun:
+    from prefect_batchflow.cli.runs import find_run, read_run
+
+    files = await _open(storage)
+    return await read_run(files, await find_run(files, run_id))
+
+
+def _absolute(place: str) -> str:
+    """A path as it is found from any folder; a URL, a saved block or nothing as it is."""
+    if not place or "://" in place or place.startswith("batchflow-run-storage/"):
+        return place
+    # os.path's, since that of pathlib raises for a user who is not there.
+    return str(Path(os.path.expanduser(place)).absolute())  # noqa: PTH111
+
+
+def _data_parameters(urls: dict[str, str]) -> dict[str, Any]:
+    more = {name: url for name, url in urls.items() if name != "data"}
+    return {"data": urls.get("data", ""), "more_data": more}
+
+
+def _peek(urls: dict[str, str]) -> None:
+    """Read the first row of what lies on this machine and can be read again; the readers say what is wrong."""
+    from prefect_batchflow.inputs.readers import open_source
+
+    for name, url in urls.items():
+        source = open_source(url, name=name)
+        path = _absolute(url)
+        is_pipe = os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)  # noqa: PTH110, PTH112, PTH113 - never raise
+        if "://" in url or url == "-" or is_pipe:
+            continue
+        with contextlib.closing(source.rows()) as rows:  # type: ignore[type-var] # a generator
+            next(rows, None)
+
+
+def _new_run_id() -> str:
+    """A name that sorts by time, for people to read and for nobody else to have."""
+    return f"{datetime.now().astimezone():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+# --- the process ----------------------------------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and give its exit status.
+
+    Args:
+        arguments: As typed behind `batchflow`; `None` is the process's own, which ends soon afterwards.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    screen = Screen(json="--json" in words, debug="--debug" in words)
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a character gets an escape, not an error.
+        getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
+    if arguments is not None:
+        return _status(words, screen)
+    # Prefect's log handlers would tell that they do not reach the server, in the middle of what is shown.
+    logging.raiseExceptions = screen.debug
+    status = _status(words, screen)
+    end_soon(status, debug=screen.debug)
+    return status
+
+
+def _status(words: list[str], screen: Screen) -> int:
+    try:
+        status = _command(words)()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Nobody reads on, as behind `| head`: nothing more is to be said, not at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return RUN_FAILED
+    except (BatchflowException, KeyboardInterrupt) as exc:
+        return _failed(exc, screen)
+    except Exception as exc:  # noqa: BLE001 - the border: whatever it is, it is told
+        return _failed(_unexpected(exc), screen)
+    return status
+
+
+def _command(words: list[str]) -> Callable[[], int]:
+    try:
+        command, bound, _ = app.parse_args(words, print_error=False, exit_on_error=False)
+    except CycloptsError as exc:
+        # cyclopts tells what is wrong, and what may have been meant.
+        place = next((f"{word} " for word in words[:1] if word in app), "")
+        raise InvalidOptionError(f"{exc} `batchflow {place}--help` tells what there is.") from None
+    return lambda: command(*bound.args, **bound.kwargs) or COMPLETED
+
+
+def _failed(exc: BaseException, screen: Screen) -> int:
+    from prefect_batchflow.cli import view
+
+    if screen.debug:
+        traceback.print_exception(exc)
+    message = str(exc)
+    if isinstance(exc, KeyboardInterrupt):
+        message = "Canceled. What was done is kept; `batchflow list` shows it and `batchflow resume` goes on."
+    view.print_error(message)
+    if screen.json:
+        view.print_json({"error": error_dict(exc, debug=screen.debug) | {"message": message}})
+    return next((status for kind, status in EXIT_STATUSES if isinstance(exc, kind)), RUN_FAILED)
+
+
+def _unexpected(exc: Exception) -> UnexpectedError:
+    error = UnexpectedError(f"({type(exc).__name__}) {exc}. --debug shows where it came from.")
+    error.__cause__ = exc
+    return error

@@ -1,0 +1,228 @@
+"""The runs of a storage as `batchflow list` and `batchflow show` see them: read, never written."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import fcntl
+import json
+import os
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from prefect_batchflow.error_groups import ErrorGroups
+from prefect_batchflow.exceptions import BatchflowException, InvalidRunIdError, RunNotFoundError, StorageError
+from prefect_batchflow.results import BatchResult, Tally
+from prefect_batchflow.storage.keys import RunKeys
+from prefect_batchflow.storage.lease import STALE_AFTER_SEC
+from prefect_batchflow.storage.manifest import read_manifest, require_manifest
+from prefect_batchflow.storage.records import RunRecords
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from prefect_batchflow.blocks import RunStorageBlock
+    from prefect_batchflow.storage.manifest import Manifest
+
+RUNNING, UNFINISHED = "Running", "Unfinished"
+"""What a run without a result is: somebody holds it, or nobody does and a resume goes on with it."""
+
+_READ_AT_ONCE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRun:
+    """A run as its storage has it."""
+
+    manifest: Manifest
+    status: str
+    """`Completed`, `Failed` or `Canceled` as its last start ended, or `Running` or `Unfinished`."""
+    result: BatchResult
+    """Of its last start; without a result of that, what the records say so far."""
+    error_groups: ErrorGroups
+    folder: str
+    """Where it lies: a path of this machine, else a URL."""
+    outputs: str | None
+    """Its outputs file; `None` while there is none."""
+    failed: str | None
+    """Its failed lines, valid as data of a new run; `None` when there are none."""
+    notes: tuple[str, ...] = ()
+    """What is no fault, but may not be what was meant."""
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether its last start came to a result."""
+        return self.status not in (RUNNING, UNFINISHED)
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The runs of a storage."""
+
+    runs: list[StoredRun]
+    """The newest first."""
+    total: int
+    """How many there are, those that were not asked for included."""
+    problems: list[str]
+    """Why runs cannot be shown."""
+
+
+async def find_run(files: RunStorageBlock, run_id: str) -> Manifest:
+    """The manifest of a run.
+
+    Raises:
+        RunNotFoundError: There is no such run; the message names those whose name is near.
+        InvalidRunIdError: It is no name of a run.
+        StorageError: It cannot be told.
+    """
+    keys = RunKeys(run_id)
+    try:
+        return await require_manifest(files, keys)
+    except RunNotFoundError as exc:
+        near = difflib.get_close_matches(run_id, await _names(files), n=2, cutoff=0.8)
+        meant = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise RunNotFoundError(f"{exc}{meant}", run_id=run_id) from None
+
+
+async def read_run(files: RunStorageBlock, manifest: Manifest) -> StoredRun:
+    """What the storage has of a run.
+
+    Raises:
+        StorageError: It cannot be told, or its result or its records are damaged.
+    """
+    keys = RunKeys(manifest.run_id)
+    result = await _result(files, keys, manifest)
+    if result is None:
+        return await _unfinished(files, keys, manifest)
+    groups = ErrorGroups()
+    for line in result.error_summary.error_list:
+        groups.add(line.line_number, line.error)
+    return StoredRun(
+        manifest=manifest,
+        status=result.status.value,
+        result=result,
+        error_groups=groups,
+        folder=files.location(keys.run_id),
+        outputs=files.location(keys.outputs),
+        failed=files.location(keys.failed) if result.failed_lines else None,
+    )
+
+
+async def list_runs(files: RunStorageBlock, limit: int | None = None) -> Listing:
+    """The runs of a storage, by their last start.
+
+    Args:
+        files: The storage's file system.
+        limit: How many, the newest; `None` is all.
+
+    Raises:
+        StorageError: The storage cannot be listed. A single run that cannot be read is one of the problems.
+    """
+    problems: list[str] = []
+    gate = asyncio.Semaphore(_READ_AT_ONCE)
+
+    async def manifest_of(name: str) -> Manifest | None:
+        async with gate:
+            try:
+                return await read_manifest(files, RunKeys(name))
+            except InvalidRunIdError:
+                return None  # something else lies in the folder
+            except BatchflowException as exc:
+                problems.append(str(exc))
+                return None
+
+    async def run_of(manifest: Manifest) -> StoredRun | None:
+        async with gate:
+            try:
+                return await read_run(files, manifest)
+            except BatchflowException as exc:
+                problems.append(str(exc))
+                return None
+
+    found = [m for m in await asyncio.gather(*map(manifest_of, await _names(files))) if m is not None]
+    found.sort(key=lambda manifest: (_started_at(manifest), manifest.run_id), reverse=True)
+    runs = await asyncio.gather(*map(run_of, found[:limit]))
+    return Listing([run for run in runs if run is not None], len(found), problems)
+
+
+def _started_at(manifest: Manifest) -> datetime:
+    """When a run was started last."""
+    return datetime.fromisoformat(manifest.sessions[-1].started_at)
+
+
+async def _names(files: RunStorageBlock) -> list[str]:
+    try:
+        return await files.list_names("")
+    except Exception as exc:
+        raise StorageError(
+            f"Cannot list the run storage at {files.location()}: ({type(exc).__name__}) {exc}. Make it readable, or give "
+            "another one, with --storage or BATCHFLOW_STORAGE."
+        ) from exc
+
+
+async def _result(files: RunStorageBlock, keys: RunKeys, manifest: Manifest) -> BatchResult | None:
+    """The result of the run's last start; `None` when it has none, or none yet."""
+    place = files.location(keys.batch_result)
+    try:
+        content = await files.read_path(keys.batch_result)
+    except FileNotFoundError:
+        return None
+    except Exception as exc:
+        raise StorageError(f"Cannot read the run storage at {place}: ({type(exc).__name__}) {exc}.") from exc
+    try:
+        result = BatchResult.model_validate_json(content)
+    except ValidationError as exc:
+        raise StorageError(f"The result at {place} is damaged or of another version: {exc}") from exc
+    return result if result.start_time >= _started_at(manifest) else None
+
+
+async def _unfinished(files: RunStorageBlock, keys: RunKeys, manifest: Manifest) -> StoredRun:
+    """A run without a result, by its records: what is completed is kept, what failed or never ran is left."""
+    index, damaged = await RunRecords(files, keys, session=0).scan()
+    tally = Tally()
+    for stored in index.lines.values():
+        tally.add(stored.receipt)
+    started_at = _started_at(manifest)
+    # Records of lines that later data has no more still count here.
+    total_lines = max(manifest.total_lines, tally.ended_lines)
+    return StoredRun(
+        manifest=manifest,
+        status=RUNNING if await _is_held(files, keys) else UNFINISHED,
+        result=tally.batch_result(total_lines, started_at, started_at),
+        error_groups=tally.error_groups,
+        folder=files.location(keys.run_id),
+        outputs=None,
+        failed=None,
+        notes=tuple(f"{damage} Its lines count as not run." for damage in damaged),
+    )
+
+
+async def _is_held(files: RunStorageBlock, keys: RunKeys) -> bool:
+    """Whether some process runs it now; the two kinds of lease are `storage.lease`'s."""
+    lock = files.local_path(keys.lock)
+    if lock is not None:
+        return await asyncio.to_thread(_is_locked, lock)
+    try:
+        lease: Any = json.loads(await files.read_path(keys.lease))
+        return not lease["released"] and time.time() - lease["renewed_at"] < STALE_AFTER_SEC
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    else:
+        return False
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,157 @@
+"""What is typed at the command line becomes the values a person would expect."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any, get_args
+
+import pytest
+
+from prefect_batchflow import settings
+from prefect_batchflow.cli import arguments
+from prefect_batchflow.cli.arguments import OptionFlags, assignments, parameters_of, sources, value_of, words_of
+from prefect_batchflow.cli.commands import app
+from prefect_batchflow.exceptions import InvalidOptionError
+from prefect_batchflow.settings import LinePolicy, RunOptions
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("3", 3),
+        ("-2.5", -2.5),
+        ("true", True),
+        ("null", None),
+        ("[1, 2]", [1, 2]),
+        ('{"a": 1}', {"a": 1}),
+        ('"3"', "3"),
+        ("three", "three"),
+        ("", ""),
+        ("007", "007"),
+        ("True", "True"),
+        ("NaN", "NaN"),
+        ("-Infinity", "-Infinity"),
+        ("1e999", "1e999"),
+        ("9" * 5000, "9" * 5000),
+        ("[" * 100_000, "[" * 100_000),
+        ("${data.q}", "${data.q}"),
+    ],
+    ids=lambda value: str(value)[:12] or "empty",
+)
+def test_a_value_is_json_if_it_is_json_and_else_text(text: str, value: Any) -> None:
+    found = value_of(text)
+
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_assignments_split_at_the_first_equals_sign() -> None:
+    found = assignments("--map", ["question=${data.q}", "n=3", "url=https://host/?a=b", "empty="])
+
+    assert found == {"question": "${data.q}", "n": 3, "url": "https://host/?a=b", "empty": ""}
+
+
+@pytest.mark.parametrize(
+    ("texts", "part"),
+    [(["question"], "found 'question'"), (["=3"], "found '=3'"), (["n=1", "n=2"], "gives 'n' twice")],
+    ids=["no equals", "no name", "twice"],
+)
+def test_an_assignment_that_cannot_be_is_refused(texts: list[str], part: str) -> None:
+    with pytest.raises(InvalidOptionError, match=part):
+        assignments("--map", texts)
+
+
+@pytest.mark.parametrize(
+    ("texts", "urls"),
+    [
+        (["rows.jsonl"], {"data": "rows.jsonl"}),
+        (["-"], {"data": "-"}),
+        (["data=rows.jsonl"], {"data": "rows.jsonl"}),
+        (["rows.jsonl", "run.outputs=s3://b/year=2024/o.jsonl"], {"data": "rows.jsonl", "run.outputs": "s3://b/year=2024/o.jsonl"}),
+        (["s3://b/year=2024/rows.jsonl"], {"data": "s3://b/year=2024/rows.jsonl"}),
+        (["https://host/rows.jsonl?key=1"], {"data": "https://host/rows.jsonl?key=1"}),
+        (["./year=2024/rows.jsonl"], {"data": "./year=2024/rows.jsonl"}),
+    ],
+    ids=["plain", "stdin", "named", "two", "equals in a URL", "query", "equals in a path"],
+)  # fmt: skip
+def test_a_source_is_a_url_or_a_named_url(texts: list[str], urls: dict[str, str]) -> None:
+    assert sources(texts) == urls
+
+
+def test_an_existing_path_is_no_named_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "year=2024").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    assert sources(["year=2024"]) == {"data": "year=2024"}
+
+
+@pytest.mark.parametrize(
+    ("texts", "part"),
+    [([], "No data was given"), (["a.jsonl", "b.jsonl"], "'data' twice"), (["data="], "empty"), ([""], "empty")],
+    ids=["none", "two without a name", "named nothing", "nothing"],
+)
+def test_sources_that_cannot_be_are_refused(texts: list[str], part: str) -> None:
+    with pytest.raises(InvalidOptionError, match=part):
+        sources(texts)
+
+
+OTHER = RunOptions(
+    policy=LinePolicy(
+        timeout_sec=5.0, retries=2, retry_delay_sec=0.5, backoff=3.0, jitter=0.25, retry_on=("ProcessCrashError", "X")
+    ),
+    batch_timeout_sec=60.0,
+    worker_count=2,
+    max_concurrency=7,
+    line_memory_mb=512,
+    granularity="chunk",
+    max_lines_count=9,
+    on_change="rerun",
+)
+"""Options none of which is the default."""
+
+
+def test_the_options_of_a_run_are_parameters_again_but_for_a_change_that_was_accepted() -> None:
+    from prefect_batchflow.flows import batch_run
+
+    parameters = parameters_of(OTHER)
+    defaults = {name: p.default for name, p in inspect.signature(batch_run.fn).parameters.items()}
+
+    assert "on_change" not in parameters
+    assert {name for name in parameters if parameters[name] == defaults[name]} == set()
+    assert parameters_of(RunOptions()) == {name: defaults[name] for name in parameters}
+
+
+def test_the_words_of_options_are_read_as_those_options() -> None:
+    _, bound, _ = app.parse_args(["run", "flow", *words_of(OTHER)], exit_on_error=False, print_error=False)
+
+    given = bound.arguments["flags"].given()
+
+    assert given == {name: value for name, value in parameters_of(OTHER).items() if name != "max_lines_count"}
+    assert words_of(RunOptions()) == []
+
+
+def test_flags_are_parameters_of_the_flow_and_only_the_given_ones() -> None:
+    from prefect_batchflow.flows import batch_run
+
+    assert OptionFlags().given() == {}
+    assert OptionFlags(worker_count=2, retry_on=["A,B", "C"], max_lines_count=0).given() == {
+        "worker_count": 2,
+        "retry_on": "A,B,C",
+        "max_lines_count": 0,
+    }
+    assert set(OptionFlags.__dataclass_fields__) < set(inspect.signature(batch_run.fn).parameters)
+
+
+def test_choices_and_defaults_are_those_of_the_settings() -> None:
+    """They stand here again so that `--help` needs no pydantic."""
+    assert get_args(arguments.Granularity) == get_args(settings.Granularity)
+    assert get_args(arguments.OnChange) == get_args(settings.OnChange)
+    assert arguments.WORKER_COUNT == settings.DEFAULT_WORKER_COUNT
+    assert arguments.MAX_CONCURRENCY == settings.DEFAULT_MAX_CONCURRENCY
+    assert arguments.LINE_TIMEOUT_SEC == settings.DEFAULT_LINE_TIMEOUT_SEC
+    with pytest.raises(ValueError, match="line_memory_mb"):
+        RunOptions(line_memory_mb=arguments.LEAST_MEMORY_MB - 1)
+    RunOptions(line_memory_mb=arguments.LEAST_MEMORY_MB)
