@@ -199,8 +199,9 @@ async def batch_run(
                 on_change=on_change,
             ),
         )
-        with signals_cancel(live.cancel):
-            result = await _uncancelled(_BatchRun(request, live).run(), live)
+        run = asyncio.ensure_future(_BatchRun(request, live).run())
+        with signals_cancel(live.cancel, run.cancel):
+            result = await _uncancelled(run, live)
     except BatchflowException as exc:
         live.failure = exc
         get_run_logger().error("%s", exc)
@@ -239,14 +240,13 @@ async def _who_cancelled(live: LiveRun) -> str | None:
     return live.cancel_reason
 
 
-async def _uncancelled(work: Any, live: LiveRun) -> BatchResult:
-    """Await the run in a task of its own: Prefect's cancel asks it to end, and it ends with a result."""
-    task = asyncio.ensure_future(work)
+async def _uncancelled(run: asyncio.Task[BatchResult], live: LiveRun) -> BatchResult:
+    """Await the run: Prefect's cancel of this task only asks it to end, and it ends with a result."""
     while True:
         try:
-            return await asyncio.shield(task)
+            return await asyncio.shield(run)
         except asyncio.CancelledError:
-            if task.cancelled():
+            if run.cancelled():
                 raise
             live.cancel("Canceled in Prefect.")
 
@@ -276,6 +276,8 @@ class _BatchRun:
         self.clock = time.monotonic()
         self.batch_error: BatchflowException | None = None
         self.runner: LineRunner | None = None
+        self.changed_lines: set[int] = set()
+        """Lines that an earlier session has no fitting record of: what it has does not count any more."""
         self.numbers: set[int] | None = None
         """The data's own line numbers; `None` for lines numbered by position."""
 
@@ -375,13 +377,15 @@ class _BatchRun:
         if before is None:
             # Before the manifest: a run that could not take over all has not begun, and its next start takes over again.
             await self._take_over()
-        await write_manifest(self.files, self.keys, self._manifest(prints, sessions))
-        self.records = RunRecords(self.files, self.keys, session=len(sessions))
+        since = before.records_since if before else 0
+        if changed and self.options.on_change == "rerun":
+            since = len(sessions)
+        await write_manifest(self.files, self.keys, self._manifest(prints, sessions, since))
+        self.session = len(sessions)
+        self.records = RunRecords(self.files, self.keys, self.session, since)
         index, damaged = await self.records.scan()
         for damage in damaged:
             self._note(f"{damage} Its lines are run again.")
-        if changed and self.options.on_change == "rerun":
-            return RecordIndex()
         return index
 
     async def _take_over(self) -> None:
@@ -405,7 +409,7 @@ class _BatchRun:
             "init": fingerprint(dict(init_kwargs)),
         }
 
-    def _manifest(self, prints: dict[str, str], sessions: list[Session]) -> Manifest:
+    def _manifest(self, prints: dict[str, str], sessions: list[Session], records_since: int) -> Manifest:
         from_python = self.live.init_kwargs
         return Manifest(
             run_id=self.request.run_id,
@@ -421,6 +425,7 @@ class _BatchRun:
             total_lines=self.inventory.total_lines,
             fingerprints=prints,
             sessions=sessions,
+            records_since=records_since,
         )
 
     # --- lines -------------------------------------------------------------------------------------------------------
@@ -499,6 +504,8 @@ class _BatchRun:
                     self.reused_lines += 1
                     self.tally.add(done)
                     continue
+                if line.line_number in index.lines:
+                    self.changed_lines.add(line.line_number)
                 group.append(line)
                 if len(group) == size:
                     yield group
@@ -585,11 +592,13 @@ class _BatchRun:
     # --- aggregation, report -----------------------------------------------------------------------------------------
 
     async def _newest_records(self) -> AsyncIterator[dict[str, Any]]:
-        async for _, record in self.records.newest():
-            if self._is_wanted(record["line_number"]):
+        async for stored, record in self.records.newest():
+            number = stored.receipt.line_number
+            of_other_inputs = number in self.changed_lines and stored.session < self.session
+            if self._is_in_data(number) and not of_other_inputs:
                 yield record
 
-    def _is_wanted(self, line_number: int) -> bool:
+    def _is_in_data(self, line_number: int) -> bool:
         return line_number < self.inventory.total_lines if self.numbers is None else line_number in self.numbers
 
     async def _aggregate(self) -> AggregationResult:

@@ -34,16 +34,21 @@ ANSWER_SEC = 5.0
 
 
 @contextlib.contextmanager
-def signals_cancel(cancel: Callable[[str], None]) -> Iterator[None]:
-    """Let the first signal cancel the run; the second one finds the caller's own handlers again.
+def signals_cancel(cancel: Callable[[str], None], abandon: Callable[[], object]) -> Iterator[None]:
+    """Let the first signal cancel the run, and the second one give it up; the third finds the caller's own handlers.
 
-    Only in the main thread: elsewhere signals reach nothing.
+    Only in the main thread, since elsewhere signals reach nothing; signals that are ignored, as under `nohup`, stay so.
+
+    Args:
+        cancel: Ends the run with a partial result; given why.
+        abandon: Ends it at once, without.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     loop = asyncio.get_running_loop()
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    before = {n: handler for n in SIGNALS if (handler := signal.getsignal(n)) is not signal.SIG_IGN}
+    heard = False
 
     def restore() -> None:
         for number, handler in before.items():
@@ -52,10 +57,14 @@ def signals_cancel(cancel: Callable[[str], None]) -> Iterator[None]:
                 signal.signal(number, handler)
 
     def on_signal(number: signal.Signals) -> None:
-        restore()
+        nonlocal heard
+        if heard:
+            restore()
+            abandon()
+        heard = True
         cancel(f"Canceled by {number.name}.")
 
-    for number in SIGNALS:
+    for number in before:
         loop.add_signal_handler(number, on_signal, number)
     try:
         yield

@@ -27,6 +27,7 @@ from prefect_batchflow.exceptions import (
     InvalidOptionError,
     InvalidRunIdError,
     InvalidUserData,
+    RunChangedError,
     RunInUseError,
     StorageError,
     UnsupportedFeatureError,
@@ -320,3 +321,35 @@ def test_broken_json_is_named_before_any_line_runs(storage: Path, tmp_path: Path
 def test_a_missing_flow_is_refused_by_the_constructor(tmp_path: Path) -> None:
     with pytest.raises(FlowNotFoundError, match="nowhere"):
         BatchEngine(tmp_path / "nowhere")
+
+
+def test_a_rerun_that_was_stopped_goes_on_as_one(dag: Path, storage: Path, write_rows: Callable[..., Path]) -> None:
+    data = write_rows([{"n": n} for n in range(3)])
+    options: dict[str, Any] = {"worker_count": 1, "run_storage_url": str(storage)}
+    BatchEngine(dag, **options).run({"data": data}, run_id="r")
+    (dag / "helper.py").write_text("changed = True\n")
+    (dag / "witness").unlink()
+    with pytest.raises(RunChangedError, match="the flow's files changed"):
+        BatchEngine(dag, **options).run({"data": data}, run_id="r")
+
+    def cancel_soon(report: Any) -> None:
+        if report.completed_lines:
+            engine.cancel()
+
+    engine = BatchEngine(dag, on_change="rerun", listener=cancel_soon, **options)
+    part = engine.run({"data": data}, run_id="r")
+    whole = BatchEngine(dag, **options).run({"data": data}, run_id="r")
+    assert part.completed_lines + part.canceled_lines + part.not_started_lines == 3
+    assert (whole.completed_lines, executed(dag)) == (3, [0, 1, 2])
+
+
+def test_outputs_of_lines_whose_inputs_changed_are_not_kept(
+    storage: Path, write_rows: Callable[..., Path], tmp_path: Path
+) -> None:
+    def run(rows: list[dict[str, int]], on_change: str) -> list[Any]:
+        engine = BatchEngine(double, run_storage_url=str(storage), on_change=on_change)
+        engine.run({"data": write_rows(rows)}, None, tmp_path / "out", run_id="r")
+        return [json.loads(line)["n"] for line in (tmp_path / "out" / "output.jsonl").read_text().splitlines()]
+
+    assert run([{"n": 1}, {"n": 2}, {"n": 3}], "refuse") == [2, 4, 6]
+    assert run([{"n": 1}, {"n": 5}], "reuse") == [2, 10]

@@ -182,7 +182,7 @@ async def _result(files: RunStorageBlock, keys: RunKeys, manifest: Manifest) -> 
 
 async def _unfinished(files: RunStorageBlock, keys: RunKeys, manifest: Manifest) -> StoredRun:
     """A run without a result, by its records: what is completed is kept, what failed or never ran is left."""
-    index, damaged = await RunRecords(files, keys, session=0).scan()
+    index, damaged = await RunRecords(files, keys, session=0, since=manifest.records_since).scan()
     tally = Tally()
     for stored in index.lines.values():
         tally.add(stored.receipt)

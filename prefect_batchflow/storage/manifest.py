@@ -61,6 +61,8 @@ class Manifest(BaseModel):
     fingerprints: dict[str, str]
     """What is compared on resume: part (`data:data`, `inputs_mapping`, `flow`, `init`) to hash."""
     sessions: list[Session]
+    records_since: int = 0
+    """The first session whose records count: an `on_change="rerun"` moves it to its own."""
 
 
 def fingerprint(value: Any) -> str:

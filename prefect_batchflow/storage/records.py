@@ -130,12 +130,14 @@ class RunRecords:
         files: The storage's file system.
         keys: The run's keys.
         session: How many times the run was started, this time included; 0 for records taken over from another run.
+        since: The first session whose records count; those before it are of a run that was told to run all again.
     """
 
-    def __init__(self, files: RunFiles, keys: RunKeys, session: int) -> None:
+    def __init__(self, files: RunFiles, keys: RunKeys, session: int, since: int = 0) -> None:
         self._files = files
         self._keys = keys
         self._session = session
+        self._since = since
         storage: WritableFileSystem = files  # type: ignore[assignment] # a block, which Prefect's store asks for
         self._store = ResultStore(
             result_storage=storage, serializer=SegmentSerializer(), cache_result_in_memory=False, metadata_storage=None
@@ -173,7 +175,8 @@ class RunRecords:
         except Exception as exc:
             raise self._failed("list", self._keys.records, exc) from exc
         # A dot file is a write that never became a segment: its process was killed.
-        return [SegmentName.parse(name) for name in names if not name.startswith(".")]
+        segments = [SegmentName.parse(name) for name in names if not name.startswith(".")]
+        return [segment for segment in segments if segment.session >= self._since]
 
     async def read(self, name: SegmentName) -> Segment:
         """Read one segment whole.
@@ -202,7 +205,7 @@ class RunRecords:
                 index.add(stored)
         return index, damaged
 
-    async def newest(self) -> AsyncIterator[tuple[Receipt, dict[str, Any]]]:
+    async def newest(self) -> AsyncIterator[tuple[Stored, dict[str, Any]]]:
         """Each line's newest record, by line_number; holds only the segments that overlap."""
         waiting = await self.segments()
         waiting.reverse()
@@ -222,7 +225,7 @@ class RunRecords:
             number = heap[0][0]
             while heap and heap[0][0] == number:
                 *_, stored, record = heapq.heappop(heap)
-            yield stored.receipt, json.loads(record)
+            yield stored, json.loads(record)
 
     def _failed(self, verb: str, key: str, exc: Exception) -> StorageError:
         return StorageError(

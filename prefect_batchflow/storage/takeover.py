@@ -28,9 +28,9 @@ async def take_over_run(other: RunRecords, into: RunRecords) -> int:
         How many were copied.
     """
     copier = _Copier(into)
-    async for found, record in other.newest():
-        if found.status is Status.Completed:
-            await copier.add(LineOutcome(found, encode_record(record), record["input_hash"]))
+    async for stored, record in other.newest():
+        if stored.receipt.status is Status.Completed:
+            await copier.add(LineOutcome(stored.receipt, encode_record(record), record["input_hash"]))
     return await copier.end()
 
 
