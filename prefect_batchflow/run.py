@@ -1,0 +1,569 @@
+"""One batch run: its stages in order, and what they hand on.
+
+definition → inputs → lines → execution → results → aggregation → report.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import itertools
+import math
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from prefect.context import FlowRunContext
+from prefect.logging import get_run_logger
+
+from prefect_batchflow.aggregation import aggregate
+from prefect_batchflow.blocks import open_storage
+from prefect_batchflow.definition.flow import load_flow
+from prefect_batchflow.exceptions import (
+    BatchflowException,
+    BatchRunTimeoutError,
+    InvalidOptionError,
+    RunChangedError,
+    RunInUseError,
+    StorageError,
+    UnexpectedError,
+    UnsupportedFeatureError,
+    error_dict,
+)
+from prefect_batchflow.execution.executor import (
+    Executor,
+    LineOutcome,
+    ProxyExecutor,
+    registered_executor,
+    registered_languages,
+)
+from prefect_batchflow.execution.pool import WorkerPool
+from prefect_batchflow.inputs.readers import Source, open_source
+from prefect_batchflow.lines import Line, check, input_hash, read_lines
+from prefect_batchflow.live import LiveRun, ProgressReport
+from prefect_batchflow.own_server import has_own_server, wait_until_recorded
+from prefect_batchflow.report.artifacts import Progress, write_failed_lines, write_summary
+from prefect_batchflow.report.markdown import failed_table, summary_markdown
+from prefect_batchflow.results import AggregationResult, BatchResult, Receipt, Status, Tally, line_result, summary_line
+from prefect_batchflow.settings import (
+    BatchRequest,
+    Granularity,
+    default_storage_url,
+)
+from prefect_batchflow.storage.custom import persist_line
+from prefect_batchflow.storage.keys import RunKeys
+from prefect_batchflow.storage.lease import Lease
+from prefect_batchflow.storage.manifest import (
+    Manifest,
+    Session,
+    changes,
+    fingerprint,
+    fingerprint_files,
+    read_manifest,
+    require_manifest,
+    versions,
+    write_manifest,
+)
+from prefect_batchflow.storage.outputs import write_outputs
+from prefect_batchflow.storage.records import RecordIndex, RunRecords
+from prefect_batchflow.storage.takeover import take_over_run, take_over_storage
+from prefect_batchflow.surroundings import (
+    end_abandoned,
+    is_cancelled_in_prefect,
+    let_go_of_server,
+    server_answers,
+)
+from prefect_batchflow.tasks import Chunk, LineRunner, chunk_task, is_broken, line_task
+from prefect_batchflow.window import Window
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Sequence
+
+    from prefect.client.schemas.objects import FlowRun
+
+LINE_GRANULARITY_UP_TO = 1_000
+"""Lines for which `auto` makes a task run each."""
+SMALLEST_CHUNK = 50
+MOST_TASK_RUNS = 1_000
+"""Chunks grow so that a run has no more."""
+STOP_GRACE_SEC = 3.0
+"""How long the lines of a stopped run may take to end and be written."""
+REPORT_EVERY_SEC = 0.25
+LOOK_FOR_CANCEL_EVERY_SEC = 2.0
+
+
+async def server_is_gone(live: LiveRun) -> bool:
+    """Look whether the Prefect server still answers; if not, nothing more waits for it."""
+    if await server_answers():
+        return False
+    live.server_gone.set()
+    let_go_of_server()
+    return True
+
+
+def current_flow_run() -> FlowRun:
+    """The Prefect flow run that is going on; asked of the context, for `prefect.runtime` asks the server for some of it."""
+    context = FlowRunContext.get()
+    assert context is not None, "called inside the Prefect flow only"
+    assert context.flow_run is not None, "Prefect made it before it called the flow"
+    return context.flow_run
+
+
+class BatchRun:
+    """One batch run: its stages, and what they hand on."""
+
+    def __init__(self, request: BatchRequest, live: LiveRun) -> None:
+        self.request = request
+        self.options = request.options
+        self.live = live
+        self.logger = get_run_logger()
+        self.flow_run = current_flow_run()
+        self.keys = RunKeys(request.run_id)
+        self.tally = Tally()
+        self.reused_lines = 0
+        self.task_runs = 0
+        self.start_time = datetime.now(UTC)
+        self.clock = time.monotonic()
+        self.batch_error: BatchflowException | None = None
+        self.runner: LineRunner | None = None
+        self.changed_lines: set[int] = set()
+        """Lines that an earlier session has no fitting record of: what it has does not count any more."""
+        self.numbers: set[int] | None = None
+        """The data's own line numbers; `None` for lines numbered by position."""
+
+    async def run(self) -> BatchResult:
+        """The stages, in order."""
+        self.live.tally = self.tally
+        self.flow = load_flow(
+            self.live.flow if self.live.flow is not None else self.request.flow, self.request.working_dir
+        )
+        self.executor = self._executor()
+        try:
+            self.flow = self.flow.described(description := await self.executor.start())
+            self.files = await open_storage(self.request.storage)
+            self.sources = self._open_sources()
+            self.inventory = await asyncio.to_thread(
+                check, self.sources, self.flow.inputs, self.request.inputs_mapping, self.options.max_lines_count
+            )
+            if any(source.own_numbers for source in self.inventory.sources):
+                self.numbers = set()
+            for note in self.inventory.notes:
+                self._note(note)
+            async with Lease(self.files, self.keys, self._on_lease_lost):
+                index = await self._open_run()
+                await self._run_lines(index)
+                aggregation = None
+                if description.has_aggregation and not self._stopped:
+                    aggregation = await self._aggregate()
+                return await self._report(aggregation)
+        finally:
+            await self.executor.close()
+
+    def _on_lease_lost(self, exc: RunInUseError) -> None:
+        if self.runner is not None:
+            self.runner.fail(exc)
+
+    # --- definition, inputs ------------------------------------------------------------------------------------------
+
+    def _executor(self) -> Executor:
+        live, language = self.live, self.flow.language.lower()
+        proxy = live.executor_proxy or registered_executor(language)
+        init_kwargs = live.init_kwargs if live.init_kwargs is not None else self.request.init_kwargs
+        if proxy is not None:
+            return ProxyExecutor(
+                self.flow,
+                proxy,
+                run_id=self.request.run_id,
+                slots=self.options.worker_count,
+                init_kwargs=init_kwargs,
+                connections=live.connections,
+                storage=live.run_storage,
+            )
+        if language != "python":
+            known = ", ".join(["python", *registered_languages()])
+            raise UnsupportedFeatureError(
+                f"The flow {self.flow.name!r} is written in {language!r}; flows of {known} can run. Register an executor: "
+                f"BatchEngine.register_executor({language!r}, <AbstractExecutorProxy subclass>)."
+            )
+        return WorkerPool(
+            self.flow,
+            init_kwargs=init_kwargs,
+            worker_count=self.options.worker_count,
+            max_concurrency=self.options.max_concurrency,
+            line_memory_mb=self.options.line_memory_mb,
+        )
+
+    def _open_sources(self) -> list[Source]:
+        if not self.request.data:
+            raise InvalidOptionError(
+                "No data was given. Give the URL of a jsonl, csv, tsv or json file: --data on the command line, `data` in "
+                "a deployment's parameters, `input_dirs` of BatchEngine.run."
+            )
+        return [open_source(url, name=name, base_dir=self.request.base_dir) for name, url in self.request.data.items()]
+
+    def _lines(self) -> Iterator[Line]:
+        return read_lines(self.sources, self.flow.inputs, self.request.inputs_mapping, self.inventory)
+
+    # --- the run's records -------------------------------------------------------------------------------------------
+
+    async def _open_run(self) -> RecordIndex:
+        """Compare with what the run was, write its manifest, and learn which lines are done."""
+        before = await read_manifest(self.files, self.keys)
+        prints = self._fingerprints()
+        changed = changes(before.fingerprints, prints) if before else []
+        if changed and self.options.on_change == "refuse":
+            raise RunChangedError(
+                f"The run {self.request.run_id!r} cannot be resumed as it was: {', '.join(changed)}. Give another run id, "
+                "or on_change='reuse' to keep the lines whose inputs are the same, or on_change='rerun' to run all again.",
+                changes=changed,
+            )
+        for change in changed:
+            self._note(f"{change} since the run began; on_change is {self.options.on_change!r}")
+        if before and (earlier := before.sessions[-1].prefect_flow_run_id):
+            await end_abandoned(UUID(earlier), self.flow_run.id)
+        session = Session(
+            started_at=self.start_time.isoformat(),
+            prefect_flow_run_id=str(self.flow_run.id),
+            versions=versions(),
+            resumed_from=self.request.resume_from,
+        )
+        sessions = [*(before.sessions if before else []), session]
+        if before is None:
+            # Before the manifest: a run that could not take over all has not begun, and its next start takes over again.
+            await self._take_over()
+        since = before.records_since if before else 0
+        if changed and self.options.on_change == "rerun":
+            since = len(sessions)
+        await write_manifest(self.files, self.keys, self._manifest(prints, sessions, since))
+        self.session = len(sessions)
+        self.records = RunRecords(self.files, self.keys, self.session, since)
+        index, damaged = await self.records.scan()
+        for damage in damaged:
+            self._note(f"{damage} Its lines are run again.")
+        return index
+
+    async def _take_over(self) -> None:
+        """Copy completed lines of another run, or of a storage the caller brought, into this one."""
+        earlier = RunRecords(self.files, self.keys, session=0)
+        if self.request.resume_from is not None:
+            other = RunKeys(self.request.resume_from)
+            await require_manifest(self.files, other)
+            taken = await take_over_run(RunRecords(self.files, other, session=0), earlier)
+            self.logger.info("%d completed lines taken over from run %s", taken, self.request.resume_from)
+        if self.live.resume_storage is not None:
+            taken = await take_over_storage(self.live.resume_storage, self._lines(), earlier)
+            self.logger.info("%d completed lines taken over from %s", taken, type(self.live.resume_storage).__name__)
+
+    def _fingerprints(self) -> dict[str, str]:
+        init_kwargs = self.live.init_kwargs if self.live.init_kwargs is not None else self.request.init_kwargs
+        return {
+            **{f"data:{source.name}": source.sha256[:32] for source in self.inventory.sources},
+            "inputs_mapping": fingerprint(self.request.inputs_mapping),
+            "flow": fingerprint_files(self.flow.files, self.flow.working_dir),
+            "init": fingerprint(dict(init_kwargs)),
+        }
+
+    def _manifest(self, prints: dict[str, str], sessions: list[Session], records_since: int) -> Manifest:
+        from_python = self.live.init_kwargs
+        return Manifest(
+            run_id=self.request.run_id,
+            flow_name=self.flow.name,
+            flow=self.flow.source,
+            working_dir=str(self.flow.working_dir),
+            data={name: _absolute(url, self.request.base_dir) for name, url in self.request.data.items()},
+            inputs_mapping=self.request.inputs_mapping,
+            init_names=sorted(self.request.init_kwargs if from_python is None else from_python),
+            init_kwargs=self.request.init_kwargs if from_python is None else None,
+            options=self.options,
+            output_dir=_absolute(self.request.output_dir, self.request.base_dir) if self.request.output_dir else None,
+            total_lines=self.inventory.total_lines,
+            fingerprints=prints,
+            sessions=sessions,
+            records_since=records_since,
+        )
+
+    # --- lines -------------------------------------------------------------------------------------------------------
+
+    @property
+    def _stopped(self) -> bool:
+        return self.runner is not None and self.runner.stopped
+
+    async def _run_lines(self, index: RecordIndex) -> None:
+        """Feed the lines that are not done to a window of task runs, and count what comes back."""
+        total = self.inventory.total_lines
+        chunk_size = _chunk_size(self.options.granularity, total)
+        runner = self.runner = LineRunner(
+            self.executor, self.records, self.options.policy, self.tally.add, self._persisted
+        )
+        make_task = line_task if chunk_size is None else chunk_task
+        run_task = functools.partial(self._run_task, make_task(runner, f"run:{self.request.run_id}"))
+        # Wider than the workers, so that none waits while Prefect begins and ends task runs.
+        width = self.executor.slots + max(4, self.executor.slots // 4)
+        window = Window(width if chunk_size is None else 1 + math.ceil(width / chunk_size), lambda: runner.waiting)
+        self.logger.info(
+            "Run %s: %d lines of %s, %s, %d at once",
+            self.request.run_id,
+            total,
+            self.flow.name,
+            "a task run each" if chunk_size is None else f"{chunk_size} a task run",
+            self.executor.slots,
+        )
+        with self._stopping(window):
+            async with Progress(self.request.run_id, total) as progress, _beside(self._watch(progress, window)):
+                try:
+                    async for lines in self._undone(index, chunk_size or 1):
+                        if runner.stopped:
+                            continue  # only to count the lines behind that are done already
+                        self.task_runs += 1
+                        await window.begin(functools.partial(run_task, lines))
+                    await window.drain()
+                finally:
+                    await window.end(STOP_GRACE_SEC if runner.stopped else 0)
+                progress.update(self.tally.ended_lines, self.tally.failed_lines)
+                if self.live.listener is not None:
+                    self.live.listener(self._progress_report(time.monotonic() - self.clock))
+        self._account_for_every_line(runner)
+
+    async def _run_task(self, task: Any, lines: list[Line]) -> None:
+        """One task run; its lines are counted as they end, so its state only tells whether all of them did."""
+        # `Any`: Prefect's types do not tell that an async task asked for its state gives an awaitable.
+        state = await task(Chunk(lines), return_state=True)
+        if is_broken(state) and self.runner is not None:
+            self.runner.fail(
+                UnexpectedError(
+                    f"The task run of {len(lines)} lines from line {lines[0].line_number} on ended in {state.name}: "
+                    f"{state.message}. The run stops; resume it."
+                )
+            )
+
+    def _account_for_every_line(self, runner: LineRunner) -> None:
+        for number in runner.canceled:
+            self.tally.add(Receipt(line_number=number, status=Status.Canceled))
+        if runner.failure is not None:
+            raise runner.failure
+        total = self.inventory.total_lines
+        if not runner.stopped and self.tally.ended_lines != total:
+            raise UnexpectedError(
+                f"{total} lines were counted before the run, {self.tally.ended_lines} have ended; every line must be "
+                "accounted for. Please report this; resuming the run runs the others."
+            )
+
+    async def _undone(self, index: RecordIndex, size: int) -> AsyncIterator[list[Line]]:
+        """The lines without a fitting completed record, in groups; the others are counted on the way."""
+        lines = self._lines()
+        group: list[Line] = []
+        while batch := await asyncio.to_thread(_next_lines, lines, 500):
+            for line in batch:
+                if self.numbers is not None:
+                    self.numbers.add(line.line_number)
+                done = index.completed(line.line_number, input_hash(line.inputs)) if index.lines else None
+                if done is not None:
+                    self.reused_lines += 1
+                    self.tally.add(done)
+                    continue
+                if line.line_number in index.lines:
+                    self.changed_lines.add(line.line_number)
+                group.append(line)
+                if len(group) == size:
+                    yield group
+                    group = []
+        if group:
+            yield group
+
+    @contextlib.contextmanager
+    def _stopping(self, window: Window) -> Iterator[None]:
+        """Let a cancel, the run's time limit or a failing storage stop the lines."""
+        runner, loop = self.runner, asyncio.get_running_loop()
+        assert runner is not None
+
+        def stop() -> None:
+            runner.stop()
+            window.wake()
+
+        def on_limit() -> None:
+            limit = self.options.batch_timeout_sec
+            self.batch_error = BatchRunTimeoutError(
+                f"The batch run exceeded its limit of {limit:g} seconds. Resume it, with a longer batch_timeout_sec, to run "
+                "the lines that are left."
+            )
+            stop()
+
+        timer = None
+        if self.options.batch_timeout_sec is not None:
+            left = self.options.batch_timeout_sec - (time.monotonic() - self.clock)
+            timer = loop.call_later(max(left, 0), on_limit)
+        runner.on_failure = stop
+
+        def on_cancel() -> None:
+            loop.call_soon_threadsafe(stop)
+
+        self.live.when_cancelled(on_cancel)
+        try:
+            yield
+        finally:
+            self.live.when_cancelled(lambda: None)
+            if timer is not None:
+                timer.cancel()
+
+    async def _watch(self, progress: Progress, window: Window) -> None:
+        """Tell how far the run is, and look whether somebody cancelled it in the UI, where Prefect does not tell us."""
+        look_again = time.monotonic() + LOOK_FOR_CANCEL_EVERY_SEC
+        began = time.monotonic()
+        while True:
+            progress.update(self.tally.ended_lines, self.tally.failed_lines)
+            window.wake()
+            if self.live.listener is not None:
+                self.live.listener(self._progress_report(time.monotonic() - began))
+            await asyncio.sleep(REPORT_EVERY_SEC)
+            if self.flow_run.deployment_id is None and time.monotonic() >= look_again:
+                look_again = time.monotonic() + LOOK_FOR_CANCEL_EVERY_SEC
+                if await is_cancelled_in_prefect(self.flow_run.id):
+                    self.live.cancel("Canceled in Prefect.")
+
+    def _progress_report(self, elapsed_sec: float) -> ProgressReport:
+        return ProgressReport(
+            run_id=self.request.run_id,
+            flow_name=self.flow.name,
+            total_lines=self.inventory.total_lines,
+            completed_lines=self.tally.completed_lines,
+            failed_lines=self.tally.failed_lines,
+            reused_lines=self.reused_lines,
+            running_lines=len(self.executor.running()),
+            elapsed_sec=elapsed_sec,
+        )
+
+    def _persisted(self, outcomes: Sequence[LineOutcome]) -> None:
+        """Hand lines to the storage that the caller brought, if any."""
+        storage = self.live.run_storage
+        if storage is None:
+            return
+        for outcome in outcomes:
+            try:
+                persist_line(storage, line_result(outcome.parsed(), self.request.run_id))
+            except Exception as exc:
+                raise StorageError(
+                    f"{type(storage).__name__} did not take line {outcome.receipt.line_number}: "
+                    f"({type(exc).__name__}) {exc}. The run stops; its own records are kept."
+                ) from exc
+
+    # --- aggregation, report -----------------------------------------------------------------------------------------
+
+    async def _newest_records(self) -> AsyncIterator[dict[str, Any]]:
+        async for stored, record in self.records.newest():
+            number = stored.receipt.line_number
+            of_other_inputs = number in self.changed_lines and stored.session < self.session
+            if self._is_in_data(number) and not of_other_inputs:
+                yield record
+
+    def _is_in_data(self, line_number: int) -> bool:
+        return line_number < self.inventory.total_lines if self.numbers is None else line_number in self.numbers
+
+    async def _aggregate(self) -> AggregationResult:
+        aggregation = await aggregate(
+            self.executor,
+            self._newest_records(),
+            run_id=self.request.run_id,
+            timeout_sec=self.options.policy.timeout_sec,
+        )
+        self.tally.add_aggregation(aggregation)
+        if self.live.run_storage is not None:
+            for info in aggregation.node_run_infos.values():
+                self.live.run_storage.persist_node_run(info)
+        return aggregation
+
+    async def _report(self, aggregation: AggregationResult | None) -> BatchResult:
+        """Sum up, write the files people take away, and show it in Prefect."""
+        canceled = self._stopped and self.batch_error is None
+        result = self.tally.batch_result(
+            self.inventory.total_lines,
+            self.start_time,
+            datetime.now(UTC),
+            status=Status.Canceled if canceled else Status.Completed,
+            batch_error=error_dict(self.batch_error) if self.batch_error else None,
+        )
+        output_dir = (
+            Path(_absolute(self.request.output_dir, self.request.base_dir)) if self.request.output_dir else None
+        )
+        await write_outputs(self.files, self.keys, self._newest_records(), result, output_dir)
+        await self._write_artifacts(result)
+        self.logger.info("Run %s: %s", self.request.run_id, summary_line(result))
+        await self._hand_in()
+        return result
+
+    async def _write_artifacts(self, result: BatchResult) -> None:
+        run_id = self.request.run_id
+        summary = summary_markdown(
+            result,
+            self.tally,
+            run_id=run_id,
+            flow_name=self.flow.name,
+            storage_url=self.files.location(run_id),
+            outputs_url=self.files.location(self.keys.outputs),
+            next_command=self._next_command(),
+            reused_lines=self.reused_lines,
+        )
+        writes = [write_summary(run_id, summary)]
+        # A run that was resumed may have to clear the table of the time before.
+        if result.failed_lines or self.reused_lines:
+            writes.append(write_failed_lines(run_id, failed_table(self.tally.failures), result.failed_lines))
+        await asyncio.gather(*writes)
+
+    def _next_command(self) -> str:
+        if self.flow.source is None:
+            return ""
+        elsewhere = self.request.storage != default_storage_url()
+        return f"batchflow resume {self.request.run_id}" + (f" --storage {self.request.storage}" if elsewhere else "")
+
+    async def _hand_in(self) -> None:
+        """Wait, for a bounded time, until a server that ends with this process has all task runs."""
+        if await server_is_gone(self.live):
+            self._note(
+                "The Prefect server does not answer: it may show this run as going on, and not all of its lines. The run's "
+                "own records and outputs are whole."
+            )
+            return
+        if not has_own_server():
+            return
+        missing = await wait_until_recorded(self.flow_run.id, self.task_runs)
+        if missing:
+            self._note(
+                f"{missing} of {self.task_runs} task runs had not reached Prefect's own server when the run ended; its "
+                "records are whole. With a server that keeps running (prefect server start) none are missed."
+            )
+
+    def _note(self, text: str) -> None:
+        self.live.notes.append(text)
+        self.logger.warning("%s", text)
+
+
+def _absolute(url: str, base_dir: str | None) -> str:
+    """A path as it is found from any folder; a URL as it is."""
+    if "://" in url or url == "-":
+        return url
+    return str(Path(base_dir or "", Path(url).expanduser()).absolute())
+
+
+def _chunk_size(granularity: Granularity, total_lines: int) -> int | None:
+    """Lines a task run; `None` is a task run a line."""
+    if granularity == "line" or (granularity == "auto" and total_lines <= LINE_GRANULARITY_UP_TO):
+        return None
+    return max(SMALLEST_CHUNK, math.ceil(total_lines / MOST_TASK_RUNS))
+
+
+def _next_lines(lines: Iterator[Line], count: int) -> list[Line]:
+    return list(itertools.islice(lines, count))
+
+
+@contextlib.asynccontextmanager
+async def _beside(work: Any) -> AsyncIterator[None]:
+    """Run something in the background of a block; it is cancelled at its end."""
+    task = asyncio.ensure_future(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
