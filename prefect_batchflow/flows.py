@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,6 +23,7 @@ from prefect_batchflow.exceptions import (
 from prefect_batchflow.live import LiveRun, current_live_run, handed_over
 from prefect_batchflow.own_server import start_own_server
 from prefect_batchflow.results import BatchResult, Status, summary_line
+from prefect_batchflow.roots import ROOTS_VARIABLE, check_roots
 from prefect_batchflow.run import BatchRun, current_flow_run, server_is_gone
 from prefect_batchflow.settings import (
     DEFAULT_LINE_TIMEOUT_SEC,
@@ -59,11 +61,11 @@ def _flow_run_name() -> str:
 async def batch_run(
     flow: str,
     data: str = "",
-    inputs_mapping: dict[str, Any] | None = None,
+    inputs_mapping: dict[str, Any] = {},  # noqa: B006 - read only, and the UI's form shows a default of None as a tab
     run_id: str = "",
     resume_from: str = "",
-    more_data: dict[str, str] | None = None,
-    init_kwargs: dict[str, Any] | None = None,
+    more_data: dict[str, str] = {},  # noqa: B006 - see above
+    init_kwargs: dict[str, Any] = {},  # noqa: B006 - see above
     max_lines_count: Annotated[int, Field(ge=0)] = 0,
     worker_count: Annotated[int, Field(ge=1, le=1024)] = DEFAULT_WORKER_COUNT,
     max_concurrency: Annotated[int, Field(ge=1, le=10_000)] = DEFAULT_MAX_CONCURRENCY,
@@ -115,9 +117,9 @@ async def batch_run(
         request = BatchRequest(
             flow=flow,
             working_dir=working_dir or None,
-            data={**({"data": data} if data else {}), **(more_data or {})},
-            inputs_mapping=inputs_mapping or {},
-            init_kwargs=init_kwargs or {},
+            data={**({"data": data} if data else {}), **more_data},
+            inputs_mapping=inputs_mapping,
+            init_kwargs=init_kwargs,
             run_id=check_run_id(run_id or str(current_flow_run().id)),
             resume_from=check_run_id(resume_from) if resume_from else None,
             storage=storage or default_storage_url(),
@@ -140,6 +142,8 @@ async def batch_run(
                 on_change=on_change,
             ),
         )
+        if current_flow_run().deployment_id is not None:
+            check_roots(request, os.environ.get(ROOTS_VARIABLE, ""))
         run = asyncio.ensure_future(BatchRun(request, live).run())
         with signals_cancel(live.cancel, run.cancel):
             result = await _uncancelled(run, live)

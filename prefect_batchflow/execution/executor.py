@@ -77,14 +77,14 @@ class Executor(Protocol):
 
 
 def failed_outcome(
-    line: Line, *, attempt: int, error: dict[str, Any], duration_sec: float, logs: str = "", status: str = "Failed"
+    line: Line, *, attempt: int, error: dict[str, Any], duration_sec: float, logs: str = ""
 ) -> LineOutcome:
     """The outcome of a line whose process could not tell it itself."""
     ended = datetime.now(UTC)
     record: dict[str, Any] = {
         "line_number": line.line_number,
         "attempt": attempt,
-        "status": status,
+        "status": "Failed",
         "input_hash": input_hash(line.inputs),
         "inputs": line.inputs,
         "output": None,

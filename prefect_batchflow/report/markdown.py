@@ -187,14 +187,18 @@ def _line_errors(tally: Tally) -> str:
             escaped(group.code, 100),
             ", ".join(map(str, group.line_numbers)) + (", …" if group.count > len(group.line_numbers) else ""),
             escaped(group.sample),
-            _advice(group.advice),
         ]
         for group in shown
     ]
     left_out = sum(group.count for group in rest) + (tally.error_groups.other.count if tally.error_groups.other else 0)
     if left_out:
-        rows.append([str(left_out), "further kinds", "", "", "Read the records of the failed lines."])
-    return _section("Errors", ["Lines", "Error", "First lines", "For example", "What to do"], rows)
+        rows.append([str(left_out), "further kinds", "", "Read the records of the failed lines."])
+    if not rows:
+        return ""
+    # Below the table, once a piece of advice: as a column it is out of sight in the Prefect UI.
+    advice = {group.advice: escaped(group.code, 100) for group in reversed(shown)}
+    to_do = "\n".join(f"- {code}: {_advice(text)}" for text, code in reversed(advice.items()))
+    return _section("Errors", ["Lines", "Error", "First lines", "For example"], rows) + f"\n\nWhat to do:\n\n{to_do}"
 
 
 def _advice(text: str) -> str:

@@ -1,0 +1,77 @@
+"""What the parameters of a deployment's run may name: only what lies below the roots that the worker's operator set.
+
+`flow` names code and `data` names what it reads, so who may choose them freely may run any command as the worker's user.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+from prefect_batchflow.exceptions import InvalidOptionError
+from prefect_batchflow.settings import default_storage_url
+
+if TYPE_CHECKING:
+    from prefect_batchflow.settings import BatchRequest
+
+ROOTS_VARIABLE = "BATCHFLOW_ROOTS"
+"""In the worker's environment: folders and URL prefixes, separated by commas; unset is no limit."""
+
+_MODULE = re.compile(r"[\w.]+:[\w.]+")
+_FILE = re.compile(r"(.+\.py):[\w.]+")
+
+
+def check_roots(request: BatchRequest, roots: str) -> None:
+    """Refuse a run that names a flow, data or a place to write outside of the roots.
+
+    Args:
+        request: The run. Its storage is free where it is the worker's own or a saved block, which somebody had to make.
+        roots: As in `ROOTS_VARIABLE`; empty is no limit.
+
+    Raises:
+        InvalidOptionError: It names something else; the message lists all of it.
+    """
+    allowed = [root.strip() for root in roots.split(",") if root.strip()]
+    if not allowed:
+        return
+    places = [(name, url) for name, url in request.data.items()]
+    file = _FILE.fullmatch(request.flow)
+    if file is None and _MODULE.fullmatch(request.flow):
+        places.append(("flow", request.flow))
+    else:
+        # It is looked for in the working directory first, as `load_flow` does.
+        path = file[1] if file else request.flow
+        first = Path(request.working_dir or "", path)
+        places.append(("flow", str(first) if first.exists() else path))
+    places += [("working_dir", request.working_dir or ""), ("output_dir", request.output_dir or "")]
+    if request.storage != default_storage_url() and not request.storage.startswith("batchflow-run-storage/"):
+        places.append(("storage", request.storage))
+    outside = [f"{name} {place!r}" for name, place in places if place and not any(_is_below(place, r) for r in allowed)]
+    if outside:
+        raise InvalidOptionError(
+            f"{', '.join(outside)}: not below {' or '.join(allowed)}, to which this worker holds runs of "
+            f"deployments. Move it there, or ask who runs the worker to add a root to its {ROOTS_VARIABLE}."
+        )
+
+
+def _is_below(place: str, root: str) -> bool:
+    """Whether a path, or a URL, is below a root of its kind, with links and `..` followed."""
+    path, folder = _local_path(place), _local_path(root)
+    if path is not None and folder is not None:
+        return path.resolve().is_relative_to(folder.resolve())
+    if path is not None or folder is not None:
+        return False
+    steps = unquote(place).split("/")
+    return "::" not in place and ".." not in steps and f"{place}/".startswith(f"{root.rstrip('/')}/")
+
+
+def _local_path(place: str) -> Path | None:
+    """A path of this machine; `None` for another URL, and for the name of a module."""
+    if "::" in place or _MODULE.fullmatch(place):
+        return None
+    url = urlsplit(place)
+    if url.scheme == "file":
+        return Path(unquote(url.path))
+    return None if "://" in place else Path(place).expanduser()
