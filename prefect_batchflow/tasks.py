@@ -17,7 +17,7 @@ from prefect.client.schemas.objects import State, StateType
 from prefect.context import TaskRunContext
 from prefect.states import Cancelled, Completed
 
-from prefect_batchflow.exceptions import BatchflowException, innermost_code
+from prefect_batchflow.exceptions import BatchflowException, UnexpectedError, innermost_code
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -50,6 +50,14 @@ class Chunk:
 
     def __init__(self, lines: Sequence[Line]) -> None:
         self.lines = lines
+
+
+class _Group:
+    """Outcomes that are written as one segment."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[LineOutcome] = []
+        self.written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
 class LineRunner:
@@ -86,6 +94,8 @@ class LineRunner:
         self._settle = settle
         self._persisted = persisted
         self._attempts: set[asyncio.Task[LineOutcome | None]] = set()
+        self._gathering = _Group()
+        self._writing: asyncio.Task[None] | None = None
 
     def stop(self) -> None:
         """Let no line go on: those that run are ended, those that wait are not begun. Idempotent."""
@@ -131,18 +141,37 @@ class LineRunner:
                 await self._stopping.wait()
 
     async def keep(self, outcomes: Sequence[LineOutcome]) -> None:
-        """Write outcomes as one segment, then settle those that are final."""
-        try:
-            await self._records.append(outcomes)
-            if self._persisted is not None:
-                self._persisted(outcomes)
-        except BatchflowException as exc:
-            self.fail(exc)
-            raise
-        for outcome in outcomes:
-            if self.is_final(outcome.receipt):
-                self.canceled.discard(outcome.receipt.line_number)
-                self._settle(outcome.receipt)
+        """Write outcomes and settle those that are final; when this returns, they are safe.
+
+        While the storage writes one segment, what else ends gathers for the next one: a group commit, so that a slow
+        storage is asked less often instead of holding up the lines.
+        """
+        self._gathering.outcomes.extend(outcomes)
+        written = self._gathering.written
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.ensure_future(self._write())
+        await asyncio.shield(written)
+
+    async def _write(self) -> None:
+        while self._gathering.outcomes:
+            group, self._gathering = self._gathering, _Group()
+            try:
+                await self._records.append(group.outcomes)
+                if self._persisted is not None:
+                    self._persisted(group.outcomes)
+            except Exception as exc:  # noqa: BLE001 - whatever it is, those who wait for the group must hear of it
+                failure = (
+                    exc if isinstance(exc, BatchflowException) else UnexpectedError(f"({type(exc).__name__}) {exc}")
+                )
+                self.fail(failure)
+                group.written.set_exception(failure)
+                group.written.exception()  # every line of the group may have been cancelled: it is known all the same
+                continue
+            for outcome in group.outcomes:
+                if self.is_final(outcome.receipt):
+                    self.canceled.discard(outcome.receipt.line_number)
+                    self._settle(outcome.receipt)
+            group.written.set_result(None)
 
     def result(self, note: dict[str, bool]) -> Any:
         """A note as the result of a task run: kept in memory, never written."""
