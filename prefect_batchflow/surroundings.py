@@ -10,6 +10,7 @@ import signal
 import threading
 from typing import TYPE_CHECKING, Any
 
+from prefect._internal.concurrency.services import QueueService
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
     FlowRunFilter,
@@ -22,15 +23,14 @@ from prefect.client.schemas.objects import State, StateType
 from prefect.events.worker import EventsWorker
 from prefect.states import Crashed
 
-from prefect_batchflow.own_server import has_own_server
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from uuid import UUID
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ANSWER_SEC = 5.0
-"""A server that takes longer to answer the simplest question counts as gone."""
+GONE_AFTER_SEC = 10.0
+"""A server that takes so long for the simplest answer counts as gone; a busy one took 1.1 s at most."""
 
 
 @contextlib.contextmanager
@@ -107,9 +107,9 @@ async def end_abandoned(flow_run_id: UUID, current: UUID) -> None:
 
 
 async def server_answers() -> bool:
-    """Whether the Prefect server answers now, within `ANSWER_SEC`."""
+    """Whether the Prefect server answers now, within `GONE_AFTER_SEC`."""
     try:
-        async with asyncio.timeout(ANSWER_SEC), get_client() as client:
+        async with asyncio.timeout(GONE_AFTER_SEC), get_client() as client:
             return await client.api_healthcheck() is None
     except Exception:  # noqa: BLE001 - whatever it is, it is no answer
         return False
@@ -125,6 +125,8 @@ def let_go_of_server() -> None:
         # All kinds of services are in it, those for logs too.
         services: list[Any] = list(EventsWorker._instances.values())  # type: ignore[misc] # their types do not matter
     for service in services:
+        if not isinstance(service, QueueService):
+            continue  # somebody waits for its answers
         with contextlib.suppress(queue.Empty):
             while True:
                 service._on_item_dropped(service._queue.get_nowait())
@@ -143,12 +145,6 @@ async def give_up(flow_run: asyncio.Future[Any]) -> None:
                 return
 
 
-def quiet_own_server() -> None:
-    """Keep the end of an ephemeral server, which is abrupt, out of the output of a process that ends with it."""
-    for name in ("prefect.events.clients", "prefect.server", "prefect._internal", "websockets", "uvicorn", "httpx"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-
-
 @contextlib.contextmanager
 def _muted(name: str) -> Iterator[None]:
     logger = logging.getLogger(name)
@@ -163,10 +159,8 @@ def _muted(name: str) -> Iterator[None]:
 __all__ = [
     "end_abandoned",
     "give_up",
-    "has_own_server",
     "is_cancelled_in_prefect",
     "let_go_of_server",
-    "quiet_own_server",
     "server_answers",
     "signals_cancel",
 ]

@@ -96,7 +96,13 @@ def test_the_caller_finds_everything_as_it_was(storage: Path, write_rows: Callab
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def state() -> tuple[Any, ...]:
-        return Path.cwd(), list(sys.path), [signal.getsignal(s) for s in signals], dict(os.environ), threading.active_count()
+        return (
+            Path.cwd(),
+            list(sys.path),
+            [signal.getsignal(s) for s in signals],
+            dict(os.environ),
+            threading.active_count(),
+        )
 
     BatchEngine(double, run_storage_url=str(storage)).run({"data": write_rows([{"n": 1}])})
     before = state()
@@ -116,7 +122,9 @@ def test_two_engines_at_once_do_not_disturb_each_other(storage: Path, write_rows
 
     def run(name: str, count: int) -> None:
         data = write_rows([{"n": n} for n in range(count)], f"{name}.jsonl")
-        results[name] = BatchEngine(double, worker_count=1, run_storage_url=str(storage)).run({"data": data}, run_id=name)
+        results[name] = BatchEngine(double, worker_count=1, run_storage_url=str(storage)).run(
+            {"data": data}, run_id=name
+        )
 
     threads = [threading.Thread(target=run, args=(f"run{count}", count)) for count in (3, 5)]
     for thread in threads:
@@ -128,7 +136,9 @@ def test_two_engines_at_once_do_not_disturb_each_other(storage: Path, write_rows
 
 def test_a_storage_gets_every_line_and_node(dag: Path, storage: Path, write_rows: Callable[..., Path]) -> None:
     mine = MemoryStorage()
-    BatchEngine(dag, storage=mine, run_storage_url=str(storage)).run({"data": write_rows([{"n": 1}, {"n": 2}])}, run_id="r")
+    BatchEngine(dag, storage=mine, run_storage_url=str(storage)).run(
+        {"data": write_rows([{"n": 1}, {"n": 2}])}, run_id="r"
+    )
     assert sorted(mine.flow_runs) == [0, 1]
     assert mine.flow_runs[1].output == {"twice": 4}
     assert mine.flow_runs[1].run_id == "r_1"
@@ -136,7 +146,9 @@ def test_a_storage_gets_every_line_and_node(dag: Path, storage: Path, write_rows
     assert [info.node for info in mine.node_runs[None]] == ["total"]
 
 
-def test_lines_that_a_storage_knows_are_not_run_again(dag: Path, storage: Path, write_rows: Callable[..., Path]) -> None:
+def test_lines_that_a_storage_knows_are_not_run_again(
+    dag: Path, storage: Path, write_rows: Callable[..., Path]
+) -> None:
     mine = MemoryStorage()
     rows = [{"n": n} for n in range(4)]
     BatchEngine(dag, storage=mine, run_storage_url=str(storage)).run({"data": write_rows(rows)})
@@ -153,7 +165,9 @@ def test_aggregation_pairs_values_by_line_number_also_after_a_resume(
     rows = [{"line_number": number, "n": number} for number in (7, 2, 9, 4)]
     first = BatchEngine(dag, run_storage_url=str(storage)).run({"data": write_rows(rows[:2])}, run_id="part")
     assert first.metrics == {"total": 18, "pairs_fit": True}
-    whole = BatchEngine(dag, run_storage_url=str(storage), on_change="reuse").run({"data": write_rows(rows)}, run_id="part")
+    whole = BatchEngine(dag, run_storage_url=str(storage), on_change="reuse").run(
+        {"data": write_rows(rows)}, run_id="part"
+    )
     assert whole.metrics == {"total": 44, "pairs_fit": True}
     assert executed(dag) == [2, 4, 7, 9]
     lines = (storage / "part" / "outputs.jsonl").read_text().splitlines()
@@ -170,7 +184,9 @@ def test_init_kwargs_are_not_kept_by_the_run(storage: Path, write_rows: Callable
     (tmp_path / "keyed.py").write_text(
         "class Keyed:\n    def __init__(self, key: str): self.key = key\n    def __call__(self, n: int): return len(self.key)\n"
     )
-    engine = BatchEngine(f"{tmp_path / 'keyed.py'}:Keyed", init_kwargs={"key": "canary-4711"}, run_storage_url=str(storage))
+    engine = BatchEngine(
+        f"{tmp_path / 'keyed.py'}:Keyed", init_kwargs={"key": "canary-4711"}, run_storage_url=str(storage)
+    )
     assert engine.run({"data": write_rows([{"n": 1}])}, run_id="r").completed_lines == 1
     kept = [path for path in storage.rglob("*") if path.is_file() and b"canary-4711" in path.read_bytes()]
     assert kept == []
@@ -183,7 +199,9 @@ class UpperProxy(AbstractExecutorProxy):
     async def create(cls, flow_file: Path, working_dir: Path | None = None, **kwargs: Any) -> UpperProxy:
         return cls()
 
-    async def exec_line_async(self, inputs: Mapping[str, Any], index: int | None = None, run_id: str | None = None) -> Any:
+    async def exec_line_async(
+        self, inputs: Mapping[str, Any], index: int | None = None, run_id: str | None = None
+    ) -> Any:
         if inputs["text"] == "bad":
             raise RuntimeError("the service says no")
         return {"output": {"loud": inputs["text"].upper()}, "run_info": {"status": "Completed"}}

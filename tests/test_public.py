@@ -50,6 +50,9 @@ def test_the_drawn_tree_names_every_exception(cls: type[exceptions.BatchflowExce
 def test_an_error_dictionary_has_promptflows_codes() -> None:
     error = exceptions.error_dict(exceptions.LineOutOfMemoryError("too much"))
     assert error["code"] == "UserError"
-    assert error["innerError"] == {"code": "ProcessCrashError", "innerError": {"code": "LineOutOfMemoryError", "innerError": None}}
+    assert error["innerError"] == {
+        "code": "ProcessCrashError",
+        "innerError": {"code": "LineOutOfMemoryError", "innerError": None},
+    }
     assert exceptions.innermost_code(error) == "LineOutOfMemoryError"
     assert exceptions.error_dict(KeyError("x"))["innerError"]["code"] == "KeyError"

@@ -46,7 +46,9 @@ def test_every_option_in_the_readme_exists() -> None:
         env={**os.environ, "COLUMNS": "300"},
     ).stdout
     ours = "\n".join(block for block in blocks("bash") if "batchflow run" in block)
-    named = set(re.findall(r"(?<![\w-])--[a-z-]+", ours + "\n".join(re.findall(r"^\| `(--[^`]*)`", README, flags=re.M))))
+    named = set(
+        re.findall(r"(?<![\w-])--[a-z-]+", ours + "\n".join(re.findall(r"^\| `(--[^`]*)`", README, flags=re.M)))
+    )
     assert named
     assert {option for option in named if option not in help_text} == set()
 

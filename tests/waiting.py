@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 _LOOK_EVERY_SEC = 0.01
 
 
-def wait_until(predicate: Callable[[], object], *, description: str, timeout_sec: float = 20.0) -> None:
+def wait_until(predicate: Callable[[], object], *, description: str, timeout_sec: float = 60.0) -> None:
     """Return as soon as `predicate()` is true; fail with the description when it never is."""
     deadline = time.monotonic() + timeout_sec
     while not predicate():
@@ -20,7 +20,7 @@ def wait_until(predicate: Callable[[], object], *, description: str, timeout_sec
         time.sleep(_LOOK_EVERY_SEC)
 
 
-async def eventually(predicate: Callable[[], object], *, description: str, timeout_sec: float = 20.0) -> None:
+async def eventually(predicate: Callable[[], object], *, description: str, timeout_sec: float = 60.0) -> None:
     """`wait_until` on an event loop."""
     deadline = time.monotonic() + timeout_sec
     while not predicate():

@@ -56,7 +56,8 @@ async def take_over_storage(storage: AbstractBatchRunStorage, lines: Iterable[Li
                 f"{type(storage).__name__} could not give line {line.line_number}: ({type(exc).__name__}) {exc}. Nothing was "
                 "run; mend the storage, or start without resume_from_run_storage."
             ) from exc
-        await copier.add(LineOutcome(receipt(record), encode_record(record), record["input_hash"]))  # type: ignore[arg-type]
+        encoded = encode_record(record)
+        await copier.add(LineOutcome(receipt(record), encoded, record["input_hash"]))  # type: ignore[arg-type]
     return await copier.end()
 
 
@@ -83,6 +84,7 @@ class _Copier:
 
 def _record(line: Line, run_info: FlowRunInfo, nodes: Sequence[RunInfo]) -> dict[str, Any]:
     plain = run_info.model_dump(mode="json")
+    node_records = [_node(info) for info in nodes]
     metrics = plain.get("system_metrics") or {}
     return {
         "line_number": line.line_number,
@@ -91,7 +93,7 @@ def _record(line: Line, run_info: FlowRunInfo, nodes: Sequence[RunInfo]) -> dict
         "input_hash": input_hash(line.inputs),
         "inputs": line.inputs,
         "output": plain["output"],
-        "aggregation_inputs": {f"${{{n.node}.output}}": n.output for n in nodes},
+        "aggregation_inputs": {f"${{{node['node']}.output}}": node["output"] for node in node_records},
         "error": None,
         **_times(plain),
         "duration_sec": float(metrics.get("duration") or 0.0),
@@ -100,7 +102,7 @@ def _record(line: Line, run_info: FlowRunInfo, nodes: Sequence[RunInfo]) -> dict
             name: int(metrics.get(name) or 0) for name in ("total_tokens", "prompt_tokens", "completion_tokens")
         },
         "logs": "",
-        "nodes": [_node(n) for n in nodes],
+        "nodes": node_records,
     }
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import uuid
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -24,7 +25,7 @@ from prefect_batchflow.exceptions import (
 )
 from prefect_batchflow.execution import pool as pool_module
 from prefect_batchflow.execution.pool import WorkerPool
-from prefect_batchflow.execution.processes import with_token
+from prefect_batchflow.execution.processes import TOKEN_VARIABLE, with_token
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -436,7 +437,12 @@ class TestSyncLines:
             assert (await run(pool, 1, n=1)).receipt.status == "Completed"
 
     async def test_values_travel_unchanged(self, tmp_path: Path) -> None:
-        inputs = {"text": "\ud800 \x00 \u2028 ü", "big": "x" * 3_000_000, "numbers": [1e308, -0.0, 2**70], "none": None}
+        inputs: dict[str, Any] = {
+            "text": "\ud800 \x00 \u2028 ü",
+            "big": "x" * 3_000_000,
+            "numbers": [1e308, -0.0, 2**70],
+            "none": None,
+        }
         flow = flow_of(tmp_path, "def main(**inputs):\n    return inputs\n")
 
         async with running_pool(flow, worker_count=1) as pool:
@@ -730,6 +736,15 @@ class TestClose:
         assert all(isinstance(outcome, asyncio.CancelledError) for outcome in outcomes)
         assert with_token(token_of(pool)) == []
         assert not pool._workers
+
+    async def test_a_run_inside_a_line_keeps_its_supervisor_when_that_line_is_ended(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        outer = uuid.uuid4().hex
+        monkeypatch.setenv(TOKEN_VARIABLE, f"{outer}-1.")
+
+        async with running_pool(flow_of(tmp_path, "def main(n):\n    return n\n")):
+            assert with_token(outer) == [], "the supervisor sees its parent die, and ends the workers"
 
     async def test_it_may_come_twice_or_before_the_start(self, tmp_path: Path) -> None:
         flow = flow_of(tmp_path, "def main(n):\n    return n\n")

@@ -217,17 +217,17 @@ class TestStandardStreams:
             tmp_path,
             """
             import resource
-            def main(times):
+            def main(times, size):
                 for _ in range(times):
-                    print("x" * 65535)
+                    print("x" * size)
                 return {"peak_kb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
             """,
         )
 
         with worker_of(flow) as worker, _drained(worker):
             worker.receive()
-            small = worker.run_line(0, times=0)["output"]["peak_kb"]
-            record = worker.run_line(1, times=1000)
+            small = worker.run_line(0, times=0, size=0)["output"]["peak_kb"]
+            record = worker.run_line(1, times=1000, size=65535)
 
         assert record["logs"][:LOG_LIMIT] == "x" * 65535 + "\n"
         assert record["logs"][LOG_LIMIT:] == f"\n… {999 * 65536} more characters"

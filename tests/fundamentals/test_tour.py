@@ -48,7 +48,9 @@ class Greeter:
 def run(storage: Path, write_rows: Callable[..., Path]) -> Callable[..., BatchResult]:
     """Run a flow over rows in a storage of the test's own."""
 
-    def run(flow: Any, rows: list[dict[str, Any]], *, mapping: dict[str, Any] | None = None, **options: Any) -> BatchResult:
+    def run(
+        flow: Any, rows: list[dict[str, Any]], *, mapping: dict[str, Any] | None = None, **options: Any
+    ) -> BatchResult:
         run_options = {k: options.pop(k) for k in ("output_dir", "run_id", "raise_on_line_failure") if k in options}
         engine = BatchEngine(flow, worker_count=2, run_storage_url=str(storage), **options)
         return engine.run({"data": write_rows(rows)}, mapping, **run_options)
@@ -114,7 +116,9 @@ def test_a_lambda_travels_to_the_workers(run: Callable[..., BatchResult], tmp_pa
     assert outputs(tmp_path / "out") == [{"line_number": 0, "output": 8}]
 
 
-def test_the_same_run_id_resumes_and_runs_only_what_is_not_done(run: Callable[..., BatchResult], tmp_path: Path) -> None:
+def test_the_same_run_id_resumes_and_runs_only_what_is_not_done(
+    run: Callable[..., BatchResult], tmp_path: Path
+) -> None:
     witness = tmp_path / "witness"
     flow_file = tmp_path / "flow.py"
     flow_file.write_text(

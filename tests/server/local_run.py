@@ -1,0 +1,14 @@
+"""A run from Python, as a program: `local_run.py <parameters as json>`. Prints the result as json."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from prefect_batchflow import BatchEngine
+
+if __name__ == "__main__":
+    given = json.loads(sys.argv[1])
+    engine = BatchEngine(given["flow"], **given.get("options", {}))
+    result = engine.run({"data": given["data"]}, given["inputs_mapping"], run_id=given.get("run_id"))
+    print(result.model_dump_json())  # noqa: T201 - its output

@@ -1,0 +1,325 @@
+"""One writer a run: who is refused, what is taken over, and from whom."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from waiting import eventually
+
+from prefect_batchflow.blocks import RunStorageBlock
+from prefect_batchflow.exceptions import RunInUseError, StorageError
+from prefect_batchflow.storage import lease as lease_module
+from prefect_batchflow.storage.keys import RunKeys
+from prefect_batchflow.storage.lease import Lease
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.anyio
+
+GONE = 2**22 + 1
+"""A process id beyond what Linux gives."""
+
+
+@pytest.fixture(params=["local", "remote"])
+def files(request: pytest.FixtureRequest) -> RunStorageBlock:
+    block: RunStorageBlock = request.getfixturevalue(request.param)
+    return block
+
+
+async def lease_of(files: RunStorageBlock, keys: RunKeys) -> dict[str, Any]:
+    return dict(json.loads(await files.read_path(keys.lease)))
+
+
+async def forge(files: RunStorageBlock, keys: RunKeys, **facts: Any) -> None:
+    """Leave the lease of another engine of this process, but for `facts`."""
+    lease = {"owner": "other", **lease_module._this_process(), "renewed_at": time.time(), "released": False, **facts}
+    await files.write_path(keys.lease, json.dumps(lease).encode())
+
+
+@contextmanager
+def process(code: str, cwd: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Another process, killed at the end of the block."""
+    with subprocess.Popen([sys.executable, "-c", code], cwd=cwd) as started:
+        try:
+            yield started
+        finally:
+            started.kill()
+
+
+class TestEveryStorage:
+    async def test_a_second_engine_of_this_process_is_refused_by_name(
+        self, files: RunStorageBlock, keys: RunKeys
+    ) -> None:
+        async with Lease(files, keys):
+            with pytest.raises(
+                RunInUseError, match=rf"'run-1' is running already by process {os.getpid()} on"
+            ) as caught:
+                async with Lease(files, keys):
+                    pass
+            assert caught.value.run_id == "run-1"  # type: ignore[attr-defined]
+            async with Lease(files, RunKeys("run-2")):
+                pass
+
+    async def test_a_released_run_is_free(self, files: RunStorageBlock, keys: RunKeys) -> None:
+        for _ in range(3):
+            async with Lease(files, keys):
+                pass
+
+    async def test_a_run_that_failed_is_released(self, files: RunStorageBlock, keys: RunKeys) -> None:
+        with pytest.raises(ZeroDivisionError):
+            async with Lease(files, keys):
+                _ = 1 / 0
+
+        async with Lease(files, keys):
+            pass
+
+    async def test_a_refused_engine_leaves_the_lease_as_it_was(self, files: RunStorageBlock, keys: RunKeys) -> None:
+        async with Lease(files, keys):
+            before = await lease_of(files, keys)
+            with pytest.raises(RunInUseError):
+                async with Lease(files, keys):
+                    pass
+
+            assert await lease_of(files, keys) == before
+
+    async def test_a_storage_that_cannot_be_written_is_told_before_anything_runs(
+        self, files: RunStorageBlock, keys: RunKeys, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class NoCredentialsError(Exception):
+            """Remote file systems raise what is no OSError, too."""
+
+        async def fail(self: RunStorageBlock, path: str, content: bytes) -> None:
+            raise NoCredentialsError("who are you?")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(RunStorageBlock, "write_path", fail)
+            with pytest.raises(StorageError, match=r"\(NoCredentialsError\) who are you\?\. Nothing was run") as caught:
+                async with Lease(files, keys):
+                    pass
+        assert files.location("run-1") in str(caught.value)
+        async with Lease(files, keys):
+            pass
+
+
+class TestThisMachine:
+    async def test_another_process_is_refused_until_it_dies_however_it_dies(
+        self, local: RunStorageBlock, keys: RunKeys, tmp_path: Path
+    ) -> None:
+        script = f"""
+import asyncio
+from prefect_batchflow.blocks import RunStorageBlock
+from prefect_batchflow.storage.keys import RunKeys
+from prefect_batchflow.storage.lease import Lease
+
+async def main():
+    async with Lease(RunStorageBlock(url={local.url!r}), RunKeys("run-1")):
+        open("held", "w").close()
+        await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+        with process(script, tmp_path) as holder:
+            await eventually((tmp_path / "held").exists, description="the other process holds the run", timeout_sec=60)
+            with pytest.raises(RunInUseError, match=f"process {holder.pid} "):
+                async with Lease(local, keys):
+                    pass
+
+        async with Lease(local, keys):
+            assert (await lease_of(local, keys))["pid"] == os.getpid()
+
+    async def test_a_stopped_process_keeps_its_run(self, local: RunStorageBlock, keys: RunKeys) -> None:
+        async with Lease(local, keys):
+            await forge(local, keys, renewed_at=0)
+            with pytest.raises(RunInUseError):
+                async with Lease(local, keys):
+                    pass
+
+    async def test_a_folder_that_cannot_be_made_is_told(self, keys: RunKeys, tmp_path: Path) -> None:
+        (tmp_path / "runs").write_text("a file is in the way")
+        files = RunStorageBlock(url=str(tmp_path / "runs"))
+
+        with pytest.raises(StorageError, match="Nothing was run") as caught:
+            async with Lease(files, keys):
+                pass
+
+        assert str(tmp_path / "runs" / "run-1") in str(caught.value)
+
+
+class TestElsewhere:
+    @pytest.fixture(autouse=True)
+    def _quick(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(lease_module, "WATCH_SEC", 0.2)
+
+    @pytest.mark.parametrize(
+        "facts",
+        [
+            {},
+            {"host": "elsewhere", "boot_id": "another boot", "pid": GONE},
+            {"pid_namespace": "pid:[1]", "pid": GONE},
+        ],
+        ids=["this process", "another machine", "another container, whose processes are not seen here"],
+    )
+    async def test_a_living_holder_is_respected(self, remote: RunStorageBlock, keys: RunKeys, facts: Any) -> None:
+        await forge(remote, keys, **facts)
+
+        with pytest.raises(RunInUseError):
+            async with Lease(remote, keys):
+                pass
+
+    @pytest.mark.parametrize(
+        "facts",
+        [
+            {"pid": GONE},
+            {"start_ticks": "1"},
+            {"released": True},
+            {"boot_id": "another boot", "renewed_at": 0},
+            {"boot_id": "another boot", "renewed_at": time.time() + 86_400},
+            {"boot_id": "another boot", "renewed_at": time.time() - 86_400},
+        ],
+        ids=["dead", "its id came round again", "released", "stale", "a clock a day ahead", "a clock a day behind"],
+    )
+    async def test_what_a_dead_holder_left_is_taken_over(
+        self, remote: RunStorageBlock, keys: RunKeys, facts: Any
+    ) -> None:
+        await forge(remote, keys, **facts)
+
+        async with Lease(remote, keys):
+            assert (await lease_of(remote, keys))["owner"] != "other"
+
+    async def test_a_holder_that_nobody_buried_is_dead(
+        self, remote: RunStorageBlock, keys: RunKeys, tmp_path: Path
+    ) -> None:
+        with process("import time; time.sleep(600)", tmp_path) as zombie:
+            _, start_ticks = lease_module._state_and_start(zombie.pid)
+            await forge(remote, keys, pid=zombie.pid, start_ticks=start_ticks)
+            with pytest.raises(RunInUseError):
+                async with Lease(remote, keys):
+                    pass
+            os.kill(zombie.pid, signal.SIGKILL)
+            await eventually(lambda: lease_module._state_and_start(zombie.pid)[0] == "Z", description="it is a zombie")
+
+            async with Lease(remote, keys):
+                pass
+
+    @pytest.mark.parametrize("age_sec", [3600, -3600], ids=["old", "from the future"])
+    async def test_a_lease_that_only_looks_dead_is_watched_first(
+        self, remote: RunStorageBlock, keys: RunKeys, monkeypatch: pytest.MonkeyPatch, age_sec: float
+    ) -> None:
+        """The clocks of two machines are an hour apart, and the holder lives."""
+        monkeypatch.setattr(lease_module, "WATCH_SEC", 60)
+        facts = {"boot_id": "another boot", "pid": 7, "host": "far"}
+        await forge(remote, keys, **facts, renewed_at=time.time() - age_sec)
+        watching = asyncio.Event()
+        really_sleep = asyncio.sleep
+
+        async def renewed_meanwhile(_: float) -> None:
+            watching.set()
+            await forge(remote, keys, **facts, renewed_at=time.time() - age_sec + 1)
+            await really_sleep(0)
+
+        monkeypatch.setattr(asyncio, "sleep", renewed_meanwhile)
+        with pytest.raises(RunInUseError, match="by process 7 on far"):
+            async with Lease(remote, keys):
+                pass
+        assert watching.is_set()
+
+    async def test_of_two_that_write_at_once_one_is_refused(
+        self, remote: RunStorageBlock, keys: RunKeys, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        really_write = RunStorageBlock.write_path
+
+        async def written_over(self: RunStorageBlock, path: str, content: bytes) -> None:
+            await really_write(self, path, content)
+            await really_write(self, path, json.dumps({**json.loads(content), "owner": "other"}).encode())
+
+        monkeypatch.setattr(RunStorageBlock, "write_path", written_over)
+
+        with pytest.raises(RunInUseError):
+            async with Lease(remote, keys):
+                pass
+
+    @pytest.mark.parametrize(
+        ("error", "said"),
+        [(PermissionError("403"), "PermissionError"), (None, "If the run is not running, delete it")],
+        ids=["cannot tell", "damaged"],
+    )
+    async def test_cannot_tell_is_not_free(
+        self,
+        remote: RunStorageBlock,
+        keys: RunKeys,
+        monkeypatch: pytest.MonkeyPatch,
+        error: Exception | None,
+        said: str,
+    ) -> None:
+        await remote.write_path(keys.lease, b'{"owner": "oth')
+        if error is not None:
+            monkeypatch.setattr(RunStorageBlock, "read_path", _failing(error))
+
+        with pytest.raises(StorageError, match=said):
+            async with Lease(remote, keys):
+                pass
+
+    async def test_it_is_renewed_while_it_is_held_through_errors_of_any_kind(
+        self, remote: RunStorageBlock, keys: RunKeys, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(lease_module, "RENEW_EVERY_SEC", 0.005)
+        lost: list[Exception] = []
+        async with Lease(remote, keys, lost.append):
+            first = await lease_of(remote, keys)
+            failing = 0
+
+            async def fail(self: RunStorageBlock, path: str) -> bytes:
+                nonlocal failing
+                failing += 1
+                raise RuntimeError("no OSError")
+
+            with monkeypatch.context() as broken:
+                broken.setattr(RunStorageBlock, "read_path", fail)
+                await eventually(lambda: failing >= 3, description="three renewals have failed")
+            renewed: list[dict[str, Any]] = []
+            really_write = RunStorageBlock.write_path
+
+            async def counted(self: RunStorageBlock, path: str, content: bytes) -> None:
+                renewed.append(json.loads(content))
+                await really_write(self, path, content)
+
+            monkeypatch.setattr(RunStorageBlock, "write_path", counted)
+            await eventually(lambda: len(renewed) >= 2, description="it is renewed again")
+
+        assert {lease["owner"] for lease in renewed} == {first["owner"]}
+        assert first["renewed_at"] < renewed[0]["renewed_at"]
+        assert lost == []
+        assert renewed[-1]["released"] is True
+
+    async def test_a_late_holder_is_told_and_leaves_the_new_one_alone(
+        self, remote: RunStorageBlock, keys: RunKeys, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It was stopped past its lease, another took over, and it wakes up."""
+        monkeypatch.setattr(lease_module, "RENEW_EVERY_SEC", 0.005)
+        lost: list[RunInUseError] = []
+        async with Lease(remote, keys, lost.append):
+            await forge(remote, keys, pid=77, host="far", renewed_at=1.0)
+            await eventually(lambda: lost, description="it is told")
+
+        [error] = lost
+        assert "taken over by process 77 on far" in str(error)
+        assert (await lease_of(remote, keys))["renewed_at"] == 1.0
+        assert (await lease_of(remote, keys))["released"] is False
+
+
+def _failing(error: Exception) -> Callable[..., Any]:
+    async def fail(*_: Any) -> Any:
+        raise error
+
+    return fail

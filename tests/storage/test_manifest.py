@@ -1,0 +1,183 @@
+"""What a run ran: kept, read back, and compared in words."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from prefect_batchflow.blocks import RunStorageBlock
+from prefect_batchflow.exceptions import RunNotFoundError, StorageError
+from prefect_batchflow.settings import LinePolicy, RunOptions
+from prefect_batchflow.storage.keys import RunKeys
+from prefect_batchflow.storage.manifest import (
+    Manifest,
+    Session,
+    changes,
+    fingerprint,
+    fingerprint_files,
+    read_manifest,
+    require_manifest,
+    versions,
+    write_manifest,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(params=["local", "remote"])
+def files(request: pytest.FixtureRequest) -> RunStorageBlock:
+    block: RunStorageBlock = request.getfixturevalue(request.param)
+    return block
+
+
+def manifest_of(run_id: str = "run-1", **facts: Any) -> Manifest:
+    known: dict[str, Any] = {
+        "run_id": run_id,
+        "flow_name": "grade",
+        "flow": "/flows/grade",
+        "working_dir": "/flows/grade",
+        "data": {"data": "s3://rows/day.jsonl"},
+        "inputs_mapping": {"q": "${data.q}", "deep": {"ü": [1, None]}},
+        "init_names": ["model"],
+        "init_kwargs": {"model": "small"},
+        "options": RunOptions(policy=LinePolicy(timeout_sec=3.5, retry_on=("LineExecutionTimeoutError",))),
+        "output_dir": None,
+        "total_lines": 3,
+        "fingerprints": {"flow": "f"},
+        "sessions": [Session(started_at="2026-01-02T00:00:00+00:00", prefect_flow_run_id=None, versions=versions())],
+    }
+    return Manifest(**{**known, **facts})
+
+
+@pytest.mark.anyio
+class TestKeeping:
+    async def test_it_is_read_back_as_it_was(self, files: RunStorageBlock, keys: RunKeys) -> None:
+        await write_manifest(files, keys, manifest_of())
+
+        assert await read_manifest(files, keys) == manifest_of()
+        assert await require_manifest(files, keys) == manifest_of()
+        assert json.loads(await files.read_path(keys.manifest))["flow_name"] == "grade", "and by hand"
+
+    async def test_no_manifest_is_none(self, files: RunStorageBlock, keys: RunKeys) -> None:
+        assert await read_manifest(files, keys) is None
+
+    async def test_a_missing_run_is_told_with_runs_that_are_there(self, files: RunStorageBlock, keys: RunKeys) -> None:
+        with pytest.raises(RunNotFoundError, match="It holds no runs") as caught:
+            await require_manifest(files, keys)
+        assert files.location() in str(caught.value)
+
+        for run_id in ("monday", "tuesday"):
+            await write_manifest(files, RunKeys(run_id), manifest_of(run_id))
+        with pytest.raises(RunNotFoundError, match=r"no run 'run-1'.*2 runs, such as monday, tuesday.*batchflow list"):
+            await require_manifest(files, keys)
+
+    @pytest.mark.parametrize(
+        ("content", "said"),
+        [
+            (b"", "damaged"),
+            (b'{"run_id": "run-1"', "damaged"),
+            (b"[]", "damaged"),
+            (b"\xff", "damaged"),
+            (b'{"format": 1, "run_id": "run-1"}', "damaged or of another version"),
+        ],
+        ids=["empty", "torn", "no object", "no UTF-8", "keys are missing"],
+    )
+    async def test_a_damaged_manifest_stops_the_run_by_place(
+        self, files: RunStorageBlock, keys: RunKeys, content: bytes, said: str
+    ) -> None:
+        await files.write_path(keys.manifest, content)
+
+        with pytest.raises(StorageError, match=said) as caught:
+            await read_manifest(files, keys)
+        assert files.location(keys.manifest) in str(caught.value)
+
+    async def test_a_manifest_of_another_format_is_not_read_as_this_one(
+        self, files: RunStorageBlock, keys: RunKeys
+    ) -> None:
+        await files.write_path(keys.manifest, manifest_of(format=9).model_dump_json().encode())
+
+        with pytest.raises(StorageError, match="format 9; this version reads 1"):
+            await read_manifest(files, keys)
+
+    async def test_cannot_tell_is_never_absent(
+        self, files: RunStorageBlock, keys: RunKeys, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def fail(*_: Any) -> Any:
+            raise PermissionError("403")
+
+        for method, doing in (
+            ("list_names", require_manifest(files, keys)),
+            ("read_path", read_manifest(files, keys)),
+            ("read_path", require_manifest(files, keys)),
+            ("write_path", write_manifest(files, keys, manifest_of())),
+        ):
+            with monkeypatch.context() as broken:
+                broken.setattr(RunStorageBlock, method, fail)
+                with pytest.raises(StorageError, match=r"\(PermissionError\) 403"):
+                    await doing
+
+
+class TestChanges:
+    @pytest.mark.parametrize(
+        ("before", "now", "said"),
+        [
+            ({"flow": "a"}, {"flow": "a"}, []),
+            (
+                {"flow": "a", "init": "b"},
+                {"flow": "x", "init": "y"},
+                ["the flow's files changed", "the init arguments changed"],
+            ),
+            ({"inputs_mapping": "a"}, {"inputs_mapping": "b"}, ["the inputs_mapping changed"]),
+            ({"data:data": "a"}, {"data:data": "b"}, ["the data of source 'data' changed"]),
+            ({}, {"data:run.outputs": "b"}, ["the data of source 'run.outputs' was not there"]),
+            ({"data:data": "a"}, {}, ["the data of source 'data' is no longer there"]),
+        ],
+        ids=["nothing", "flow and init", "mapping", "data", "a new source", "a lost source"],
+    )
+    def test_what_changed_is_said_in_words(self, before: dict[str, str], now: dict[str, str], said: list[str]) -> None:
+        assert changes(before, now) == said
+
+
+class TestFingerprints:
+    def test_equal_values_have_equal_fingerprints_whatever_their_order(self) -> None:
+        assert fingerprint({"a": 1, "b": [2]}) == fingerprint({"b": [2], "a": 1})
+        assert fingerprint({"a": 1}) != fingerprint({"a": "1"})
+        assert fingerprint([1, 2]) != fingerprint([2, 1])
+
+    def test_an_object_counts_by_what_it_is_and_not_by_where_it_lies(self) -> None:
+        class Client:
+            pass
+
+        class Other:
+            pass
+
+        assert fingerprint({"client": Client()}) == fingerprint({"client": Client()})
+        assert fingerprint({"client": Client()}) != fingerprint({"client": Other()})
+
+    def test_files_count_by_place_and_content(self, tmp_path: Path) -> None:
+        one, two = tmp_path / "one.py", tmp_path / "sub" / "two.py"
+        two.parent.mkdir()
+        one.write_text("1")
+        two.write_text("2")
+        prints = [fingerprint_files([one, two], tmp_path)]
+
+        assert fingerprint_files([two, one], tmp_path) == prints[0]
+        two.write_text("3")
+        prints.append(fingerprint_files([one, two], tmp_path))
+        two.rename(two.with_name("three.py"))
+        prints.append(fingerprint_files([one, two], tmp_path))
+        prints.append(fingerprint_files([one, two.with_name("three.py")], tmp_path))
+
+        assert len(set(prints)) == 4
+
+    def test_a_moved_flow_is_the_same_flow(self, tmp_path: Path) -> None:
+        for folder in ("here", "there"):
+            (tmp_path / folder).mkdir()
+            (tmp_path / folder / "flow.py").write_text("x")
+
+        assert fingerprint_files([tmp_path / "here" / "flow.py"], tmp_path / "here") == fingerprint_files(
+            [tmp_path / "there" / "flow.py"], tmp_path / "there"
+        )

@@ -1,0 +1,184 @@
+"""What people take away from a run: exact bytes, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import math
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from outcomes import record_of
+
+from prefect_batchflow.blocks import RunStorageBlock
+from prefect_batchflow.definition.flow import FlowInput
+from prefect_batchflow.exceptions import StorageError
+from prefect_batchflow.inputs.readers import open_source
+from prefect_batchflow.lines import check, read_lines
+from prefect_batchflow.results import BatchResult, Status
+from prefect_batchflow.storage.outputs import output_row, write_outputs
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from prefect_batchflow.storage.keys import RunKeys
+
+pytestmark = pytest.mark.anyio
+
+NOW = datetime(2026, 1, 2, tzinfo=UTC)
+
+
+@pytest.fixture(params=["local", "remote"])
+def files(request: pytest.FixtureRequest) -> RunStorageBlock:
+    block: RunStorageBlock = request.getfixturevalue(request.param)
+    return block
+
+
+def result_of(completed: int, failed: int) -> BatchResult:
+    return BatchResult(
+        status=Status.Completed,
+        total_lines=completed + failed,
+        completed_lines=completed,
+        failed_lines=failed,
+        start_time=NOW,
+        end_time=NOW,
+        metrics={"score": math.nan, "text": "\ud800"},
+    )
+
+
+async def each(*records: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    for record in records:
+        yield record
+
+
+async def write(
+    files: RunStorageBlock, keys: RunKeys, *records: dict[str, Any], output_dir: Path | None = None
+) -> BatchResult:
+    failed = sum(record["status"] == "Failed" for record in records)
+    result = result_of(len(records) - failed, failed)
+    await write_outputs(files, keys, each(*records), result, output_dir)
+    return result
+
+
+async def test_the_outputs_are_these_bytes(files: RunStorageBlock, keys: RunKeys, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "out"
+
+    result = await write(
+        files,
+        keys,
+        record_of(0, output={"answer": "Grüße \u2028 \U0001f600", "score": math.nan}),
+        record_of(1, error="no"),
+        record_of(4, output={"broken": "\ud800", "nested": {"a": [None, True, 1.0]}}),
+        output_dir=out,
+    )
+
+    expected = (
+        '{"line_number": 0, "answer": "Grüße \u2028 \U0001f600", "score": NaN}\n'
+        '{"line_number": 4, "broken": "\\ud800", "nested": {"a": [null, true, 1.0]}}\n'
+    ).encode()
+    assert await files.read_path(keys.outputs) == expected
+    assert (out / "output.jsonl").read_bytes() == expected
+    assert (out / "failed.jsonl").read_bytes() == await files.read_path(keys.failed)
+    assert (out / "batch_result.json").read_bytes() == await files.read_path(keys.batch_result)
+    read_back = BatchResult.model_validate_json(await files.read_path(keys.batch_result))
+    assert (read_back.total_lines, read_back.failed_lines) == (result.total_lines, result.failed_lines) == (3, 1)
+    assert sorted(path.name for path in out.iterdir()) == ["batch_result.json", "failed.jsonl", "output.jsonl"]
+
+
+@pytest.mark.parametrize("output", [7, "text", None, [1], 1.5], ids=repr)
+async def test_an_output_that_is_no_dictionary_is_wrapped(output: Any) -> None:
+    assert output_row({"line_number": 3, "output": output}) == {"line_number": 3, "output": output}
+
+
+async def test_a_run_without_lines_of_a_kind_has_empty_files(files: RunStorageBlock, keys: RunKeys) -> None:
+    await write(files, keys)
+
+    assert await files.read_path(keys.outputs) == await files.read_path(keys.failed) == b""
+
+
+async def test_canceled_lines_are_in_neither_file(files: RunStorageBlock, keys: RunKeys) -> None:
+    await write_outputs(files, keys, each({**record_of(0), "status": "Canceled"}), result_of(0, 0), None)
+
+    assert await files.read_path(keys.outputs) == await files.read_path(keys.failed) == b""
+
+
+async def test_failed_lines_are_data_of_a_new_run(local: RunStorageBlock, keys: RunKeys, tmp_path: Path) -> None:
+    awkward = {"q": "\ud800 ü \u2028 {{x}}", "deep": {"a": [1, None]}, "number": 2**60}
+    await write(
+        local, keys, record_of(3, inputs=awkward, error="first"), record_of(5, inputs={"q": "b"}, attempt=2, error="no")
+    )
+
+    source = open_source(tmp_path / "runs" / keys.failed, name="data")
+    flow_inputs = {"q": FlowInput("q", "string")}
+    rows = [json.loads(line) for line in (tmp_path / "runs" / keys.failed).read_text().splitlines()]
+    lines = list(read_lines([source], flow_inputs, {}, check([source], flow_inputs, {})))
+
+    assert [line.line_number for line in lines] == [3, 5]
+    assert [line.inputs["q"] for line in lines] == [awkward["q"], "b"]
+    assert [row["_attempts"] for row in rows] == [1, 2]
+    assert rows[0]["_error"]["message"] == "first"
+    assert {name: rows[0][name] for name in awkward} == awkward
+
+
+async def test_a_records_line_number_wins_over_an_input_of_that_name(files: RunStorageBlock, keys: RunKeys) -> None:
+    await write(files, keys, record_of(3, inputs={"line_number": 99}, error="no"))
+
+    assert json.loads(await files.read_path(keys.failed))["line_number"] == 3
+
+
+async def test_what_was_there_stays_until_the_new_is_whole(
+    files: RunStorageBlock, keys: RunKeys, tmp_path: Path
+) -> None:
+    await write(files, keys, record_of(0), output_dir=tmp_path / "out")
+    before = await files.read_path(keys.outputs)
+
+    async def breaks() -> AsyncIterator[dict[str, Any]]:
+        yield record_of(0)
+        yield record_of(1)
+        raise StorageError("the records cannot be read")
+
+    with pytest.raises(StorageError, match="the records cannot be read"):
+        await write_outputs(files, keys, breaks(), result_of(2, 0), tmp_path / "out")
+
+    assert await files.read_path(keys.outputs) == before
+    assert (tmp_path / "out" / "output.jsonl").read_bytes() == before
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "batch_result.json",
+        "failed.jsonl",
+        "output.jsonl",
+    ]
+
+
+async def test_a_storage_that_does_not_take_them_is_named(
+    files: RunStorageBlock, keys: RunKeys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(RunStorageBlock, "put_file", fail)
+
+    with pytest.raises(StorageError, match=r"No space left.*records are kept") as caught:
+        await write(files, keys, record_of(0))
+    assert files.location(keys.outputs) in str(caught.value)
+
+
+async def test_an_output_folder_that_cannot_be_made_is_named(
+    local: RunStorageBlock, keys: RunKeys, tmp_path: Path
+) -> None:
+    (tmp_path / "out").write_text("a file is in the way")
+
+    with pytest.raises(StorageError, match="The run's own folder has the outputs too") as caught:
+        await write(local, keys, record_of(0), output_dir=tmp_path / "out")
+
+    assert str(tmp_path / "out") in str(caught.value)
+    assert await local.read_path(keys.outputs) == b'{"line_number": 0, "n": 0}\n'
+
+
+async def test_no_room_to_merge_them_is_a_storage_error(local: RunStorageBlock, keys: RunKeys) -> None:
+    async def full() -> AsyncIterator[dict[str, Any]]:
+        yield record_of(0)
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(StorageError, match=r"Cannot merge the outputs in .*No space left.*TMPDIR"):
+        await write_outputs(local, keys, full(), result_of(1, 0), None)
