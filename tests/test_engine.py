@@ -220,7 +220,7 @@ def foreign_flow(tmp_path: Path) -> Path:
 def test_a_flow_of_an_unknown_language_says_how_to_register_one(
     foreign_flow: Path, storage: Path, write_rows: Callable[..., Path]
 ) -> None:
-    with pytest.raises(UnsupportedFeatureError, match="written in 'cobol'.*register_executor"):
+    with pytest.raises(UnsupportedFeatureError, match=r"written in 'cobol'.*register_executor"):
         BatchEngine(foreign_flow, run_storage_url=str(storage)).run({"data": write_rows([{"text": "a"}])})
 
 

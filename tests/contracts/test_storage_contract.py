@@ -127,7 +127,7 @@ class TestStorageContract:
         ]
 
     async def test_lines_come_sorted_out_of_segments_that_overlap(self, files: RunStorageBlock) -> None:
-        shuffled = random.Random(4)  # noqa: S311 - an order, no secret
+        shuffled = random.Random(4)
         numbers = list(range(120))
         shuffled.shuffle(numbers)
         numbers += shuffled.sample(numbers, 40)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 from prefect.settings import PREFECT_API_URL
+from waiting import wait_until
 
 from prefect_batchflow.execution.processes import with_token
-from waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
