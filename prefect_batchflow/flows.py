@@ -102,7 +102,7 @@ async def batch_run(
         retries: Further attempts for a line that failed.
         retry_delay_sec: Seconds before the first retry.
         retry_backoff: Each further delay is the one before times this.
-        retry_jitter: Each delay is stretched by a random part of itself up to this share.
+        retry_jitter: Each delay varies at random around itself, by up to this share.
         retry_on: Error codes that are retried, separated by commas, such as LineExecutionTimeoutError; empty is all.
         granularity: One task run a line, one for many lines, or auto: line up to 1,000 lines.
         on_change: When data, mapping or flow have changed since the run began: refuse to resume, reuse lines whose
@@ -213,7 +213,12 @@ def run_batch(parameters: Mapping[str, Any], live: LiveRun) -> BatchResult:
     else:
         thread = threading.Thread(target=run, name="batchflow-run")
         thread.start()
-        thread.join()
+        try:
+            thread.join()
+        except KeyboardInterrupt:
+            # A notebook's interrupt reaches the caller, not the run.
+            live.cancel("Canceled by an interrupt.")
+            thread.join()
     if live.server_gone.is_set():
         let_go_of_server()
     if live.result is not None:

@@ -97,15 +97,16 @@ def _guard(server_pid: int) -> None:
     atexit.register(end)
 
 
-async def wait_until_recorded(flow_run_id: UUID, task_runs: int) -> int | None:
+async def wait_until_recorded(flow_run_id: UUID, task_runs: int, most_sec: float | None = None) -> int | None:
     """Wait until the server knows how all task runs of a flow run ended, for a bounded time.
 
-    An ephemeral server takes what it has not written with it.
+    An ephemeral server takes what it has not written with it. `most_sec` is the bound; `None` goes by the task runs.
 
     Returns:
         How many are missing; `None` when the server did not say.
     """
-    deadline = time.monotonic() + DRAIN_FLOOR_SEC + task_runs / DRAIN_TASK_RUNS_PER_SEC
+    limit = DRAIN_FLOOR_SEC + task_runs / DRAIN_TASK_RUNS_PER_SEC if most_sec is None else most_sec
+    deadline = time.monotonic() + limit
     recorded: int | None = None
     ended = {"state": {"type": {"any_": ["COMPLETED", "FAILED", "CANCELLED", "CRASHED"]}}}
     body = {"flow_runs": {"id": {"any_": [str(flow_run_id)]}}, "task_runs": ended}

@@ -47,7 +47,7 @@ from prefect_batchflow.live import LiveRun, ProgressReport
 from prefect_batchflow.own_server import has_own_server, wait_until_recorded
 from prefect_batchflow.report.artifacts import Progress, write_failed_lines, write_summary
 from prefect_batchflow.report.markdown import failed_table, summary_markdown
-from prefect_batchflow.results import AggregationResult, BatchResult, Receipt, Status, Tally, line_result, summary_line
+from prefect_batchflow.results import BatchResult, Receipt, Status, Tally, line_result, summary_line
 from prefect_batchflow.settings import (
     BatchRequest,
     Granularity,
@@ -80,7 +80,7 @@ from prefect_batchflow.tasks import Chunk, LineRunner, chunk_task, is_broken, li
 from prefect_batchflow.window import Window
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
     from prefect.client.schemas.objects import FlowRun
 
@@ -89,6 +89,8 @@ LINE_GRANULARITY_UP_TO = 1_000
 SMALLEST_CHUNK = 50
 MOST_TASK_RUNS = 1_000
 """Chunks grow so that a run has no more."""
+WRITE_GRACE_SEC = 5.0
+"""How long the write that is going on when a run is stopped may take; what is not written by then is not done."""
 STOP_GRACE_SEC = 3.0
 """How long the lines of a stopped run may take to end and be written."""
 REPORT_EVERY_SEC = 0.25
@@ -140,6 +142,7 @@ class BatchRun:
         self.flow = load_flow(
             self.live.flow if self.live.flow is not None else self.request.flow, self.request.working_dir
         )
+        self.output_dir = _local_folder(self.request.output_dir, self.request.base_dir)
         self.executor = self._executor()
         try:
             self.flow = self.flow.described(description := await self.executor.start())
@@ -155,10 +158,9 @@ class BatchRun:
             async with Lease(self.files, self.keys, self._on_lease_lost):
                 index = await self._open_run()
                 await self._run_lines(index)
-                aggregation = None
                 if description.has_aggregation and not self._stopped:
-                    aggregation = await self._aggregate()
-                return await self._report(aggregation)
+                    await self._aggregate()
+                return await self._report()
         finally:
             await self.executor.close()
 
@@ -250,12 +252,27 @@ class BatchRun:
         earlier = RunRecords(self.files, self.keys, session=0)
         if self.request.resume_from is not None:
             other = RunKeys(self.request.resume_from)
-            await require_manifest(self.files, other)
-            taken = await take_over_run(RunRecords(self.files, other, session=0), earlier)
+            manifest = await require_manifest(self.files, other)
+            self._refuse_other_flow(manifest)
+            taken = await take_over_run(RunRecords(self.files, other, 0, manifest.records_since), earlier)
             self.logger.info("%d completed lines taken over from run %s", taken, self.request.resume_from)
         if self.live.resume_storage is not None:
             taken = await take_over_storage(self.live.resume_storage, self._lines(), earlier)
             self.logger.info("%d completed lines taken over from %s", taken, type(self.live.resume_storage).__name__)
+
+    def _refuse_other_flow(self, other: Manifest) -> None:
+        """Lines of another flow are not this one's; other data and another mapping show line by line."""
+        parts = ("flow", "init")
+        ours = self._fingerprints()
+        changed = changes({p: other.fingerprints[p] for p in parts}, {p: ours[p] for p in parts})
+        if changed and self.options.on_change == "refuse":
+            raise RunChangedError(
+                f"The lines of run {other.run_id!r} cannot be taken over: {', '.join(changed)} since. Run without "
+                "resume_from, or say on_change='reuse' to take the lines whose inputs are the same all the same.",
+                changes=changed,
+            )
+        for change in changed:
+            self._note(f"{change} since run {other.run_id}, whose lines are taken over")
 
     def _fingerprints(self) -> dict[str, str]:
         init_kwargs = self.live.init_kwargs if self.live.init_kwargs is not None else self.request.init_kwargs
@@ -278,7 +295,7 @@ class BatchRun:
             init_names=sorted(self.request.init_kwargs if from_python is None else from_python),
             init_kwargs=self.request.init_kwargs if from_python is None else None,
             options=self.options,
-            output_dir=_absolute(self.request.output_dir, self.request.base_dir) if self.request.output_dir else None,
+            output_dir=str(self.output_dir) if self.output_dir else None,
             total_lines=self.inventory.total_lines,
             fingerprints=prints,
             sessions=sessions,
@@ -300,9 +317,11 @@ class BatchRun:
         )
         make_task = line_task if chunk_size is None else chunk_task
         run_task = functools.partial(self._run_task, make_task(runner, f"run:{self.request.run_id}"))
-        # Wider than the workers, so that none waits while Prefect begins and ends task runs.
+        # More lines than workers, so that none waits while Prefect begins and ends task runs. Lines are counted, not
+        # task runs: a chunk whose last line hangs must not keep the next one from the other workers.
         width = self.executor.slots + max(4, self.executor.slots // 4)
-        window = Window(width if chunk_size is None else 1 + math.ceil(width / chunk_size), lambda: runner.waiting)
+        window = Window(width, lambda: runner.open_lines)
+        runner.on_room = window.wake
         self.logger.info(
             "Run %s: %d lines of %s, %s, %d at once",
             self.request.run_id,
@@ -311,20 +330,26 @@ class BatchRun:
             "a task run each" if chunk_size is None else f"{chunk_size} a task run",
             self.executor.slots,
         )
-        with self._stopping(window):
+        with self._stopping(window.wake):
             async with Progress(self.request.run_id, total) as progress, _beside(self._watch(progress, window)):
+                deadline = 0.0
                 try:
                     async for lines in self._undone(index, chunk_size or 1):
                         if runner.stopped:
-                            continue  # only to count the lines behind that are done already
+                            # Only to count the lines behind that are done already, and not for long.
+                            if time.monotonic() > (deadline := deadline or time.monotonic() + STOP_GRACE_SEC):
+                                self._note("Stopped before all data was read: more lines may be done than are counted.")
+                                break
+                            continue
                         self.task_runs += 1
                         await window.begin(functools.partial(run_task, lines))
+                        runner.enter(len(lines))
                     await window.drain()
                 finally:
                     await window.end(STOP_GRACE_SEC if runner.stopped else 0)
+                    await runner.written(WRITE_GRACE_SEC)
                 progress.update(self.tally.ended_lines, self.tally.failed_lines)
-                if self.live.listener is not None:
-                    self.live.listener(self._progress_report(time.monotonic() - self.clock))
+                self._tell(time.monotonic() - self.clock)
         self._account_for_every_line(runner)
 
     async def _run_task(self, task: Any, lines: list[Line]) -> None:
@@ -342,6 +367,9 @@ class BatchRun:
     def _account_for_every_line(self, runner: LineRunner) -> None:
         for number in runner.canceled:
             self.tally.add(Receipt(line_number=number, status=Status.Canceled))
+        for number, receipt in runner.unsettled.items():
+            if number not in runner.canceled:
+                self.tally.add(receipt)  # stopped before its next attempt: it has failed
         if runner.failure is not None:
             raise runner.failure
         total = self.inventory.total_lines
@@ -374,14 +402,14 @@ class BatchRun:
             yield group
 
     @contextlib.contextmanager
-    def _stopping(self, window: Window) -> Iterator[None]:
-        """Let a cancel, the run's time limit or a failing storage stop the lines."""
+    def _stopping(self, also: Callable[[], object]) -> Iterator[None]:
+        """Let a cancel, the run's time limit or a failing storage stop the lines, and what `also` stops."""
         runner, loop = self.runner, asyncio.get_running_loop()
         assert runner is not None
 
         def stop() -> None:
             runner.stop()
-            window.wake()
+            also()
 
         def on_limit() -> None:
             limit = self.options.batch_timeout_sec
@@ -415,13 +443,22 @@ class BatchRun:
         while True:
             progress.update(self.tally.ended_lines, self.tally.failed_lines)
             window.wake()
-            if self.live.listener is not None:
-                self.live.listener(self._progress_report(time.monotonic() - began))
+            self._tell(time.monotonic() - began)
             await asyncio.sleep(REPORT_EVERY_SEC)
             if self.flow_run.deployment_id is None and time.monotonic() >= look_again:
                 look_again = time.monotonic() + LOOK_FOR_CANCEL_EVERY_SEC
                 if await is_cancelled_in_prefect(self.flow_run.id):
                     self.live.cancel("Canceled in Prefect.")
+
+    def _tell(self, elapsed_sec: float) -> None:
+        """Tell the caller how far the run is; one who cannot hear it does not cost the run its result."""
+        if self.live.listener is None:
+            return
+        try:
+            self.live.listener(self._progress_report(elapsed_sec))
+        except Exception as exc:  # noqa: BLE001 - the caller's code
+            self.live.listener = None
+            self._note(f"The listener raised ({type(exc).__name__}) {exc} and is told no more.")
 
     def _progress_report(self, elapsed_sec: float) -> ProgressReport:
         return ProgressReport(
@@ -441,13 +478,18 @@ class BatchRun:
         if storage is None:
             return
         for outcome in outcomes:
-            try:
+            with self._told_by_storage(f"line {outcome.receipt.line_number}"):
                 persist_line(storage, line_result(outcome.parsed(), self.request.run_id))
-            except Exception as exc:
-                raise StorageError(
-                    f"{type(storage).__name__} did not take line {outcome.receipt.line_number}: "
-                    f"({type(exc).__name__}) {exc}. The run stops; its own records are kept."
-                ) from exc
+
+    @contextlib.contextmanager
+    def _told_by_storage(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as exc:
+            raise StorageError(
+                f"{type(self.live.run_storage).__name__} did not take {what}: ({type(exc).__name__}) {exc}. The run "
+                "stops; its own records are kept."
+            ) from exc
 
     # --- aggregation, report -----------------------------------------------------------------------------------------
 
@@ -455,26 +497,39 @@ class BatchRun:
         async for stored, record in self.records.newest():
             number = stored.receipt.line_number
             of_other_inputs = number in self.changed_lines and stored.session < self.session
-            if self._is_in_data(number) and not of_other_inputs:
+            # Its earlier attempt has failed, and counts no more: the line was canceled in the next one.
+            was_canceled = self.runner is not None and number in self.runner.canceled
+            if self._is_in_data(number) and not of_other_inputs and not was_canceled:
                 yield record
 
     def _is_in_data(self, line_number: int) -> bool:
         return line_number < self.inventory.total_lines if self.numbers is None else line_number in self.numbers
 
-    async def _aggregate(self) -> AggregationResult:
-        aggregation = await aggregate(
-            self.executor,
-            self._newest_records(),
-            run_id=self.request.run_id,
-            timeout_sec=self.options.policy.timeout_sec,
+    async def _aggregate(self) -> None:
+        """Run the aggregation, unless the run is stopped before it ends."""
+        work = asyncio.ensure_future(
+            aggregate(
+                self.executor,
+                self._newest_records(),
+                run_id=self.request.run_id,
+                timeout_sec=self.options.policy.timeout_sec,
+            )
         )
+        with self._stopping(work.cancel):
+            await asyncio.wait({work})
+        if self.runner is not None and self.runner.failure is not None:
+            raise self.runner.failure
+        if work.cancelled():
+            self._note("The aggregation was stopped before it ended; there are no metrics.")
+            return
+        aggregation = work.result()
         self.tally.add_aggregation(aggregation)
         if self.live.run_storage is not None:
             for info in aggregation.node_run_infos.values():
-                self.live.run_storage.persist_node_run(info)
-        return aggregation
+                with self._told_by_storage(f"node {info.node!r}"):
+                    self.live.run_storage.persist_node_run(info)
 
-    async def _report(self, aggregation: AggregationResult | None) -> BatchResult:
+    async def _report(self) -> BatchResult:
         """Sum up, write the files people take away, and show it in Prefect."""
         canceled = self._stopped and self.batch_error is None
         result = self.tally.batch_result(
@@ -484,12 +539,10 @@ class BatchRun:
             status=Status.Canceled if canceled else Status.Completed,
             batch_error=error_dict(self.batch_error) if self.batch_error else None,
         )
-        output_dir = (
-            Path(_absolute(self.request.output_dir, self.request.base_dir)) if self.request.output_dir else None
-        )
-        await write_outputs(self.files, self.keys, self._newest_records(), result, output_dir)
+        await write_outputs(self.files, self.keys, self._newest_records(), result, self.output_dir)
         await self._write_artifacts(result)
         self.logger.info("Run %s: %s", self.request.run_id, summary_line(result))
+        self.live.result = result
         await self._hand_in()
         return result
 
@@ -527,8 +580,10 @@ class BatchRun:
             return
         if not has_own_server():
             return
-        missing = await wait_until_recorded(self.flow_run.id, self.task_runs)
-        if missing:
+        # A stopped run has task runs that never reported; its caller waits for the result.
+        most_sec = STOP_GRACE_SEC if self._stopped else None
+        missing = await wait_until_recorded(self.flow_run.id, self.task_runs, most_sec)
+        if missing and not self._stopped:
             self._note(
                 f"{missing} of {self.task_runs} task runs had not reached Prefect's own server when the run ended; its "
                 "records are whole. With a server that keeps running (prefect server start) none are missed."
@@ -544,6 +599,17 @@ def _absolute(url: str, base_dir: str | None) -> str:
     if "://" in url or url == "-":
         return url
     return str(Path(base_dir or "", Path(url).expanduser()).absolute())
+
+
+def _local_folder(folder: str | None, base_dir: str | None) -> Path | None:
+    if folder is None:
+        return None
+    if "://" in folder and not folder.startswith("file://"):
+        raise InvalidOptionError(
+            f"The output_dir {folder!r} is no folder of this machine. Give one; the run storage may be elsewhere, and "
+            "has the outputs too."
+        )
+    return Path(_absolute(folder.removeprefix("file://"), base_dir))
 
 
 def _chunk_size(granularity: Granularity, total_lines: int) -> int | None:

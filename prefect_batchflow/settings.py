@@ -32,7 +32,7 @@ class LinePolicy(BaseModel):
     max_retry_delay_sec: Annotated[float, Field(ge=0)] = 300.0
     """No delay is longer, jitter aside."""
     jitter: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Each delay is stretched by a random part of itself up to this share."""
+    """Each delay varies at random around itself, by up to this share."""
     retry_on: tuple[str, ...] = ()
     """Error codes that are retried (any code of the chain, as `LineExecutionTimeoutError`); empty retries all."""
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 from typing import TYPE_CHECKING, Any, cast
 
 from prefect import Task, task
@@ -16,6 +15,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, StateType
 from prefect.context import TaskRunContext
 from prefect.states import Cancelled, Completed
+from prefect.utilities.math import clamped_poisson_interval
 
 from prefect_batchflow.exceptions import BatchflowException, UnexpectedError, innermost_code
 
@@ -81,8 +81,11 @@ class LineRunner:
     ) -> None:
         self.executor = executor
         self.policy = policy
-        self.waiting = 0
-        """Lines between two attempts; they hold no worker, and no place in the window."""
+        self.open_lines = 0
+        """Lines that have been begun and wait for a worker or have one; not those that wait for their next attempt."""
+        self.on_room: Callable[[], None] = lambda: None
+        self.unsettled: dict[int, Receipt] = {}
+        """The failed attempts of lines whose next one has not ended."""
         self.stopped = False
         self.canceled: set[int] = set()
         """The lines that ran when the run was stopped, and did not end."""
@@ -134,6 +137,21 @@ class LineRunner:
             # The caller was cancelled, not the work: it must not go on unseen.
             work.cancel()
 
+    def enter(self, lines: int = 1) -> None:
+        """Lines are about to be run."""
+        self.open_lines += lines
+
+    def leave(self) -> None:
+        """An attempt of a line is over."""
+        self.open_lines -= 1
+        self.on_room()
+
+    async def written(self, limit_sec: float) -> None:
+        """Wait, for a bounded time, until nothing is being written; nothing is settled after that."""
+        if self._writing is not None:
+            await asyncio.wait({self._writing}, timeout=limit_sec)
+        self._settle = lambda _: None
+
     async def pause(self, delay_sec: float) -> None:
         """Wait before the next attempt, or until the run is stopped."""
         with contextlib.suppress(TimeoutError):
@@ -168,9 +186,13 @@ class LineRunner:
                 group.written.exception()  # every line of the group may have been cancelled: it is known all the same
                 continue
             for outcome in group.outcomes:
+                number = outcome.receipt.line_number
                 if self.is_final(outcome.receipt):
-                    self.canceled.discard(outcome.receipt.line_number)
+                    self.canceled.discard(number)
+                    self.unsettled.pop(number, None)
                     self._settle(outcome.receipt)
+                else:
+                    self.unsettled[number] = outcome.receipt
             group.written.set_result(None)
 
     def result(self, note: dict[str, bool]) -> Any:
@@ -208,13 +230,13 @@ def line_task(runner: LineRunner, run_tag: str) -> Task[[Chunk], Any]:
         line = chunk.lines[0]
         task_run = _task_run(run_tag)
         if task_run.run_count > 1:
-            runner.waiting -= 1
+            runner.enter()
         outcome = await runner.attempt(line, task_run.run_count)
+        runner.leave()
         if outcome is None:
             return Cancelled(message="The run was stopped before the line ended.")
         await runner.keep([outcome])
         retried = not runner.is_final(outcome.receipt)
-        runner.waiting += retried
         state = _state(outcome.receipt)
         # A result made already is taken as it is; Prefect would resolve the path of its default storage for each line.
         state.data = runner.result({"retried": retried})
@@ -281,6 +303,7 @@ class _ChunkRun:
         delays = policy.delays()
         for attempt in range(1, policy.retries + 2):
             outcome = await self._runner.attempt(line, attempt)
+            self._runner.leave()
             if outcome is None:
                 return
             self._unkept.append(outcome)
@@ -292,7 +315,11 @@ class _ChunkRun:
                 self.failed += outcome.receipt.error is not None
                 return
             delay = delays[attempt - 1]
-            await self._runner.pause(delay * (1 + policy.jitter * random.random()))  # noqa: S311 - spreads load
+            # As Prefect does for task runs, so that both granularities wait alike.
+            await self._runner.pause(
+                clamped_poisson_interval(delay, policy.jitter) if policy.jitter and delay else delay
+            )
+            self._runner.enter()
 
     async def _keep(self) -> None:
         async with self._keeping:

@@ -11,26 +11,28 @@ if TYPE_CHECKING:
 
 CANCEL_WITHIN_SEC = 5.0
 """How long cancelled work may take to end."""
+MOST_BESIDE = 1_000
+"""Pieces of work that may go on beside those that make the load, such as task runs that wait for a retry."""
 
 
 class Window:
-    """Holds at most `width` pieces of work that count.
+    """Begins work while the load is below `width`.
 
     Args:
-        width: How many at once.
-        not_counted: How many of those begun are not to count, such as lines that wait for a retry.
+        width: The load at which no more is begun.
+        load: What is going on now, in lines, say; `None` counts the pieces of work.
     """
 
-    def __init__(self, width: int, not_counted: Callable[[], int] = lambda: 0) -> None:
+    def __init__(self, width: int, load: Callable[[], int] | None = None) -> None:
         self._width = width
-        self._not_counted = not_counted
+        self._load = load or (lambda: len(self._active))
         self._active: set[asyncio.Task[Any]] = set()
         self._ended = asyncio.Event()
         self._error: BaseException | None = None
 
     async def begin(self, work: Callable[[], Coroutine[Any, Any, Any]]) -> None:
         """Begin work as soon as there is room; an error of earlier work is raised here."""
-        while len(self._active) - self._not_counted() >= self._width and self._error is None:
+        while self._is_full() and self._error is None:
             await self._next_end()
         self._raise_error()
         task = asyncio.ensure_future(work())
@@ -53,8 +55,11 @@ class Window:
             await asyncio.wait(self._active, timeout=CANCEL_WITHIN_SEC)
 
     def wake(self) -> None:
-        """Look again whether there is room: what does not count may have changed."""
+        """Look again whether there is room: the load has changed."""
         self._ended.set()
+
+    def _is_full(self) -> bool:
+        return self._load() >= self._width or len(self._active) >= self._width + MOST_BESIDE
 
     async def _next_end(self) -> None:
         self._ended.clear()

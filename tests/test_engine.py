@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from waiting import wait_until
 
 from prefect_batchflow import (
     AbstractBatchRunStorage,
@@ -371,3 +372,60 @@ def test_outputs_of_lines_whose_inputs_changed_are_not_kept(
 
     assert run([{"n": 1}, {"n": 2}, {"n": 3}], "refuse") == [2, 4, 6]
     assert run([{"n": 1}, {"n": 5}], "reuse") == [2, 10]
+
+
+def test_a_cancel_ends_the_aggregation_too(storage: Path, write_rows: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "endless.py").write_text(
+        "class Endless:\n    def __call__(self, n: int): return n\n"
+        "    def __aggregate__(self, results):\n        open('aggregating', 'w').close()\n        while True: pass\n"
+    )
+    engine = BatchEngine(f"{tmp_path / 'endless.py'}:Endless", run_storage_url=str(storage))
+
+    def cancel_when_it_aggregates() -> None:
+        wait_until((tmp_path / "aggregating").exists, description="the aggregation has begun", timeout_sec=60)
+        engine.cancel()
+
+    watcher = threading.Thread(target=cancel_when_it_aggregates)
+    watcher.start()
+    result = engine.run({"data": write_rows([{"n": 1}])}, run_id="r")
+    watcher.join(timeout=10)
+    assert (result.status, result.completed_lines, result.metrics) == (Status.Canceled, 1, {})
+
+
+def test_a_listener_that_raises_does_not_cost_the_run(storage: Path, write_rows: Callable[..., Path]) -> None:
+    def listener(_report: Any) -> None:
+        raise BrokenPipeError("nobody reads")
+
+    engine = BatchEngine(double, run_storage_url=str(storage), listener=listener)
+    assert engine.run({"data": write_rows([{"n": 1}])}).completed_lines == 1
+
+
+def test_lines_of_another_version_of_the_flow_are_not_taken_over_in_silence(
+    dag: Path, storage: Path, write_rows: Callable[..., Path]
+) -> None:
+    from prefect_batchflow.flows import run_batch
+    from prefect_batchflow.live import LiveRun
+
+    data = str(write_rows([{"n": 1}]))
+    BatchEngine(dag, run_storage_url=str(storage)).run({"data": data}, run_id="old")
+    (dag / "helper.py").write_text("changed = True\n")
+    again = {"flow": str(dag), "data": data, "storage": str(storage), "resume_from": "old"}
+    with pytest.raises(RunChangedError, match="lines of run 'old' cannot be taken over: the flow's files changed"):
+        run_batch({**again, "run_id": "new"}, LiveRun())
+    assert run_batch({**again, "run_id": "newer", "on_change": "reuse"}, LiveRun()).completed_lines == 1
+    assert executed(dag) == [1]
+
+
+def test_a_line_ended_by_a_signal_without_a_name_fails_alone(storage: Path, write_rows: Callable[..., Path]) -> None:
+    def end(n: int) -> int:
+        import os
+
+        if n == 1:
+            os.kill(os.getpid(), 35)
+        return n
+
+    result = BatchEngine(end, worker_count=1, run_storage_url=str(storage)).run(
+        {"data": write_rows([{"n": n} for n in range(3)])}
+    )
+    assert (result.completed_lines, result.failed_lines) == (2, 1)
+    assert "killed by signal 35" in result.error_summary.error_list[0].error["message"]

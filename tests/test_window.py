@@ -84,10 +84,16 @@ async def test_as_many_as_it_is_wide_run_and_the_next_begins_when_one_ends() -> 
     assert sorted(work.ended) == [0, 1, 2, 3]
 
 
-async def test_what_does_not_count_makes_room_once_it_is_told() -> None:
+async def test_a_load_that_falls_makes_room_once_it_is_told() -> None:
     waiting = 0
-    window, work = Window(2, lambda: waiting), Work()
-    beginning = await begin_all(window, work, 3)
+    work = Work()
+    window = Window(2, lambda: len(work.begun) - len(work.ended) - waiting)
+    beginning = asyncio.create_task(window.begin(work(0)))
+    await settle()
+    beginning = asyncio.create_task(window.begin(work(1)))
+    await settle()
+    beginning = asyncio.create_task(window.begin(work(2)))
+    await settle()
     assert work.begun == [0, 1]
 
     waiting = 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -32,6 +33,12 @@ if TYPE_CHECKING:
 
     from prefect_batchflow.definition.flow import Flow
     from prefect_batchflow.lines import Line
+
+
+DESTROY_SEC = 10.0
+"""How long an executor proxy may take to end what it started."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +287,11 @@ class ProxyExecutor:
     async def close(self) -> None:
         """Destroy the proxy if this executor created it."""
         if self._proxy is not None and isinstance(self._given, type):
-            await self._proxy.destroy()
+            try:
+                async with asyncio.timeout(DESTROY_SEC):
+                    await self._proxy.destroy()
+            except Exception as exc:  # noqa: BLE001 - what it does at its end must not cost the run its result
+                logger.warning("%s.destroy() failed: (%s) %s", type(self._proxy).__name__, type(exc).__name__, exc)
 
 
 def _known(exc: Exception) -> BatchflowException:

@@ -179,10 +179,10 @@ class _Worker:
         loop.call_soon(loop.call_soon, self._exit)
 
     def _exit(self) -> None:
-        self._drain_output()
-        # A descendant may live on in the session or out of it.
+        # A descendant may live on in the session or out of it, and write.
         end_session(self.pid)
         end_with_token(self.token)
+        self._drain_output()
         for transport in self._transports:
             # The one to the process's standard input has closed itself when the process went.
             if not transport.is_closing():
@@ -412,6 +412,8 @@ class WorkerPool:
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
                 self._offer(waiter.result())
+            with contextlib.suppress(ValueError):
+                self._waiting.remove(waiter)  # one that nobody waits for must start no worker
             raise
 
     def _may_grow(self) -> bool:
@@ -600,7 +602,10 @@ def _rebuilt(error: dict[str, Any]) -> BatchflowException:
 
 def _how(returncode: int | None) -> str:
     if returncode is not None and returncode < 0:
-        return f"was killed by {signal.Signals(-returncode).name}"
+        try:
+            return f"was killed by {signal.Signals(-returncode).name}"
+        except ValueError:  # a real-time signal has a number only
+            return f"was killed by signal {-returncode}"
     return f"exited with status {returncode}"
 
 

@@ -32,7 +32,10 @@ def output_row(record: dict[str, Any]) -> dict[str, Any]:
     """
     output = record["output"]
     values = output if isinstance(output, dict) else {"output": output}
-    return {"line_number": record["line_number"], **values}
+    # Its own number, also where the output has a key of that name: the next run joins by it.
+    row = {"line_number": 0, **values}
+    row["line_number"] = record["line_number"]
+    return row
 
 
 def failed_row(record: dict[str, Any]) -> dict[str, Any]:
