@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,9 @@ os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
 os.environ["PREFECT_LOGGING_LEVEL"] = "ERROR"
 os.environ.pop("PREFECT_API_URL", None)
 os.environ.pop("BATCHFLOW_STORAGE", None)
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and the processes that they send it to as well.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long an example takes says more of the machine than of the code.
 hypothesis.settings.register_profile("batchflow", deadline=None)

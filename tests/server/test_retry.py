@@ -46,13 +46,11 @@ def test_retry_of_a_killed_run_goes_on_where_it_was(
     assert len((deployed.runs / flow_run_id / "outputs.jsonl").read_text().splitlines()) == LINES
 
     # The UI has the task runs of both starts, each under its own name, and in the end none that seems to go on.
-    wait_for(lambda: {run["state_type"] for run in api.task_runs(flow_run_id)} == {"COMPLETED", "CRASHED"}, "all ended")
-    states = {
-        state: [run["name"] for run in api.task_runs(flow_run_id) if run["state_type"] == state] for state in FINAL
-    }
     names = [f"line-{number:06d}" for number in range(LINES)]
-    assert states["COMPLETED"] == names
-    assert states["CRASHED"] == names[DONE : DONE + len(states["CRASHED"])]
+    wait_for(lambda: _names(api, flow_run_id, "COMPLETED") == names, "every line has a completed task run")
+    assert {run["state_type"] for run in api.task_runs(flow_run_id)} == {"COMPLETED", "CRASHED"}
+    crashed = _names(api, flow_run_id, "CRASHED")
+    assert crashed == names[DONE : DONE + len(crashed)]
 
 
 def test_a_killed_local_run_shows_as_crashed_once_it_is_resumed(
@@ -71,6 +69,10 @@ def test_a_killed_local_run_shows_as_crashed_once_it_is_resumed(
     assert steered.executed() == Counter({n: 2 if n in (4, 5) else 1 for n in range(10)})
     body = {"flow_runs": {"name": {"any_": ["steered-killed-locally"]}}, "sort": "START_TIME_ASC"}
     assert [flow_run["state"]["type"] for flow_run in api.post("/flow_runs/filter", body)] == ["CRASHED", "COMPLETED"]
+
+
+def _names(api: PrefectAPI, flow_run_id: str, state_type: str) -> list[str]:
+    return [run["name"] for run in api.task_runs(flow_run_id) if run["state_type"] == state_type]
 
 
 def _engine_of(flow_run_id: str) -> int:
