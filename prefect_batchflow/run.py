@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import itertools
 import math
 import time
 from datetime import UTC, datetime
@@ -42,7 +41,7 @@ from prefect_batchflow.execution.executor import (
 )
 from prefect_batchflow.execution.pool import WorkerPool
 from prefect_batchflow.inputs.readers import Source, open_source
-from prefect_batchflow.lines import Line, check, input_hash, read_lines
+from prefect_batchflow.lines import Line, check, chunks, input_hash, read_lines
 from prefect_batchflow.live import LiveRun, ProgressReport
 from prefect_batchflow.own_server import has_own_server, wait_until_recorded
 from prefect_batchflow.report.artifacts import Progress, write_failed_lines, write_summary
@@ -89,6 +88,8 @@ LINE_GRANULARITY_UP_TO = 1_000
 SMALLEST_CHUNK = 50
 MOST_TASK_RUNS = 1_000
 """Chunks grow so that a run has no more."""
+READ_LINES = 500
+"""Lines read at once, in a thread: reading may wait for a network."""
 WRITE_GRACE_SEC = 5.0
 """How long the write that is going on when a run is stopped may take; what is not written by then is not done."""
 STOP_GRACE_SEC = 3.0
@@ -381,9 +382,9 @@ class BatchRun:
 
     async def _undone(self, index: RecordIndex, size: int) -> AsyncIterator[list[Line]]:
         """The lines without a fitting completed record, in groups; the others are counted on the way."""
-        lines = self._lines()
+        batches = chunks(self._lines(), READ_LINES)
         group: list[Line] = []
-        while batch := await asyncio.to_thread(_next_lines, lines, 500):
+        while batch := await asyncio.to_thread(next, batches, None):
             for line in batch:
                 if self.numbers is not None:
                     self.numbers.add(line.line_number)
@@ -617,10 +618,6 @@ def _chunk_size(granularity: Granularity, total_lines: int) -> int | None:
     if granularity == "line" or (granularity == "auto" and total_lines <= LINE_GRANULARITY_UP_TO):
         return None
     return max(SMALLEST_CHUNK, math.ceil(total_lines / MOST_TASK_RUNS))
-
-
-def _next_lines(lines: Iterator[Line], count: int) -> list[Line]:
-    return list(itertools.islice(lines, count))
 
 
 @contextlib.asynccontextmanager

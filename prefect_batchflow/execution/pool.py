@@ -55,6 +55,7 @@ CANCEL_GRACE_SEC = 2.0
 START_TIMEOUT_SEC = 120.0
 """How long importing a flow may take."""
 _END_WITHIN_SEC = 5.0
+_SUPERVISOR_ENDS_WITHIN_SEC = 5.0
 _CLOSED = "The workers are gone: the run was closed."
 TAIL_BYTES = 8 * 1024
 """What is kept of a worker's output for the message of a crash."""
@@ -567,7 +568,7 @@ class _LineJob:
 
 def _wait_or_kill(process: subprocess.Popen[bytes]) -> None:
     try:
-        process.wait(_END_WITHIN_SEC)
+        process.wait(_SUPERVISOR_ENDS_WITHIN_SEC)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
