@@ -51,10 +51,11 @@ def start_own_server() -> None:
     Raises:
         UnexpectedError: It does not start.
     """
-    from prefect.server.api.server import SubprocessASGIServer
-
     if not has_own_server():
         return
+    # Here, and not before: it brings the whole server, more than a second of imports.
+    from prefect.server.api.server import SubprocessASGIServer
+
     server = SubprocessASGIServer()
     failure: BaseException | None = None
 
