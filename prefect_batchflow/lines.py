@@ -124,10 +124,12 @@ def chunks(lines: Iterable[Line], size: int) -> Iterator[list[Line]]:
         yield chunk
 
 
+_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
+
+
 def input_hash(inputs: Mapping[str, Any]) -> str:
     """Give the 16 hexadecimal digits by which a resume knows a line's inputs again, whatever their order."""
-    canonical = json.dumps(inputs, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+    return hashlib.sha256(_canonical(inputs).encode()).hexdigest()[:16]
 
 
 def _unchanged(source: Source, summary: SourceSummary) -> Iterator[Row]:

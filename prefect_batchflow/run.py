@@ -86,8 +86,10 @@ if TYPE_CHECKING:
 LINE_GRANULARITY_UP_TO = 1_000
 """Lines for which `auto` makes a task run each."""
 SMALLEST_CHUNK = 50
-MOST_TASK_RUNS = 1_000
-"""Chunks grow so that a run has no more."""
+MOST_TASK_RUNS = 200
+"""Chunks grow so that a run has no more: what a person can look through, and a server takes in within seconds."""
+LINES_AHEAD = 100
+"""Lines of the next chunk that are begun before the one before ends: beginning a task run takes longer than short lines."""
 READ_LINES = 500
 """Lines read at once, in a thread: reading may wait for a network."""
 WRITE_GRACE_SEC = 5.0
@@ -320,7 +322,7 @@ class BatchRun:
         run_task = functools.partial(self._run_task, make_task(runner, f"run:{self.request.run_id}"))
         # More lines than workers, so that none waits while Prefect begins and ends task runs. Lines are counted, not
         # task runs: a chunk whose last line hangs must not keep the next one from the other workers.
-        width = self.executor.slots + max(4, self.executor.slots // 4)
+        width = self.executor.slots + max(4, self.executor.slots // 4, min(chunk_size or 0, LINES_AHEAD))
         window = Window(width, lambda: runner.open_lines)
         runner.on_room = window.wake
         self.logger.info(

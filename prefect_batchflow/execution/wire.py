@@ -10,14 +10,20 @@ import json
 import struct
 from typing import Any
 
+RUN, SKIP = b"r", b"s"
+"""Permits of a worker of sync code, one for each job it is sent: to run it, or to pass it over."""
+NEXT_LINE = b"\x1enext line\x1e"
+"""What such a worker prints before a line when the line before has printed."""
+
 _LENGTHS = struct.Struct(">II")
+_encode = json.JSONEncoder(separators=(",", ":")).encode  # `json.dumps` would make the encoder anew each time
 
 Frame = tuple[dict[str, Any], bytes]
 
 
 def pack(head: dict[str, Any], body: bytes = b"") -> bytes:
     """One message as bytes."""
-    encoded = json.dumps(head, separators=(",", ":")).encode()
+    encoded = _encode(head).encode()
     return b"".join((_LENGTHS.pack(len(encoded), len(body)), encoded, body))
 
 

@@ -1,6 +1,7 @@
 """The program of a worker process: one flow, loaded once; sync code a line at a time, async code many lines at once.
 
-`python -m prefect_batchflow.execution.worker`, started by `pool`. Messages come on standard input and go to standard
+`python -m prefect_batchflow.execution.worker PERMITS`, started by `worker_process`, which says what permits are; PERMITS is
+the descriptor of their pipe. Messages come on standard input and go to standard
 output as `wire` has them; both are moved away before user code is imported, so that what it prints goes to standard error
 and what it reads is empty. The import chain is the standard library, `definition`, `tools` and `execution`.
 """
@@ -66,6 +67,8 @@ class _LineOutput(io.TextIOBase):
 
     only: ClassVar[_Printed | None] = None
     """Of the one line that runs, if lines come one at a time: its threads have no context of it."""
+    has_printed = False
+    """Whether anything was printed since this was last reset."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -84,6 +87,7 @@ class _LineOutput(io.TextIOBase):
         printed = self._printed.get() or self.only
         if printed is not None:
             printed.add(text)
+        self.has_printed = True
         data = text.encode("utf-8", "backslashreplace")
         while data:
             data = data[os.write(self._fd, data) :]
@@ -115,10 +119,16 @@ def _reply(head: dict[str, Any], record: dict[str, Any], printed: _Printed) -> b
             "tokens": [tokens["total_tokens"], tokens["prompt_tokens"], tokens["completion_tokens"]],
             "nodes": [[node["node"], node["status"]] for node in record["nodes"]],
             "error": error,
-            "spent": error is not None and innermost_code(error) == "LineOutOfMemoryError",
+            "spent": _is_spent(record),
         },
         body,
     )
+
+
+def _is_spent(record: dict[str, Any]) -> bool:
+    """Whether the line was refused memory."""
+    error = record["error"]
+    return error is not None and innermost_code(error) == "LineOutOfMemoryError"
 
 
 def _limit_memory(line_memory_mb: int | None) -> None:
@@ -160,13 +170,23 @@ def _ready(program: Program) -> bytes:
     return wire.pack(head)
 
 
-def _run_sync(program: Program, read: _Reader, write: _Writer) -> None:
+def _run_sync(program: Program, read: _Reader, permits: int, output: _LineOutput, write: _Writer) -> None:
     while frame := read():
         head, body = frame
+        permit = os.read(permits, 1)
+        if permit == wire.SKIP:
+            continue
+        if not permit:  # the engine is gone
+            return
+        if output.has_printed:
+            os.write(2, wire.NEXT_LINE)
+            output.has_printed = False
         if head["op"] == "line":
             printed = _LineOutput.only = _LineOutput.begin()
-            record = program.run_line(head["line_number"], json.loads(body))
-            write(_reply(head, dict(record), printed))
+            record = dict(program.run_line(head["line_number"], json.loads(body)))
+            write(_reply(head, record, printed))
+            if _is_spent(record):  # what the line left allocated would be refused to the next one
+                return
         elif head["op"] == "aggregate":
             run = program.aggregate(json.loads(body))
             write(wire.pack({"op": "aggregate", "id": head["id"]}, json.dumps(run, default=repr).encode()))
@@ -286,14 +306,15 @@ class _Writer:
             view = view[os.write(self._fd, view) :]
 
 
-def main() -> None:
+def main(permits: int) -> None:
     """Load the flow the engine sends, say what it is or why it does not load, and run lines until the pipe closes."""
+    os.set_inheritable(permits, False)
     fd_in, fd_out = os.dup(0), os.dup(1)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.dup2(2, 1)
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - the process's own, for its life
-    sys.stdout = sys.stderr = _LineOutput(2)
+    sys.stdout = sys.stderr = output = _LineOutput(2)
     faulthandler.enable(file=2)
     read, write = _Reader(fd_in), _Writer(fd_out)
     first = read()
@@ -309,10 +330,10 @@ def main() -> None:
     write(ready)
     if program.description.is_async:
         asyncio.run(_run_async(program, fd_in, write, job["lines_at_once"]))
-    _run_sync(program, read, write)
+    _run_sync(program, read, permits, output, write)
     # No clean-up of user code: threads it left behind must not keep a worker alive.
     os._exit(0)
 
 
 if __name__ == "__main__":
-    main()
+    main(int(sys.argv[1]))

@@ -24,6 +24,7 @@ from prefect_batchflow.exceptions import (
     WorkerStartError,
 )
 from prefect_batchflow.execution import pool as pool_module
+from prefect_batchflow.execution import worker_process
 from prefect_batchflow.execution.pool import WorkerPool
 from prefect_batchflow.execution.processes import TOKEN_VARIABLE, with_token
 
@@ -514,7 +515,7 @@ class TestAsyncLines:
     async def test_a_line_that_blocks_the_loop_fails_alone(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: str, limit: float
     ) -> None:
-        monkeypatch.setattr(pool_module, "CANCEL_GRACE_SEC", 0.3)
+        monkeypatch.setattr(worker_process, "CANCEL_GRACE_SEC", 0.3)
         code = f"""
             import asyncio, pathlib, time
             async def main(n):
@@ -702,6 +703,31 @@ class TestClose:
         assert with_token(token_of(pool)) == []
         assert pool._supervisor is not None
         assert pool._supervisor.returncode == 0
+
+    async def test_a_suspect_that_runs_alone_is_cancelled_too(self, tmp_path: Path) -> None:
+        code = """
+            import asyncio, os, pathlib
+            async def main(n):
+                if pathlib.Path("crashed").exists():
+                    pathlib.Path("alone").touch()
+                    await asyncio.Event().wait()
+                pathlib.Path(f"began-{n}").touch()
+                while len(list(pathlib.Path().glob("began-*"))) < 2:
+                    await asyncio.sleep(0)
+                pathlib.Path("crashed").touch()
+                os._exit(1)
+            """
+        pool = WorkerPool(flow_of(tmp_path, code), max_concurrency=2)
+        await pool.start()
+        tasks = [asyncio.create_task(run(pool, number, n=number)) for number in range(2)]
+        await eventually((tmp_path / "alone").exists, description="a suspect runs alone")
+
+        async with asyncio.timeout(20):
+            await pool.close()
+            outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+
+        assert [type(outcome) for outcome in outcomes] == [asyncio.CancelledError] * 2
+        assert with_token(token_of(pool)) == []
 
     async def test_a_worker_that_still_loads_is_ended(self, tmp_path: Path) -> None:
         code = """

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 class Worker:
     """A worker process at the other end of two pipes."""
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], permits: int) -> None:
         self.process = process
+        self._permits = permits
         self._unpacker = wire.Unpacker()
         self._received: list[wire.Frame] = []
 
@@ -55,7 +56,11 @@ class Worker:
 
     def send_line(self, number: int, inputs: dict[str, Any]) -> None:
         head = {"op": "line", "id": 100 + number, "line_number": number, "attempt": 2, "input_hash": "h"}
-        self.send(head, inputs)
+        self.send_job(head, inputs)
+
+    def send_job(self, head: dict[str, Any], body: Any) -> None:
+        os.write(self._permits, wire.RUN)
+        self.send(head, body)
 
 
 @contextmanager
@@ -63,8 +68,10 @@ def worker_of(
     flow: Flow, *, init_kwargs: dict[str, Any] | None = None, line_memory_mb: int | None = None
 ) -> Iterator[Worker]:
     """A worker that was told to load a flow; its answer to that is the first message."""
+    permits, our_permits = os.pipe()
     with subprocess.Popen(
-        [sys.executable, "-P", "-m", "prefect_batchflow.execution.worker"],
+        [sys.executable, "-P", "-m", "prefect_batchflow.execution.worker", str(permits)],
+        pass_fds=(permits,),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -81,9 +88,11 @@ def worker_of(
         process.stdin.write(wire.pack({"op": "init"}, pickle.dumps(job)))
         process.stdin.flush()
         try:
-            yield Worker(process)
+            yield Worker(process, our_permits)
         finally:
             process.kill()
+            os.close(permits)
+            os.close(our_permits)
 
 
 def ended(worker: Worker) -> int:
@@ -295,7 +304,7 @@ class TestLines:
                 {"line_number": n, "inputs": {"n": 1}, "output": output, "aggregation_inputs": {}}
                 for n, output in enumerate(outputs)
             ]
-            worker.send({"op": "aggregate", "id": 5}, lines)
+            worker.send_job({"op": "aggregate", "id": 5}, lines)
             head, run = worker.receive()
 
         assert outputs == [{"built": 1, "count": 10 + n} for n in (1, 2, 3)]
@@ -396,7 +405,7 @@ class TestTheEnd:
 
     def test_it_goes_when_nothing_was_ever_sent(self) -> None:
         done = subprocess.run(
-            [sys.executable, "-P", "-m", "prefect_batchflow.execution.worker"],
+            [sys.executable, "-P", "-m", "prefect_batchflow.execution.worker", "0"],
             input=b"",
             capture_output=True,
             timeout=60,

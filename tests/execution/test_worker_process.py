@@ -1,0 +1,146 @@
+"""Lines that are sent to a worker ahead: each runs once, whatever becomes of the line before it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+from pools import code_of, flow_of, run, running_pool
+from waiting import eventually
+
+from prefect_batchflow.execution.worker_process import AHEAD_SEC, Job, WorkerProcess
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from prefect_batchflow.execution.executor import LineOutcome
+    from prefect_batchflow.execution.pool import WorkerPool
+
+pytestmark = pytest.mark.anyio
+
+LINES = 100
+BAD = 50
+"""The line that does something else than the others."""
+
+
+@pytest.fixture
+def most_ahead(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many jobs each worker had, each time it was sent some."""
+    had: list[int] = []
+    take = WorkerProcess.take
+
+    def noted(self: WorkerProcess, jobs: list[Job]) -> None:
+        take(self, jobs)
+        had.append(len(self.jobs))
+
+    monkeypatch.setattr(WorkerProcess, "take", noted)
+    return had
+
+
+async def run_all(pool: WorkerPool, *, timeout_sec: float = 60.0) -> list[asyncio.Task[LineOutcome]]:
+    """Begin all lines at once, after some that show the workers to be quick."""
+    await asyncio.gather(*(run(pool, LINES + number, n=-1) for number in range(20)))
+    return [asyncio.create_task(run(pool, number, n=number, timeout_sec=timeout_sec)) for number in range(LINES)]
+
+
+def began(folder: Path) -> list[int]:
+    """The lines that have begun, each as often as it did."""
+    return sorted(int(number) for number in (folder / "began").read_text().split())
+
+
+def code(bad: str) -> str:
+    """A flow whose lines say that they begin; one of them is bad."""
+    return f"""
+import os, pathlib, time
+def main(n):
+    if n >= 0:
+        with open("began", "a") as began:
+            began.write(f"{{n}}\\n")
+    if n == {BAD}:
+        {bad}
+    return n
+"""
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_short_lines_are_sent_ahead(tmp_path: Path, most_ahead: list[int], workers: int) -> None:
+    async with running_pool(flow_of(tmp_path, code("pass")), worker_count=workers) as pool:
+        outcomes = await asyncio.gather(*await run_all(pool))
+
+    assert [outcome.parsed()["output"] for outcome in outcomes] == [{"output": number} for number in range(LINES)]
+    assert began(tmp_path) == list(range(LINES))
+    assert max(most_ahead) > 1
+
+
+async def test_slow_lines_are_not_sent_ahead(tmp_path: Path, most_ahead: list[int]) -> None:
+    slow = f"import time\ndef main(n):\n    time.sleep({2 * AHEAD_SEC})\n"
+    async with running_pool(flow_of(tmp_path, slow), worker_count=1) as pool:
+        await asyncio.gather(*(run(pool, number, n=number) for number in range(6)))
+
+    assert max(most_ahead) == 1
+
+
+async def test_a_hanging_line_holds_no_other_up(tmp_path: Path, most_ahead: list[int]) -> None:
+    hang = 'while not pathlib.Path("go").exists(): pass'
+    async with running_pool(flow_of(tmp_path, code(hang)), worker_count=2) as pool:
+        tasks = await run_all(pool)
+        bad = tasks.pop(BAD)
+        async with asyncio.timeout(30):
+            await asyncio.gather(*tasks)
+        assert not bad.done()
+        assert pool.running() == {BAD}
+        (tmp_path / "go").touch()
+        await bad
+
+    assert began(tmp_path) == list(range(LINES))
+    assert max(most_ahead) > 1
+
+
+@pytest.mark.parametrize(
+    ("bad", "code_of_bad"),
+    [
+        ("os._exit(3)", "ProcessCrashError"),
+        ("while True: pass", "LineExecutionTimeoutError"),
+        ("raise MemoryError", "LineOutOfMemoryError"),
+    ],
+    ids=["crash", "time limit", "out of memory"],
+)
+async def test_the_end_of_a_worker_costs_no_line_behind_it(
+    tmp_path: Path, most_ahead: list[int], bad: str, code_of_bad: str
+) -> None:
+    async with running_pool(flow_of(tmp_path, code(bad)), worker_count=1) as pool:
+        outcomes = await asyncio.gather(*await run_all(pool, timeout_sec=3.0))
+
+    assert {n for n, outcome in enumerate(outcomes) if outcome.receipt.error is not None} == {BAD}
+    assert code_of(outcomes[BAD]) == code_of_bad
+    assert began(tmp_path) == list(range(LINES))
+    assert max(most_ahead) > 1
+
+
+async def test_a_line_sent_ahead_is_cancelled_without_its_worker(tmp_path: Path, most_ahead: list[int]) -> None:
+    hang = 'while not pathlib.Path("go").exists(): pass'
+    async with running_pool(flow_of(tmp_path, code(hang)), worker_count=1) as pool:
+        tasks = await run_all(pool)
+        await eventually(lambda: pool.running() == {BAD}, description="the bad line runs")
+        for task in (cancelled := tasks[BAD + 1 :: 2]):
+            task.cancel()
+        await asyncio.wait(cancelled)
+        (tmp_path / "go").touch()
+        ended = await asyncio.gather(*tasks, return_exceptions=True)
+
+    left = [*range(BAD + 1), *range(BAD + 2, LINES, 2)]
+    assert [n for n, outcome in enumerate(ended) if not isinstance(outcome, asyncio.CancelledError)] == left
+    assert began(tmp_path) == left
+    assert max(most_ahead) > 1
+
+
+@pytest.mark.parametrize("say", ["print(text)", "os.write(2, text.encode())"], ids=["Python", "file descriptor"])
+async def test_what_a_killed_line_said_is_its_own(tmp_path: Path, most_ahead: list[int], say: str) -> None:
+    bad = f"text = 'the bad line'; {say}; os._exit(3)"
+    flow = flow_of(tmp_path, code(bad).replace("    return n", "    print(f'line {n}')"))
+    async with running_pool(flow, worker_count=1) as pool:
+        outcomes = await asyncio.gather(*await run_all(pool))
+
+    assert outcomes[BAD].parsed()["logs"].split() == ["the", "bad", "line"]
+    assert max(most_ahead) > 1
