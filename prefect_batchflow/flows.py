@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import fastapi.encoders  # noqa: F401 - Prefect imports it in the first call of a flow, while somebody waits for lines
 from prefect import flow, runtime
 from prefect.client.schemas.objects import State  # noqa: TC002 - Prefect resolves the flow's annotations
 from prefect.exceptions import ParameterTypeError

@@ -15,7 +15,7 @@ from pools import flow_of, is_alive
 from waiting import wait_until
 
 from prefect_batchflow.execution import wire
-from prefect_batchflow.execution.worker import LOG_LIMIT
+from prefect_batchflow.execution.replies import LOG_LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
