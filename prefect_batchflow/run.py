@@ -75,7 +75,7 @@ from prefect_batchflow.surroundings import (
     let_go_of_server,
     server_answers,
 )
-from prefect_batchflow.tasks import Chunk, LineRunner, chunk_task, is_broken, line_task
+from prefect_batchflow.tasks import Chunk, LineRunner, chunk_task, completed_lines_unlogged, is_broken, line_task
 from prefect_batchflow.window import Window
 
 if TYPE_CHECKING:
@@ -227,6 +227,12 @@ class BatchRun:
             )
         for change in changed:
             self._note(f"{change} since the run began; on_change is {self.options.on_change!r}")
+        resume_from = self.request.resume_from
+        if before and resume_from and resume_from not in {session.resumed_from for session in before.sessions}:
+            self._note(
+                f"resume_from {resume_from!r} is ignored: the run {self.request.run_id!r} exists and goes on from its own "
+                "lines. Give another run id to take over the lines of that run."
+            )
         if before and (earlier := before.sessions[-1].prefect_flow_run_id):
             await end_abandoned(UUID(earlier), self.flow_run.id)
         session = Session(
@@ -333,7 +339,7 @@ class BatchRun:
             "a task run each" if chunk_size is None else f"{chunk_size} a task run",
             self.executor.slots,
         )
-        with self._stopping(window.wake):
+        with self._stopping(window.wake), completed_lines_unlogged(self.flow_run.id):
             async with Progress(self.request.run_id, total) as progress, _beside(self._watch(progress, window)):
                 deadline = 0.0
                 try:

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from typing import TYPE_CHECKING, Any, cast
 
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, StateType
 from prefect.context import TaskRunContext
+from prefect.logging import get_logger
 from prefect.states import Cancelled, Completed
 from prefect.utilities.math import clamped_poisson_interval
 
 from prefect_batchflow.exceptions import BatchflowException, UnexpectedError, innermost_code
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from uuid import UUID
 
     from prefect.client.schemas.objects import TaskRun
 
@@ -35,6 +38,8 @@ FLUSH_EVERY_SEC = 2.0
 FLUSH_BYTES = 4 * 1024 * 1024
 """And whenever so much is waiting."""
 _MAX_RETRY_DELAYS = 50  # Prefect takes no more, and repeats the last one
+
+LINE_TASK = "run_line"
 
 _STATE_NAMES = {
     "LineExecutionTimeoutError": "TimedOut",
@@ -215,7 +220,7 @@ def line_task(runner: LineRunner, run_tag: str) -> Task[[Chunk], Any]:
         return not runner.stopped and _note_of(state) == {"retried": True}
 
     @task(
-        name="run_line",
+        name=LINE_TASK,
         task_run_name=lambda: f"line-{_chunk().lines[0].line_number:06d}",
         retries=policy.retries,
         retry_delay_seconds=policy.delays()[:_MAX_RETRY_DELAYS] if policy.retry_delay_sec else None,
@@ -326,6 +331,30 @@ class _ChunkRun:
             if self._unkept:
                 outcomes, self._unkept, self._bytes = self._unkept, [], 0
                 await self._runner.keep(outcomes)
+
+
+@contextlib.contextmanager
+def completed_lines_unlogged(flow_run_id: UUID) -> Iterator[None]:
+    """Keep Prefect's log record of each line that completed out of the log of a flow run.
+
+    A record a line says nothing that the line's state does not, hides those of lines that failed, and took a fifth of the
+    time of a run with a task run a line. Of the two records that Prefect writes of a line that failed, one stays.
+    """
+    run = str(flow_run_id)
+
+    def is_logged(record: logging.LogRecord) -> bool:
+        if getattr(record, "task_name", None) != LINE_TASK or getattr(record, "flow_run_id", None) != run:
+            return True
+        text = record.getMessage()
+        completed = record.levelno == logging.INFO and text.startswith("Finished in state")
+        return not completed and not text.startswith("Task run failed with state")
+
+    logger = get_logger("prefect.task_runs")
+    logger.addFilter(is_logged)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_logged)
 
 
 def is_broken(state: State[Any]) -> bool:

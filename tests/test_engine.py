@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import signal
 import sys
@@ -392,6 +393,26 @@ def test_a_cancel_ends_the_aggregation_too(storage: Path, write_rows: Callable[.
     assert (result.status, result.completed_lines, result.metrics) == (Status.Canceled, 1, {})
 
 
+def test_the_log_tells_of_the_lines_that_failed_only(storage: Path, write_rows: Callable[..., Path]) -> None:
+    def halve(n: int) -> float:
+        return 1 / n
+
+    told: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("prefect.task_runs")
+    logger.addHandler(handler)
+    try:
+        BatchEngine(halve, run_storage_url=str(storage)).run({"data": write_rows([{"n": n} for n in range(3)])})
+    finally:
+        logger.removeHandler(handler)
+
+    (message,) = told
+    assert message.startswith("Finished in state Failed")
+    assert "division by zero" in message
+    assert not [f for f in logger.filters if "is_logged" in repr(f)], "the run has taken its filter with it"
+
+
 def test_a_listener_that_raises_does_not_cost_the_run(storage: Path, write_rows: Callable[..., Path]) -> None:
     def listener(_report: Any) -> None:
         raise BrokenPipeError("nobody reads")
@@ -414,6 +435,18 @@ def test_lines_of_another_version_of_the_flow_are_not_taken_over_in_silence(
         run_batch({**again, "run_id": "new"}, LiveRun())
     assert run_batch({**again, "run_id": "newer", "on_change": "reuse"}, LiveRun()).completed_lines == 1
     assert executed(dag) == [1]
+
+
+def test_resume_from_that_comes_too_late_is_said(dag: Path, storage: Path, write_rows: Callable[..., Path]) -> None:
+    from prefect_batchflow.flows import run_batch
+    from prefect_batchflow.live import LiveRun
+
+    parameters = {"flow": str(dag), "data": str(write_rows([{"n": 1}])), "storage": str(storage), "run_id": "mine"}
+    first, second = LiveRun(), LiveRun()
+    run_batch(parameters, first)
+    run_batch({**parameters, "resume_from": "other"}, second)
+    assert first.notes == []
+    assert second.notes[0].startswith("resume_from 'other' is ignored: the run 'mine' exists")
 
 
 def test_a_line_ended_by_a_signal_without_a_name_fails_alone(storage: Path, write_rows: Callable[..., Path]) -> None:

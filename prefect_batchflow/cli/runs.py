@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-import fcntl
-import json
-import os
-import time
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
@@ -18,13 +14,11 @@ from prefect_batchflow.error_groups import ErrorGroups
 from prefect_batchflow.exceptions import BatchflowException, InvalidRunIdError, RunNotFoundError, StorageError
 from prefect_batchflow.results import BatchResult, Tally
 from prefect_batchflow.storage.keys import RunKeys
-from prefect_batchflow.storage.lease import STALE_AFTER_SEC
+from prefect_batchflow.storage.lease import is_held
 from prefect_batchflow.storage.manifest import read_manifest, require_manifest
 from prefect_batchflow.storage.records import RunRecords
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from prefect_batchflow.blocks import RunStorageBlock
     from prefect_batchflow.storage.manifest import Manifest
 
@@ -191,7 +185,7 @@ async def _unfinished(files: RunStorageBlock, keys: RunKeys, manifest: Manifest)
     total_lines = max(manifest.total_lines, tally.ended_lines)
     return StoredRun(
         manifest=manifest,
-        status=RUNNING if await _is_held(files, keys) else UNFINISHED,
+        status=RUNNING if await is_held(files, keys) else UNFINISHED,
         result=tally.batch_result(total_lines, started_at, started_at),
         error_groups=tally.error_groups,
         folder=files.location(keys.run_id),
@@ -199,30 +193,3 @@ async def _unfinished(files: RunStorageBlock, keys: RunKeys, manifest: Manifest)
         failed=None,
         notes=tuple(f"{damage} Its lines count as not run." for damage in damaged),
     )
-
-
-async def _is_held(files: RunStorageBlock, keys: RunKeys) -> bool:
-    """Whether some process runs it now; the two kinds of lease are `storage.lease`'s."""
-    lock = files.local_path(keys.lock)
-    if lock is not None:
-        return await asyncio.to_thread(_is_locked, lock)
-    try:
-        lease: Any = json.loads(await files.read_path(keys.lease))
-        return not lease["released"] and time.time() - lease["renewed_at"] < STALE_AFTER_SEC
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-def _is_locked(path: Path) -> bool:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    else:
-        return False
-    finally:
-        os.close(descriptor)

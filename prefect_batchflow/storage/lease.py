@@ -164,6 +164,35 @@ class Lease:
         )
 
 
+async def is_held(files: RunFiles, keys: RunKeys) -> bool:
+    """Whether some process seems to run it now; looks only, and what cannot be told counts as not held."""
+    lock = files.local_path(keys.lock)
+    if lock is not None:
+        return await asyncio.to_thread(_is_locked, lock)
+    try:
+        lease = json.loads(await files.read_path(keys.lease))
+        if lease["released"] or _is_dead(lease):
+            return False
+        return bool(time.time() - lease["renewed_at"] < STALE_AFTER_SEC)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    else:
+        return False
+    finally:
+        os.close(descriptor)
+
+
 def _this_process() -> dict[str, Any]:
     pid = os.getpid()
     _, start_ticks = _state_and_start(pid)

@@ -8,22 +8,22 @@ import random
 import signal
 import subprocess
 import sys
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from prefect.settings import PREFECT_API_URL
 from waiting import wait_until
 
-from prefect_batchflow.execution.processes import with_token
-
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("prefect_server")]
 
 LINES = 1_000
 WORKERS = 2
+MARK = "BATCHFLOW_TEST_RUN"
 FLOW = """
 import os, time
 
@@ -53,8 +53,16 @@ class Run:
         ]  # fmt: skip
 
     def start(self) -> subprocess.Popen[bytes]:
-        env = {**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value()}
+        env = {**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value(), MARK: str(self.run)}
         return subprocess.Popen(self.command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def is_alive(self) -> bool:
+        """Whether any process of it is, by what all of them have in their environment."""
+        for environ in Path("/proc").glob("[0-9]*/environ"):
+            with suppress(OSError):
+                if f"{MARK}={self.run}\0".encode() in environ.read_bytes():
+                    return True
+        return False
 
     def executed(self) -> list[int]:
         return list(map(int, self.witness.read_text().split())) if self.witness.exists() else []
@@ -86,7 +94,7 @@ def test_a_killed_run_goes_on_with_the_same_command(
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait(timeout=10)
-    wait_until(lambda: not with_token(""), description="no worker of the killed run is alive", timeout_sec=5)
+    wait_until(lambda: not run.is_alive(), description="no process of the killed run is alive", timeout_sec=5)
 
     before, acknowledged = run.executed(), run.acknowledged()
     assert len(before) < LINES, "it was killed in the middle"

@@ -19,7 +19,7 @@ from prefect_batchflow.blocks import RunStorageBlock
 from prefect_batchflow.exceptions import RunInUseError, StorageError
 from prefect_batchflow.storage import lease as lease_module
 from prefect_batchflow.storage.keys import RunKeys
-from prefect_batchflow.storage.lease import Lease
+from prefect_batchflow.storage.lease import Lease, is_held
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -71,6 +71,12 @@ class TestEveryStorage:
             async with Lease(files, RunKeys("run-2")):
                 pass
 
+    async def test_who_only_looks_sees_whether_it_is_held(self, files: RunStorageBlock, keys: RunKeys) -> None:
+        assert not await is_held(files, keys)
+        async with Lease(files, keys):
+            assert await is_held(files, keys)
+        assert not await is_held(files, keys)
+
     async def test_a_released_run_is_free(self, files: RunStorageBlock, keys: RunKeys) -> None:
         for _ in range(3):
             async with Lease(files, keys):
@@ -120,7 +126,7 @@ class TestThisMachine:
 import asyncio
 from prefect_batchflow.blocks import RunStorageBlock
 from prefect_batchflow.storage.keys import RunKeys
-from prefect_batchflow.storage.lease import Lease
+from prefect_batchflow.storage.lease import Lease, is_held
 
 async def main():
     async with Lease(RunStorageBlock(url={local.url!r}), RunKeys("run-1")):
@@ -196,6 +202,10 @@ class TestElsewhere:
 
         async with Lease(remote, keys):
             assert (await lease_of(remote, keys))["owner"] != "other"
+
+    async def test_a_dead_holder_does_not_look_like_one_that_runs(self, remote: RunStorageBlock, keys: RunKeys) -> None:
+        await forge(remote, keys, pid=GONE)
+        assert not await is_held(remote, keys)
 
     async def test_a_holder_that_nobody_buried_is_dead(
         self, remote: RunStorageBlock, keys: RunKeys, tmp_path: Path
