@@ -16,7 +16,7 @@ from prefect_batchflow.definition.document import (
     refuse_other_keys,
     says_nothing,
 )
-from prefect_batchflow.definition.flow import Dag, Flow, FlowOutput, Literal, Node, Reference
+from prefect_batchflow.definition.flow import Activate, Dag, Flow, FlowOutput, Literal, Node, Reference
 from prefect_batchflow.exceptions import (
     DuplicateNodeName,
     EmptyOutputReference,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from prefect_batchflow.definition.flow import FlowInput
 
 FLOW_KEYS = DISPLAY_KEYS | {"inputs", "outputs", "nodes", "language", "message_format"}
-NODE_KEYS = frozenset({"name", "type", "source", "inputs", "aggregation", "reduce", "comment"})
+NODE_KEYS = frozenset({"name", "type", "source", "inputs", "activate", "aggregation", "reduce", "comment"})
 SOURCE_KEYS = frozenset({"type", "path"})
 # Types, descriptions and marks of outputs are for promptflow's editors; its engine looks at the reference only.
 OUTPUT_KEYS = frozenset({"type", "reference", "description", "evaluation_only", "is_chat_output"})
@@ -147,7 +147,29 @@ def _read_node(entry: Any, number: int, working_dir: Path, problems: Problems) -
             problems.add(FlowDefinitionError, f"{place}, input '{parameter}'", str(exc))
     # Kept without its tool too, so that what refers to it is not reported a second time.
     source = _read_source(entry, place, working_dir, problems) if kind == "python" else ""
-    return Node(name, source, inputs, bool(entry.get("aggregation") or entry.get("reduce")))
+    aggregation = bool(entry.get("aggregation") or entry.get("reduce"))
+    return Node(name, source, inputs, aggregation, _read_activate(entry, place, problems))
+
+
+def _read_activate(entry: dict[str, Any], place: str, problems: Problems) -> Activate | None:
+    """When the node runs.
+
+    Source: promptflow `contracts/flow.py`, `ActivateCondition.deserialize`.
+    """
+    if entry.get("activate") is None:
+        return None
+    place = f"{place}, activate"
+    condition = mapping_at(entry, "activate", place, problems)
+    refuse_other_keys(condition, frozenset({"when", "is"}), place, problems)
+    if not {"when", "is"} <= condition.keys():
+        text = f"expected 'when', a reference, and 'is', the value that it must have; found {condition!r}."
+        problems.add(FlowDefinitionError, place, text)
+        return None
+    try:
+        return Activate(parse_value(condition["when"]), condition["is"])
+    except ValueError as exc:
+        problems.add(FlowDefinitionError, place, str(exc))
+        return None
 
 
 def _read_source(entry: dict[str, Any], place: str, working_dir: Path, problems: Problems) -> str:
@@ -190,10 +212,8 @@ def _read_outputs(document: dict[str, Any], problems: Problems) -> tuple[FlowOut
 def _check_references(nodes: list[Node], inputs: Mapping[str, FlowInput], problems: Problems) -> None:
     by_name = {node.name: node for node in nodes}
     for node in nodes:
-        for parameter, value in node.inputs.items():
-            if isinstance(value, Literal):
-                continue
-            place = f"node '{node.name}', input '{parameter}'"
+        for where, value in node.references.items():
+            place = f"node '{node.name}', {where}"
             if value.section == "inputs":
                 if value.name not in inputs:
                     problems.add(InputReferenceNotFound, place, _unknown(value, "input", inputs))
@@ -201,6 +221,9 @@ def _check_references(nodes: list[Node], inputs: Mapping[str, FlowInput], proble
                 problems.add(NodeReferenceNotFound, place, _unknown(value, "node", by_name))
             elif by_name[value.name].aggregation and not node.aggregation:
                 text = f"{value.text} is known after all lines only. Make '{node.name}' an aggregation node too."
+                problems.add(InvalidNodeReference, place, text)
+            elif node.aggregation and where == "activate" and not by_name[value.name].aggregation:
+                text = f"{value.text} has a value for each line. Refer to an aggregation node or a flow input there."
                 problems.add(InvalidNodeReference, place, text)
 
 
@@ -240,8 +263,7 @@ def _in_order(nodes: list[Node], problems: Problems) -> tuple[Node, ...]:
     """Each node after what it refers to, otherwise in the file's order."""
     place = {node.name: number for number, node in enumerate(nodes)}
     waits_for = [
-        {place[v.name] for v in node.inputs.values() if isinstance(v, Reference) and _is_known(v, place)}
-        for node in nodes
+        {place[v.name] for v in node.references.values() if v.section == "node" and v.name in place} for node in nodes
     ]
     needed_by: list[list[int]] = [[] for _ in nodes]
     for number, needed in enumerate(waits_for):
@@ -262,10 +284,6 @@ def _in_order(nodes: list[Node], problems: Problems) -> tuple[Node, ...]:
         text = f"nodes wait for each other: {names}. Take one of these references out."
         problems.add(NodeCircularDependency, "nodes", text)
     return tuple(ordered)
-
-
-def _is_known(value: Reference, place: Mapping[str, int]) -> bool:
-    return value.section == "node" and value.name in place
 
 
 def _circle(waits_for: list[set[int]]) -> list[int]:

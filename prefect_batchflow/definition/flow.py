@@ -84,6 +84,14 @@ class FlowOutput:
 
 
 @dataclass(frozen=True, slots=True)
+class Activate:
+    """`activate: {when: ${node.output}, is: value}`: the node runs only when the two are equal."""
+
+    when: Reference | Literal
+    expected: Any
+
+
+@dataclass(frozen=True, slots=True)
 class Node:
     """One node of a DAG flow: a python tool and the values of its parameters."""
 
@@ -93,6 +101,16 @@ class Node:
     inputs: Mapping[str, Reference | Literal]
     aggregation: bool = False
     """Runs once, after all lines, over lists."""
+    activate: Activate | None = None
+    """When it runs; `None` is always, but for a node whose references all lead to bypassed ones."""
+
+    @property
+    def references(self) -> dict[str, Reference]:
+        """What it waits for, by where it says so: `input 'text'`, `activate`."""
+        named = {f"input '{name}'": value for name, value in self.inputs.items()}
+        if self.activate is not None:
+            named["activate"] = self.activate.when
+        return {place: value for place, value in named.items() if isinstance(value, Reference)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,10 +118,12 @@ def _node_tool(node: Node, module: ModuleType, file: Path) -> NodeTool:
     # promptflow's yaml editor writes an empty text or null for "not set": the tool's own default applies then.
     inputs = {k: v for k, v in node.inputs.items() if not (isinstance(v, Literal) and v.value in (None, ""))}
     signature = _signature(function)
+    optional: set[str] = set()
     if signature is not None:
         place = f"Node '{node.name}': the tool '{function.__qualname__}' of {file}"
         _check_arguments(signature, inputs, node, place)
         named = _named_parameters(signature)
+        optional = {name for name, parameter in named.items() if parameter.default is not parameter.empty}
         for name, value in inputs.items():
             parameter = named.get(name)
             if isinstance(value, Literal) and parameter is not None:
@@ -129,7 +131,8 @@ def _node_tool(node: Node, module: ModuleType, file: Path) -> NodeTool:
                     inputs[name] = Literal(_converted(value.value, _literal_type(parameter)))
                 except ValueError as exc:
                     raise ResolveToolError(f"{place}, input '{name}' is {value.value!r}: {exc}", target="Tool") from exc
-    return NodeTool(node.name, UserFunction(function, node.name, is_async=_is_async(function)), inputs)
+    called = UserFunction(function, node.name, is_async=_is_async(function))
+    return NodeTool(node.name, called, inputs, optional=optional, activate=node.activate)
 
 
 def _tool_of(node: str, module: ModuleType, file: Path) -> Callable[..., Any]:

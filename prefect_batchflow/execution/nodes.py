@@ -37,9 +37,9 @@ from prefect_batchflow.execution.calls import (
 from prefect_batchflow.tools.context import running
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 
-    from prefect_batchflow.definition.flow import FlowDescription, FlowOutput
+    from prefect_batchflow.definition.flow import Activate, FlowDescription, FlowOutput
     from prefect_batchflow.execution.calls import Call, Steps
     from prefect_batchflow.tools.context import RunContext
 
@@ -92,13 +92,67 @@ class Program:
 
 
 class NodeTool:
-    """One node ready to run: its function, and where the arguments come from."""
+    """One node ready to run: its function, where the arguments come from, and when it runs."""
 
-    def __init__(self, name: str, function: UserFunction, inputs: Mapping[str, Reference | Literal]) -> None:
+    def __init__(
+        self,
+        name: str,
+        function: UserFunction,
+        inputs: Mapping[str, Reference | Literal],
+        *,
+        optional: Collection[str] = (),
+        activate: Activate | None = None,
+    ) -> None:
+        """Take what the loader found.
+
+        Args:
+            name: The node's.
+            function: Its tool.
+            inputs: Parameter to its value.
+            optional: Parameters with a default, left out where their value is a bypassed node's.
+            activate: When it runs; `None` is always.
+        """
         self.name = name
         self.function = function
         self.literals = {key: value.value for key, value in inputs.items() if isinstance(value, Literal)}
         self.references = [(key, value) for key, value in inputs.items() if isinstance(value, Reference)]
+        self.optional = frozenset(optional)
+        self.activate = activate
+        self._sources = {r.name for _, r in self.references if r.section == "node"}
+
+    @property
+    def waits_for(self) -> set[str]:
+        """The nodes it refers to."""
+        when = self.activate.when if self.activate is not None else None
+        return self._sources | ({when.name} if isinstance(when, Reference) and when.section == "node" else set())
+
+    def is_bypassed(self, bypassed: Collection[str], value_of: Callable[[Reference], Any]) -> bool:
+        """Whether it does not run, since its condition does not hold or all that it refers to did not run either.
+
+        Args:
+            bypassed: The nodes that did not run.
+            value_of: Looks a reference up.
+
+        Source: promptflow `executor/_dag_manager.py`, `_is_node_bypassable`.
+        """
+        if self.activate is None:
+            return bool(self._sources) and all(name in bypassed for name in self._sources)
+        when = self.activate.when
+        if isinstance(when, Reference):
+            if when.section == "node" and when.name in bypassed:
+                return True
+            return bool(_plain_stream(value_of(when)) != self.activate.expected)
+        return bool(when.value != self.activate.expected)
+
+    def arguments(self, bypassed: Collection[str], value_of: Callable[[Reference], Any]) -> dict[str, Any]:
+        """What its function is called with; a bypassed node's value is the parameter's default, else `None`."""
+        arguments = _copy(self.literals)
+        for name, reference in self.references:
+            if reference.section != "node" or reference.name not in bypassed:
+                arguments[name] = value_of(reference)
+            elif name not in self.optional:
+                arguments[name] = None
+        return dict(arguments)
 
 
 class DagProgram(Program):
@@ -123,10 +177,7 @@ class DagProgram(Program):
             for _, reference in tool.references
             if reference.section == "node" and reference.name not in after_lines
         }
-        self._awaited = {
-            tool.name: {r.name for _, r in tool.references if r.section == "node" and r.name in after_lines}
-            for tool in aggregation_tools
-        }
+        self._awaited = {tool.name: tool.waits_for & after_lines for tool in aggregation_tools}
 
     def _line(self, context: RunContext, inputs: dict[str, Any]) -> Steps:
         clock = _Clock()
@@ -136,23 +187,31 @@ class DagProgram(Program):
         nodes: list[dict[str, Any]] = []
         metrics: dict[str, Any] = {}
         output: dict[str, Any] = {}
+        bypassed: set[str] = set()
+
+        def value_of(reference: Reference) -> Any:
+            return _look_up(reference, given, values, bypassed)
+
         try:
             for tool in self._line_tools:
-                arguments = _copy(tool.literals)
-                for name, reference in tool.references:
-                    arguments[name] = _look_up(reference, given, values)
+                if tool.is_bypassed(bypassed, value_of):
+                    bypassed.add(tool.name)
+                    nodes.append(_bypassed_record(tool.name))
+                    continue
+                arguments = tool.arguments(bypassed, value_of)
                 record, values[tool.name] = yield from _run_node(context, tool, arguments)
                 nodes.append(record)
                 metrics |= record["metrics"]
                 if record["error"] is not None:
                     return _line_run(context, clock, inputs, error=record["error"], metrics=metrics, nodes=nodes)
             for wanted in self._outputs:
-                found = yield from _joined(_value_of(wanted.value, given, values))
+                value = wanted.value
+                found = yield from _joined(value_of(value) if isinstance(value, Reference) else _copy(value.value))
                 if isinstance(found, Raised):
                     error = tool_error(_origin(wanted), found.error)
                     return _line_run(context, clock, inputs, error=error, metrics=metrics, nodes=nodes)
                 output[wanted.name] = found
-            aggregated = {text: _plain_stream(_look_up(r, given, values)) for text, r in self._aggregated.items()}
+            aggregated = {text: _plain_stream(value_of(r)) for text, r in self._aggregated.items()}
         except InvalidFlowRequest as exc:
             return _line_run(context, clock, inputs, error=error_dict(exc), metrics=metrics, nodes=nodes)
         return _line_run(
@@ -163,13 +222,21 @@ class DagProgram(Program):
         values: dict[str, Any] = {}
         nodes: list[dict[str, Any]] = []
         metrics: dict[str, Any] = {}
+        bypassed: set[str] = set()
+
+        def value_of(reference: Reference) -> Any:
+            return self._gathered(reference, lines, values)
+
         for tool in self._aggregation_tools:
-            if not self._awaited[tool.name] <= values.keys():
+            if not self._awaited[tool.name] <= values.keys() | bypassed:
                 continue  # a node it needs has failed or was left out itself
-            arguments = _copy(tool.literals)
+            arguments: dict[str, Any] = {}
             try:
-                for name, reference in tool.references:
-                    arguments[name] = self._gathered(reference, lines, values)
+                if tool.is_bypassed(bypassed, value_of):
+                    bypassed.add(tool.name)
+                    nodes.append(_bypassed_record(tool.name))
+                    continue
+                arguments = tool.arguments(bypassed, value_of)
             except InvalidFlowRequest as exc:
                 nodes.append(_node_record(tool.name, _Clock(), arguments, error=error_dict(exc)))
                 continue
@@ -399,6 +466,10 @@ def _node_record(
     }
 
 
+def _bypassed_record(name: str) -> dict[str, Any]:
+    return {**_node_record(name, _Clock(), {}), "status": "Bypassed"}
+
+
 def _plain_stream(value: Any) -> Any:
     return value.text if isinstance(value, Stream) else value
 
@@ -415,16 +486,14 @@ def _joined(value: Any) -> Generator[Call, Any, Any]:
     return value
 
 
-def _value_of(value: Reference | Literal, inputs: dict[str, Any], values: dict[str, Any]) -> Any:
-    return _look_up(value, inputs, values) if isinstance(value, Reference) else _copy(value.value)
-
-
 def _origin(output: FlowOutput) -> str:
     """The node to name when an output's stream raised."""
     return output.value.name if isinstance(output.value, Reference) else output.name
 
 
-def _look_up(reference: Reference, inputs: dict[str, Any], values: dict[str, Any]) -> Any:
+def _look_up(
+    reference: Reference, inputs: dict[str, Any], values: dict[str, Any], bypassed: Collection[str] = ()
+) -> Any:
     if reference.section == "inputs":
         try:
             return inputs[reference.name]
@@ -433,6 +502,8 @@ def _look_up(reference: Reference, inputs: dict[str, Any], values: dict[str, Any
                 f"The line has no input '{reference.name}', as {reference.text} asks. Map it, or give it a default.",
                 target="Executor",
             ) from None
+    if reference.name in bypassed:
+        return None
     value = values[reference.name]
     if not reference.path:
         return value

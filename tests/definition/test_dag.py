@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from prefect_batchflow.definition.dag import parse_value
-from prefect_batchflow.definition.flow import Dag, Flow, FlowOutput, Literal, Reference, load_flow
+from prefect_batchflow.definition.flow import Activate, Dag, Flow, FlowOutput, Literal, Reference, load_flow
 from prefect_batchflow.exceptions import (
     DuplicateNodeName,
     EmptyOutputReference,
@@ -170,6 +170,12 @@ class TestOrder:
 
         assert order(flow) == "eacbd"
 
+    def test_nodes_come_after_what_their_condition_asks(self, tmp_path: Path) -> None:
+        flow = load(tmp_path, node("a", activate={"when": "${b.output}", "is": True}), node("b"))
+        assert order(flow) == "ba"
+        assert isinstance(flow.program, Dag)
+        assert flow.program.nodes[1].activate == Activate(Reference("${b.output}", "node", "b"), True)
+
     def test_a_circle_is_refused_and_shown(self, tmp_path: Path) -> None:
         with pytest.raises(NodeCircularDependency, match="'b' → 'c' → 'b'"):
             load(tmp_path, node("a", {"p": "${b}"}), node("b", {"p": "${c}"}), node("c", {"p": "${b}"}))
@@ -198,7 +204,6 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("key", "value"),
         [
-            ("activate", {"when": "${inputs.x}", "is": 1}),
             ("use_variants", True),
             ("enable_cache", True),
             ("connection", "open_ai"),
@@ -283,11 +288,47 @@ class TestRefused:
         with pytest.raises(FlowDefinitionError, match=r"node 'a', input 'p': .*asks for 'score'"):
             load(tmp_path, node("a", {"p": "${b.score}"}))
 
+    @pytest.mark.parametrize(
+        ("activate", "error", "said"),
+        [
+            (
+                {"when": "${inputs.x}"},
+                FlowDefinitionError,
+                "node 'a', activate: expected 'when', a reference, and 'is'",
+            ),
+            ({"is": 1}, FlowDefinitionError, "expected 'when'"),
+            ("${inputs.x}", FlowDefinitionError, "activate"),
+            ({"when": "${b.score}", "is": 1}, FlowDefinitionError, "asks for 'score'"),
+            ({"when": "${inputs.x}", "is": 1, "else": 2}, UnsupportedFeatureError, "the key 'else' is not supported"),
+            (
+                {"when": "${inputs.y}", "is": 1},
+                InputReferenceNotFound,
+                r"activate: \$\{inputs.y\} refers to the input 'y'",
+            ),
+            ({"when": "${c.output}", "is": 1}, NodeReferenceNotFound, "refers to the node 'c'"),
+            ({"when": "${a.output}", "is": 1}, NodeCircularDependency, "'a' → 'a'"),
+        ],
+        ids=["no is", "no when", "no mapping", "no reference", "a further key", "no input", "no node", "itself"],
+    )
+    def test_a_condition_that_cannot_be(self, tmp_path: Path, activate: Any, error: type[Exception], said: str) -> None:
+        with pytest.raises(error, match=said):
+            load(tmp_path, node("a", activate=activate))
+
+    @pytest.mark.parametrize(("condition_of", "aggregation"), [("a", "b"), ("b", "b")], ids=["line", "aggregation"])
+    def test_a_condition_on_a_node_that_runs_at_another_time(
+        self, tmp_path: Path, condition_of: str, aggregation: str
+    ) -> None:
+        other = "b" if condition_of == "a" else "a"
+        nodes = {name: node(name, aggregation=name == aggregation) for name in "ab"}
+        nodes[condition_of]["activate"] = {"when": f"${{{other}.output}}", "is": 1}
+        with pytest.raises(InvalidNodeReference, match=f"node '{condition_of}', activate"):
+            load(tmp_path, *nodes.values())
+
     def test_all_that_is_wrong_is_told_at_once(self, tmp_path: Path) -> None:
         with pytest.raises(InvalidFlowRequest) as caught:
             load(
                 tmp_path,
-                node("a", {"p": "${inputs.y}", "q": "${nowhere.output}"}, activate={"when": "${inputs.x}", "is": 1}),
+                node("a", {"p": "${inputs.y}", "q": "${nowhere.output}"}, enable_cache=True),
                 node("b", type="llm", api="chat"),
                 outputs={"o": "${c.output}"},
                 environment_variables={"A": "b"},
@@ -297,7 +338,7 @@ class TestRefused:
         assert "has 7 problems" in message
         for name in (
             "environment_variables",
-            "activate",
+            "enable_cache",
             "'llm'",
             "'api'",
             "${inputs.y}",

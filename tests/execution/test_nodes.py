@@ -99,6 +99,86 @@ def completed(*values: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+class TestActivate:
+    @pytest.mark.parametrize(
+        ("when", "expected", "x", "status"),
+        [
+            ("${inputs.x}", "yes", "yes", "Completed"),
+            ("${inputs.x}", "yes", "Yes", "Bypassed"),
+            ("${inputs.x}", "1", 1, "Bypassed"),
+            ("${inputs.x}", "null", None, "Completed"),
+            ("${a.output.go[0]}", "true", True, "Completed"),
+            ("${a.output.go[0]}", "true", 2, "Bypassed"),
+            ("yes", "yes", 0, "Completed"),
+        ],
+    )
+    def test_a_node_runs_where_its_condition_holds(
+        self, dag: Load, run: Run, when: str, expected: str, x: Any, status: str
+    ) -> None:
+        is_ = "'1'" if expected == "1" else expected
+        program = dag(
+            "{o: {type: string, reference: '${b.output}'}, deep: {type: string, reference: '${b.output.k}'}}",
+            a=("inputs: {x: '${inputs.x}'}", "def a(x): return {'go': [x]}"),
+            b=(f"activate: {{when: '{when}', is: {is_}}}", "def b(): return {'k': 1}"),
+        )
+
+        line = run(program, x=x, y=1)
+
+        assert (line["status"], node_of(line, "b")["status"]) == ("Completed", status)
+        ran = status == "Completed"
+        assert line["output"] == {"o": {"k": 1} if ran else None, "deep": 1 if ran else None}
+        assert node_of(line, "b")["output"] == line["output"]["o"]
+
+    def test_what_refers_to_bypassed_nodes_only_is_bypassed_too(self, dag: Load, run: Run) -> None:
+        program = dag(
+            "{o: {type: string, reference: '${last.output}'}}",
+            a=("activate: {when: '${inputs.x}', is: 1}", "def a(): return 'a'"),
+            b=("activate: {when: '${inputs.x}', is: 2}", "def b(): return 'b'"),
+            of_a=("inputs: {a: '${a.output}'}", "def of_a(a): return a * 2"),
+            by_a=("activate: {when: '${a.output}', is: a}", "def by_a(): return 'by a'"),
+            last=("inputs: {a: '${of_a.output}', b: '${b.output}'}", "def last(a, b='nothing'): return [a, b]"),
+        )
+
+        outcomes = {}
+        for x in (1, 2, 3):
+            line = run(program, x=x, y=1)
+            outcomes[x] = ({n["node"]: n["status"][0] for n in line["nodes"]}, line["output"]["o"])
+
+        assert outcomes == {
+            1: ({"a": "C", "b": "B", "of_a": "C", "by_a": "C", "last": "C"}, ["aa", "nothing"]),
+            2: ({"a": "B", "b": "C", "of_a": "B", "by_a": "B", "last": "C"}, [None, "b"]),
+            3: ({"a": "B", "b": "B", "of_a": "B", "by_a": "B", "last": "B"}, None),
+        }
+
+    def test_a_condition_that_cannot_be_looked_up_fails_the_line(self, dag: Load, run: Run) -> None:
+        program = dag(
+            a=("inputs: {x: '${inputs.x}'}", "def a(x): return x"),
+            b=("activate: {when: '${a.output.no}', is: 1}", "def b(): return 1"),
+        )
+
+        line = run(program, x=1, y=1)
+
+        assert innermost_code(line["error"]) == "InvalidReferenceProperty"
+
+    def test_bypassed_lines_are_none_in_the_aggregation(self, dag: Load, run: Run, aggregate: Run) -> None:
+        program = dag(
+            a=("activate: {when: '${inputs.x}', is: 1}", "def a(): return 5"),
+            total=(
+                "aggregation: true, inputs: {a: '${a.output}'}",
+                "def total(a): log_metric('lines', len(a)); log_metric('none', a.count(None)); return None",
+            ),
+            after=("aggregation: true, activate: {when: '${total.output}', is: 1}", "def after(): return 1"),
+            behind=("aggregation: true, inputs: {a: '${after.output}'}", "def behind(a): return 1"),
+        )
+        lines = [{**run(program, x=x, y=1), "line_number": x} for x in range(3)]
+
+        run_info = aggregate(program, lines)
+
+        assert run_info["metrics"] == {"lines": 3, "none": 2}
+        statuses = {node["node"]: node["status"] for node in run_info["nodes"]}
+        assert statuses == {"total": "Completed", "after": "Bypassed", "behind": "Bypassed"}
+
+
 class TestLines:
     def test_a_line_goes_through_its_nodes(self, dag: Load, run: Run) -> None:
         program = dag(
