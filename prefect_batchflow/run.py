@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import functools
 import math
+import tempfile
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -158,6 +159,7 @@ class BatchRun:
                 self.numbers = set()
             for note in self.inventory.notes:
                 self._note(note)
+            await self._check_before_writing()
             async with Lease(self.files, self.keys, self._on_lease_lost):
                 index = await self._open_run()
                 await self._run_lines(index)
@@ -256,13 +258,26 @@ class BatchRun:
             self._note(f"{damage} Its lines are run again.")
         return index
 
+    async def _check_before_writing(self) -> None:
+        """Refuse what would end a run after it has left something in the storage, or after its lines were paid for."""
+        resume_from = self.request.resume_from
+        if resume_from is not None and await read_manifest(self.files, self.keys) is None:
+            self._refuse_other_flow(await require_manifest(self.files, RunKeys(resume_from)))
+        if self.output_dir is not None:
+            try:
+                await asyncio.to_thread(_try_to_write, self.output_dir)
+            except OSError as exc:
+                raise InvalidOptionError(
+                    f"The output_dir {self.output_dir} cannot be written: ({type(exc).__name__}) {exc}. Nothing was run. "
+                    "Give a folder that can."
+                ) from exc
+
     async def _take_over(self) -> None:
         """Copy completed lines of another run, or of a storage the caller brought, into this one."""
         earlier = RunRecords(self.files, self.keys, session=0)
         if self.request.resume_from is not None:
             other = RunKeys(self.request.resume_from)
             manifest = await require_manifest(self.files, other)
-            self._refuse_other_flow(manifest)
             taken = await take_over_run(RunRecords(self.files, other, 0, manifest.records_since), earlier)
             self.logger.info("%d completed lines taken over from run %s", taken, self.request.resume_from)
         if self.live.resume_storage is not None:
@@ -619,6 +634,12 @@ def _local_folder(folder: str | None, base_dir: str | None) -> Path | None:
             "has the outputs too."
         )
     return Path(_absolute(folder.removeprefix("file://"), base_dir))
+
+
+def _try_to_write(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def _chunk_size(granularity: Granularity, total_lines: int) -> int | None:

@@ -338,7 +338,7 @@ def completed_lines_unlogged(flow_run_id: UUID) -> Iterator[None]:
     """Keep Prefect's log record of each line that completed out of the log of a flow run.
 
     A record a line says nothing that the line's state does not, hides those of lines that failed, and took a fifth of the
-    time of a run with a task run a line. Of the two records that Prefect writes of a line that failed, one stays.
+    time of a run with a task run a line. Of the two records that Prefect writes of a line's last failure, one stays.
     """
     run = str(flow_run_id)
 
@@ -347,7 +347,8 @@ def completed_lines_unlogged(flow_run_id: UUID) -> Iterator[None]:
             return True
         text = record.getMessage()
         completed = record.levelno == logging.INFO and text.startswith("Finished in state")
-        return not completed and not text.startswith("Task run failed with state")
+        told_again = text.startswith("Task run failed with state") and " - Retry " not in text
+        return not completed and not told_again
 
     logger = get_logger("prefect.task_runs")
     logger.addFilter(is_logged)

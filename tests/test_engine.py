@@ -31,12 +31,13 @@ from prefect_batchflow.exceptions import (
     InvalidUserData,
     RunChangedError,
     RunInUseError,
+    RunNotFoundError,
     StorageError,
     UnsupportedFeatureError,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -394,24 +395,68 @@ def test_a_cancel_ends_the_aggregation_too(storage: Path, write_rows: Callable[.
     assert (result.status, result.completed_lines, result.metrics) == (Status.Canceled, 1, {})
 
 
-def test_the_log_tells_of_the_lines_that_failed_only(storage: Path, write_rows: Callable[..., Path]) -> None:
-    def halve(n: int) -> float:
-        return 1 / n
+def halve(n: int) -> float:
+    return 1 / n
 
-    told: list[str] = []
+
+@pytest.fixture
+def told() -> Iterator[list[str]]:
+    """What Prefect logs of task runs, at its default level."""
+    messages: list[str] = []
     handler = logging.Handler()
-    handler.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
     logger = logging.getLogger("prefect.task_runs")
+    level = logger.level
     logger.addHandler(handler)
-    try:
-        BatchEngine(halve, run_storage_url=str(storage)).run({"data": write_rows([{"n": n} for n in range(3)])})
-    finally:
-        logger.removeHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield messages
+    logger.setLevel(level)
+    logger.removeHandler(handler)
+    assert not [f for f in logger.filters if "is_logged" in repr(f)], "the run has taken its filter with it"
+
+
+def test_the_log_tells_of_the_lines_that_failed_only(
+    storage: Path, write_rows: Callable[..., Path], told: list[str]
+) -> None:
+    BatchEngine(halve, run_storage_url=str(storage)).run({"data": write_rows([{"n": n} for n in range(3)])})
 
     (message,) = told
     assert message.startswith("Finished in state Failed")
     assert "division by zero" in message
-    assert not [f for f in logger.filters if "is_logged" in repr(f)], "the run has taken its filter with it"
+
+
+def test_the_log_tells_of_each_attempt_that_is_retried(
+    storage: Path, write_rows: Callable[..., Path], told: list[str]
+) -> None:
+    engine = BatchEngine(halve, run_storage_url=str(storage), retries=1)
+    engine.run({"data": write_rows([{"n": n} for n in range(2)])})
+
+    retried, ended = [message for message in told if "division by zero" in message]
+    assert "Retry 1/1" in retried
+    assert ended.startswith("Finished in state Failed")
+
+
+def test_an_output_folder_that_cannot_be_written_is_told_before_any_line_runs(
+    dag: Path, storage: Path, write_rows: Callable[..., Path]
+) -> None:
+    (storage.parent / "file").touch()
+    with pytest.raises(InvalidOptionError, match=r"output_dir .*file/out cannot be written.*Nothing was run"):
+        BatchEngine(dag, run_storage_url=str(storage)).run(
+            {"data": write_rows([{"n": 1}])}, output_dir=storage.parent / "file" / "out"
+        )
+    assert executed(dag) == []
+
+
+def test_lines_of_a_run_that_is_not_there_leave_nothing_behind(
+    dag: Path, storage: Path, write_rows: Callable[..., Path]
+) -> None:
+    from prefect_batchflow.flows import run_batch
+    from prefect_batchflow.live import LiveRun
+
+    parameters = {"flow": str(dag), "data": str(write_rows([{"n": 1}])), "storage": str(storage), "run_id": "mine"}
+    with pytest.raises(RunNotFoundError, match="'nowhere'"):
+        run_batch({**parameters, "resume_from": "nowhere"}, LiveRun())
+    assert not (storage / "mine").exists()
 
 
 def test_a_listener_that_raises_does_not_cost_the_run(storage: Path, write_rows: Callable[..., Path]) -> None:

@@ -67,13 +67,21 @@ async def _host(program: Program, fd: int, write: Writer, lines_at_once: int) ->
     threads = _Threads(lines_at_once)
     loop.set_default_executor(threads)
     running: dict[int, asyncio.Task[None]] = {}
+    cancelled: set[int] = set()
+    """Those that the engine wants ended."""
     unpacker = wire.Unpacker()
     closed = asyncio.Event()
 
     async def run_line(head: dict[str, Any], body: bytes) -> None:
         threads.job.set(head["id"])
         printed = LineOutput.begin()
-        record = await program.run_line_async(head["line_number"], json.loads(body))
+        inputs = json.loads(body)
+        try:
+            record = await program.run_line_async(head["line_number"], inputs)
+        except asyncio.CancelledError as exc:
+            if head["id"] in cancelled:
+                raise
+            record = program.failed_line(head["line_number"], inputs, exc)  # it has cancelled itself
         write(line_reply(head, dict(record), printed))
 
     async def aggregate(head: dict[str, Any], body: bytes) -> None:
@@ -83,6 +91,7 @@ async def _host(program: Program, fd: int, write: Writer, lines_at_once: int) ->
 
     def cancel(key: int) -> None:
         if (task := running.get(key)) is not None:
+            cancelled.add(key)
             task.cancel()
             loop.call_later(OBEY_WITHIN_SEC, look_after, key)
         # Said whether or not the line obeys: it shows that the loop still turns.
@@ -95,6 +104,7 @@ async def _host(program: Program, fd: int, write: Writer, lines_at_once: int) ->
 
     def on_end(key: int, task: asyncio.Task[None]) -> None:
         del running[key]
+        cancelled.discard(key)
         if task.cancelled():
             return
         threads.forget(key)

@@ -153,10 +153,19 @@ def _run_here(coroutine: Coroutine[Any, Any, Any]) -> Any:
 
 
 def passes_through(exc: BaseException) -> bool:
-    """Whether an exception is not the line's: an interrupt, or a cancellation."""
+    """Whether an exception is not the line's: an interrupt, or the cancellation of the task that runs it.
+
+    A cancellation of something else, which user code awaited, is an error like any other.
+    """
     # Without asyncio in the process nothing can have been cancelled by it.
     asyncio = sys.modules.get("asyncio")
-    return isinstance(exc, KeyboardInterrupt) or (asyncio is not None and isinstance(exc, asyncio.CancelledError))
+    if asyncio is None or not isinstance(exc, asyncio.CancelledError):
+        return isinstance(exc, KeyboardInterrupt)
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # in a thread without a loop
+        return False
+    return bool(task is not None and task.cancelling())
 
 
 def join_text(chunks: Iterator[Any]) -> str:

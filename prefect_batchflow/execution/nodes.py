@@ -64,7 +64,7 @@ class Program:
             try:
                 return drive(self._line(context, inputs))
             except Exception as exc:  # noqa: BLE001 - a line that cannot even be recorded fails; its worker goes on
-                return _line_run(context, _Clock(), inputs, error=_own_failure(exc))
+                return self.failed_line(line_number, inputs, exc)
 
     async def run_line_async(self, line_number: int, inputs: dict[str, Any]) -> LineRun:
         """Run one line on this event loop, its sync functions in threads."""
@@ -72,7 +72,12 @@ class Program:
             try:
                 return await drive_async(self._line(context, inputs))
             except Exception as exc:  # noqa: BLE001 - as in `run_line`
-                return _line_run(context, _Clock(), inputs, error=_own_failure(exc))
+                return self.failed_line(line_number, inputs, exc)
+
+    def failed_line(self, line_number: int, inputs: dict[str, Any], exc: BaseException) -> LineRun:
+        """What a line is that could not be run to its end."""
+        with running(line_number) as context:
+            return _line_run(context, _Clock(), inputs, error=_own_failure(exc))
 
     def aggregate(self, lines: list[CompletedLine]) -> AggregationRun:
         """Run the aggregation over completed lines in this thread."""
@@ -382,7 +387,7 @@ def _fail(record: dict[str, Any], error: dict[str, Any]) -> None:
     record.update(status="Failed", output=None, aggregation_inputs={}, error=error)
 
 
-def _own_failure(exc: Exception) -> dict[str, Any]:
+def _own_failure(exc: BaseException) -> dict[str, Any]:
     text = f"({type(exc).__name__}) {exception_text(exc)}"
     if isinstance(exc, MemoryError):
         return error_dict(LineOutOfMemoryError(f"The line's record cannot be made: {text}", target="Executor"))

@@ -263,6 +263,8 @@ class WorkerPool:
 
     def _feed(self) -> None:
         """Give the jobs that wait to the workers that are free; start another worker when none is and there may be more."""
+        while self._waiting and self._waiting[0].answer.done():
+            self._waiting.popleft()  # one that nobody waits for must start no worker
         while self._waiting and self._free:
             self._on_room(next(iter(self._free)))
         if self._waiting and self._may_grow():
@@ -364,6 +366,11 @@ class WorkerPool:
             worker.ready.exception()
             return
         lost: list[Job] = []
+        if not worker.ending and not begun and unbegun:
+            # Nobody's fault once; but a line whose inputs end each worker that reads them would come again for ever.
+            unbegun[0].deaths += 1
+            if unbegun[0].deaths > 1:
+                begun = [unbegun.pop(0)]
         for job in begun:
             if job.timed_out:
                 # One line that blocks the event loop takes the others past their limits with it.

@@ -48,8 +48,6 @@ class LineOutput(io.TextIOBase):
 
     only: ClassVar[_Printed | None] = None
     """Of the one line that runs, if lines come one at a time: its threads have no context of it."""
-    has_printed = False
-    """Whether anything was printed since this was last reset."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -72,7 +70,6 @@ class LineOutput(io.TextIOBase):
         printed = self._printed.get() or self.only
         if printed is not None:
             printed.add(text)
-        self.has_printed = True
         data = text.encode("utf-8", "backslashreplace")
         while data:
             data = data[os.write(self._fd, data) :]
@@ -126,9 +123,12 @@ class Writer:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+        self._pid = os.getpid()
 
     def __call__(self, message: bytes) -> None:
-        """Write a message; waits while the pipe is full."""
+        """Write a message; waits while the pipe is full. What a line has forked ends here: it is no second worker."""
+        if os.getpid() != self._pid:
+            os._exit(0)
         view = memoryview(message)
         while view:
             view = view[os.write(self._fd, view) :]

@@ -13,7 +13,7 @@ from typing import Any
 RUN, SKIP = b"r", b"s"
 """Permits of a worker of sync code, one for each job it is sent: to run it, or to pass it over."""
 NEXT_LINE = b"\x1enext line\x1e"
-"""What such a worker prints before a line when the line before has printed."""
+"""What such a worker prints behind a line's output that nobody has read yet."""
 
 _LENGTHS = struct.Struct(">II")
 _encode = json.JSONEncoder(separators=(",", ":")).encode  # `json.dumps` would make the encoder anew each time

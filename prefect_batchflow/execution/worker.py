@@ -9,11 +9,13 @@ is the standard library, `definition`, `tools` and `execution`.
 from __future__ import annotations
 
 import faulthandler
+import fcntl
 import json
 import os
 import pickle
 import resource
 import sys
+import termios
 from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow.exceptions import BatchflowException, UnexpectedError, error_dict
@@ -64,7 +66,18 @@ def _ready(program: Program) -> bytes:
     return wire.pack(head)
 
 
-def _run_sync(program: Program, read: _Reader, permits: int, output: LineOutput, write: Writer) -> None:
+def _end_output() -> None:
+    """Mark the end of what a line wrote, also past Python, as far as the engine has not read it before the line's answer."""
+    waiting = bytearray(4)
+    try:
+        fcntl.ioctl(2, termios.FIONREAD, waiting)
+        if any(waiting):
+            os.write(2, wire.NEXT_LINE)
+    except OSError:
+        return  # user code has put something else in the place of standard error
+
+
+def _run_sync(program: Program, read: _Reader, permits: int, write: Writer) -> None:
     while frame := read():
         head, body = frame
         permit = os.read(permits, 1)
@@ -72,12 +85,10 @@ def _run_sync(program: Program, read: _Reader, permits: int, output: LineOutput,
             continue
         if not permit:  # the engine is gone
             return
-        if output.has_printed:
-            os.write(2, wire.NEXT_LINE)
-            output.has_printed = False
         if head["op"] == "line":
             printed = LineOutput.only = LineOutput.begin()
             record = dict(program.run_line(head["line_number"], json.loads(body)))
+            _end_output()
             write(line_reply(head, record, printed))
             if is_spent(record):  # what the line left allocated would be refused to the next one
                 return
@@ -111,7 +122,7 @@ def main(permits: int) -> None:
     os.dup2(nothing, 0)
     os.dup2(2, 1)
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - the process's own, for its life
-    sys.stdout = sys.stderr = output = LineOutput(2)
+    sys.stdout = sys.stderr = LineOutput(2)
     faulthandler.enable(file=2)
     read, write = _Reader(fd_in), Writer(fd_out)
     first = read()
@@ -130,7 +141,7 @@ def main(permits: int) -> None:
         from prefect_batchflow.execution.async_host import run_async
 
         run_async(program, fd_in, write, job["lines_at_once"])
-    _run_sync(program, read, permits, output, write)
+    _run_sync(program, read, permits, write)
     # No clean-up of user code: threads it left behind must not keep a worker alive.
     os._exit(0)
 

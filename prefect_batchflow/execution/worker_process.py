@@ -9,7 +9,7 @@ hanging line holds up, and knows for certain which job a dead worker had begun.
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import functools
 import os
 import re
 import signal
@@ -65,11 +65,13 @@ class Job:
     """When its worker began it, on the monotonic clock."""
     deadline: asyncio.TimerHandle | None = None
     timed_out: bool = False
+    deaths: int = 0
+    """How many workers died of themselves when it was the next one and not begun."""
 
     @property
     def duration_sec(self) -> float:
-        """For how long its worker has had it."""
-        return time.monotonic() - self.began
+        """For how long its worker has had it; 0 when that never began it."""
+        return time.monotonic() - self.began if self.began else 0.0
 
 
 class WorkerProcess:
@@ -112,9 +114,10 @@ class WorkerProcess:
         self._unpacker = wire.Unpacker()
         self._transports: list[asyncio.ReadTransport | asyncio.WriteTransport] = []
         self._permits_taken_back, self._permits = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        # A blocking end for the worker, of the same pipe: whether an end blocks is its own open file's.
-        permits = os.open(f"/proc/self/fd/{self._permits_taken_back}", os.O_RDONLY | os.O_CLOEXEC)
+        permits = -1
         try:
+            # A blocking end for the worker, of the same pipe: whether an end blocks is its own open file's.
+            permits = os.open(f"/proc/self/fd/{self._permits_taken_back}", os.O_RDONLY | os.O_CLOEXEC)
             self._process = subprocess.Popen(  # noqa: S603 - our own program
                 # -P: the current directory, which is the flow's, does not come before the standard library.
                 [sys.executable, "-P", "-m", "prefect_batchflow.execution.worker", str(permits)],
@@ -131,7 +134,8 @@ class WorkerProcess:
             self._close_permits()
             raise
         finally:
-            os.close(permits)
+            if permits >= 0:
+                os.close(permits)
         self.pid = self._process.pid
 
     @property
@@ -146,13 +150,29 @@ class WorkerProcess:
 
     async def connect(self) -> None:
         """Attach its pipes to the event loop; to be called once, first."""
+        try:
+            await self._connect()
+        except BaseException:
+            # As when there are no descriptors left: nothing would ever see its end.
+            self.end()
+            self._process.wait()
+            self._gone = True
+            self._close_permits()
+            for transport in self._transports:
+                transport.close()
+            self.exited.set()
+            self._on_exit(self, [], [])
+            raise
+
+    async def _connect(self) -> None:
         loop = asyncio.get_running_loop()
         process = self._process
         assert process.stdin is not None
         self._stdin, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, process.stdin)
-        stdout, _ = await loop.connect_read_pipe(lambda: _Pipe(self._on_answers), process.stdout)
-        stderr, _ = await loop.connect_read_pipe(lambda: _Pipe(self._on_output), process.stderr)
-        self._transports = [self._stdin, stdout, stderr]
+        self._transports.append(self._stdin)
+        for pipe, take in ((process.stdout, self._on_answers), (process.stderr, self._on_output)):
+            transport, _ = await loop.connect_read_pipe(functools.partial(_Pipe, take), pipe)
+            self._transports.append(transport)
         # Last: a process that has ended already is seen at once, and its end closes the pipes.
         self._pidfd = os.pidfd_open(self.pid)
         loop.add_reader(self._pidfd, self._reap)
@@ -172,7 +192,7 @@ class WorkerProcess:
         Args:
             fair_share: How many it may be sent ahead for there are other workers, too.
         """
-        if self.ending or self.retiring or self._gone:
+        if self.ending or self.retiring or self._gone or self._stdin.is_closing():
             return 0
         ahead = 0
         if self.lines_at_once == 1 and self._line_sec is not None:
@@ -180,7 +200,10 @@ class WorkerProcess:
         return self.lines_at_once + ahead - len(self.jobs)
 
     def take(self, jobs: list[Job]) -> None:
-        """Send it jobs, within its room."""
+        """Send it jobs, within its room; one that is gone by now hands them back through `on_exit`."""
+        if self._gone:
+            self._on_exit(self, jobs, [])
+            return
         if self.lines_at_once == 1:
             os.write(self._permits, wire.RUN * len(jobs))
         for job in jobs:
@@ -363,9 +386,13 @@ class _Pipe(asyncio.Protocol):
 
 def _drain(pipe: IO[bytes] | None, take: Callable[[bytes], None]) -> None:
     """Read what is in a pipe now."""
-    with contextlib.suppress(OSError, ValueError):  # it is empty, or closed
-        while pipe is not None and (data := os.read(pipe.fileno(), _READ_BYTES)):
-            take(data)
+    data = b"" if pipe is None else b"-"
+    while data:
+        try:
+            data = os.read(pipe.fileno(), _READ_BYTES) if pipe is not None else b""
+        except (OSError, ValueError):  # it is empty, or closed
+            return
+        take(data)
 
 
 def how_it_ended(returncode: int | None) -> str:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 RENEW_EVERY_SEC = 10.0
 STALE_AFTER_SEC = 60.0
 """A lease this old, or from the future, may be a dead one's."""
+LOOK_SEC = 0.3
+"""How long the lock of a run may be held by who only looks whether it is held."""
 WATCH_SEC = 25.0
 """It is, if nobody renews it for so long."""
 
@@ -98,10 +100,15 @@ class Lease:
 
     async def _lock(self, path: Path) -> None:
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise self._in_use(await self._holder() or {}) from None
+        deadline = time.monotonic() + LOOK_SEC
+        while True:
+            try:
+                return fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                # Somebody who only looks, as `is_held` does, has it for a moment.
+                if time.monotonic() > deadline:
+                    raise self._in_use(await self._holder() or {}) from None
+            await asyncio.sleep(LOOK_SEC / 10)
 
     def _unlock(self) -> None:
         if self._fd is not None:
@@ -174,7 +181,7 @@ async def is_held(files: RunFiles, keys: RunKeys) -> bool:
         if lease["released"] or _is_dead(lease):
             return False
         return bool(time.time() - lease["renewed_at"] < STALE_AFTER_SEC)
-    except (OSError, ValueError, KeyError, TypeError):
+    except Exception:  # noqa: BLE001 - whatever the storage raises
         return False
 
 

@@ -508,6 +508,26 @@ class TestAsyncLines:
         assert len({outcome.parsed()["output"]["output"] for outcome in (*others, after)}) == 1
 
     @pytest.mark.parametrize(
+        ("act", "error_code"),
+        [
+            ("task = asyncio.create_task(asyncio.sleep(60)); task.cancel(); await task", "ScriptExecutionError"),
+            ("raise asyncio.CancelledError('of its own')", "ScriptExecutionError"),
+            ("asyncio.current_task().cancel(); await asyncio.sleep(60)", "UnexpectedError"),
+        ],
+        ids=["of a task it awaits", "raised", "of itself"],
+    )
+    async def test_a_cancellation_in_the_lines_own_code_is_its_error_at_once(
+        self, tmp_path: Path, act: str, error_code: str
+    ) -> None:
+        code = f"import asyncio\nasync def main(n):\n    if n == 1:\n        {act}\n    return n\n"
+        async with running_pool(flow_of(tmp_path, code)) as pool, asyncio.timeout(30):
+            outcomes = await asyncio.gather(*(run(pool, number, n=number) for number in range(3)))
+
+        assert [outcome.receipt.error is None for outcome in outcomes] == [True, False, True]
+        assert code_of(outcomes[1]) == error_code
+        assert "CancelledError" in message_of(outcomes[1])
+
+    @pytest.mark.parametrize(
         ("block", "limit"),
         [("time.sleep(600)", 1.0), ("while True: pass", 60.0)],
         ids=["a sleep, all of one limit", "a loop, others with time left"],

@@ -260,7 +260,7 @@ class TestStandardStreams:
             assert worker.run_line()["output"] == {"read": "", "input": "", "child": ""}
             ended(worker)
             assert worker.process.stderr is not None
-            assert worker.process.stderr.read() == b"rawfrom a child\n"
+            assert worker.process.stderr.read() == b"rawfrom a child\n" + wire.NEXT_LINE
 
 
 class TestLines:

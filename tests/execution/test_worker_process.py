@@ -144,3 +144,43 @@ async def test_what_a_killed_line_said_is_its_own(tmp_path: Path, most_ahead: li
 
     assert outcomes[BAD].parsed()["logs"].split() == ["the", "bad", "line"]
     assert max(most_ahead) > 1
+
+
+async def test_what_a_line_before_said_past_python_is_not_a_dead_lines(tmp_path: Path, most_ahead: list[int]) -> None:
+    source = code("os._exit(7)").replace(
+        "    return n", "    os.write(2, b'MemoryError: of another line\\n')\n    return n"
+    )
+    async with running_pool(flow_of(tmp_path, source), worker_count=1) as pool:
+        outcomes = await asyncio.gather(*await run_all(pool))
+
+    assert code_of(outcomes[BAD]) == "ProcessCrashError"
+    assert outcomes[BAD].parsed()["logs"] == ""
+    assert max(most_ahead) > 1
+
+
+async def test_a_line_that_ends_whoever_reads_it_is_not_run_for_ever(tmp_path: Path) -> None:
+    flow = flow_of(tmp_path, "def main(text):\n    return len(text)\n")
+    async with running_pool(flow, worker_count=1, line_memory_mb=32) as pool:
+        async with asyncio.timeout(60):
+            outcomes = await asyncio.gather(run(pool, 0, text="x" * 60_000_000), run(pool, 1, text="short"))
+
+        assert code_of(outcomes[0]) == "LineOutOfMemoryError"
+        assert outcomes[0].receipt.duration_sec < 30
+        assert outcomes[1].parsed()["output"] == {"output": 5}
+        assert pool._started <= 4
+
+
+@pytest.mark.parametrize("child", ["sys.exit(3)", "return 'the child'", "raise ValueError"])
+async def test_what_a_line_forks_is_no_second_worker(tmp_path: Path, child: str) -> None:
+    forks = f"""
+        import os, sys
+        def main(n):
+            if n == 3 and os.fork() == 0:
+                {child}
+            return os.getpid()
+        """
+    async with running_pool(flow_of(tmp_path, forks), worker_count=1) as pool:
+        outcomes = [await run(pool, number, n=number) for number in range(10)]
+
+    assert [outcome.receipt.error for outcome in outcomes] == [None] * 10
+    assert len({outcome.parsed()["output"]["output"] for outcome in outcomes}) == 1

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.server, pytest.mark.timeout(300)]
 
 LINES = 30
 DONE = 12
-"""Lines that are done when the run is cancelled; the next two run then, one on each worker."""
+"""Lines that are done when the run is cancelled; two others run then, one on each worker."""
 MESSAGE = f"{DONE} of {LINES} lines completed, 2 canceled, {LINES - DONE - 2} not started. Canceled in Prefect."
 
 
@@ -39,7 +39,9 @@ def test_cancel_of_a_deployments_run_keeps_what_is_done_and_says_so(
     result = json.loads((deployed.runs / flow_run_id / "batch_result.json").read_text())
     assert (result["status"], result["completed_lines"], result["total_lines"]) == ("Canceled", DONE, LINES)
     wait_for(lambda: not processes_with("PREFECT__FLOW_RUN_ID", flow_run_id), "no process of the run is left", 15)
-    assert steered.executed() == dict.fromkeys(range(DONE + 2), 1)
+    executed = steered.executed()
+    assert set(range(DONE)) < set(executed)
+    assert list(executed.values()) == [1] * (DONE + 2)
     # Nothing that comes later takes our message away.
     assert api.state(flow_run_id)["message"] == MESSAGE
 

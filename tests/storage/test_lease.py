@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import signal
@@ -143,6 +144,17 @@ asyncio.run(main())
 
         async with Lease(local, keys):
             assert (await lease_of(local, keys))["pid"] == os.getpid()
+
+    async def test_who_only_looks_keeps_nobody_out(self, local: RunStorageBlock, keys: RunKeys) -> None:
+        path = local.local_path(keys.lock)
+        assert path is not None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        looking = os.open(path, os.O_RDONLY | os.O_CREAT)
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        asyncio.get_running_loop().call_later(0.1, os.close, looking)
+
+        async with Lease(local, keys):
+            assert await is_held(local, keys)
 
     async def test_a_stopped_process_keeps_its_run(self, local: RunStorageBlock, keys: RunKeys) -> None:
         async with Lease(local, keys):
