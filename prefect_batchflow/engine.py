@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow.definition.flow import Flow, load_flow
 from prefect_batchflow.exceptions import InvalidOptionError, LineFailureError
 from prefect_batchflow.execution.executor import AbstractExecutorProxy, register_executor
 from prefect_batchflow.flows import run_batch
+from prefect_batchflow.inputs.places import is_local_path, local_path
 from prefect_batchflow.live import LiveRun
 from prefect_batchflow.settings import DEFAULT_LINE_TIMEOUT_SEC, DEFAULT_WORKER_COUNT, positive_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from prefect_batchflow.results import BatchResult
     from prefect_batchflow.storage.custom import AbstractBatchRunStorage, AbstractRunStorage
@@ -111,7 +112,7 @@ class BatchEngine:
         """Run every line of the data, and wait for the result.
 
         Args:
-            input_dirs: Source name to file, folder or URL.
+            input_dirs: Source name to file, folder, pattern or URL.
             inputs_mapping: Input name to `${source.column}` or a literal.
             output_dir: Gets `output.jsonl`, `failed.jsonl` and `batch_result.json`; `None` for none besides the run's own.
             run_id: The run's name; the same name again resumes it. `None` is the Prefect flow run's id.
@@ -189,4 +190,4 @@ class BatchEngine:
 
 def _located(path: str | Path, base: Path) -> str:
     text = str(path)
-    return text if "://" in text else str(base / Path(text).expanduser())
+    return local_path(text, base) if is_local_path(text) else text

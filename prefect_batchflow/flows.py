@@ -88,7 +88,8 @@ async def batch_run(
 
     Args:
         flow: Folder with a flow.dag.yaml or flow.flex.yaml, such a file, module:attr, or path/to/file.py:attr.
-        data: URL of the rows, the source `data` of the mapping: jsonl, csv, tsv or json, .gz of each, or a folder.
+        data: URL of the rows, the source `data` of the mapping: jsonl, csv, tsv, json, each also .gz or .zst, parquet,
+            arrow; a folder, or a pattern such as data/*.jsonl.
         inputs_mapping: Input name to ${data.column} or a literal. Inputs not named come from the column of their name.
         run_id: Name of the run; the same name again resumes it. Empty is this flow run's id, so that a Retry resumes.
         resume_from: Another run, whose completed lines are taken over where their inputs are the same.

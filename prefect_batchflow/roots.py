@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from prefect_batchflow.exceptions import InvalidOptionError
+from prefect_batchflow.inputs.places import is_local_path, local_path
 from prefect_batchflow.settings import default_storage_url
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def check_roots(request: BatchRequest, roots: str) -> None:
     allowed = [root.strip() for root in roots.split(",") if root.strip()]
     if not allowed:
         return
-    places = [(name, url) for name, url in request.data.items()]
+    places: list[tuple[str, str]] = []
     file = _FILE.fullmatch(request.flow)
     if file is None and _MODULE.fullmatch(request.flow):
         places.append(("flow", request.flow))
@@ -48,12 +49,24 @@ def check_roots(request: BatchRequest, roots: str) -> None:
     places += [("working_dir", request.working_dir or ""), ("output_dir", request.output_dir or "")]
     if request.storage != default_storage_url() and not request.storage.startswith("batchflow-run-storage/"):
         places.append(("storage", request.storage))
-    outside = [f"{name} {place!r}" for name, place in places if place and not any(_is_below(place, r) for r in allowed)]
+    outside = [
+        f"{name} {url!r}" for name, url in request.data.items() if not _is_allowed(_found_at(url, request), allowed)
+    ]
+    outside += [f"{name} {place!r}" for name, place in places if place and not _is_allowed(place, allowed)]
     if outside:
         raise InvalidOptionError(
             f"{', '.join(outside)}: not below {' or '.join(allowed)}, to which this worker holds runs of "
             f"deployments. Move it there, or ask who runs the worker to add a root to its {ROOTS_VARIABLE}."
         )
+
+
+def _found_at(url: str, request: BatchRequest) -> str:
+    """Where data is looked for, its variables filled in; messages show it as it was given."""
+    return local_path(url, request.base_dir) if is_local_path(url) else url
+
+
+def _is_allowed(place: str, allowed: list[str]) -> bool:
+    return any(_is_below(place, root) for root in allowed)
 
 
 def _is_below(place: str, root: str) -> bool:

@@ -41,6 +41,7 @@ from prefect_batchflow.execution.executor import (
     registered_languages,
 )
 from prefect_batchflow.execution.pool import WorkerPool
+from prefect_batchflow.inputs.places import is_local_path, local_path
 from prefect_batchflow.inputs.readers import Source, open_source
 from prefect_batchflow.lines import Line, check, chunks, input_hash, read_lines
 from prefect_batchflow.live import LiveRun, ProgressReport
@@ -206,8 +207,8 @@ class BatchRun:
     def _open_sources(self) -> list[Source]:
         if not self.request.data:
             raise InvalidOptionError(
-                "No data was given. Give the URL of a jsonl, csv, tsv or json file: --data on the command line, `data` in "
-                "a deployment's parameters, `input_dirs` of BatchEngine.run."
+                "No data was given. Give the URL of a file (jsonl, csv, tsv, json, parquet, arrow), a folder or a pattern: "
+                "--data on the command line, `data` in a deployment's parameters, `input_dirs` of BatchEngine.run."
             )
         return [open_source(url, name=name, base_dir=self.request.base_dir) for name, url in self.request.data.items()]
 
@@ -620,9 +621,7 @@ class BatchRun:
 
 def _absolute(url: str, base_dir: str | None) -> str:
     """A path as it is found from any folder; a URL as it is."""
-    if "://" in url or url == "-":
-        return url
-    return str(Path(base_dir or "", Path(url).expanduser()).absolute())
+    return local_path(url, base_dir) if is_local_path(url) else url
 
 
 def _local_folder(folder: str | None, base_dir: str | None) -> Path | None:
@@ -633,7 +632,7 @@ def _local_folder(folder: str | None, base_dir: str | None) -> Path | None:
             f"The output_dir {folder!r} is no folder of this machine. Give one; the run storage may be elsewhere, and "
             "has the outputs too."
         )
-    return Path(_absolute(folder.removeprefix("file://"), base_dir))
+    return Path(base_dir or "", Path(folder.removeprefix("file://")).expanduser()).absolute()
 
 
 def _try_to_write(folder: Path) -> None:

@@ -23,6 +23,8 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (root / "flows").mkdir(parents=True)
     (root / "out").symlink_to(tmp_path)
     monkeypatch.chdir(root)
+    monkeypatch.setenv("ROOT_OF_TEST", str(root))
+    monkeypatch.setenv("HOME_OF_TEST", str(tmp_path))
     return root
 
 
@@ -38,6 +40,8 @@ def _request(**more: Any) -> BatchRequest:
         {"flow": "a.py:run", "working_dir": "flows"},
         {"data": {"data": "rows.jsonl", "more": f"{URL_ROOT}/rows.jsonl"}},
         {"data": {"data": URL_ROOT}},
+        {"data": {"data": "rows-*.jsonl", "more": f"{URL_ROOT}/rows-*.jsonl"}},
+        {"data": {"data": "$ROOT_OF_TEST/rows.jsonl"}},
         {"output_dir": "flows/../outputs"},
         {"storage": "batchflow-run-storage/nightly"},
         {"storage": f"{URL_ROOT}/runs"},
@@ -57,6 +61,10 @@ def test_what_lies_below_a_root_may_be_named(root: Path, named: dict[str, Any]) 
         ({"flow": "a.py:run", "working_dir": "out"}, "working_dir 'out'"),
         ({"data": {"data": "/etc/hosts"}}, "data '/etc/hosts'"),
         ({"data": {"data": "file:///etc/hosts"}}, "data 'file:///etc/hosts'"),
+        ({"data": {"data": "$HOME_OF_TEST/rows.jsonl"}}, "data '$HOME_OF_TEST/rows.jsonl'"),
+        ({"data": {"data": "${HOME_OF_TEST}/*.jsonl"}}, "data '${HOME_OF_TEST}/*.jsonl'"),
+        ({"data": {"data": "out/*.jsonl"}}, "data 'out/*.jsonl'"),
+        ({"data": {"data": "*/../../rows.jsonl"}}, "data '*/../../rows.jsonl'"),
         ({"data": {"more": f"{URL_ROOT}-of-others/rows.jsonl"}}, f"more '{URL_ROOT}-of-others/rows.jsonl'"),
         ({"data": {"data": f"{URL_ROOT}/%2e%2e/rows.jsonl"}}, "%2e%2e"),
         ({"data": {"data": f"simplecache::{URL_ROOT}/rows.jsonl"}}, "simplecache::"),

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from dataclasses import dataclass, fields
+from glob import iglob
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
 
@@ -248,7 +249,7 @@ def assignments(option: str, texts: Iterable[str]) -> dict[str, Any]:
 def sources(texts: Iterable[str]) -> dict[str, str]:
     """Read the data's sources, `URL` or `name=URL`; the one without a name is `data`.
 
-    A text that is the path of something on this machine is that path, `year=2024/rows.jsonl` too.
+    A text that is the path of something on this machine, or fits something, is that path, `year=2024/*.jsonl` too.
 
     Raises:
         InvalidOptionError: There is none, or two have the same name.
@@ -258,7 +259,9 @@ def sources(texts: Iterable[str]) -> dict[str, str]:
         match = None if _exists(text) else _NAMED_SOURCE.fullmatch(text)
         name, url = match.groups() if match else ("data", text)
         if not url.strip():
-            raise InvalidOptionError("--data is empty: give the path or URL of a jsonl, csv, tsv or json file.")
+            raise InvalidOptionError(
+                "--data is empty: give the path or URL of a jsonl, csv, tsv, json, parquet or arrow file."
+            )
         if name in urls:
             raise InvalidOptionError(
                 f"--data gives the source {name!r} twice: {urls[name]} and {url}. A source without a name is 'data'; name "
@@ -267,13 +270,14 @@ def sources(texts: Iterable[str]) -> dict[str, str]:
         urls[name] = url
     if not urls:
         raise InvalidOptionError(
-            "No data was given. Add --data with the path or URL of a jsonl, csv, tsv or json file, or of a folder of them."
+            "No data was given. Add --data with the path or URL of a jsonl, csv, tsv, json, parquet or arrow file, of a "
+            "folder, or a pattern such as 'data/*.jsonl'."
         )
     return urls
 
 
 def _exists(text: str) -> bool:
     try:
-        return Path(text).expanduser().exists()
+        return Path(text).expanduser().exists() or next(iglob(text), None) is not None  # noqa: PTH207 - absolute ones, too
     except (OSError, ValueError, RuntimeError):
         return False

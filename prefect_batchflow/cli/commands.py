@@ -145,8 +145,9 @@ def run(
         list[str] | None,
         Parameter(
             metavar="[NAME=]URL",
-            help="URL of the rows: jsonl, csv, tsv or json, .gz of each, a folder of them, or - for standard input. It "
-            "is the source data of the mapping; a further one is named, as run.outputs=URL. May be given several times.",
+            help="Path or URL of the rows: jsonl, csv, tsv, json, each also .gz or .zst, parquet, arrow; a folder of them, "
+            "a pattern such as 'data/*.jsonl', or - for standard input. It is the source data of the mapping; a further "
+            "one is named, as run.outputs=URL. May be given several times.",
         ),
     ] = None,
     map: Annotated[  # noqa: A002 - the option's name
@@ -403,11 +404,12 @@ def _data_parameters(urls: dict[str, str]) -> dict[str, Any]:
 
 def _peek(urls: dict[str, str]) -> None:
     """Read the first row of what lies on this machine and can be read again; the readers say what is wrong."""
+    from prefect_batchflow.inputs.places import is_local_path, local_path
     from prefect_batchflow.inputs.readers import open_source
 
     for name, url in urls.items():
         source = open_source(url, name=name)
-        path = _absolute(url)
+        path = local_path(url) if is_local_path(url) else url
         is_pipe = os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)  # noqa: PTH110, PTH112, PTH113 - never raise
         if "://" in url or url == "-" or is_pipe:
             continue

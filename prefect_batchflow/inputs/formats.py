@@ -7,15 +7,14 @@ Text is decoded here, line by line, so that byte offsets are true. A row that ca
 from __future__ import annotations
 
 import csv
-import gzip
 import json
 import reprlib
 import sys
-import zlib
 from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prefect_batchflow.exceptions import InvalidUserData
+from prefect_batchflow.inputs.compression import CutOffError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -25,9 +24,6 @@ if TYPE_CHECKING:
 
 MAX_DEPTH = 400
 """Deeper JSON is refused: Python's encoders and pickle recurse, and must not fail halfway through a run."""
-
-CUT_OFF = (EOFError, zlib.error, gzip.BadGzipFile)
-"""What unzipping raises over data that is no whole gzip file."""
 
 _REPR = reprlib.Repr()
 _REPR.maxlist = _REPR.maxdict = _REPR.maxtuple = 12
@@ -40,6 +36,7 @@ _HINTS = {
     b"\xff\xfe": "It looks like UTF-16: save the file as UTF-8.",
     b"\xfe\xff": "It looks like UTF-16: save the file as UTF-8.",
     b"\x1f\x8b": "It looks like gzip: add .gz to the file's name.",
+    b"\x28\xb5\x2f\xfd": "It looks like Zstandard: add .zst to the file's name.",
 }
 
 
@@ -51,7 +48,7 @@ class Row(NamedTuple):
     file: str
     """The file's name as shown to people; the source's name for rows handed over in memory."""
     line: int
-    """The 1-based physical line it starts on; where there are none (.json, rows in memory) the 1-based row."""
+    """The 1-based physical line it starts on; where there are none (.json, .parquet, rows in memory) the 1-based row."""
     offset: int | None = None
     """The byte it starts at, in unzipped bytes; `None` where there are no physical lines."""
     error: InvalidUserData | None = None
@@ -94,8 +91,8 @@ class PhysicalLines:
                     offset += len(raw) + 1
                     number += 1
                 pieces = [tail]
-        except CUT_OFF as exc:
-            reason = f"{_cut_off_text(exc)} The lines before are whole."
+        except CutOffError as exc:
+            reason = f"{exc} The lines before are whole."
             self.cut_off = Row({}, self.file, number, offset, _data_error(self.file, number, offset, reason))
             return
         if raw := b"".join(pieces):
@@ -162,8 +159,8 @@ def read_json(file: str, blocks: Iterable[bytes], update: Update | None = None) 
     """
     try:
         data = b"".join(blocks)
-    except CUT_OFF as exc:
-        raise InvalidUserData(f"{file}: {_cut_off_text(exc)}", file=file) from exc
+    except CutOffError as exc:
+        raise InvalidUserData(f"{file}: {exc}", file=file) from exc
     if update:
         update(data)
     _, start, data = _without_bom(data)
@@ -226,13 +223,6 @@ def _array(file: str, content: Any) -> list[Any]:
     if len(set(lengths.values())) > 1:
         raise InvalidUserData(f"{file}: the columns differ in length: {shorten(lengths)}.", file=file)
     return [dict(zip(content, cells, strict=True)) for cells in zip(*content.values(), strict=True)]
-
-
-def _cut_off_text(exc: BaseException) -> str:
-    """What is wrong with compressed data that cannot be unzipped to its end."""
-    if isinstance(exc, EOFError):
-        return "the gzip data ends early: the file is cut off. Copy it again."
-    return f"the gzip data is damaged ({exc}). Copy the file again, or take .gz off its name if it is not zipped."
 
 
 class _CsvFeed:

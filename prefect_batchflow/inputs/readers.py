@@ -1,4 +1,4 @@
-"""Sources of rows: files on anything fsspec reaches, folders of them, pipes, and rows handed over in memory.
+"""Sources of rows: files on anything fsspec reaches, folders and patterns of them, pipes, rows handed over in memory.
 
 Every source can be read again from its start: what cannot by itself is first copied to a temporary file. fsspec is
 imported when a file is opened, its optional packages when their protocol is asked for.
@@ -6,7 +6,6 @@ imported when a file is opened, its optional packages when their protocol is ask
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import re
@@ -20,8 +19,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from prefect_batchflow.exceptions import InvalidUserData
+from prefect_batchflow.inputs import columnar, compression
 from prefect_batchflow.inputs.formats import (
-    CUT_OFF,
     PhysicalLines,
     Row,
     read_csv,
@@ -29,17 +28,26 @@ from prefect_batchflow.inputs.formats import (
     read_jsonl,
     shorten,
 )
+from prefect_batchflow.inputs.places import fixed_folder, is_local_path, local_path
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
+    from contextlib import AbstractContextManager
 
     from prefect_batchflow.inputs.formats import Update
 
-SUFFIXES = (".jsonl", ".csv", ".tsv", ".json")
-"""What the readers know; each also as `.gz`, in any case of letters."""
+TEXT_SUFFIXES = (".jsonl", ".csv", ".tsv", ".json")
+"""The text formats; each also compressed, in any case of letters."""
 
 _BLOCK_BYTES = 1 << 18
-_KNOWN = f"{', '.join(SUFFIXES)}, each also with .gz"
+_SUFFIXES = (
+    *(text + compressed for text in TEXT_SUFFIXES for compressed in ("", *compression.COMPRESSIONS)),
+    *columnar.SUFFIXES,
+)
+_KNOWN = (
+    f"{', '.join(TEXT_SUFFIXES)}, each also with {' or '.join(compression.COMPRESSIONS)}, "
+    f"and {', '.join(columnar.SUFFIXES)}"
+)
 _PACKAGES = {
     **dict.fromkeys(("s3", "s3a"), "'prefect-batchflow[s3]'"),
     **dict.fromkeys(("gs", "gcs"), "'prefect-batchflow[gcs]'"),
@@ -73,18 +81,20 @@ class Source(Protocol):
 
 
 def open_source(url: str | Path, *, name: str, base_dir: str | Path | None = None) -> Source:
-    """Give the rows of a file or folder, read when asked for.
+    """Give the rows of a file, a folder or what fits a pattern, read when asked for.
 
     Args:
-        url: A path, or any URL fsspec knows; `~` is the home folder, `-` standard input. Of a folder all files below it
-            with a known suffix are read, in sorted order. Pipes without a suffix are taken for jsonl.
+        url: A path, or any URL fsspec knows; `-` is standard input. In paths `~` is the home folder, and `$NAME` and
+            `${NAME}` are variables of the environment. Of a folder all files below it with a known suffix are read, in
+            sorted order. A path or URL with `*`, `?`, `[…]` or `**` that is no file itself is a pattern: all that fits
+            is read, in sorted order. Pipes without a suffix are taken for jsonl.
         name: What mappings call it: `data` in `${data.question}`.
         base_dir: What relative paths are relative to; `None` is the current directory.
 
     Raises:
-        InvalidUserData: The URL is a chain (`::`). All else is told when the rows are read.
+        InvalidUserData: The URL is a chain (`::`), or a variable is not set. All else is told when the rows are read.
     """
-    location = str(url)
+    location = given = str(url)
     if "::" in location:
         raise InvalidUserData(
             f"Source '{name}': chained URLs (::) are not supported, found {_public(location)!r}. Give the plain URL "
@@ -92,9 +102,9 @@ def open_source(url: str | Path, *, name: str, base_dir: str | Path | None = Non
         )
     if location == "-":
         location = "/dev/stdin"
-    elif "://" not in location:
-        location = str(Path(base_dir or "", os.path.expanduser(location)).absolute())  # noqa: PTH111 - Path's may raise
-    return _FileSource(name, location, shown=_public(str(url)))
+    elif is_local_path(location):
+        location = local_path(location, base_dir)
+    return _FileSource(name, location, shown=_public(given))
 
 
 class RowsSource:
@@ -145,16 +155,19 @@ class _File(NamedTuple):
     path: str
     shown: str
     suffix: str
+    """With that of the compression; empty when it is not known."""
 
 
 class _FileSource:
-    """A file, a folder or a pipe; looked for when first read."""
+    """A file, a folder, a pattern or a pipe; looked for when first read."""
 
     def __init__(self, name: str, location: str, shown: str) -> None:
         self.name = name
         self.url = shown
         self._location = location
         self._protocol = location.partition("://")[0] if "://" in location else "file"
+        # What a variable holds may be a secret: who only names it in a parameter must not read it in a message.
+        self._has_variable = self._protocol == "file" and "$" in shown
 
     def rows(self, update: Update | None = None) -> Iterator[Row]:
         for number, file in enumerate(self._files):
@@ -166,19 +179,24 @@ class _FileSource:
         with self._border(file.shown):
             opened = self._target[0].open(file.path, "rb")
         with opened as raw:
-            blocks = self._blocks(gzip.GzipFile(fileobj=raw) if file.suffix.endswith(".gz") else raw, file.shown)
-            match file.suffix.removesuffix(".gz"):
-                case ".json":
-                    yield from read_json(file.shown, blocks, update)
-                case ".jsonl":
-                    yield from read_jsonl(PhysicalLines(file.shown, blocks, update))
-                case suffix:
-                    delimiter = "\t" if suffix == ".tsv" else ","
-                    yield from read_csv(PhysicalLines(file.shown, blocks, update), delimiter)
+            if file.suffix in columnar.SUFFIXES:
+                with self._border(file.shown, package=columnar.PACKAGE):
+                    table = columnar.open_table(file.shown, _Watched(raw, self._border, file.shown), file.suffix)
+                yield from table.rows(update)
+                return
+            stem, _, compressed = file.suffix.removeprefix(".").partition(".")
+            zipped = f".{compressed}" if compressed else ""
+            with self._border(file.shown, package=compression.PACKAGES.get(zipped)):
+                read = compression.reader(raw, zipped)
+            blocks = self._blocks(read, file.shown)
+            if stem == "json":
+                yield from read_json(file.shown, blocks, update)
+            elif stem == "jsonl":
+                yield from read_jsonl(PhysicalLines(file.shown, blocks, update))
+            else:
+                yield from read_csv(PhysicalLines(file.shown, blocks, update), "\t" if stem == "tsv" else ",")
 
-    def _blocks(self, file: gzip.GzipFile | IO[bytes], shown: str) -> Iterator[bytes]:
-        # read1 gives what was unzipped before the data breaks off, read would lose it.
-        read = file.read1 if isinstance(file, gzip.GzipFile) else file.read
+    def _blocks(self, read: Callable[[int], bytes], shown: str) -> Iterator[bytes]:
         while True:
             with self._border(shown):
                 block = read(_BLOCK_BYTES)
@@ -190,28 +208,59 @@ class _FileSource:
     def _files(self) -> list[_File]:
         with self._border(self.url):
             file_system, path = self._target
-            info = file_system.info(path)
+            # The addresses of the web have ? and [ of their own.
+            pattern = None if self._protocol in ("http", "https") else fixed_folder(path)
+            try:
+                info = file_system.info(path)
+            except FileNotFoundError:
+                if pattern is None:
+                    raise
+                return self._files_that_fit(path, pattern)
         if info["type"] == "directory":
-            return self._files_below(info["name"])
+            files = self._files_below(info["name"], self.url.rstrip("/"))
+            if not files:
+                raise InvalidUserData(
+                    f"Source '{self.name}': the folder {self.url} holds no file that can be read; expected {_KNOWN}."
+                )
+            return files
         is_pipe = info["type"] == "other"  # of local paths only
-        suffix = _suffix(self.url) or (".jsonl" if is_pipe or self.url == "-" else "")
-        if not suffix:
-            raise InvalidUserData(
-                f"Source '{self.name}': {self.url} has no suffix that tells its format; expected one of {_KNOWN}. "
-                "Rename the file or convert it."
-            )
-        return [_File(str(self._copy(path)) if is_pipe else path, self.url, suffix)]
+        suffix = _suffix(self.url) or _suffix(path) or (".jsonl" if is_pipe or self.url == "-" else "")
+        file = _File(path, self.url, suffix)
+        self._refuse_unknown([file])
+        return [file._replace(path=str(self._copy(path)))] if is_pipe else [file]
 
-    def _files_below(self, folder: str) -> list[_File]:
-        with self._border(self.url):
-            paths = sorted(self._target[0].find(folder))
-        root = self.url.rstrip("/")
-        files = [_File(p, f"{root}/{p.removeprefix(folder).lstrip('/')}", _suffix(p)) for p in paths if _suffix(p)]
-        if not files:
+    def _files_that_fit(self, path: str, folder: str) -> list[_File]:
+        """All files that fit a pattern, and those below folders that do; `folder` is the pattern's fixed part."""
+        shown_folder = fixed_folder(self.url)
+        if shown_folder is None or path.removeprefix(folder) != self.url.removeprefix(shown_folder):
+            shown_folder = folder  # a variable holds the wildcards
+        found: dict[str, _File] = {}
+        for place, info in self._target[0].glob(path, detail=True).items():
+            shown = shown_folder + place.removeprefix(folder)
+            if info["type"] == "directory":
+                found.update((file.path, file) for file in self._files_below(place, shown) if file.path not in found)
+            else:
+                found[place] = _File(place, shown, _suffix(place))
+        if not found:
             raise InvalidUserData(
-                f"Source '{self.name}': the folder {self.url} holds no file that can be read; expected {_KNOWN}."
+                f"Source '{self.name}': no file fits the pattern {self.url}. Check the pattern; expected files are {_KNOWN}."
             )
-        return files
+        self._refuse_unknown(found.values())
+        return [found[place] for place in sorted(found)]
+
+    def _files_below(self, folder: str, shown: str) -> list[_File]:
+        with self._border(shown):
+            paths = sorted(self._target[0].find(folder))
+        return [_File(p, f"{shown}/{p.removeprefix(folder).lstrip('/')}", _suffix(p)) for p in paths if _suffix(p)]
+
+    def _refuse_unknown(self, files: Iterable[_File]) -> None:
+        unknown = [file.shown for file in files if not file.suffix]
+        if unknown:
+            more = f", as have {len(unknown) - 1} more" if len(unknown) > 1 else ""
+            raise InvalidUserData(
+                f"Source '{self.name}': {unknown[0]} has no suffix that tells its format{more}; expected one of {_KNOWN}. "
+                "Rename or convert it, or narrow the pattern."
+            )
 
     def _copy(self, path: str) -> Path:
         copy = _temporary_file(self)
@@ -231,28 +280,62 @@ class _FileSource:
         return resolved
 
     @contextmanager
-    def _border(self, shown: str) -> Iterator[None]:
-        """Make our error of whatever a file system raises; the cause's text is kept, without URL queries."""
+    def _border(self, shown: str, package: str | None = None) -> Iterator[None]:
+        """Make our error of whatever a file system raises; the cause's text is kept, without URL queries.
+
+        Args:
+            shown: The file, as shown to people.
+            package: What pip installs for what is missing; `None` is the file system's.
+        """
         try:
             yield
-        except CUT_OFF:
+        except (InvalidUserData, compression.CutOffError):
             raise
         except FileNotFoundError:
-            message = f"{shown} not found (looked for {_public(self._location)}). Check the path."
+            looked = "" if self._has_variable else f" (looked for {_public(self._location)})"
+            message = f"{shown} not found{looked}. Check the path{' and its variables' * self._has_variable}."
         except ImportError as exc:
-            package = _PACKAGES.get(self._protocol, f"<the fsspec package for {self._protocol}>")
+            package = package or _PACKAGES.get(self._protocol, f"<the fsspec package for {self._protocol}>")
             message = f"{shown} needs a package that is not installed: {exc}. Run: pip install {package}"
         except Exception as exc:  # noqa: BLE001 - file systems raise what the libraries below them raise
-            message = f"{shown} cannot be read: {type(exc).__name__}: {_public(str(exc)).rstrip('.')}."
+            text = str(exc).replace(self._location, shown) if self._has_variable else str(exc)
+            message = f"{shown} cannot be read: {type(exc).__name__}: {_public(text).rstrip('.')}."
         else:
             return
         raise InvalidUserData(f"Source '{self.name}': {message}", file=shown)
 
 
+class _Watched:
+    """A `columnar.BinaryFile` whose errors are ours: what pyarrow itself raises tells of the data."""
+
+    closed = False
+
+    def __init__(self, raw: IO[bytes], border: Callable[[str], AbstractContextManager[None]], shown: str) -> None:
+        self._raw = raw
+        self._border = border
+        self._shown = shown
+
+    def read(self, size: int = -1) -> bytes:
+        with self._border(self._shown):
+            return self._raw.read(size)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        with self._border(self._shown):
+            return self._raw.seek(offset, whence)
+
+    def tell(self) -> int:
+        with self._border(self._shown):
+            return self._raw.tell()
+
+    def close(self) -> None:
+        """Who opened the file closes it."""
+        self.closed = True
+
+
 def _suffix(path: str) -> str:
-    """The known suffix of a file's name in lower case, `.gz` with it; empty for any other."""
+    """The known suffix of a file's name in lower case, that of its compression with it; empty for any other."""
     name = path.lower()
-    return next((s for known in SUFFIXES for s in (known, f"{known}.gz") if name.endswith(s)), "")
+    return next((suffix for suffix in _SUFFIXES if name.endswith(suffix)), "")
 
 
 def _public(text: str) -> str:

@@ -85,7 +85,10 @@ def test_an_existing_path_is_no_named_source(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "year=2024").mkdir()
     monkeypatch.chdir(tmp_path)
 
+    (tmp_path / "year=2024" / "rows.jsonl").touch()
     assert sources(["year=2024"]) == {"data": "year=2024"}
+    assert sources(["year=*/*.jsonl"]) == {"data": "year=*/*.jsonl"}
+    assert sources(["year=x*"]) == {"year": "x*"}
 
 
 @pytest.mark.parametrize(

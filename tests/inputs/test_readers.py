@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import fsspec
 import pytest
+from backports import zstd
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -25,6 +26,9 @@ from prefect_batchflow.inputs.readers import RowsSource, open_source
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+
+COMPRESS = {".gz": gzip.compress, ".zst": zstd.compress}
 
 
 def rows_of(path: Path | str, **options: Any) -> list[Row]:
@@ -40,7 +44,7 @@ def values_of(path: Path | str, **options: Any) -> list[dict[str, Any]]:
 def write(path: Path, content: str | bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode() if isinstance(content, str) else content
-    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    path.write_bytes(COMPRESS.get(path.suffix, bytes)(data))
     return path
 
 
@@ -48,7 +52,8 @@ def write(path: Path, content: str | bytes) -> Path:
 def memory_url() -> Iterator[str]:
     file_system = fsspec.filesystem("memory")
     yield "memory://readers-test"
-    file_system.rm("/readers-test", recursive=True)
+    if file_system.exists("/readers-test"):
+        file_system.rm("/readers-test", recursive=True)
 
 
 FORMATS = {
@@ -61,7 +66,7 @@ FORMATS = {
 
 
 class TestFormats:
-    @pytest.mark.parametrize("zipped", ["", ".gz"])
+    @pytest.mark.parametrize("zipped", ["", ".gz", ".zst"])
     @pytest.mark.parametrize("name", FORMATS)
     def test_every_format_gives_the_same_rows(self, tmp_path: Path, name: str, zipped: str) -> None:
         path = write(tmp_path / f"{name}{zipped}", FORMATS[name])
@@ -79,7 +84,7 @@ class TestFormats:
     def test_suffixes_are_known_in_any_case(self, tmp_path: Path) -> None:
         assert values_of(write(tmp_path / "DATA.JSONL", '{"a": 1}')) == [{"a": 1}]
 
-    @pytest.mark.parametrize("name", ["e.jsonl", "e.csv", "e.tsv", "e.json", "e.jsonl.gz"])
+    @pytest.mark.parametrize("name", ["e.jsonl", "e.csv", "e.tsv", "e.json", "e.jsonl.gz", "e.csv.zst"])
     @pytest.mark.parametrize("content", [b"", b"\n", b" \r\n\n", codecs.BOM_UTF8], ids=["zero", "lf", "blank", "bom"])
     def test_an_empty_or_blank_file_has_no_rows(self, tmp_path: Path, name: str, content: bytes) -> None:
         assert rows_of(write(tmp_path / name, content)) == []
@@ -221,12 +226,13 @@ class TestBrokenJson:
             (b"null", "found null: None"),
             (b'{"a": "\xc3("}', "(byte 7): not UTF-8: byte 0xc3"),
             ('{"a": 1}'.encode("utf-16"), "It looks like UTF-16"),
-            (gzip.compress(b'{"a": 1}'), "It looks like gzip"),
+            (gzip.compress(b'{"a": 1}'), "It looks like gzip: add .gz"),
+            (zstd.compress(b'{"a": 1}'), "It looks like Zstandard: add .zst"),
             (b'{"a": ' + b"9" * 5000 + b"}", "a number that is too long"),
             (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", f"nested deeper than {MAX_DEPTH} levels"),
             (b'{"a": ' + b"[" * 600 + b"]" * 600 + b"}", f"nested deeper than {MAX_DEPTH} levels"),
         ],
-        ids=["truncated", "array", "string", "null", "utf8", "utf16", "gzip", "digits", "deeper", "deep"],
+        ids=["truncated", "array", "string", "null", "utf8", "utf16", "gzip", "zst", "digits", "deeper", "deep"],
     )
     def test_a_line_that_is_no_object_is_broken(self, tmp_path: Path, line: bytes, said: str) -> None:
         [first, *_] = rows_of(write(tmp_path / "d.jsonl", line))
@@ -264,11 +270,15 @@ class TestBrokenJson:
         assert "d.json, row 2: expected an object {…}, found a number: 2." in broken.error.message
 
 
-class TestGzip:
-    def test_a_file_cut_off_gives_its_whole_lines_and_then_the_break(self, tmp_path: Path) -> None:
+class TestCompressed:
+    @pytest.mark.parametrize(("zipped", "called"), [(".gz", "gzip"), (".zst", "Zstandard")])
+    def test_a_file_cut_off_gives_its_whole_lines_and_then_the_break(
+        self, tmp_path: Path, zipped: str, called: str
+    ) -> None:
         lines = [json.dumps({"n": n, "text": hashlib.sha256(str(n).encode()).hexdigest()}) for n in range(5000)]
-        path = tmp_path / "d.jsonl.gz"
-        path.write_bytes(gzip.compress("\n".join(lines).encode())[:100_000])
+        path = tmp_path / f"d.jsonl{zipped}"
+        whole = COMPRESS[zipped]("\n".join(lines).encode())
+        path.write_bytes(whole[: len(whole) // 2])
 
         *good, broken = rows_of(path)
 
@@ -276,23 +286,43 @@ class TestGzip:
         assert len(good) > 1000
         assert broken.error is not None
         assert f"line {len(good) + 1} (byte " in broken.error.message
-        assert "the gzip data ends early: the file is cut off" in broken.error.message
+        assert f"the {called} data ends early: the file is cut off" in broken.error.message
 
-    def test_data_that_is_not_zipped_is_told(self, tmp_path: Path) -> None:
-        path = tmp_path / "d.jsonl.gz"
+    @pytest.mark.parametrize(
+        ("zipped", "said"), [(".gz", "Not a gzipped file"), (".zst", "Unable to decompress Zstandard data")]
+    )
+    def test_data_that_is_not_zipped_is_told(self, tmp_path: Path, zipped: str, said: str) -> None:
+        path = tmp_path / f"d.jsonl{zipped}"
         path.write_bytes(b'{"a": 1}\n')
 
         [broken] = rows_of(path)
 
         assert broken.error is not None
-        assert "Not a gzipped file" in broken.error.message
-        assert "take .gz off its name" in broken.error.message
+        assert said in broken.error.message
+        assert f"take {zipped} off its name" in broken.error.message
 
-    def test_a_cut_off_json_file_is_refused(self, tmp_path: Path) -> None:
-        path = tmp_path / "d.json.gz"
-        path.write_bytes(gzip.compress(b'[{"a": 1}]')[:-9])
+    @pytest.mark.parametrize("zipped", COMPRESS)
+    def test_a_cut_off_json_file_is_refused(self, tmp_path: Path, zipped: str) -> None:
+        path = tmp_path / f"d.json{zipped}"
+        path.write_bytes(COMPRESS[zipped](b'[{"a": 1}]')[:-9])
 
         with pytest.raises(InvalidUserData, match="ends early"):
+            rows_of(path)
+
+    def test_parts_written_one_behind_the_other_are_one_file(self, tmp_path: Path) -> None:
+        for name, compress in COMPRESS.items():
+            path = tmp_path / f"d.jsonl{name}"
+            path.write_bytes(compress(b'{"a": 1}\n') + compress(b'{"a": 2}\n'))
+            assert values_of(path) == [{"a": 1}, {"a": 2}]
+
+    def test_a_missing_package_is_told_with_its_install_line(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = write(tmp_path / "d.jsonl.zst", '{"a": 1}')
+        monkeypatch.delattr("backports.zstd")
+        monkeypatch.setitem(sys.modules, "backports.zstd", None)
+
+        with pytest.raises(InvalidUserData, match=r"d\.jsonl\.zst needs .* pip install 'prefect-batchflow\[zstd\]'"):
             rows_of(path)
 
 
@@ -309,6 +339,91 @@ class TestPlaces:
         write(tmp_path / "d.jsonl", '{"a": 1}')
 
         assert values_of("~/d.jsonl", base_dir="elsewhere") == [{"a": 1}]
+
+    @pytest.mark.parametrize("url", ["$ROWS_HOME/d.jsonl", "${ROWS_HOME}/d.jsonl", "$ROWS_HOME/$ROWS_NAME*"])
+    def test_variables_of_the_environment_are_filled_in_and_not_shown(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str
+    ) -> None:
+        monkeypatch.setenv("ROWS_HOME", str(tmp_path))
+        monkeypatch.setenv("ROWS_NAME", "d.json")
+        write(tmp_path / "d.jsonl", '{"a": 1}')
+
+        [row] = rows_of(url, base_dir="elsewhere")
+
+        assert row.values == {"a": 1}
+
+    def test_what_a_variable_holds_is_in_no_message(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("TOKEN", "s3cret" * 50)
+        for url, said in [
+            ("$TOKEN.jsonl", "not found"),
+            ("$TOKEN*", "no file fits"),
+            ("$TOKEN/x.jsonl", "cannot be read"),
+        ]:
+            with pytest.raises(InvalidUserData, match=r"\$TOKEN") as caught:
+                rows_of(url, base_dir=tmp_path)
+            assert "s3cret" not in str(caught.value), said
+
+    def test_a_variable_that_is_not_set_is_refused_by_its_name(self, tmp_path: Path) -> None:
+        for url in ("$NO_SUCH/d.jsonl", "x/${NO_SUCH}.jsonl"):
+            with pytest.raises(InvalidUserData, match=r"the environment has no variable 'NO_SUCH'"):
+                open_source(url, name="data", base_dir=tmp_path)
+
+    def test_dollars_in_the_name_of_a_file_are_taken_as_they_are(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "a$NO_SUCH ${}.jsonl", '{"a": 1}')
+
+        assert values_of(path) == values_of(path.name, base_dir=tmp_path) == values_of(f"file://{path}") == [{"a": 1}]
+
+    @pytest.mark.parametrize(
+        ("pattern", "names"),
+        [
+            ("data/*.jsonl", ["b.jsonl", "c.jsonl"]),
+            ("data/[ab].*", ["a.csv", "b.jsonl"]),
+            ("data/?.jsonl", ["b.jsonl", "c.jsonl"]),
+            ("data/**/*.jsonl", ["b.jsonl", "c.jsonl", "sub/a.jsonl", "sub/deep/d.jsonl"]),
+            ("data/s*", ["sub/a.jsonl", "sub/deep/d.jsonl"]),
+            ("data/*", ["a.csv", "b.jsonl", "c.jsonl", "sub/a.jsonl", "sub/deep/d.jsonl"]),
+        ],
+    )
+    @pytest.mark.parametrize("place", ["path", "file", "memory"])
+    def test_all_that_fits_a_pattern_is_read_in_sorted_order(
+        self, tmp_path: Path, memory_url: str, place: str, pattern: str, names: list[str]
+    ) -> None:
+        root = {"path": str(tmp_path), "file": f"file://{tmp_path}", "memory": memory_url}[place]
+        for name in ("c.jsonl", "sub/deep/d.jsonl", "b.jsonl", "sub/a.jsonl", "a.csv", "sub/notes.txt"):
+            with fsspec.open(f"{root}/data/{name}", "wb", auto_mkdir=True) as file:
+                file.write(b'{"n": 1}\n' if name.endswith(".jsonl") else b"n\n1\n")
+
+        rows = rows_of(f"{root}/{pattern}")
+
+        assert [row.file for row in rows] == [f"{root}/data/{name}" for name in names]
+        if place == "path":
+            assert [row.file for row in rows_of(pattern, base_dir=root)] == [f"data/{name}" for name in names]
+
+    def test_a_pattern_follows_no_links_to_folders(self, tmp_path: Path) -> None:
+        write(tmp_path / "elsewhere" / "d.jsonl", '{"a": 1}')
+        (tmp_path / "root").mkdir()
+        (tmp_path / "root" / "link").symlink_to(tmp_path / "elsewhere")
+
+        for pattern in ("l*", "l*/d.jsonl", "**/d.jsonl", "*/../../elsewhere/d.jsonl"):
+            with pytest.raises(InvalidUserData):
+                rows_of(f"{tmp_path}/root/{pattern}")
+
+    def test_a_file_whose_name_looks_like_a_pattern_is_that_file(self, tmp_path: Path) -> None:
+        write(tmp_path / "d1.jsonl", '{"a": 1}')
+        write(tmp_path / "d[1].jsonl", '{"a": 2}')
+
+        assert values_of(tmp_path / "d[1].jsonl") == [{"a": 2}]
+
+    def test_a_pattern_that_nothing_fits_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(InvalidUserData, match=r"no file fits the pattern data/\*\.jsonl"):
+            rows_of("data/*.jsonl", base_dir=tmp_path)
+
+    def test_a_pattern_that_an_unknown_file_fits_is_refused_by_the_file(self, tmp_path: Path) -> None:
+        for name in ("a.jsonl", "b.png", "c.txt"):
+            write(tmp_path / name, '{"a": 1}')
+
+        with pytest.raises(InvalidUserData, match=r"b\.png has no suffix that tells its format, as have 1 more"):
+            rows_of(tmp_path / "*")
 
     def test_file_urls_and_links_are_read(self, tmp_path: Path) -> None:
         path = write(tmp_path / "d#1 ?.jsonl", '{"a": 1}')
@@ -360,10 +475,14 @@ class TestPlaces:
         with pytest.raises(InvalidUserData, match=r"memory://nowhere/x\.jsonl not found"):
             rows_of("memory://nowhere/x.jsonl")
 
-    @pytest.mark.parametrize("name", ["data.parquet", "data", "data.txt.gz"])
+    @pytest.mark.parametrize("name", ["data.xlsx", "data", "data.txt.gz", "data.parquet.gz"])
     def test_an_unknown_suffix_is_refused_with_the_known_ones(self, tmp_path: Path, name: str) -> None:
-        with pytest.raises(InvalidUserData, match=r"one of \.jsonl, \.csv, \.tsv, \.json, each also with \.gz"):
+        with pytest.raises(InvalidUserData) as caught:
             rows_of(write(tmp_path / name, "x"))
+
+        assert (
+            "expected one of .jsonl, .csv, .tsv, .json, each also with .gz or .zst, and .parquet, .arrow, .feather"
+        ) in str(caught.value)
 
     def test_chains_are_refused(self) -> None:
         with pytest.raises(InvalidUserData, match=r"chained URLs \(::\) are not supported, found 'zip://d.jsonl::file"):
@@ -470,12 +589,11 @@ class TestFingerprint:
     @pytest.mark.parametrize("name", FORMATS)
     def test_it_is_the_sha256_of_the_bytes(self, tmp_path: Path, name: str, ending: str) -> None:
         data = codecs.BOM_UTF8 + FORMATS[name].rstrip("\n").encode() + ending.encode()
-        plain, zipped = write(tmp_path / name, data), write(tmp_path / f"{name}.gz", data)
+        places = [write(tmp_path / f"{name}{zipped}", data) for zipped in ("", *COMPRESS)]
 
         expected = hashlib.sha256(data).hexdigest()
 
-        assert self.hash_of(open_source(plain, name="data")) == expected
-        assert self.hash_of(open_source(zipped, name="data")) == expected
+        assert [self.hash_of(open_source(place, name="data")) for place in places] == [expected] * 3
 
     def test_rows_that_move_between_files_change_it(self, tmp_path: Path) -> None:
         write(tmp_path / "one" / "a.jsonl", '{"n": 1}\n{"n": 2}\n')
@@ -554,7 +672,12 @@ def test_what_is_written_as_jsonl_is_read_back(
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.binary(max_size=200), name=st.sampled_from(["d.jsonl", "d.csv", "d.tsv", "d.json", "d.jsonl.gz"]))
+@given(
+    data=st.binary(max_size=200),
+    name=st.sampled_from(
+        ["d.jsonl", "d.csv", "d.tsv", "d.json", "d.jsonl.gz", "d.jsonl.zst", "d.parquet", "d.arrow", "d.feather"]
+    ),
+)
 def test_no_bytes_raise_anything_but_our_error(tmp_path: Path, data: bytes, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(data)

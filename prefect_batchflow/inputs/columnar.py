@@ -1,0 +1,347 @@
+"""Parquet and Arrow files to rows of plain JSON values, some rows at a time.
+
+pyarrow does the reading and is imported when such a file is opened. What JSON has no word for becomes, by its column's
+type and never by its value: times and dates ISO text to their full precision, decimals and UUIDs text, bytes base64 text,
+durations seconds, structs and maps objects, dictionary-encoded values what they stand for.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections import Counter
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Protocol
+from uuid import UUID
+
+from prefect_batchflow.exceptions import InvalidUserData
+from prefect_batchflow.inputs.formats import MAX_DEPTH, Row, shorten
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from prefect_batchflow.inputs.formats import Update
+
+    Convert = Callable[[Any], list[Any]]
+    """A pyarrow array to plain values."""
+
+SUFFIXES = (".parquet", ".arrow", ".feather")
+"""`.arrow` and `.feather` are the same: Arrow's IPC format, as a file or as a stream."""
+
+PACKAGE = "'prefect-batchflow[parquet]'"
+"""What pip installs for them."""
+
+_STEP_BYTES = 4 << 20
+_MAX_STEP_ROWS = 1024
+_BUFFER_BYTES = 1 << 18
+_EPOCH = datetime(1970, 1, 1)
+_EPOCH_DAY = date(1970, 1, 1).toordinal()
+_DAY_SEC = 86_400
+_DIGITS = {"s": 0, "ms": 3, "us": 6, "ns": 9}
+
+
+class BinaryFile(Protocol):
+    """What pyarrow asks of a file that it reads."""
+
+    closed: bool
+
+    def read(self, size: int = -1, /) -> bytes:
+        """At most that many bytes; -1 is all there are."""
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        """Go to a place, give it."""
+
+    def tell(self) -> int:
+        """The place."""
+
+    def close(self) -> None:
+        """Not read any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """An open file: its columns with what makes plain values of them, and its batches, read as they are asked for."""
+
+    file: str
+    """The file's name as shown to people."""
+    format: str
+    """parquet or Arrow."""
+    columns: tuple[tuple[str, Convert], ...]
+    batches: Iterable[Any]
+    """pyarrow record batches of any size."""
+
+    def rows(self, update: Update | None = None) -> Iterator[Row]:
+        """The rows in order; the hash is that of the rows as JSON, a row a line."""
+        number = 0
+        for part in self._parts():
+            for values in [part] if isinstance(part, str) else self._records(part):
+                number += 1
+                error = None
+                if isinstance(values, str):
+                    error = InvalidUserData(f"{self.file}, row {number}: {values}", file=self.file, line=number)
+                if update:
+                    update(json.dumps(values).encode() + b"\n")
+                yield Row({} if isinstance(values, str) else values, self.file, number, None, error)
+
+    def _parts(self) -> Iterator[Any]:
+        """The batches cut so small that their rows fit in memory; at the end a text where the data breaks off."""
+        try:
+            for batch in self.batches:
+                step = _step_rows(batch.nbytes, batch.num_rows)
+                for start in range(0, batch.num_rows, step):
+                    yield batch.slice(start, step)
+        except _faults() as exc:
+            yield f"the {self.format} data is damaged ({_told(exc)}). The rows before are whole. Copy the file again."
+
+    def _records(self, batch: Any) -> Iterator[dict[str, Any] | str]:
+        """The rows of a batch: plain values, or what is wrong with one."""
+        names = [name for name, _ in self.columns]
+        try:
+            cells = [convert(array) for (_, convert), array in zip(self.columns, batch.columns, strict=True)]
+        except (ValueError, OverflowError):
+            if batch.num_rows > 1:
+                yield from chain.from_iterable(self._records(batch.slice(n, 1)) for n in range(batch.num_rows))
+            else:
+                yield self._fault(batch)
+        else:
+            # A file without columns still has rows.
+            values = zip(*cells, strict=True) if cells else [()] * batch.num_rows
+            yield from (dict(zip(names, row, strict=True)) for row in values)
+
+    def _fault(self, row: Any) -> str:
+        for (name, convert), array in zip(self.columns, row.columns, strict=True):
+            try:
+                convert(array)
+            except (ValueError, OverflowError) as exc:
+                return f"column {name!r} of type {array.type}: {_told(exc)}."
+        raise AssertionError("a row that could not be converted can be")
+
+
+def open_table(file: str, raw: BinaryFile, suffix: str) -> Table:
+    """Open a file and read its schema.
+
+    Args:
+        file: The file's name as shown to people.
+        raw: The file, which can seek; what it raises passes through.
+        suffix: One of `SUFFIXES`.
+
+    Raises:
+        ImportError: pyarrow is not installed.
+        InvalidUserData: It is no such file, or has columns that cannot be told as JSON.
+    """
+    import pyarrow as pa
+
+    try:
+        if suffix == ".parquet":
+            return _open_parquet(file, pa.PythonFile(raw, mode="r"))
+        return _open_arrow(file, pa.PythonFile(raw, mode="r"))
+    except _faults() as exc:
+        raise InvalidUserData(
+            f"{file}: this is no whole {suffix} file: {_told(exc)}. Copy it again, or give it the suffix of its format.",
+            file=file,
+        ) from exc
+
+
+def _open_parquet(file: str, raw: Any) -> Table:
+    from pyarrow.parquet import ParquetFile
+
+    parquet = ParquetFile(raw, pre_buffer=False, buffer_size=_BUFFER_BYTES, page_checksum_verification=True)
+    groups = map(parquet.metadata.row_group, range(parquet.metadata.num_row_groups))
+    step = min((_step_rows(group.total_byte_size, group.num_rows) for group in groups), default=1)
+    batches = parquet.iter_batches(batch_size=step, use_threads=False)
+    return Table(file, "parquet", _columns(file, parquet.schema_arrow), batches)
+
+
+def _open_arrow(file: str, raw: Any) -> Table:
+    from pyarrow import ipc
+
+    start = raw.read(6)
+    raw.seek(0)
+    if start.startswith(b"FEA1"):
+        raise InvalidUserData(f"{file}: this is Feather version 1. Write it again as version 2 or parquet.", file=file)
+    if start == b"ARROW1":
+        opened = ipc.open_file(raw)
+        batches = map(opened.get_batch, range(opened.num_record_batches))
+    else:
+        opened = ipc.open_stream(raw)
+        batches = iter(opened)
+    return Table(file, "Arrow", _columns(file, opened.schema), map(_validated, batches))
+
+
+def _validated(batch: Any) -> Any:
+    """A batch whose offsets stay inside its buffers: pyarrow believes what an Arrow file says of itself."""
+    batch.validate(full=True)
+    return batch
+
+
+def _faults() -> tuple[type[Exception], ...]:
+    """What pyarrow raises over data that is not what it should be."""
+    from pyarrow import ArrowException
+
+    return (ArrowException, OSError)
+
+
+def _told(exc: Exception) -> str:
+    return str(exc).strip().partition("\n")[0].rstrip(".")
+
+
+def _step_rows(size: int, rows: int) -> int:
+    """How many of these rows are turned into Python objects at once."""
+    return max(1, min(_MAX_STEP_ROWS, _STEP_BYTES * rows // max(1, size)))
+
+
+def _columns(file: str, schema: Any) -> tuple[tuple[str, Convert], ...]:
+    try:
+        return tuple(
+            (field.name, _converter(field.type, repr(field.name), 1)) for field in _distinct(schema, "columns")
+        )
+    except ValueError as exc:
+        raise InvalidUserData(f"{file}: {exc}", file=file) from exc
+
+
+def _distinct(fields: Iterable[Any], what: str) -> list[Any]:
+    fields = list(fields)
+    repeated = [name for name, times in Counter(field.name for field in fields).items() if times > 1]
+    if repeated:
+        raise ValueError(f"the schema names {what} more than once: {shorten(repeated)}. Rename or remove them.")
+    return fields
+
+
+def _converter(kind: Any, name: str, depth: int) -> Convert:
+    """What makes plain values of arrays of a type; `ValueError` for a type that has no JSON form."""
+    import pyarrow as pa
+
+    if depth > MAX_DEPTH:
+        raise ValueError(f"column {name} is nested deeper than {MAX_DEPTH} levels. Flatten the data.")
+
+    def inner(inner_kind: Any) -> Convert:
+        return _converter(inner_kind, name, depth + 1)
+
+    is_a = pa.types
+    if isinstance(kind, pa.BaseExtensionType):
+        if kind.extension_name == "arrow.uuid":
+            return _each(lambda value: str(UUID(bytes=value)), lambda array: array.storage)
+        stored = inner(kind.storage_type)
+        return lambda array: stored(array.storage)
+    if is_a.is_dictionary(kind):
+        encoded = inner(kind.value_type)
+        return lambda array: encoded(array.dictionary_decode())
+    if is_a.is_run_end_encoded(kind):
+        from pyarrow.compute import run_end_decode
+
+        repeated = inner(kind.value_type)
+        return lambda array: repeated(run_end_decode(array))
+    if is_a.is_map(kind):
+        fields = [pa.field("key", kind.key_type, nullable=False), pa.field("value", kind.item_type)]
+        return _maps(pa.list_(pa.struct(fields)), _lists(inner(pa.struct(fields))))
+    if _is_list(kind):
+        return _lists(inner(kind.value_type))
+    if is_a.is_struct(kind):
+        names = [field.name for field in _distinct(kind, f"fields of column {name}")]
+        return _structs(names, [inner(field.type) for field in kind])
+    return _scalar_converter(kind, name)
+
+
+def _scalar_converter(kind: Any, name: str) -> Convert:
+    import pyarrow as pa
+
+    is_a = pa.types
+    if is_a.is_timestamp(kind):
+        zone = pa.lib.string_to_tzinfo(kind.tz) if kind.tz else None
+        return _each(lambda value: _iso_moment(value, kind.unit, zone), lambda array: array.cast(pa.int64()))
+    if is_a.is_time(kind):
+        ticks = pa.int32() if is_a.is_time32(kind) else pa.int64()
+        return _each(lambda value: _iso_time(value, kind.unit), lambda array: array.cast(ticks))
+    if is_a.is_date32(kind):
+        return _each(_iso_day, lambda array: array.cast(pa.int32()))
+    if is_a.is_date64(kind):
+        return _each(lambda value: _iso_day(value // (_DAY_SEC * 1000)), lambda array: array.cast(pa.int64()))
+    if is_a.is_duration(kind):
+        return _each(lambda value: value / 10 ** _DIGITS[kind.unit], lambda array: array.cast(pa.int64()))
+    if is_a.is_decimal(kind):
+        return _each(lambda value: format(value, "f"))
+    if (
+        is_a.is_binary(kind)
+        or is_a.is_large_binary(kind)
+        or is_a.is_fixed_size_binary(kind)
+        or is_a.is_binary_view(kind)
+    ):
+        return _each(lambda value: base64.b64encode(value).decode())
+    is_text = is_a.is_string(kind) or is_a.is_large_string(kind) or is_a.is_string_view(kind)
+    if is_text or is_a.is_null(kind) or is_a.is_boolean(kind) or is_a.is_integer(kind) or is_a.is_floating(kind):
+        return lambda array: array.to_pylist()
+    raise ValueError(f"column {name} is of type {kind}, which has no JSON form. Leave it out or convert it.")
+
+
+def _is_list(kind: Any) -> bool:
+    from pyarrow import types
+
+    tests = (types.is_list, types.is_large_list, types.is_fixed_size_list, types.is_list_view, types.is_large_list_view)
+    return any(test(kind) for test in tests)
+
+
+def _each(convert: Callable[[Any], Any], prepare: Callable[[Any], Any] = lambda array: array) -> Convert:
+    """Convert each value that is not null."""
+    return lambda array: [None if value is None else convert(value) for value in prepare(array).to_pylist()]
+
+
+def _lists(convert: Convert) -> Convert:
+    from pyarrow.compute import list_value_length
+
+    def lists(array: Any) -> list[Any]:
+        values = iter(convert(array.flatten()))
+        lengths = list_value_length(array).to_pylist()
+        return [None if length is None else [next(values) for _ in range(length)] for length in lengths]
+
+    return lists
+
+
+def _maps(as_list: Any, convert: Convert) -> Convert:
+    """Objects; a key that is no text becomes the JSON of what it is, and the last of equal ones counts."""
+
+    def maps(array: Any) -> list[Any]:
+        return [None if pairs is None else dict(map(pair, pairs)) for pairs in convert(array.cast(as_list))]
+
+    def pair(entry: dict[str, Any]) -> tuple[str, Any]:
+        key = entry["key"]
+        return key if isinstance(key, str) else json.dumps(key), entry["value"]
+
+    return maps
+
+
+def _structs(names: list[str], converters: list[Convert]) -> Convert:
+    def structs(array: Any) -> list[Any]:
+        cells = [convert(child) for convert, child in zip(converters, array.flatten(), strict=True)]
+        rows = zip(*cells, strict=True) if cells else [()] * len(array)
+        there = array.is_valid().to_pylist()
+        return [
+            dict(zip(names, row, strict=True)) if is_there else None for is_there, row in zip(there, rows, strict=True)
+        ]
+
+    return structs
+
+
+def _iso_moment(value: int, unit: str, zone: Any) -> str:
+    seconds, rest = divmod(value, 10 ** _DIGITS[unit])
+    moment = _EPOCH + timedelta(seconds=seconds)
+    if zone is not None:
+        moment = moment.replace(tzinfo=UTC).astimezone(zone)
+    text = moment.isoformat()
+    return text[:19] + _fraction(rest, unit) + text[19:]
+
+
+def _iso_time(value: int, unit: str) -> str:
+    seconds, rest = divmod(value, 10 ** _DIGITS[unit])
+    if not 0 <= seconds < _DAY_SEC:
+        raise ValueError(f"{value} {unit} is no time of day")
+    return f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}{_fraction(rest, unit)}"
+
+
+def _iso_day(value: int) -> str:
+    return date.fromordinal(_EPOCH_DAY + value).isoformat()
+
+
+def _fraction(rest: int, unit: str) -> str:
+    return f".{rest:0{_DIGITS[unit]}d}" if rest else ""

@@ -1,0 +1,54 @@
+"""Where data lies: paths of this machine made absolute, and patterns."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from prefect_batchflow.exceptions import InvalidUserData
+
+_VARIABLE = re.compile(r"\$(?:(\w+)|\{([^{}]*)\})")
+_WILDCARD = re.compile(r"[*?\[]")
+
+
+def is_local_path(location: str) -> bool:
+    """Whether it is a path, not a URL and not `-`, standard input."""
+    return "://" not in location and location != "-"
+
+
+def local_path(path: str, base_dir: str | Path | None = None) -> str:
+    """Make a path absolute: `~`, `$NAME` and `${NAME}` filled in, relative to a folder.
+
+    A path that exists as it is written is that path, whatever is in its name.
+
+    Args:
+        path: No URL.
+        base_dir: What relative paths are relative to; `None` is the current directory.
+
+    Raises:
+        InvalidUserData: A variable is not set in the environment; the message names it.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        name = match[1] or match[2] or ""
+        if name not in os.environ:
+            raise InvalidUserData(
+                f"{path}: the environment has no variable '{name}'. Set it, or write the path itself; a $ in a file's name "
+                "is taken as it is in a file:// URL."
+            )
+        return os.environ[name]
+
+    if "$" in path and not os.path.lexists(_joined(path, base_dir)):
+        path = _VARIABLE.sub(value, path)
+    return _joined(path, base_dir)
+
+
+def fixed_folder(pattern: str) -> str | None:
+    """The part of a pattern before its first wildcard (`*`, `?`, `[`), up to a slash; `None` when it has none."""
+    wildcard = _WILDCARD.search(pattern)
+    return pattern[: pattern.rfind("/", 0, wildcard.start()) + 1] if wildcard else None
+
+
+def _joined(path: str, base_dir: str | Path | None) -> str:
+    return str(Path(base_dir or "", os.path.expanduser(path)).absolute())  # noqa: PTH111 - Path's may raise
