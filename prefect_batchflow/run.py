@@ -37,7 +37,7 @@ from prefect_batchflow.execution.executor import (
     Executor,
     LineOutcome,
     ProxyExecutor,
-    registered_executor,
+    executor_for,
     registered_languages,
 )
 from prefect_batchflow.execution.pool import WorkerPool
@@ -178,7 +178,7 @@ class BatchRun:
 
     def _executor(self) -> Executor:
         live, language = self.live, self.flow.language.lower()
-        proxy = live.executor_proxy or registered_executor(language)
+        proxy = live.executor_proxy or executor_for(self.flow)
         init_kwargs = live.init_kwargs if live.init_kwargs is not None else self.request.init_kwargs
         if proxy is not None:
             return ProxyExecutor(
@@ -194,7 +194,8 @@ class BatchRun:
             known = ", ".join(["python", *registered_languages()])
             raise UnsupportedFeatureError(
                 f"The flow {self.flow.name!r} is written in {language!r}; flows of {known} can run. Register an executor: "
-                f"BatchEngine.register_executor({language!r}, <AbstractExecutorProxy subclass>)."
+                f"BatchEngine.register_executor({language!r}, <AbstractExecutorProxy subclass>). Or say in its yaml how the "
+                "service that runs it is started: `service: {command: […]}`, see docs/other-languages.md."
             )
         return WorkerPool(
             self.flow,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import re
 import warnings
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow.definition.document import (
@@ -13,6 +14,7 @@ from prefect_batchflow.definition.document import (
     mapping_at,
     read_inputs,
     read_language,
+    read_service,
     refuse_other_keys,
     says_nothing,
 )
@@ -48,7 +50,8 @@ _PROPERTY = re.compile(r"\.(?P<name>\w+)|\['(?P<single>.*?)'\]|\[\"(?P<double>.*
 def flow_of_document(document: dict[str, Any], file: Path, working_dir: Path) -> Flow:
     """Give the flow of a parsed flow.dag.yaml.
 
-    Of a flow in another language only inputs and outputs are read: its executor knows the rest.
+    Of a flow in another language inputs, outputs, `service` and whether a node aggregates are read: its executor knows
+    the rest.
 
     Raises:
         InvalidFlowRequest: The message lists every problem; its class is the problems' own if they share one.
@@ -60,8 +63,14 @@ def flow_of_document(document: dict[str, Any], file: Path, working_dir: Path) ->
         problems.add(InputNotFound, "top level", "no 'inputs'. Declare what each line brings: a batch runs over them.")
     outputs = _read_outputs(document, problems)
     if language != "python":
+        service = read_service(document, problems)
         problems.raise_any()
-        return Flow(file.parent.name, working_dir, Dag((), outputs), inputs, language=language, definition_file=file)
+        if any(node.get("aggregation") for node in document.get("nodes") or [] if isinstance(node, dict)):
+            service = replace(service, aggregation=True)
+        program = Dag((), outputs)
+        return Flow(
+            file.parent.name, working_dir, program, inputs, language=language, definition_file=file, service=service
+        )
     refuse_other_keys(document, FLOW_KEYS, "top level", problems)
     nodes = _read_nodes(document, working_dir, problems)
     _check_references(nodes, inputs, problems)

@@ -18,6 +18,7 @@ from prefect_batchflow.definition.document import (
     mapping_at,
     read_inputs,
     read_language,
+    read_service,
     refuse_other_keys,
 )
 from prefect_batchflow.definition.flow import Entry, Flow
@@ -42,9 +43,12 @@ def flow_of_document(document: dict[str, Any], file: Path, working_dir: Path) ->
     language = read_language(document, problems)
     inputs = read_inputs(document, "inputs", problems, empty_is_none=True)
     if language != "python":
+        service = read_service(document, problems)
         problems.raise_any()
         entry = Entry(module="", attribute=str(document["entry"]))
-        return Flow(file.parent.name, working_dir, entry, inputs, language=language, definition_file=file)
+        return Flow(
+            file.parent.name, working_dir, entry, inputs, language=language, definition_file=file, service=service
+        )
     refuse_other_keys(document, FLOW_KEYS, "top level", problems)
     init = read_inputs(document, "init", problems, empty_is_none=True)
     sample = mapping_at(document, "sample", "top level", problems)

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 SOURCE_SUFFIXES: Final = frozenset({".py", ".jinja2", ".prompty", ".yaml", ".yml"})
 """The files of a flow folder that may change what the flow does."""
+OTHER_SOURCE_SUFFIXES: Final = SOURCE_SUFFIXES | frozenset(
+    {".cjs", ".cs", ".csproj", ".dll", ".go", ".jar", ".java", ".js", ".kt", ".mjs", ".php", ".rb", ".rs", ".sh", ".ts"}
+)
+"""The same of a flow in another language."""
 SOURCE_FILE_LIMIT: Final = 10_000
 """Files of a flow folder that its fingerprint takes in."""
 
@@ -148,6 +152,18 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
+class Service:
+    """How a flow in another language is served: the yaml's `service`."""
+
+    command: tuple[str, ...] = ()
+    """The program and its arguments, started in the working directory; empty leaves it to the language's executor."""
+    aggregation: bool = False
+    """Whether it aggregates the completed lines."""
+    start_timeout_sec: float | None = None
+    """How long its start may take; `None` leaves it to the language's executor."""
+
+
+@dataclass(frozen=True, slots=True)
 class Flow:
     """A flow, parsed and checked; no user code has run yet.
 
@@ -166,13 +182,16 @@ class Flow:
     """What `load_flow` was given, made absolute, so that a resume finds it; `None` for an object in memory."""
     definition_file: Path | None = None
     """The flow's yaml, absolute; `None` for a callable."""
+    service: Service | None = None
+    """Of a flow in another language, what its yaml says of the process that serves it."""
 
     @property
     def files(self) -> tuple[Path, ...]:
         """The files whose content is this flow, for fingerprints; absolute, sorted.
 
         A flow with a yaml also counts the sources and templates below its working directory, since nodes import
-        helpers: hidden folders, caches and virtual environments left out, the nearest 10,000 at most.
+        helpers: hidden folders, caches and virtual environments left out, the nearest 10,000 at most. Of a flow in
+        another language these are the usual suffixes of sources, and the files that its command names.
         """
         named = [self.definition_file]
         if isinstance(self.program, Entry):
@@ -181,7 +200,11 @@ class Flow:
             named.extend(self.working_dir / node.source for node in self.program.nodes)
         found = {file.resolve() for file in named if file is not None}
         if self.definition_file is not None:
-            found.update(_source_files(self.working_dir))
+            is_python = self.language == "python"
+            found.update(_source_files(self.working_dir, SOURCE_SUFFIXES if is_python else OTHER_SOURCE_SUFFIXES))
+        if self.service is not None:
+            arguments = (self.working_dir / argument for argument in self.service.command if argument)
+            found.update(file.resolve() for file in arguments if file.is_file())
         return tuple(sorted(found))
 
     def described(self, description: FlowDescription) -> Flow:
@@ -238,7 +261,9 @@ def _flow_of_path(path: Path, working_dir: Path | None) -> Flow:
         )
     if file.suffix == ".dll":
         entry = Entry(module=str(file), attribute="")
-        return Flow(file.stem, folder, entry, language="csharp", source=str(path), definition_file=file)
+        return Flow(
+            file.stem, folder, entry, language="csharp", source=str(path), definition_file=file, service=Service()
+        )
     if file.suffix == ".py":
         raise FlowDefinitionError(
             f"{file}: a Python file is no flow by itself. Name the function or class in it, as {file}:my_flow."
@@ -304,7 +329,7 @@ def _candidates(folder: Path) -> str:
     return shown + f" and {len(names) - 10} more" * (len(names) > 10)
 
 
-def _source_files(folder: Path) -> Iterator[Path]:
+def _source_files(folder: Path, suffixes: frozenset[str]) -> Iterator[Path]:
     """Sources and templates below a folder, nearest first, in an order that does not depend on the file system."""
     left = SOURCE_FILE_LIMIT
     folders = [folder]
@@ -314,7 +339,7 @@ def _source_files(folder: Path) -> Iterator[Path]:
             if entry.is_dir(follow_symlinks=False):
                 if not _left_out(entry):
                     folders.append(current / entry.name)
-            elif Path(entry.name).suffix in SOURCE_SUFFIXES:
+            elif Path(entry.name).suffix in suffixes:
                 if left == 0:
                     warnings.warn(
                         f"{folder} holds more than {SOURCE_FILE_LIMIT:,} sources; those deeper than {current} are not "

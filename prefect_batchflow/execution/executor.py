@@ -159,6 +159,13 @@ class AbstractExecutorProxy(ABC):
         """Whether `exec_aggregation_async` is to be called."""
         return False
 
+    async def wait_until_ready(self) -> None:
+        """Return once a line can be sent; what that takes is not counted as the line's time. Raise to stop the run.
+
+        Ours: promptflow's proxies do not replace what they have started.
+        """
+        return
+
     def get_inputs_definition(self) -> Mapping[str, Any]:
         """Input name to a dictionary with `type` and `default`, both optional."""
         return {}
@@ -177,6 +184,8 @@ class AbstractExecutorProxy(ABC):
 
 
 _REGISTRY: dict[str, type[AbstractExecutorProxy]] = {}
+_BUILT_IN: Mapping[str, str] = {"javascript": "JavaScriptExecutorProxy"}
+"""The classes of `execution.http` that need no registration."""
 
 
 def register_executor(language: str, executor_proxy_cls: type[AbstractExecutorProxy]) -> None:
@@ -185,13 +194,29 @@ def register_executor(language: str, executor_proxy_cls: type[AbstractExecutorPr
 
 
 def registered_executor(language: str) -> type[AbstractExecutorProxy] | None:
-    """The class registered for a language, if any."""
-    return _REGISTRY.get(language.lower())
+    """The class registered for a language, else the one that is built in, if any."""
+    language = language.lower()
+    if language in _REGISTRY or language not in _BUILT_IN:
+        return _REGISTRY.get(language)
+    from prefect_batchflow.execution import http
+
+    built_in: type[AbstractExecutorProxy] = getattr(http, _BUILT_IN[language])
+    return built_in
 
 
 def registered_languages() -> list[str]:
-    """The languages with a registered class, sorted."""
-    return sorted(_REGISTRY)
+    """The languages with a class, sorted."""
+    return sorted({*_REGISTRY, *_BUILT_IN})
+
+
+def executor_for(flow: Flow) -> type[AbstractExecutorProxy] | None:
+    """The class for a flow's language, or the one that starts the command its yaml gives; `None` for Python."""
+    proxy = registered_executor(flow.language)
+    if proxy is not None or flow.service is None or not flow.service.command:
+        return proxy
+    from prefect_batchflow.execution.http import HttpExecutorProxy
+
+    return HttpExecutorProxy
 
 
 class ProxyExecutor:
@@ -252,6 +277,7 @@ class ProxyExecutor:
         if line.error is not None:
             return failed_outcome(line, attempt=attempt, error=line.error, duration_sec=0.0)
         async with self._free:
+            await self._proxy.wait_until_ready()
             started, clock = datetime.now(UTC), time.perf_counter()
             self._running.add(line.line_number)
             try:
@@ -270,6 +296,7 @@ class ProxyExecutor:
         inputs = {name: [line["inputs"].get(name) for line in lines] for name in (lines[0]["inputs"] if lines else ())}
         keys = {key: None for line in lines for key in line["aggregation_inputs"]}
         references = {key: [line["aggregation_inputs"].get(key) for line in lines] for key in keys}
+        await self._proxy.wait_until_ready()
         started = datetime.now(UTC)
         try:
             async with asyncio.timeout(timeout_sec) as limit:
@@ -278,7 +305,7 @@ class ProxyExecutor:
         except Exception as exc:  # noqa: BLE001 - the border around code that is not ours
             return failed_aggregation(aggregation_timed_out(timeout_sec) if limit.expired() else _known(exc))
         metrics = result.get("metrics") or {}
-        return {"output": result.get("output") or {}, "metrics": metrics, "nodes": nodes, "error": None}
+        return {"output": result.get("output") or {}, "metrics": metrics, "nodes": nodes, "error": result.get("error")}
 
     def running(self) -> set[int]:
         """The numbers of the lines the proxy has."""

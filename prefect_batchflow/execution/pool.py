@@ -11,7 +11,6 @@ import collections
 import contextlib
 import json
 import os
-import subprocess
 import sys
 import uuid
 from typing import TYPE_CHECKING, Any
@@ -34,7 +33,8 @@ from prefect_batchflow.execution.executor import (
     failed_outcome,
     timed_out,
 )
-from prefect_batchflow.execution.processes import TOKEN_VARIABLE, end_with_token
+from prefect_batchflow.execution.processes import end_with_token
+from prefect_batchflow.execution.supervision import Supervisor
 from prefect_batchflow.execution.worker_process import Job, SuspectError, WorkerProcess, crash_error, how_it_ended
 from prefect_batchflow.lines import input_hash
 from prefect_batchflow.results import Receipt, Status, Tokens, receipt_error
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
 START_TIMEOUT_SEC = 120.0
 """How long importing a flow may take."""
 _END_WITHIN_SEC = 5.0
-_SUPERVISOR_ENDS_WITHIN_SEC = 5.0
 _CLOSED = "The workers are gone: the run was closed."
 ALONE_AT_ONCE = 4
 """How many suspect lines are run at once, each in a process of its own."""
@@ -95,7 +94,7 @@ class WorkerPool:
         self._recalling: asyncio.TimerHandle | None = None
         self._loading: set[asyncio.Task[None]] = set()
         self._alone = asyncio.Semaphore(ALONE_AT_ONCE)
-        self._supervisor: subprocess.Popen[bytes] | None = None
+        self._supervisor: Supervisor | None = None
         self._closed = False
 
     async def start(self) -> FlowDescription:
@@ -105,15 +104,7 @@ class WorkerPool:
             UserErrorException: The flow's code does not load; the class is the worker's own (`PythonLoadError`, …).
             WorkerStartError: The process ended before it said anything.
         """
-        self._supervisor = subprocess.Popen(  # noqa: ASYNC220, S603 - returns at once; our own program
-            [sys.executable, "-P", "-m", "prefect_batchflow.execution.supervisor", self._token],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            # A run inside another run's line: what ends that line must leave this one's supervisor to do its work.
-            env={name: value for name, value in os.environ.items() if name != TOKEN_VARIABLE},
-            start_new_session=True,
-        )
+        self._supervisor = Supervisor(self._token)
         worker = self._new_worker()
         description = _description(await self._load(worker))
         if description.is_async:
@@ -172,10 +163,7 @@ class WorkerPool:
                     await worker.exited.wait()
         end_with_token(self._token)
         if self._supervisor is not None:
-            assert self._supervisor.stdin is not None
-            # It reads the end of the pipe, finds nothing to end, and goes; waited for, so that no zombie is left.
-            self._supervisor.stdin.close()
-            await asyncio.to_thread(_wait_or_kill, self._supervisor)
+            await asyncio.to_thread(self._supervisor.let_go)
 
     def _job(self, what: str, head: dict[str, Any], body: bytes, timeout_sec: float) -> Job:
         self._jobs += 1
@@ -383,14 +371,6 @@ class WorkerPool:
             else:
                 job.answer.set_exception(crash_error(worker, job.what))
         self._requeue([*lost, *unbegun])
-
-
-def _wait_or_kill(process: subprocess.Popen[bytes]) -> None:
-    try:
-        process.wait(_SUPERVISOR_ENDS_WITHIN_SEC)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 def _description(head: dict[str, Any]) -> FlowDescription:

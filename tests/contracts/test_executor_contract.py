@@ -1,4 +1,4 @@
-"""What every executor promises, proven for each: sync and async code in worker processes, and a proxy."""
+"""What every executor promises, proven for each: sync and async code in worker processes, a proxy, and a service over HTTP."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from pools import CLOSE_WITHIN_SEC, code_of, flow_of, message_of, run, running_pool
+from services import running_service, served_flow
 from waiting import eventually
 
 from prefect_batchflow.exceptions import InputTypeError, error_dict
@@ -137,9 +138,15 @@ async def proxy(folder: Path) -> AsyncIterator[Executor]:
         await executor.close()
 
 
+@asynccontextmanager
+async def service(folder: Path) -> AsyncIterator[Executor]:
+    async with running_service(served_flow(folder), slots=SLOTS) as executor:
+        yield executor
+
+
 @pytest.mark.anyio
 class TestExecutorContract:
-    @pytest.fixture(params=[sync_pool, async_pool, proxy], ids=["sync pool", "async pool", "proxy"])
+    @pytest.fixture(params=[sync_pool, async_pool, proxy, service], ids=["sync pool", "async pool", "proxy", "service"])
     def opened(self, request: pytest.FixtureRequest, tmp_path: Path) -> Opened:
         """Open one implementation, started; it is closed with the block."""
         return lambda: request.param(tmp_path)

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from prefect_batchflow.definition.dag import parse_value
-from prefect_batchflow.definition.flow import Activate, Dag, Flow, FlowOutput, Literal, Reference, load_flow
+from prefect_batchflow.definition.flow import Activate, Dag, Flow, FlowOutput, Literal, Reference, Service, load_flow
 from prefect_batchflow.exceptions import (
     DuplicateNodeName,
     EmptyOutputReference,
@@ -360,6 +360,12 @@ class TestOtherLanguages:
         assert flow.language == "csharp"
         assert list(flow.inputs) == ["x"]
         assert flow.program == Dag((), (FlowOutput("o", Reference("${a.output}", "node", "a")),))
+
+    @pytest.mark.parametrize("aggregates", [True, False])
+    def test_a_node_may_say_that_there_is_an_aggregation(self, tmp_path: Path, aggregates: bool) -> None:
+        flow = load(tmp_path, {"name": "a", "aggregation": aggregates}, language="go", service={"command": ["./main"]})
+
+        assert flow.service == Service(("./main",), aggregation=aggregates)
 
     def test_they_need_inputs_too(self, tmp_path: Path) -> None:
         with pytest.raises(InputNotFound):

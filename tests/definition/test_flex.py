@@ -6,6 +6,7 @@ import functools
 import importlib
 import json
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from prefect_batchflow.definition.flex import find_module_file
-from prefect_batchflow.definition.flow import Entry, Flow, FlowInput, load_flow
+from prefect_batchflow.definition.flow import Entry, Flow, FlowInput, Service, load_flow
 from prefect_batchflow.exceptions import (
     FlowDefinitionError,
     FlowNotFoundError,
@@ -157,6 +158,33 @@ class TestYaml:
         flow = self.load(tmp_path, "entry: (Flow)Flow.Run\nlanguage: csharp\ninputs: {q: {type: string}}\n")
 
         assert (flow.language, entry_of(flow).attribute, list(flow.inputs)) == ("csharp", "(Flow)Flow.Run", ["q"])
+        assert flow.service == Service()
+
+    def test_another_language_says_how_it_is_served(self, tmp_path: Path) -> None:
+        service = "{command: [./main, --port, '{port}'], aggregation: true, start_timeout_sec: 5}"
+        flow = self.load(tmp_path, f"entry: main\nlanguage: go\nservice: {service}\n")
+
+        assert flow.service == Service(("./main", "--port", "{port}"), aggregation=True, start_timeout_sec=5.0)
+
+    @pytest.mark.parametrize(
+        ("service", "said"),
+        [
+            ("[a]", "'service' should map names to values"),
+            ("{comand: [a]}", "the key 'comand' is not supported. Did you mean 'command'?"),
+            ("{command: ./main}", "'command' should be a list of texts"),
+            ("{command: [./main, 80]}", "Write numbers in quotes"),
+            ("{aggregation: sum}", "'aggregation' should be true or false, found 'sum'"),
+            ("{start_timeout_sec: 0}", "seconds above 0, found 0"),
+            ("{start_timeout_sec: true}", "seconds above 0, found True"),
+        ],
+    )
+    def test_how_it_is_served_must_make_sense(self, tmp_path: Path, service: str, said: str) -> None:
+        with pytest.raises(InvalidFlowRequest, match=re.escape(said)):
+            self.load(tmp_path, f"entry: main\nlanguage: go\nservice: {service}\n")
+
+    def test_python_is_not_served(self, tmp_path: Path) -> None:
+        with pytest.raises(UnsupportedFeatureError, match="the key 'service' is not supported"):
+            self.load(tmp_path, "entry: main:run\nservice: {command: [a]}\n")
 
 
 class TestReferences:

@@ -188,6 +188,17 @@ class TestFiles:
 
         assert shared in load_flow(folder).files
 
+    def test_another_language_counts_its_own_sources_and_what_its_command_names(self, tmp_path: Path) -> None:
+        service = "{command: [bin/main, --port, '{port}', data]}"
+        (tmp_path / "flow.flex.yaml").write_text(f"entry: main\nlanguage: go\nservice: {service}\n")
+        for name in ("bin/main", "main.go", "lib/a.ts", "node_modules/b.js", "data/rows.jsonl", "README.md"):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).touch()
+
+        names = [str(file.relative_to(tmp_path)) for file in load_flow(tmp_path).files]
+
+        assert names == ["bin/main", "flow.flex.yaml", "lib/a.ts", "main.go"]
+
     def test_a_callable_counts_its_file_only(self, folder: Path) -> None:
         assert load_flow(f"{folder / 'main.py'}:run").files == (folder / "main.py",)
 

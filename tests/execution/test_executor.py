@@ -115,7 +115,7 @@ class TestRegistry:
         assert registered_executor("csharp") is Proxy
         assert registered_executor("CSHARP") is Proxy
         assert registered_executor("rust") is None
-        assert registered_languages() == ["csharp"]
+        assert registered_languages() == ["csharp", "javascript"]
 
     def test_the_last_registration_of_a_language_counts(self) -> None:
         register_executor("js", Proxy)

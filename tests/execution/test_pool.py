@@ -803,7 +803,7 @@ class TestClose:
     async def test_a_supervisor_that_does_not_go_is_not_waited_for_long(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(pool_module, "_SUPERVISOR_ENDS_WITHIN_SEC", 0.2)
+        monkeypatch.setattr("prefect_batchflow.execution.supervision._ENDS_WITHIN_SEC", 0.2)
         pool = WorkerPool(flow_of(tmp_path, "def main(n):\n    return n\n"))
         await pool.start()
         assert pool._supervisor is not None

@@ -160,7 +160,7 @@ class TestLoading:
             modules = set(worker.run_line()["output"]["modules"])
 
         assert "prefect_batchflow.execution.loader" in modules
-        assert not modules & {"prefect", "pydantic", "fsspec", "yaml", "cloudpickle"}
+        assert not modules & {"prefect", "pydantic", "fsspec", "yaml", "cloudpickle", "httpx"}
 
 
 class TestStandardStreams:
