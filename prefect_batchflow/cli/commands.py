@@ -136,11 +136,19 @@ def run(
     flow: Annotated[
         str,
         Parameter(
-            help="Folder with a flow.dag.yaml or flow.flex.yaml, such a file, path/to/file.py:attr, or module:attr."
+            help="Folder with a flow.dag.yaml or flow.flex.yaml, such a file, path/to/file.py:attr, or module:attr. May be "
+            "left out with a --file that names it."
         ),
-    ],
+    ] = "",
     /,
     *,
+    file: Annotated[
+        str,
+        Parameter(
+            metavar="YAML",
+            help="A run file of promptflow: flow, data, column_mapping, name, init. What is given here besides wins over it.",
+        ),
+    ] = "",
     data: Annotated[
         list[str] | None,
         Parameter(
@@ -184,26 +192,36 @@ def run(
     screen: Screen = _PLAIN,
 ) -> int:
     """Run a flow over data, line by line."""
+    from prefect_batchflow.cli.run_file import RunFile, read_run_file
     from prefect_batchflow.definition.flow import load_flow
     from prefect_batchflow.storage.keys import check_run_id
 
     # What can be told without Prefect is told before it takes its seconds.
-    urls = sources(data or [])
+    written = read_run_file(file) if file else RunFile()
+    if not flow:
+        flow, working_dir = written.flow, working_dir or written.working_dir
+    if not flow:
+        raise InvalidOptionError(
+            "No FLOW was given. Name its folder or file, or path/to/file.py:attr, or give a --file that names it; "
+            "`batchflow run --help` tells what there is."
+        )
+    urls = {**written.data, **sources(data or [], needed=not written.data)}
     mapping, init_kwargs = assignments("--map", map or []), assignments("--init", init or [])
     loaded = load_flow(flow, working_dir or None)
     _peek(urls)
+    run_id = run_id or written.run_id
     parameters = {
         "flow": loaded.source or flow,
         "working_dir": _absolute(working_dir),
         **_data_parameters(urls),
-        "inputs_mapping": mapping,
-        "init_kwargs": init_kwargs,
+        "inputs_mapping": {**written.inputs_mapping, **mapping},
+        "init_kwargs": {**written.init_kwargs, **init_kwargs},
         "run_id": check_run_id(run_id) if run_id else _new_run_id(),
         "resume_from": check_run_id(resume_from) if resume_from else "",
         "output_dir": _absolute(output_dir),
         **flags.given(),
     }
-    return _run(parameters, _absolute(storage), screen)
+    return _run(parameters, _absolute(storage), screen, written.notes)
 
 
 @app.command(sort_key=1)
@@ -296,8 +314,8 @@ def show(
 # --- running --------------------------------------------------------------------------------------------------------
 
 
-def _run(parameters: dict[str, Any], storage: str, screen: Screen) -> int:
-    """Run, tell how far it is, show what came of it."""
+def _run(parameters: dict[str, Any], storage: str, screen: Screen, notes: Sequence[str] = ()) -> int:
+    """Run, tell how far it is, show what came of it, after what `notes` say."""
     quiet_prefect(debug=screen.debug)
     from prefect_batchflow.cli import view
 
@@ -326,7 +344,8 @@ def _run(parameters: dict[str, Any], storage: str, screen: Screen) -> int:
             raise
         stored = _awaited(_read(run_id, storage))
     if live.tally is not None:
-        stored = replace(stored, error_groups=live.tally.error_groups, notes=(*live.notes, *stored.notes))
+        stored = replace(stored, error_groups=live.tally.error_groups)
+    stored = replace(stored, notes=(*notes, *live.notes, *stored.notes))
     _print(
         stored,
         screen,

@@ -87,7 +87,20 @@ def flow(tmp_path: Path) -> str:
     ("words", "parts"),
     [
         ([], ["run", "resume", "list", "show", "Exit status"]),
-        (["run"], ["--data", "--map", "--run-id", "--resume-from", "--line-timeout", "--retry-on", "--init", "--json"]),
+        (
+            ["run"],
+            [
+                "--file",
+                "--data",
+                "--map",
+                "--run-id",
+                "--resume-from",
+                "--line-timeout",
+                "--retry-on",
+                "--init",
+                "--json",
+            ],
+        ),
         (["resume"], ["RUN", "--workers", "--limit", "--on-change", "--storage", "--debug"]),
         (["list"], ["--storage", "--limit", "--json"]),
         (["show"], ["RUN", "--storage", "--json"]),
@@ -125,6 +138,7 @@ def test_help_imports_neither_prefect_nor_pydantic() -> None:
     ("words", "part"),
     [
         (["run"], "FLOW"),
+        (["run", "--file", "nothing.yaml"], "--file nothing.yaml: expected a run file"),
         (["run", "{flow}"], "No data was given"),
         (["run", "nowhere", "--data", "{data}"], "No flow at"),
         (["run", "{flow}", "--data", "nothing.jsonl"], "nothing.jsonl not found"),
@@ -265,6 +279,26 @@ def test_a_failed_aggregation_is_no_success() -> None:
 
 
 # --- real runs -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_run_file_runs_and_what_is_typed_wins_over_it(
+    batchflow: Callable[..., Shown], flow: str, write_rows: Callable[..., Path], storage: Path, tmp_path: Path
+) -> None:
+    write_rows([{"text": "a", "other": "z"}])
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "name: written\nflow: loud.py:shout\ndata: data.jsonl\ndescription: of no effect\n"
+        "column_mapping: {text: '${data.text}', times: 2}\n"
+    )
+
+    as_written = batchflow("run", "--file", file, "--workers", "1")
+    typed = batchflow("run", "--file", file, "--run-id", "typed", "--map", "text=${data.other}", "--workers", "1")
+
+    assert (as_written.status, typed.status) == (0, 0)
+    assert "run.yaml: keys without an effect here: description." in as_written.out.replace("\n", " ")
+    outputs = [json.loads((storage / run / "outputs.jsonl").read_text())["output"] for run in ("written", "typed")]
+    assert outputs == ["AA", "ZZ"]
 
 
 @pytest.mark.usefixtures("prefect_server")
