@@ -33,9 +33,6 @@ def check_roots(request: BatchRequest, roots: str) -> None:
     Raises:
         InvalidOptionError: It names something else; the message lists all of it.
     """
-    allowed = [root.strip() for root in roots.split(",") if root.strip()]
-    if not allowed:
-        return
     places = [(name, url) for name, url in request.data.items()]
     file = _FILE.fullmatch(request.flow)
     if file is None and _MODULE.fullmatch(request.flow):
@@ -48,6 +45,18 @@ def check_roots(request: BatchRequest, roots: str) -> None:
     places += [("working_dir", request.working_dir or ""), ("output_dir", request.output_dir or "")]
     if request.storage != default_storage_url() and not request.storage.startswith("batchflow-run-storage/"):
         places.append(("storage", request.storage))
+    _refuse_outside(places, roots)
+
+
+def check_roots_of(name: str, url: str, roots: str) -> None:
+    """Refuse one more place that a run is to read, as `check_roots` does."""
+    _refuse_outside([(name, url)], roots)
+
+
+def _refuse_outside(places: list[tuple[str, str]], roots: str) -> None:
+    allowed = [root.strip() for root in roots.split(",") if root.strip()]
+    if not allowed:
+        return
     outside = [f"{name} {place!r}" for name, place in places if place and not any(_is_below(place, r) for r in allowed)]
     if outside:
         raise InvalidOptionError(

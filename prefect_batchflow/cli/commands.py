@@ -146,7 +146,7 @@ def run(
         str,
         Parameter(
             metavar="YAML",
-            help="A run file of promptflow: flow, data, column_mapping, name, init. What is given here besides wins over it.",
+            help="A run file of promptflow: flow, data, column_mapping, name, run, init. What is typed besides wins over it.",
         ),
     ] = "",
     data: Annotated[
@@ -172,6 +172,15 @@ def run(
             group=RUN,
             metavar="NAME",
             help="Name of the run; one that is there goes on. [default: a new one, by the time]",
+        ),
+    ] = "",
+    run: Annotated[
+        str,
+        Parameter(
+            group=RUN,
+            metavar="RUN",
+            help="Another run of the storage to build on: its outputs are the source run.outputs, its data run.inputs, "
+            "for --map answer='${run.outputs.answer}'. --data may be left out then.",
         ),
     ] = "",
     resume_from: Annotated[
@@ -205,7 +214,8 @@ def run(
             "No FLOW was given. Name its folder or file, or path/to/file.py:attr, or give a --file that names it; "
             "`batchflow run --help` tells what there is."
         )
-    urls = {**written.data, **sources(data or [], needed=not written.data)}
+    run = run or written.run
+    urls = {**written.data, **sources(data or [], needed=not (written.data or run))}
     mapping, init_kwargs = assignments("--map", map or []), assignments("--init", init or [])
     loaded = load_flow(flow, working_dir or None)
     _peek(urls)
@@ -217,6 +227,7 @@ def run(
         "inputs_mapping": {**written.inputs_mapping, **mapping},
         "init_kwargs": {**written.init_kwargs, **init_kwargs},
         "run_id": check_run_id(run_id) if run_id else _new_run_id(),
+        "run": check_run_id(run) if run else "",
         "resume_from": check_run_id(resume_from) if resume_from else "",
         "output_dir": _absolute(output_dir),
         **flags.given(),
@@ -258,6 +269,7 @@ def resume(
         "flow": manifest.flow,
         "working_dir": manifest.working_dir,
         **_data_parameters(manifest.data),
+        "run": manifest.run or "",
         "inputs_mapping": manifest.inputs_mapping,
         "init_kwargs": given or manifest.init_kwargs or {},
         "run_id": run_id,

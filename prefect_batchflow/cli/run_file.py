@@ -15,14 +15,13 @@ from typing import Any
 from prefect_batchflow.definition.document import read_document, says_nothing
 from prefect_batchflow.exceptions import InvalidOptionError, UnsupportedFeatureError
 
-TAKEN = ("name", "flow", "data", "column_mapping", "init")
+TAKEN = ("name", "flow", "data", "column_mapping", "run", "init")
 WITHOUT_MEANING = ("display_name", "description", "tags", "properties", "resources", "identity", "runtime")
 """Keys for people, and for Azure."""
 NOT_SUPPORTED = {
     "variant": "Write the variant that is meant into the node of the flow, and remove the key.",
     "environment_variables": "Set them for the process that starts the run, and remove the key.",
     "connections": "Read keys from the environment, in a Python node, and remove the key.",
-    "run": "Give that run's outputs as data, --data run.outputs=<its outputs file>, and remove the key.",
 }
 _SILENT = ("$schema",)
 
@@ -39,6 +38,8 @@ class RunFile:
     """The source `data`, if there is one."""
     inputs_mapping: dict[str, Any] = field(default_factory=dict)
     run_id: str = ""
+    run: str = ""
+    """The run it is built on."""
     init_kwargs: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     """What of the file has no effect."""
@@ -71,6 +72,7 @@ def read_run_file(text: str) -> RunFile:
         data={"data": _place(file, "data", data)} if data else {},
         inputs_mapping=_named_values(file, "column_mapping", document.get("column_mapping")),
         run_id=_text(file, document, "name"),
+        run=_text(file, document, "run"),
         init_kwargs=_init(file, document.get("init")),
         notes=tuple(_notes(file, document)),
     )
@@ -100,7 +102,7 @@ def _text(file: Path, document: dict[str, Any], name: str) -> str:
     value = document.get(name)
     if value is None:
         return ""
-    if isinstance(value, int | float) and name == "name":
+    if isinstance(value, int | float) and name in ("name", "run"):
         value = str(value)
     if not isinstance(value, str) or not value.strip():
         raise InvalidOptionError(f"{file}: '{name}' is {value!r}, expected a text. Write it as {name}: <text>.")

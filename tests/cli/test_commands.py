@@ -145,6 +145,7 @@ def test_help_imports_neither_prefect_nor_pydantic() -> None:
         (["run", "{flow}", "--data", "{data}", "--map", "text"], "--map takes name=value"),
         (["run", "{flow}", "--data", "{data}", "--init", "text"], "--init takes name=value"),
         (["run", "{flow}", "--data", "{data}", "--run-id", "../x"], "is no name for a run"),
+        (["run", "{flow}", "--run", "a/b"], "is no name for a run"),
         (["run", "{flow}", "--data", "{data}", "--resume-from", "a/b"], "is no name for a run"),
         (["run", "{flow}", "--data", "{data}", "--worker", "3"], "Did you mean --workers?"),
         (["run", "{flow}", "--data", "{data}", "--workers", "0"], "--workers"),
@@ -279,6 +280,26 @@ def test_a_failed_aggregation_is_no_success() -> None:
 
 
 # --- real runs -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_run_is_built_on_another_and_resumed_with_it(
+    batchflow: Callable[..., Shown], flow: str, write_rows: Callable[..., Path], storage: Path
+) -> None:
+    batchflow("run", flow, "--data", write_rows(ROWS), "--run-id", "base", "--workers", "1")
+
+    chained = batchflow("run", flow, "--run", "base", "--map", "text=${run.outputs.output}", "--map", "times=2",
+                        "--run-id", "on-base", "--workers", "1")  # fmt: skip
+    resumed = batchflow("resume", "on-base", "--json")
+    missing = batchflow("run", flow, "--run", "bose", "--map", "text=${run.outputs.output}")
+
+    assert (chained.status, resumed.status) == (0, 0)
+    assert "1 of 3 lines of run base have no output" in chained.out.replace("\n  ", " ")
+    assert [json.loads(line) for line in (storage / "on-base" / "outputs.jsonl").read_text().splitlines()] == [
+        {"line_number": 0, "output": "AA"},
+        {"line_number": 2, "output": "CC"},
+    ]
+    assert (missing.status, "There is no run 'bose'" in missing.err) == (2, True)
 
 
 @pytest.mark.usefixtures("prefect_server")

@@ -29,6 +29,7 @@ def test_everything_with_a_meaning_is_taken_over(tmp_path: Path) -> None:
     text = """
 $schema: https://azuremlschemas.azureedge.net/promptflow/latest/Run.schema.json
 name: nightly
+run: base
 flow: .
 data: rows/data.jsonl
 column_mapping:
@@ -43,6 +44,7 @@ init:
         data={"data": str(tmp_path / "rows" / "data.jsonl")},
         inputs_mapping={"text": "${data.text}", "times": 2},
         run_id="nightly",
+        run="base",
         init_kwargs={"model": "small"},
     )
 
