@@ -295,7 +295,13 @@ class BatchRun:
             taken = await take_over_run(RunRecords(self.files, other, 0, manifest.records_since), earlier)
             self.logger.info("%d completed lines taken over from run %s", taken, self.request.resume_from)
         if self.live.resume_storage is not None:
-            taken = await take_over_storage(self.live.resume_storage, self._lines(), earlier)
+            others: list[int] = []
+            taken = await take_over_storage(self.live.resume_storage, self._lines(), earlier, others.append)
+            if others:
+                self._note(
+                    f"{len(others)} completed lines of {type(self.live.resume_storage).__name__} had other inputs than "
+                    f"now, and are run again; the first is line {others[0]}."
+                )
             self.logger.info("%d completed lines taken over from %s", taken, type(self.live.resume_storage).__name__)
 
     def _refuse_other_flow(self, other: Manifest) -> None:

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from prefect_batchflow.cli.runs import StoredRun
     from prefect_batchflow.live import ProgressReport
     from prefect_batchflow.results import BatchResult
+    from prefect_batchflow.storage.custom import AbstractBatchRunStorage
     from prefect_batchflow.storage.manifest import Manifest
 
 T = TypeVar("T")
@@ -188,7 +189,8 @@ def run(
         Parameter(
             group=RUN,
             metavar="RUN",
-            help="Another run, whose completed lines are taken over where their inputs are the same.",
+            help="Another run, whose completed lines are taken over where their inputs are the same: its id, or the path of a "
+            "run folder of promptflow, as ~/.promptflow/.runs/NAME.",
         ),
     ] = "",
     storage: Storage = "",
@@ -219,6 +221,7 @@ def run(
     mapping, init_kwargs = assignments("--map", map or []), assignments("--init", init or [])
     loaded = load_flow(flow, working_dir or None)
     _peek(urls)
+    begun = _promptflow_run(resume_from)
     run_id = run_id or written.run_id
     parameters = {
         "flow": loaded.source or flow,
@@ -228,11 +231,11 @@ def run(
         "init_kwargs": {**written.init_kwargs, **init_kwargs},
         "run_id": check_run_id(run_id) if run_id else _new_run_id(),
         "run": check_run_id(run) if run else "",
-        "resume_from": check_run_id(resume_from) if resume_from else "",
+        "resume_from": check_run_id(resume_from) if resume_from and not begun else "",
         "output_dir": _absolute(output_dir),
         **flags.given(),
     }
-    return _run(parameters, _absolute(storage), screen, written.notes)
+    return _run(parameters, _absolute(storage), screen, written.notes, begun)
 
 
 @app.command(sort_key=1)
@@ -326,8 +329,14 @@ def show(
 # --- running --------------------------------------------------------------------------------------------------------
 
 
-def _run(parameters: dict[str, Any], storage: str, screen: Screen, notes: Sequence[str] = ()) -> int:
-    """Run, tell how far it is, show what came of it, after what `notes` say."""
+def _run(
+    parameters: dict[str, Any],
+    storage: str,
+    screen: Screen,
+    notes: Sequence[str] = (),
+    begun: AbstractBatchRunStorage | None = None,
+) -> int:
+    """Run, with what is completed of what was `begun`; tell how far it is; show what came of it, and the `notes`."""
     quiet_prefect(debug=screen.debug)
     from prefect_batchflow.cli import view
 
@@ -345,7 +354,7 @@ def _run(parameters: dict[str, Any], storage: str, screen: Screen, notes: Sequen
             if live.cancel_reason:
                 progress.say(f"{live.cancel_reason} The lines in work are ended, what is done is kept.")
 
-        live = LiveRun(listener=listen)
+        live = LiveRun(listener=listen, resume_storage=begun)
         if has_own_server():
             progress.say(OWN_SERVER_TEXT)
         try:
@@ -425,6 +434,14 @@ def _absolute(place: str) -> str:
         return place
     # os.path's, since that of pathlib raises for a user who is not there.
     return str(Path(os.path.expanduser(place)).absolute())  # noqa: PTH111
+
+
+def _promptflow_run(text: str) -> AbstractBatchRunStorage | None:
+    """The run folder of promptflow that is meant; `None` for the id of a run."""
+    from prefect_batchflow.storage.promptflow_runs import PromptflowRunStorage, is_promptflow_run
+
+    is_path = any(mark in text for mark in "/~")
+    return PromptflowRunStorage(text) if text and (is_path or is_promptflow_run(_absolute(text))) else None
 
 
 def _data_parameters(urls: dict[str, str]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
@@ -23,7 +24,7 @@ from prefect_batchflow.results import AggregationResult, Receipt, Status, Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
+
 
 FLOW = """
 def shout(text: str, times: int = 1) -> str:
@@ -35,6 +36,7 @@ ROWS: list[dict[str, object]] = [{"text": "a"}, {"text": "bad"}, {"text": "c"}]
 
 HANGING_FLOW = """
 import threading
+from pathlib import Path
 from pathlib import Path
 
 def hang(place: str) -> str:
@@ -146,7 +148,8 @@ def test_help_imports_neither_prefect_nor_pydantic() -> None:
         (["run", "{flow}", "--data", "{data}", "--init", "text"], "--init takes name=value"),
         (["run", "{flow}", "--data", "{data}", "--run-id", "../x"], "is no name for a run"),
         (["run", "{flow}", "--run", "a/b"], "is no name for a run"),
-        (["run", "{flow}", "--data", "{data}", "--resume-from", "a/b"], "is no name for a run"),
+        (["run", "{flow}", "--data", "{data}", "--resume-from", "a b"], "is no name for a run"),
+        (["run", "{flow}", "--data", "{data}", "--resume-from", "a/b"], "is no run folder of promptflow"),
         (["run", "{flow}", "--data", "{data}", "--worker", "3"], "Did you mean --workers?"),
         (["run", "{flow}", "--data", "{data}", "--workers", "0"], "--workers"),
         (["run", "{flow}", "--data", "{data}", "--workers", "many"], "--workers"),
@@ -595,3 +598,15 @@ def test_ctrl_c_without_a_configured_server_gives_what_was_done(
 
     assert (running.returncode, json.loads(out)["status"]) == (130, "Canceled")
     assert "Traceback" not in err
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_run_that_promptflow_began_goes_on(batchflow: Callable[..., Shown], storage: Path) -> None:
+    recorded = Path(__file__).parent.parent / "storage" / "promptflow_run"
+
+    ran = batchflow("run", recorded / "flow", "--data", recorded / "data.jsonl", "--resume-from", recorded / "begun",
+                    "--run-id", "on", "--workers", "1", "--json")  # fmt: skip
+
+    assert ran.status == 0
+    assert (ran.document["reused_lines"], ran.document["result"]["completed_lines"]) == (3, 4)
+    assert ran.document["result"]["metrics"] == {"accuracy": 0.75, "lines": 4}
