@@ -126,6 +126,14 @@ class RunStorageBlock(WritableFileSystem):
         else:
             await asyncio.to_thread(self._fs.put_file, str(source), target)
 
+    async def get_file(self, path: str, target: Path) -> None:
+        """Copy a key to a local file."""
+        source = self._path(path)
+        if self.is_local:
+            await asyncio.to_thread(shutil.copyfile, source, target)
+        else:
+            await asyncio.to_thread(self._fs.get_file, source, str(target))
+
     async def list_names(self, folder: str) -> list[str]:
         """The names directly below a folder, sorted; a folder that is not there holds none."""
         target = self._path(folder) if folder else self._root

@@ -37,6 +37,7 @@
     │   ├── LineFailureError            `raise_on_line_failure`, after everything was written
     │   ├── InvalidRunIdError           a run id that is no safe name
     │   ├── RunNotFoundError            no run of that id in the storage
+    │   ├── RunNotReadyError            a run to build on has no outputs, or not all yet
     │   ├── RunInUseError               another process runs that id
     │   └── RunChangedError             a resumed run's data, mapping or flow is not what it was
     └── SystemErrorException            the surroundings failed, not the flow
@@ -236,6 +237,10 @@ class InvalidRunIdError(UserErrorException):
 
 class RunNotFoundError(UserErrorException):
     """Raised when the storage holds no run of that id."""
+
+
+class RunNotReadyError(UserErrorException):
+    """Raised when a run is to be built on one that has no outputs, or not all of them yet."""
 
 
 class RunInUseError(UserErrorException):

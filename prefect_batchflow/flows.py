@@ -64,6 +64,7 @@ async def batch_run(
     data: str = "",
     inputs_mapping: dict[str, Any] = {},  # noqa: B006 - read only, and the UI's form shows a default of None as a tab
     run_id: str = "",
+    run: str = "",
     resume_from: str = "",
     more_data: dict[str, str] = {},  # noqa: B006 - see above
     init_kwargs: dict[str, Any] = {},  # noqa: B006 - see above
@@ -92,6 +93,7 @@ async def batch_run(
             arrow; a folder, or a pattern such as data/*.jsonl.
         inputs_mapping: Input name to ${data.column} or a literal. Inputs not named come from the column of their name.
         run_id: Name of the run; the same name again resumes it. Empty is this flow run's id, so that a Retry resumes.
+        run: Another run of the same storage: its outputs are the source `run.outputs`, its data the source `run.inputs`.
         resume_from: Another run, whose completed lines are taken over where their inputs are the same.
         more_data: Further sources, name to URL, for mappings such as ${run.outputs.answer}.
         init_kwargs: Arguments of a class flow's constructor.
@@ -123,6 +125,7 @@ async def batch_run(
             inputs_mapping=inputs_mapping,
             init_kwargs=init_kwargs,
             run_id=check_run_id(run_id or str(current_flow_run().id)),
+            run=check_run_id(run) if run else None,
             resume_from=check_run_id(resume_from) if resume_from else None,
             storage=storage or default_storage_url(),
             output_dir=output_dir or None,
@@ -146,9 +149,9 @@ async def batch_run(
         )
         if current_flow_run().deployment_id is not None:
             check_roots(request, os.environ.get(ROOTS_VARIABLE, ""))
-        run = asyncio.ensure_future(BatchRun(request, live).run())
-        with signals_cancel(live.cancel, run.cancel):
-            result = await _uncancelled(run, live)
+        work = asyncio.ensure_future(BatchRun(request, live).run())
+        with signals_cancel(live.cancel, work.cancel):
+            result = await _uncancelled(work, live)
     except BatchflowException as exc:
         live.failure = exc
         get_run_logger().error("%s", exc)

@@ -34,9 +34,6 @@ def check_roots(request: BatchRequest, roots: str) -> None:
     Raises:
         InvalidOptionError: It names something else; the message lists all of it.
     """
-    allowed = [root.strip() for root in roots.split(",") if root.strip()]
-    if not allowed:
-        return
     places: list[tuple[str, str]] = []
     file = _FILE.fullmatch(request.flow)
     if file is None and _MODULE.fullmatch(request.flow):
@@ -49,10 +46,21 @@ def check_roots(request: BatchRequest, roots: str) -> None:
     places += [("working_dir", request.working_dir or ""), ("output_dir", request.output_dir or "")]
     if request.storage != default_storage_url() and not request.storage.startswith("batchflow-run-storage/"):
         places.append(("storage", request.storage))
-    outside = [
-        f"{name} {url!r}" for name, url in request.data.items() if not _is_allowed(_found_at(url, request), allowed)
-    ]
-    outside += [f"{name} {place!r}" for name, place in places if place and not _is_allowed(place, allowed)]
+    found = [(f"{name} {url!r}", _found_at(url, request)) for name, url in request.data.items()]
+    _refuse_outside([*found, *((f"{name} {place!r}", place) for name, place in places if place)], roots)
+
+
+def check_roots_of(name: str, url: str, roots: str) -> None:
+    """Refuse one more place that a run is to read, as `check_roots` does."""
+    _refuse_outside([(f"{name} {url!r}", url)], roots)
+
+
+def _refuse_outside(places: list[tuple[str, str]], roots: str) -> None:
+    """Refuse places, each as a message shows it and as it is looked for."""
+    allowed = [root.strip() for root in roots.split(",") if root.strip()]
+    if not allowed:
+        return
+    outside = [shown for shown, place in places if not any(_is_below(place, root) for root in allowed)]
     if outside:
         raise InvalidOptionError(
             f"{', '.join(outside)}: not below {' or '.join(allowed)}, to which this worker holds runs of "
@@ -63,10 +71,6 @@ def check_roots(request: BatchRequest, roots: str) -> None:
 def _found_at(url: str, request: BatchRequest) -> str:
     """Where data is looked for, its variables filled in; messages show it as it was given."""
     return local_path(url, request.base_dir) if is_local_path(url) else url
-
-
-def _is_allowed(place: str, allowed: list[str]) -> bool:
-    return any(_is_below(place, root) for root in allowed)
 
 
 def _is_below(place: str, root: str) -> bool:

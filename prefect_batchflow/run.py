@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import functools
 import math
+import os
 import tempfile
 import time
 from datetime import UTC, datetime
@@ -49,6 +50,7 @@ from prefect_batchflow.own_server import has_own_server, wait_until_recorded
 from prefect_batchflow.report.artifacts import Progress, write_failed_lines, write_summary
 from prefect_batchflow.report.markdown import failed_table, summary_markdown
 from prefect_batchflow.results import BatchResult, Receipt, Status, Tally, line_result, summary_line
+from prefect_batchflow.roots import ROOTS_VARIABLE, check_roots_of
 from prefect_batchflow.settings import (
     BatchRequest,
     Granularity,
@@ -69,6 +71,14 @@ from prefect_batchflow.storage.manifest import (
     write_manifest,
 )
 from prefect_batchflow.storage.outputs import write_outputs
+from prefect_batchflow.storage.previous_run import (
+    INPUTS,
+    OUTPUTS,
+    open_previous_inputs,
+    open_previous_run,
+    previous_inputs_url,
+    refers_to_inputs,
+)
 from prefect_batchflow.storage.records import RecordIndex, RunRecords
 from prefect_batchflow.storage.takeover import take_over_run, take_over_storage
 from prefect_batchflow.surroundings import (
@@ -152,7 +162,7 @@ class BatchRun:
         try:
             self.flow = self.flow.described(description := await self.executor.start())
             self.files = await open_storage(self.request.storage)
-            self.sources = self._open_sources()
+            self.sources = await self._open_sources()
             self.inventory = await asyncio.to_thread(
                 check, self.sources, self.flow.inputs, self.request.inputs_mapping, self.options.max_lines_count
             )
@@ -205,13 +215,32 @@ class BatchRun:
             line_memory_mb=self.options.line_memory_mb,
         )
 
-    def _open_sources(self) -> list[Source]:
-        if not self.request.data:
+    async def _open_sources(self) -> list[Source]:
+        if not self.request.data and self.request.run is None:
             raise InvalidOptionError(
                 "No data was given. Give the URL of a file (jsonl, csv, tsv, json, parquet, arrow), a folder or a pattern: "
                 "--data on the command line, `data` in a deployment's parameters, `input_dirs` of BatchEngine.run."
             )
-        return [open_source(url, name=name, base_dir=self.request.base_dir) for name, url in self.request.data.items()]
+        given = [open_source(url, name=name, base_dir=self.request.base_dir) for name, url in self.request.data.items()]
+        return [*given, *await self._previous_sources(self.request.run)] if self.request.run else given
+
+    async def _previous_sources(self, run_id: str) -> list[Source]:
+        """The outputs of the run that this one is built on, and its data if the mapping asks for it."""
+        if run_id == self.request.run_id:
+            raise InvalidOptionError(f"The run {run_id!r} cannot be built on itself. Give the new run another run id.")
+        if twice := {OUTPUTS, INPUTS} & self.request.data.keys():
+            raise InvalidOptionError(
+                f"The source {sorted(twice)[0]!r} was given as data, and by run={run_id!r} as well: leave out one of them."
+            )
+        previous = await open_previous_run(self.files, run_id)
+        for note in previous.notes:
+            self._note(note)
+        sources = [previous.outputs]
+        if refers_to_inputs(self.request.inputs_mapping):
+            if self.flow_run.deployment_id is not None:
+                check_roots_of(INPUTS, previous_inputs_url(previous.manifest), os.environ.get(ROOTS_VARIABLE, ""))
+            sources.append(await asyncio.to_thread(open_previous_inputs, previous.manifest))
+        return sources
 
     def _lines(self) -> Iterator[Line]:
         return read_lines(self.sources, self.flow.inputs, self.request.inputs_mapping, self.inventory)
@@ -283,7 +312,13 @@ class BatchRun:
             taken = await take_over_run(RunRecords(self.files, other, 0, manifest.records_since), earlier)
             self.logger.info("%d completed lines taken over from run %s", taken, self.request.resume_from)
         if self.live.resume_storage is not None:
-            taken = await take_over_storage(self.live.resume_storage, self._lines(), earlier)
+            others: list[int] = []
+            taken = await take_over_storage(self.live.resume_storage, self._lines(), earlier, others.append)
+            if others:
+                self._note(
+                    f"{len(others)} completed lines of {type(self.live.resume_storage).__name__} had other inputs than "
+                    f"now, and are run again; the first is line {others[0]}."
+                )
             self.logger.info("%d completed lines taken over from %s", taken, type(self.live.resume_storage).__name__)
 
     def _refuse_other_flow(self, other: Manifest) -> None:
@@ -317,6 +352,7 @@ class BatchRun:
             flow=self.flow.source,
             working_dir=str(self.flow.working_dir),
             data={name: _absolute(url, self.request.base_dir) for name, url in self.request.data.items()},
+            run=self.request.run,
             inputs_mapping=self.request.inputs_mapping,
             init_names=sorted(self.request.init_kwargs if from_python is None else from_python),
             init_kwargs=self.request.init_kwargs if from_python is None else None,

@@ -116,6 +116,8 @@ class BatchRequest(BaseModel):
     """Arguments of a class entry's constructor, as plain values."""
     run_id: str
     """The run's name, and its folder's."""
+    run: str | None = None
+    """Another run of the storage: its outputs are the source `run.outputs`, its data the source `run.inputs`."""
     resume_from: str | None = None
     """Another run, whose completed lines are taken over where their inputs are the same."""
     storage: str

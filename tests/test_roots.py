@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from prefect_batchflow.exceptions import InvalidOptionError
-from prefect_batchflow.roots import check_roots
+from prefect_batchflow.roots import check_roots, check_roots_of
 from prefect_batchflow.settings import BatchRequest, default_storage_url
 
 if TYPE_CHECKING:
@@ -82,3 +82,9 @@ def test_what_leads_out_of_the_roots_is_refused_by_name(root: Path, named: dict[
 
 def test_without_roots_there_is_no_limit() -> None:
     check_roots(_request(flow="subprocess:getoutput", data={"data": "/etc/hosts"}), "")
+
+
+def test_one_more_place_is_held_to_the_roots_as_well(root: Path) -> None:
+    check_roots_of("run.inputs", str(root / "rows.jsonl"), str(root))
+    with pytest.raises(InvalidOptionError, match=r"run\.inputs '/etc/passwd': not below"):
+        check_roots_of("run.inputs", "/etc/passwd", str(root))

@@ -246,13 +246,17 @@ def assignments(option: str, texts: Iterable[str]) -> dict[str, Any]:
     return values
 
 
-def sources(texts: Iterable[str]) -> dict[str, str]:
+def sources(texts: Iterable[str], *, needed: bool = True) -> dict[str, str]:
     """Read the data's sources, `URL` or `name=URL`; the one without a name is `data`.
 
     A text that is the path of something on this machine, or fits something, is that path, `year=2024/*.jsonl` too.
 
+    Args:
+        texts: As typed with `--data`.
+        needed: Whether nothing else says where the rows are.
+
     Raises:
-        InvalidOptionError: There is none, or two have the same name.
+        InvalidOptionError: There is none that is needed, or two have the same name.
     """
     urls: dict[str, str] = {}
     for text in texts:
@@ -268,7 +272,7 @@ def sources(texts: Iterable[str]) -> dict[str, str]:
                 f"the others, as --data other={url}, for mappings as ${{other.column}}."
             )
         urls[name] = url
-    if not urls:
+    if not urls and needed:
         raise InvalidOptionError(
             "No data was given. Add --data with the path or URL of a jsonl, csv, tsv, json, parquet or arrow file, of a "
             "folder, or a pattern such as 'data/*.jsonl'."

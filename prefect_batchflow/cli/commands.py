@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from prefect_batchflow.cli.runs import StoredRun
     from prefect_batchflow.live import ProgressReport
     from prefect_batchflow.results import BatchResult
+    from prefect_batchflow.storage.custom import AbstractBatchRunStorage
     from prefect_batchflow.storage.manifest import Manifest
 
 T = TypeVar("T")
@@ -136,11 +137,19 @@ def run(
     flow: Annotated[
         str,
         Parameter(
-            help="Folder with a flow.dag.yaml or flow.flex.yaml, such a file, path/to/file.py:attr, or module:attr."
+            help="Folder with a flow.dag.yaml or flow.flex.yaml, such a file, path/to/file.py:attr, or module:attr. May be "
+            "left out with a --file that names it."
         ),
-    ],
+    ] = "",
     /,
     *,
+    file: Annotated[
+        str,
+        Parameter(
+            metavar="YAML",
+            help="A run file of promptflow: flow, data, column_mapping, name, run, init. What is typed besides wins over it.",
+        ),
+    ] = "",
     data: Annotated[
         list[str] | None,
         Parameter(
@@ -167,12 +176,22 @@ def run(
             help="Name of the run; one that is there goes on. [default: a new one, by the time]",
         ),
     ] = "",
+    run: Annotated[
+        str,
+        Parameter(
+            group=RUN,
+            metavar="RUN",
+            help="Another run of the storage to build on: its outputs are the source run.outputs, its data run.inputs, "
+            "for --map answer='${run.outputs.answer}'. --data may be left out then.",
+        ),
+    ] = "",
     resume_from: Annotated[
         str,
         Parameter(
             group=RUN,
             metavar="RUN",
-            help="Another run, whose completed lines are taken over where their inputs are the same.",
+            help="Another run, whose completed lines are taken over where their inputs are the same: its id, or the path of a "
+            "run folder of promptflow, as ~/.promptflow/.runs/NAME.",
         ),
     ] = "",
     storage: Storage = "",
@@ -185,26 +204,39 @@ def run(
     screen: Screen = _PLAIN,
 ) -> int:
     """Run a flow over data, line by line."""
+    from prefect_batchflow.cli.run_file import RunFile, read_run_file
     from prefect_batchflow.definition.flow import load_flow
     from prefect_batchflow.storage.keys import check_run_id
 
     # What can be told without Prefect is told before it takes its seconds.
-    urls = sources(data or [])
+    written = read_run_file(file) if file else RunFile()
+    if not flow:
+        flow, working_dir = written.flow, working_dir or written.working_dir
+    if not flow:
+        raise InvalidOptionError(
+            "No FLOW was given. Name its folder or file, or path/to/file.py:attr, or give a --file that names it; "
+            "`batchflow run --help` tells what there is."
+        )
+    run = run or written.run
+    urls = {**written.data, **sources(data or [], needed=not (written.data or run))}
     mapping, init_kwargs = assignments("--map", map or []), assignments("--init", init or [])
     loaded = load_flow(flow, working_dir or None)
     _peek(urls)
+    begun = _promptflow_run(resume_from)
+    run_id = run_id or written.run_id
     parameters = {
         "flow": loaded.source or flow,
         "working_dir": _absolute(working_dir),
         **_data_parameters(urls),
-        "inputs_mapping": mapping,
-        "init_kwargs": init_kwargs,
+        "inputs_mapping": {**written.inputs_mapping, **mapping},
+        "init_kwargs": {**written.init_kwargs, **init_kwargs},
         "run_id": check_run_id(run_id) if run_id else _new_run_id(),
-        "resume_from": check_run_id(resume_from) if resume_from else "",
+        "run": check_run_id(run) if run else "",
+        "resume_from": check_run_id(resume_from) if resume_from and not begun else "",
         "output_dir": _absolute(output_dir),
         **flags.given(),
     }
-    return _run(parameters, _absolute(storage), screen)
+    return _run(parameters, _absolute(storage), screen, written.notes, begun)
 
 
 @app.command(sort_key=1)
@@ -241,6 +273,7 @@ def resume(
         "flow": manifest.flow,
         "working_dir": manifest.working_dir,
         **_data_parameters(manifest.data),
+        "run": manifest.run or "",
         "inputs_mapping": manifest.inputs_mapping,
         "init_kwargs": given or manifest.init_kwargs or {},
         "run_id": run_id,
@@ -297,8 +330,14 @@ def show(
 # --- running --------------------------------------------------------------------------------------------------------
 
 
-def _run(parameters: dict[str, Any], storage: str, screen: Screen) -> int:
-    """Run, tell how far it is, show what came of it."""
+def _run(
+    parameters: dict[str, Any],
+    storage: str,
+    screen: Screen,
+    notes: Sequence[str] = (),
+    begun: AbstractBatchRunStorage | None = None,
+) -> int:
+    """Run, with what is completed of what was `begun`; tell how far it is; show what came of it, and the `notes`."""
     quiet_prefect(debug=screen.debug)
     from prefect_batchflow.cli import view
 
@@ -316,7 +355,7 @@ def _run(parameters: dict[str, Any], storage: str, screen: Screen) -> int:
             if live.cancel_reason:
                 progress.say(f"{live.cancel_reason} The lines in work are ended, what is done is kept.")
 
-        live = LiveRun(listener=listen)
+        live = LiveRun(listener=listen, resume_storage=begun)
         if has_own_server():
             progress.say(OWN_SERVER_TEXT)
         try:
@@ -327,7 +366,8 @@ def _run(parameters: dict[str, Any], storage: str, screen: Screen) -> int:
             raise
         stored = _awaited(_read(run_id, storage))
     if live.tally is not None:
-        stored = replace(stored, error_groups=live.tally.error_groups, notes=(*live.notes, *stored.notes))
+        stored = replace(stored, error_groups=live.tally.error_groups)
+    stored = replace(stored, notes=(*notes, *live.notes, *stored.notes))
     _print(
         stored,
         screen,
@@ -395,6 +435,14 @@ def _absolute(place: str) -> str:
         return place
     # os.path's, since that of pathlib raises for a user who is not there.
     return str(Path(os.path.expanduser(place)).absolute())  # noqa: PTH111
+
+
+def _promptflow_run(text: str) -> AbstractBatchRunStorage | None:
+    """The run folder of promptflow that is meant; `None` for the id of a run."""
+    from prefect_batchflow.storage.promptflow_runs import PromptflowRunStorage, is_promptflow_run
+
+    is_path = any(mark in text for mark in "/~")
+    return PromptflowRunStorage(text) if text and (is_path or is_promptflow_run(_absolute(text))) else None
 
 
 def _data_parameters(urls: dict[str, str]) -> dict[str, Any]:

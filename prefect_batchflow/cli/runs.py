@@ -5,21 +5,20 @@ from __future__ import annotations
 import asyncio
 import difflib
 from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING
-
-from pydantic import ValidationError
 
 from prefect_batchflow.error_groups import ErrorGroups
 from prefect_batchflow.exceptions import BatchflowException, InvalidRunIdError, RunNotFoundError, StorageError
-from prefect_batchflow.results import BatchResult, Tally
+from prefect_batchflow.results import Tally
 from prefect_batchflow.storage.keys import RunKeys
 from prefect_batchflow.storage.lease import is_held
 from prefect_batchflow.storage.manifest import read_manifest, require_manifest
+from prefect_batchflow.storage.outputs import read_result
 from prefect_batchflow.storage.records import RunRecords
 
 if TYPE_CHECKING:
     from prefect_batchflow.blocks import RunStorageBlock
+    from prefect_batchflow.results import BatchResult
     from prefect_batchflow.storage.manifest import Manifest
 
 RUNNING, UNFINISHED = "Running", "Unfinished"
@@ -89,7 +88,7 @@ async def read_run(files: RunStorageBlock, manifest: Manifest) -> StoredRun:
         StorageError: It cannot be told, or its result or its records are damaged.
     """
     keys = RunKeys(manifest.run_id)
-    result = await _result(files, keys, manifest)
+    result = await read_result(files, keys, manifest)
     if result is None:
         return await _unfinished(files, keys, manifest)
     groups = ErrorGroups()
@@ -138,14 +137,9 @@ async def list_runs(files: RunStorageBlock, limit: int | None = None) -> Listing
                 return None
 
     found = [m for m in await asyncio.gather(*map(manifest_of, await _names(files))) if m is not None]
-    found.sort(key=lambda manifest: (_started_at(manifest), manifest.run_id), reverse=True)
+    found.sort(key=lambda manifest: (manifest.last_started_at, manifest.run_id), reverse=True)
     runs = await asyncio.gather(*map(run_of, found[:limit]))
     return Listing([run for run in runs if run is not None], len(found), problems)
-
-
-def _started_at(manifest: Manifest) -> datetime:
-    """When a run was started last."""
-    return datetime.fromisoformat(manifest.sessions[-1].started_at)
 
 
 async def _names(files: RunStorageBlock) -> list[str]:
@@ -158,29 +152,13 @@ async def _names(files: RunStorageBlock) -> list[str]:
         ) from exc
 
 
-async def _result(files: RunStorageBlock, keys: RunKeys, manifest: Manifest) -> BatchResult | None:
-    """The result of the run's last start; `None` when it has none, or none yet."""
-    place = files.location(keys.batch_result)
-    try:
-        content = await files.read_path(keys.batch_result)
-    except FileNotFoundError:
-        return None
-    except Exception as exc:
-        raise StorageError(f"Cannot read the run storage at {place}: ({type(exc).__name__}) {exc}.") from exc
-    try:
-        result = BatchResult.model_validate_json(content)
-    except ValidationError as exc:
-        raise StorageError(f"The result at {place} is damaged or of another version: {exc}") from exc
-    return result if result.start_time >= _started_at(manifest) else None
-
-
 async def _unfinished(files: RunStorageBlock, keys: RunKeys, manifest: Manifest) -> StoredRun:
     """A run without a result, by its records: what is completed is kept, what failed or never ran is left."""
     index, damaged = await RunRecords(files, keys, session=0, since=manifest.records_since).scan()
     tally = Tally()
     for stored in index.lines.values():
         tally.add(stored.receipt)
-    started_at = _started_at(manifest)
+    started_at = manifest.last_started_at
     # Records of lines that later data has no more still count here.
     total_lines = max(manifest.total_lines, tally.ended_lines)
     return StoredRun(

@@ -93,15 +93,20 @@ def _construct_int(loader: _CoreLoader, node: yaml.ScalarNode) -> int:
 _CoreLoader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 
 
-def read_document(file: Path) -> dict[str, Any]:
-    """Give a flow file's top level mapping.
+def read_document(file: Path, kind: str = "flow", keys: str = "`nodes` or `entry`") -> dict[str, Any]:
+    """Give the top level mapping of a yaml file.
+
+    Args:
+        file: The file, which is there.
+        kind: What it describes, for messages.
+        keys: The keys that such a file begins with, for messages.
 
     Raises:
         FlowDefinitionError: Too large, not UTF-8, no valid YAML (with line and column), or no mapping.
     """
     size = file.stat().st_size
     if size > SIZE_LIMIT:
-        raise FlowDefinitionError(f"{file}: {size:,} bytes, expected {SIZE_LIMIT:,} at most for a flow's yaml.")
+        raise FlowDefinitionError(f"{file}: {size:,} bytes, expected {SIZE_LIMIT:,} at most for a {kind}'s yaml.")
     try:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as exc:
@@ -115,10 +120,10 @@ def read_document(file: Path) -> dict[str, Any]:
     except yaml.YAMLError as exc:
         raise FlowDefinitionError(f"{file}: no valid YAML: {exc}.") from exc
     except RecursionError as exc:
-        raise FlowDefinitionError(f"{file}: nested too deeply for a flow's yaml.") from exc
+        raise FlowDefinitionError(f"{file}: nested too deeply for a {kind}'s yaml.") from exc
     if not isinstance(document, dict):
         found = "an empty file" if document is None else f"a {type(document).__name__}"
-        raise FlowDefinitionError(f"{file}: expected the keys of a flow (`nodes` or `entry`), found {found}.")
+        raise FlowDefinitionError(f"{file}: expected the keys of a {kind} ({keys}), found {found}.")
     return document
 
 

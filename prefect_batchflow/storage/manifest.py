@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from datetime import datetime
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,8 @@ class Manifest(BaseModel):
     working_dir: str
     data: dict[str, str]
     """Source name to URL."""
+    run: str | None = None
+    """The run it is built on, the source of `run.outputs` and `run.inputs`, if any."""
     inputs_mapping: dict[str, Any]
     init_names: list[str]
     """Names of the class entry's arguments; their values are not kept when they came from Python."""
@@ -59,10 +62,15 @@ class Manifest(BaseModel):
     output_dir: str | None
     total_lines: int
     fingerprints: dict[str, str]
-    """What is compared on resume: part (`data:data`, `inputs_mapping`, `flow`, `init`) to hash."""
+    """What is compared on resume: part (`data:data`, `data:run.outputs`, `inputs_mapping`, `flow`, `init`) to hash."""
     sessions: list[Session]
     records_since: int = 0
     """The first session whose records count: an `on_change="rerun"` moves it to its own."""
+
+    @property
+    def last_started_at(self) -> datetime:
+        """When it was started last."""
+        return datetime.fromisoformat(self.sessions[-1].started_at)
 
 
 def fingerprint(value: Any) -> str:

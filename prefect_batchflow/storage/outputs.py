@@ -12,13 +12,16 @@ import tempfile
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from prefect_batchflow.exceptions import StorageError
+from prefect_batchflow.results import BatchResult
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable
 
-    from prefect_batchflow.results import BatchResult
     from prefect_batchflow.storage.keys import RunKeys
+    from prefect_batchflow.storage.manifest import Manifest
     from prefect_batchflow.storage.records import RunFiles
 
 OUTPUT_FILE = "output.jsonl"
@@ -46,6 +49,26 @@ def failed_row(record: dict[str, Any]) -> dict[str, Any]:
         "_error": record["error"],
         "_attempts": record["attempt"],
     }
+
+
+async def read_result(files: RunFiles, keys: RunKeys, manifest: Manifest) -> BatchResult | None:
+    """The result of a run's last start; `None` when it has none, or none yet.
+
+    Raises:
+        StorageError: It cannot be told, or the result is damaged.
+    """
+    place = files.location(keys.batch_result)
+    try:
+        content = await files.read_path(keys.batch_result)
+    except FileNotFoundError:
+        return None
+    except Exception as exc:
+        raise StorageError(f"Cannot read the run storage at {place}: ({type(exc).__name__}) {exc}.") from exc
+    try:
+        result = BatchResult.model_validate_json(content)
+    except ValidationError as exc:
+        raise StorageError(f"The result at {place} is damaged or of another version: {exc}") from exc
+    return result if result.start_time >= manifest.last_started_at else None
 
 
 async def write_outputs(

@@ -52,6 +52,10 @@ class RunFiles(Protocol):
         """Copy a local file to a key, whole."""
         ...
 
+    async def get_file(self, path: str, target: Path) -> None:
+        """Copy a key to a local file."""
+        ...
+
     async def list_names(self, folder: str) -> list[str]:
         """The names below a folder, sorted."""
         ...

@@ -12,7 +12,7 @@ from prefect_batchflow.lines import input_hash
 from prefect_batchflow.results import FlowRunInfo, RunInfo, Status, receipt
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from prefect_batchflow.lines import Line
     from prefect_batchflow.storage.custom import AbstractBatchRunStorage
@@ -34,8 +34,20 @@ async def take_over_run(other: RunRecords, into: RunRecords) -> int:
     return await copier.end()
 
 
-async def take_over_storage(storage: AbstractBatchRunStorage, lines: Iterable[Line], into: RunRecords) -> int:
+async def take_over_storage(
+    storage: AbstractBatchRunStorage,
+    lines: Iterable[Line],
+    into: RunRecords,
+    on_other_inputs: Callable[[int], object] = lambda _: None,
+) -> int:
     """Copy the completed lines that a storage knows, looked up by line_number.
+
+    Args:
+        storage: What is asked.
+        lines: The lines of this run.
+        into: The records of this run.
+        on_other_inputs: Called with the number of each completed line that is not copied, since the storage has it with
+            other inputs. Inputs that only one side knows count for nothing.
 
     Raises:
         StorageError: The storage raised; promptflow's `ResumeCopyError`.
@@ -48,6 +60,9 @@ async def take_over_storage(storage: AbstractBatchRunStorage, lines: Iterable[Li
         try:
             run_info = storage.load_flow_run_info(line.line_number)
             if run_info is None or run_info.status != Status.Completed:
+                continue
+            if _are_others(run_info.inputs, line.inputs):
+                on_other_inputs(line.line_number)
                 continue
             nodes = storage.load_node_run_info_for_line(line.line_number) or []
             record = _record(line, run_info, nodes)
@@ -80,6 +95,12 @@ class _Copier:
             self._count += len(self._waiting)
             self._waiting = []
         return self._count
+
+
+def _are_others(known: Any, inputs: dict[str, Any]) -> bool:
+    if not isinstance(known, dict):
+        return False
+    return any(known[name] != value for name, value in inputs.items() if name in known)
 
 
 def _record(line: Line, run_info: FlowRunInfo, nodes: Sequence[RunInfo]) -> dict[str, Any]:

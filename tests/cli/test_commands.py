@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
@@ -23,7 +24,7 @@ from prefect_batchflow.results import AggregationResult, Receipt, Status, Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
+
 
 FLOW = """
 def shout(text: str, times: int = 1) -> str:
@@ -35,6 +36,7 @@ ROWS: list[dict[str, object]] = [{"text": "a"}, {"text": "bad"}, {"text": "c"}]
 
 HANGING_FLOW = """
 import threading
+from pathlib import Path
 from pathlib import Path
 
 def hang(place: str) -> str:
@@ -87,7 +89,20 @@ def flow(tmp_path: Path) -> str:
     ("words", "parts"),
     [
         ([], ["run", "resume", "list", "show", "Exit status"]),
-        (["run"], ["--data", "--map", "--run-id", "--resume-from", "--line-timeout", "--retry-on", "--init", "--json"]),
+        (
+            ["run"],
+            [
+                "--file",
+                "--data",
+                "--map",
+                "--run-id",
+                "--resume-from",
+                "--line-timeout",
+                "--retry-on",
+                "--init",
+                "--json",
+            ],
+        ),
         (["resume"], ["RUN", "--workers", "--limit", "--on-change", "--storage", "--debug"]),
         (["list"], ["--storage", "--limit", "--json"]),
         (["show"], ["RUN", "--storage", "--json"]),
@@ -125,13 +140,16 @@ def test_help_imports_neither_prefect_nor_pydantic() -> None:
     ("words", "part"),
     [
         (["run"], "FLOW"),
+        (["run", "--file", "nothing.yaml"], "--file nothing.yaml: expected a run file"),
         (["run", "{flow}"], "No data was given"),
         (["run", "nowhere", "--data", "{data}"], "No flow at"),
         (["run", "{flow}", "--data", "nothing.jsonl"], "nothing.jsonl not found"),
         (["run", "{flow}", "--data", "{data}", "--map", "text"], "--map takes name=value"),
         (["run", "{flow}", "--data", "{data}", "--init", "text"], "--init takes name=value"),
         (["run", "{flow}", "--data", "{data}", "--run-id", "../x"], "is no name for a run"),
-        (["run", "{flow}", "--data", "{data}", "--resume-from", "a/b"], "is no name for a run"),
+        (["run", "{flow}", "--run", "a/b"], "is no name for a run"),
+        (["run", "{flow}", "--data", "{data}", "--resume-from", "a b"], "is no name for a run"),
+        (["run", "{flow}", "--data", "{data}", "--resume-from", "a/b"], "is no run folder of promptflow"),
         (["run", "{flow}", "--data", "{data}", "--worker", "3"], "Did you mean --workers?"),
         (["run", "{flow}", "--data", "{data}", "--workers", "0"], "--workers"),
         (["run", "{flow}", "--data", "{data}", "--workers", "many"], "--workers"),
@@ -265,6 +283,46 @@ def test_a_failed_aggregation_is_no_success() -> None:
 
 
 # --- real runs -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_run_is_built_on_another_and_resumed_with_it(
+    batchflow: Callable[..., Shown], flow: str, write_rows: Callable[..., Path], storage: Path
+) -> None:
+    batchflow("run", flow, "--data", write_rows(ROWS), "--run-id", "base", "--workers", "1")
+
+    chained = batchflow("run", flow, "--run", "base", "--map", "text=${run.outputs.output}", "--map", "times=2",
+                        "--run-id", "on-base", "--workers", "1")  # fmt: skip
+    resumed = batchflow("resume", "on-base", "--json")
+    missing = batchflow("run", flow, "--run", "bose", "--map", "text=${run.outputs.output}")
+
+    assert (chained.status, resumed.status) == (0, 0)
+    assert "1 of 3 lines of run base have no output" in chained.out.replace("\n  ", " ")
+    assert [json.loads(line) for line in (storage / "on-base" / "outputs.jsonl").read_text().splitlines()] == [
+        {"line_number": 0, "output": "AA"},
+        {"line_number": 2, "output": "CC"},
+    ]
+    assert (missing.status, "There is no run 'bose'" in missing.err) == (2, True)
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_run_file_runs_and_what_is_typed_wins_over_it(
+    batchflow: Callable[..., Shown], flow: str, write_rows: Callable[..., Path], storage: Path, tmp_path: Path
+) -> None:
+    write_rows([{"text": "a", "other": "z"}])
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "name: written\nflow: loud.py:shout\ndata: data.jsonl\ndescription: of no effect\n"
+        "column_mapping: {text: '${data.text}', times: 2}\n"
+    )
+
+    as_written = batchflow("run", "--file", file, "--workers", "1")
+    typed = batchflow("run", "--file", file, "--run-id", "typed", "--map", "text=${data.other}", "--workers", "1")
+
+    assert (as_written.status, typed.status) == (0, 0)
+    assert "run.yaml: keys without an effect here: description." in as_written.out.replace("\n", " ")
+    outputs = [json.loads((storage / run / "outputs.jsonl").read_text())["output"] for run in ("written", "typed")]
+    assert outputs == ["AA", "ZZ"]
 
 
 @pytest.mark.usefixtures("prefect_server")
@@ -540,3 +598,15 @@ def test_ctrl_c_without_a_configured_server_gives_what_was_done(
 
     assert (running.returncode, json.loads(out)["status"]) == (130, "Canceled")
     assert "Traceback" not in err
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_run_that_promptflow_began_goes_on(batchflow: Callable[..., Shown], storage: Path) -> None:
+    recorded = Path(__file__).parent.parent / "storage" / "promptflow_run"
+
+    ran = batchflow("run", recorded / "flow", "--data", recorded / "data.jsonl", "--resume-from", recorded / "begun",
+                    "--run-id", "on", "--workers", "1", "--json")  # fmt: skip
+
+    assert ran.status == 0
+    assert (ran.document["reused_lines"], ran.document["result"]["completed_lines"]) == (3, 4)
+    assert ran.document["result"]["metrics"] == {"accuracy": 0.75, "lines": 4}

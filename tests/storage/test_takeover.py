@@ -139,3 +139,12 @@ class TestAStorage:
 
         with pytest.raises(StorageError, match=r"Broken could not give line 1: .*Nothing was run"):
             await take_over_storage(Broken({0: info_of(0)}), [Line(0, {}), Line(1, {})], into)
+
+    async def test_lines_with_other_inputs_are_left_and_told(self, into: RunRecords) -> None:
+        brought = Brought({n: info_of(n, inputs={"q": f"q{n}", "line_number": n}) for n in range(3)})
+        lines = [Line(0, {"q": "q0", "added": 1}), Line(1, {"q": "other"}), Line(2, {"q": "q2"})]
+        others: list[int] = []
+
+        assert await take_over_storage(brought, lines, into, others.append) == 2
+
+        assert (sorted(await records_in(into)), others) == ([0, 2], [1])

@@ -1,0 +1,152 @@
+"""promptflow's run file, `pf run create --file run.yaml`, as the values that the command line would have.
+
+Source: promptflow-devkit `_sdk/schemas/_run.py`, `RunSchema`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prefect_batchflow.definition.document import read_document, says_nothing
+from prefect_batchflow.exceptions import InvalidOptionError, UnsupportedFeatureError
+
+TAKEN = ("name", "flow", "data", "column_mapping", "run", "init")
+WITHOUT_MEANING = ("display_name", "description", "tags", "properties", "resources", "identity", "runtime")
+"""Keys for people, and for Azure."""
+NOT_SUPPORTED = {
+    "variant": "Write the variant that is meant into the node of the flow, and remove the key.",
+    "environment_variables": "Set them for the process that starts the run, and remove the key.",
+    "connections": "Read keys from the environment, in a Python node, and remove the key.",
+}
+_SILENT = ("$schema",)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunFile:
+    """What a run file says; empty where it says nothing."""
+
+    flow: str = ""
+    """As `load_flow` takes it, paths absolute."""
+    working_dir: str = ""
+    """The file's folder, for a flow that is named by its module."""
+    data: dict[str, str] = field(default_factory=dict)
+    """The source `data`, if there is one."""
+    inputs_mapping: dict[str, Any] = field(default_factory=dict)
+    run_id: str = ""
+    run: str = ""
+    """The run it is built on."""
+    init_kwargs: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    """What of the file has no effect."""
+
+
+def read_run_file(text: str) -> RunFile:
+    """Read a run file; its relative paths are relative to its folder.
+
+    Args:
+        text: Path of the file, as typed.
+
+    Raises:
+        InvalidOptionError: There is no such file, or a key has a value that it cannot have.
+        UnsupportedFeatureError: It asks for what is not supported; the message lists all of that.
+        FlowDefinitionError: It is no YAML with keys.
+    """
+    file = Path(text).expanduser().absolute()
+    if not file.is_file():
+        found = "a folder" if file.is_dir() else "nothing"
+        raise InvalidOptionError(
+            f"--file {text}: expected a run file of promptflow, a yaml, found {found}. Check the path."
+        )
+    document = read_document(file, "run", "`flow`, `data`, `column_mapping`")
+    _refuse_unsupported(file, document)
+    flow, working_dir = _flow(file, _text(file, document, "flow"))
+    data = _text(file, document, "data")
+    return RunFile(
+        flow=flow,
+        working_dir=working_dir,
+        data={"data": _place(file, "data", data)} if data else {},
+        inputs_mapping=_named_values(file, "column_mapping", document.get("column_mapping")),
+        run_id=_text(file, document, "name"),
+        run=_text(file, document, "run"),
+        init_kwargs=_init(file, document.get("init")),
+        notes=tuple(_notes(file, document)),
+    )
+
+
+def _refuse_unsupported(file: Path, document: dict[str, Any]) -> None:
+    found = [name for name in NOT_SUPPORTED if not says_nothing(document.get(name))]
+    if found:
+        told = " ".join(f"'{name}' is not supported. {NOT_SUPPORTED[name]}" for name in found)
+        raise UnsupportedFeatureError(f"{file}: {told}")
+
+
+def _notes(file: Path, document: dict[str, Any]) -> list[str]:
+    notes = []
+    known = (*TAKEN, *NOT_SUPPORTED, *WITHOUT_MEANING)
+    if idle := [name for name in WITHOUT_MEANING if not says_nothing(document.get(name))]:
+        notes.append(f"{file.name}: keys without an effect here: {', '.join(idle)}.")
+    for name in document:
+        if name not in (*known, *_SILENT):
+            near = difflib.get_close_matches(str(name), known, n=1)
+            meant = f" Did you mean '{near[0]}'?" if near else ""
+            notes.append(f"{file.name}: '{name}' is no key of a run file and has no effect.{meant}")
+    return notes
+
+
+def _text(file: Path, document: dict[str, Any], name: str) -> str:
+    value = document.get(name)
+    if value is None:
+        return ""
+    if isinstance(value, int | float) and name in ("name", "run"):
+        value = str(value)
+    if not isinstance(value, str) or not value.strip():
+        raise InvalidOptionError(f"{file}: '{name}' is {value!r}, expected a text. Write it as {name}: <text>.")
+    return value
+
+
+def _place(file: Path, name: str, text: str) -> str:
+    """A path as it is found from any folder; a URL as it is."""
+    if text.startswith("azureml:"):
+        raise UnsupportedFeatureError(
+            f"{file}: '{name}' is {text!r}; what Azure keeps is not fetched. Download it, and name the path."
+        )
+    return text if "://" in text else str(file.parent / Path(text).expanduser())
+
+
+def _flow(file: Path, text: str) -> tuple[str, str]:
+    """The flow and, for a flow in a module, the folder to import it from."""
+    if not text:
+        return "", ""
+    place = _place(file, "flow", text)
+    if Path(place).exists() or re.fullmatch(r".+\.py:[\w.]+", text):
+        return place, ""
+    if re.fullmatch(r"[\w.]+:[\w.]+", text):
+        return text, str(file.parent)
+    return place, ""
+
+
+def _named_values(file: Path, name: str, value: Any) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise InvalidOptionError(f"{file}: '{name}' is {value!r}, expected names and their values, as a yaml mapping.")
+    return value
+
+
+def _init(file: Path, value: Any) -> dict[str, Any]:
+    if not isinstance(value, str):
+        return _named_values(file, "init", value)
+    path = Path(_place(file, "init", value))
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        # promptflow takes the first row of a jsonl file.
+        return _named_values(path, "init", json.loads(text.splitlines()[0] if path.suffix == ".jsonl" else text))
+    except (OSError, ValueError, IndexError) as exc:
+        raise InvalidOptionError(
+            f"{file}: 'init' names {path}, expected a json file with the constructor's arguments: {exc}."
+        ) from exc
