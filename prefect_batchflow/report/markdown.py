@@ -33,6 +33,8 @@ MAX_FAILED_ROWS: Final = 200
 
 _WORD_JOINER = "\u2060"
 _PUNCTUATION = re.compile(r"[\\`*_\[\]|~#]")
+_LIST_MARKER = re.compile(r"^(\d*)([-+.)])(?=[\s-]|$)")
+"""What begins a list, or a rule, where a text begins a line or a list item."""
 _ADDRESS = re.compile(r":(?=//)|www(?=\.)|@", re.IGNORECASE)
 _OPENERS = re.compile(r"[\]<]")
 _USER_INFO = re.compile(r"(?<=://)[^/@\s]+@")
@@ -48,7 +50,8 @@ def one_line(value: object, limit: int = 300) -> str:
 def escaped(value: object, limit: int = 300) -> str:
     """A text that markdown shows as it is, on one line; for use inside a line or a table cell."""
     text = one_line(value, limit).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return _unlinked(_PUNCTUATION.sub(r"\\\g<0>", text))
+    text = _PUNCTUATION.sub(r"\\\g<0>", text)
+    return _unlinked(_LIST_MARKER.sub(r"\g<1>\\\g<2>", text))
 
 
 def inert(value: object, limit: int = 300) -> str:

@@ -281,6 +281,11 @@ class TestSummary:
 
     @settings(deadline=None)  # two summaries parsed, which a busy machine does not do in the usual 200 ms
     @given(hostile_text)
+    @example("- 0")
+    @example("0. 0")
+    @example("1) x")
+    @example("+ a")
+    @example("---")
     def test_no_name_value_or_message_changes_its_form(self, text: str) -> None:
         def summary(value: str) -> str:
             tally = Tally()
