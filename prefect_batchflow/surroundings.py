@@ -96,11 +96,13 @@ async def end_abandoned(flow_run_id: UUID, current: UUID) -> None:
     going_on = TaskRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING])
     with contextlib.suppress(Exception):
         async with asyncio.timeout(2 * ANSWER_SEC), get_client() as client:
-            for task_run in await client.read_task_runs(
+            # The server gives a page of them at a time.
+            while task_runs := await client.read_task_runs(
                 flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id])),
                 task_run_filter=TaskRunFilter(state=TaskRunFilterState(type=going_on)),
             ):
-                await client.set_task_run_state(task_run.id, killed, force=True)
+                for task_run in task_runs:
+                    await client.set_task_run_state(task_run.id, killed, force=True)
             state = (await client.read_flow_run(flow_run_id)).state
             if flow_run_id != current and state is not None and state.is_running():
                 await client.set_flow_run_state(flow_run_id, killed, force=True)
