@@ -7,7 +7,7 @@ import json
 import platform
 from datetime import datetime
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from prefect_batchflow.storage.records import RunFiles
 
 FORMAT = 1
+
+M = TypeVar("M", bound=BaseModel)
 
 
 class Session(BaseModel):
@@ -111,25 +113,42 @@ def versions() -> dict[str, str]:
     }
 
 
+async def read_model(files: RunFiles, key: str, model: type[M], what: str) -> M | None:
+    """One JSON file of a run as the model it is; `None` when there is none.
+
+    Args:
+        files: The storage's file system.
+        key: The file's.
+        model: What it should be.
+        what: The same for people, as `manifest`.
+
+    Raises:
+        StorageError: It cannot be told, or it is not of this model.
+    """
+    place = files.location(key)
+    try:
+        content = await files.read_path(key)
+    except FileNotFoundError:
+        return None
+    except Exception as exc:
+        raise StorageError(f"Cannot read the run storage at {place}: ({type(exc).__name__}) {exc}.") from exc
+    try:
+        return model.model_validate_json(content)
+    except ValidationError as exc:
+        raise StorageError(f"The {what} at {place} is damaged or of another version: {exc}") from exc
+
+
 async def read_manifest(files: RunFiles, keys: RunKeys) -> Manifest | None:
     """The manifest of a run; `None` when there is none.
 
     Raises:
         StorageError: It cannot be told, or it is not a manifest of this format.
     """
-    place = files.location(keys.manifest)
-    try:
-        content = await files.read_path(keys.manifest)
-    except FileNotFoundError:
-        return None
-    except Exception as exc:
-        raise StorageError(f"Cannot read the run storage at {place}: ({type(exc).__name__}) {exc}.") from exc
-    try:
-        manifest = Manifest.model_validate_json(content)
-    except ValidationError as exc:
-        raise StorageError(f"The manifest at {place} is damaged or of another version: {exc}") from exc
-    if manifest.format != FORMAT:
-        raise StorageError(f"The manifest at {place} is of format {manifest.format}; this version reads {FORMAT}.")
+    manifest = await read_model(files, keys.manifest, Manifest, "manifest")
+    if manifest is not None and manifest.format != FORMAT:
+        raise StorageError(
+            f"The manifest at {files.location(keys.manifest)} is of format {manifest.format}; this version reads {FORMAT}."
+        )
     return manifest
 
 

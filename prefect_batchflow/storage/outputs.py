@@ -12,10 +12,9 @@ import tempfile
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
 from prefect_batchflow.exceptions import StorageError
 from prefect_batchflow.results import BatchResult
+from prefect_batchflow.storage.manifest import read_model
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable
@@ -57,18 +56,8 @@ async def read_result(files: RunFiles, keys: RunKeys, manifest: Manifest) -> Bat
     Raises:
         StorageError: It cannot be told, or the result is damaged.
     """
-    place = files.location(keys.batch_result)
-    try:
-        content = await files.read_path(keys.batch_result)
-    except FileNotFoundError:
-        return None
-    except Exception as exc:
-        raise StorageError(f"Cannot read the run storage at {place}: ({type(exc).__name__}) {exc}.") from exc
-    try:
-        result = BatchResult.model_validate_json(content)
-    except ValidationError as exc:
-        raise StorageError(f"The result at {place} is damaged or of another version: {exc}") from exc
-    return result if result.start_time >= manifest.last_started_at else None
+    result = await read_model(files, keys.batch_result, BatchResult, "result")
+    return result if result is not None and result.start_time >= manifest.last_started_at else None
 
 
 async def write_outputs(
