@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from line_functions import double, halve
 from waiting import wait_until
 
 from prefect_batchflow import (
@@ -40,10 +41,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
-
-
-def double(n: int) -> dict[str, int]:
-    return {"n": n * 2}
 
 
 class MemoryStorage(AbstractBatchRunStorage):
@@ -393,10 +390,6 @@ def test_a_cancel_ends_the_aggregation_too(storage: Path, write_rows: Callable[.
     result = engine.run({"data": write_rows([{"n": 1}])}, run_id="r")
     watcher.join(timeout=10)
     assert (result.status, result.completed_lines, result.metrics) == (Status.Canceled, 1, {})
-
-
-def halve(n: int) -> float:
-    return 1 / n
 
 
 @pytest.fixture

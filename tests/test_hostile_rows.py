@@ -6,14 +6,13 @@ import codecs
 import gzip
 import json
 import re
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 from backports import zstd
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from line_functions import count, echo
 
 from prefect_batchflow import BatchEngine, Status
 from prefect_batchflow.definition.flow import FlowInput
@@ -24,6 +23,7 @@ from prefect_batchflow.lines import check, read_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 COMPRESS = {"": bytes, ".gz": gzip.compress, ".zst": zstd.compress}
 
@@ -185,14 +185,6 @@ CORPUS: dict[str, Any] = {
 }
 
 
-def echo(x: Any, fail: bool) -> dict[str, Any]:
-    """Give back what came, or fail with it."""
-    sys.stdout.write(f"{x}\n" if len(str(x)) < 100 else "much")
-    if fail:
-        raise ValueError(x)
-    return {"x": x, "of type": type(x).__name__}
-
-
 def corpus(*, fail: bool = False) -> bytes:
     """The corpus as jsonl of every kind: BOM, CRLF, blank lines, escaped or not, no end of line at the end."""
     rows = [{"x": value, "fail": fail, "__class__": name} for name, value in CORPUS.items()]
@@ -274,12 +266,6 @@ class TestRuns:
 
         with pytest.raises(InvalidUserData, match="the file is cut off"):
             BatchEngine(count, tmp_path, run_storage_url=str(storage)).run({"data": f"d.jsonl{zipped}"})
-
-
-def count(n: int) -> dict[str, int]:
-    with Path("witness").open("a") as witness:
-        witness.write(f"{n}\n")
-    return {"n": n}
 
 
 @pytest.mark.usefixtures("prefect_server")

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from line_functions import Greeter, fail_on_odd, shout, wait_a_little
 
 from prefect_batchflow import BatchEngine, BatchResult, LineFailureError, Status
 
@@ -14,34 +15,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
-
-
-def shout(text: str, times: int = 1) -> dict[str, str]:
-    """The flow most tests here run."""
-    return {"loud": text.upper() * times}
-
-
-def fail_on_odd(n: int) -> int:
-    if n % 2:
-        raise ValueError(f"{n} is odd")
-    return n
-
-
-async def wait_a_little(n: int) -> int:
-    return n + 1
-
-
-class Greeter:
-    """A flow with a constructor and an aggregation."""
-
-    def __init__(self, greeting: str) -> None:
-        self.greeting = greeting
-
-    def __call__(self, name: str) -> str:
-        return f"{self.greeting} {name}"
-
-    def __aggregate__(self, results: list[Any]) -> dict[str, int]:
-        return {"greetings": len(results)}
 
 
 @pytest.fixture
