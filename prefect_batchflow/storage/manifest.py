@@ -167,7 +167,11 @@ async def require_manifest(files: RunFiles, keys: RunKeys) -> Manifest:
             raise StorageError(
                 f"Cannot list the run storage at {files.location()}: ({type(exc).__name__}) {exc}."
             ) from exc
-        known = f"It holds {len(there)} runs, such as {', '.join(there[-3:])}." if there else "It holds no runs."
+        known = (
+            f"It holds {len(there)} run{'s' * (len(there) > 1)}, such as {', '.join(there[-3:])}."
+            if there
+            else "It holds no runs."
+        )
         raise RunNotFoundError(
             f"There is no run {keys.run_id!r} in {files.location()}. {known} `batchflow list` shows them all.",
             run_id=keys.run_id,
