@@ -39,6 +39,7 @@ from prefect_batchflow.execution.calls import UserFunction, describe, exception_
 from prefect_batchflow.execution.nodes import DagProgram, EntryProgram, NodeTool, Program
 from prefect_batchflow.tools.context import log_metric
 from prefect_batchflow.tools.python import is_tool
+from prefect_batchflow.tools.usage import count_model_calls
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -80,6 +81,7 @@ def load_program(flow: Flow, init_kwargs: Mapping[str, Any] | None = None) -> Pr
     if sys.path[:1] != [folder]:
         sys.path.insert(0, folder)
     mirrored = promptflow_shim.install()
+    count_model_calls()
     importlib.invalidate_caches()
     if isinstance(flow.program, Dag):
         if init_kwargs:
