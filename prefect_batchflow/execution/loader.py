@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import os
 import sys
 import types
 import zlib
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
 
 from prefect_batchflow import promptflow_shim
+from prefect_batchflow.connections import Connections
 from prefect_batchflow.definition.flow import (
     NO_DEFAULT,
     Dag,
@@ -36,6 +38,7 @@ from prefect_batchflow.exceptions import (
     UnsupportedFeatureError,
 )
 from prefect_batchflow.execution.calls import UserFunction, describe, exception_text, passes_through
+from prefect_batchflow.execution.connecting import connect, connection_types
 from prefect_batchflow.execution.nodes import DagProgram, EntryProgram, NodeTool, Program
 from prefect_batchflow.tools.context import log_metric
 from prefect_batchflow.tools.python import is_tool
@@ -57,16 +60,20 @@ TYPE_NAMES: Mapping[Any, str] = {
 """promptflow's names of the annotations it converts for."""
 
 
-def load_program(flow: Flow, init_kwargs: Mapping[str, Any] | None = None) -> Program:
+def load_program(
+    flow: Flow, init_kwargs: Mapping[str, Any] | None = None, connections: Mapping[str, Any] | None = None
+) -> Program:
     """Import a flow's code and give what runs its lines. The flow's folder stays first on `sys.path`.
 
     Args:
         flow: From `load_flow`.
         init_kwargs: Arguments of a class entry's constructor; the yaml's `init` adds defaults and types.
+        connections: Name to promptflow's dictionary, or to a connection; the environment of this process completes them.
 
     Raises:
         PythonLoadError: The code cannot be imported, or lacks the entry.
         ResolveToolError: A node's file has no tool or several, or the node's inputs do not fit it.
+        GetConnectionError: A connection was not given, or cannot be made; a `ResolveToolError`.
         FlowEntryInitializationError: The class entry's constructor raised.
         InvalidOptionError: `init_kwargs` for a flow that is no class.
         UnsupportedFeatureError: Another language, or a tool of a kind that is not supported.
@@ -81,10 +88,11 @@ def load_program(flow: Flow, init_kwargs: Mapping[str, Any] | None = None) -> Pr
         sys.path.insert(0, folder)
     mirrored = promptflow_shim.install()
     importlib.invalidate_caches()
+    given = Connections(connections, os.environ)
     if isinstance(flow.program, Dag):
         if init_kwargs:
             raise _no_init(flow.name, "a DAG flow", init_kwargs)
-        program: Program = _load_dag(flow, flow.program)
+        program: Program = _load_dag(flow, flow.program, given)
     else:
         program = _load_entry(flow, flow.program, init_kwargs or {})
     if not mirrored and program.description.has_aggregation:
@@ -95,14 +103,14 @@ def load_program(flow: Flow, init_kwargs: Mapping[str, Any] | None = None) -> Pr
 # --- DAG flows ------------------------------------------------------------------------------------------------------
 
 
-def _load_dag(flow: Flow, dag: Dag) -> DagProgram:
+def _load_dag(flow: Flow, dag: Dag, connections: Connections) -> DagProgram:
     modules: dict[Path, ModuleType] = {}
     tools: dict[str, NodeTool] = {}
     for node in dag.nodes:
         file = (flow.working_dir / node.source).resolve()
         if file not in modules:
             modules[file] = _import_file(file, f"node '{node.name}'")
-        tools[node.name] = _node_tool(node, modules[file], file)
+        tools[node.name] = _node_tool(node, modules[file], file, connections)
     line_tools = [tools[node.name] for node in dag.line_nodes]
     aggregation_tools = [tools[node.name] for node in dag.aggregation_nodes]
     description = FlowDescription(
@@ -113,7 +121,7 @@ def _load_dag(flow: Flow, dag: Dag) -> DagProgram:
     return DagProgram(description, line_tools, aggregation_tools, dag.outputs)
 
 
-def _node_tool(node: Node, module: ModuleType, file: Path) -> NodeTool:
+def _node_tool(node: Node, module: ModuleType, file: Path, connections: Connections) -> NodeTool:
     function = _tool_of(node.name, module, file)
     # promptflow's yaml editor writes an empty text or null for "not set": the tool's own default applies then.
     inputs = {k: v for k, v in node.inputs.items() if not (isinstance(v, Literal) and v.value in (None, ""))}
@@ -127,6 +135,10 @@ def _node_tool(node: Node, module: ModuleType, file: Path) -> NodeTool:
         for name, value in inputs.items():
             parameter = named.get(name)
             if isinstance(value, Literal) and parameter is not None:
+                if kinds := connection_types(parameter.annotation):
+                    where = f"node '{node.name}', input '{name}'"
+                    inputs[name] = Literal(connect(value.value, kinds, connections, where))
+                    continue
                 try:
                     inputs[name] = Literal(_converted(value.value, _literal_type(parameter)))
                 except ValueError as exc:

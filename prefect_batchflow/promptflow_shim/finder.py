@@ -6,6 +6,7 @@ import sys
 from importlib.machinery import ModuleSpec, PathFinder
 from typing import TYPE_CHECKING, Any
 
+from prefect_batchflow.connections import KINDS, AzureOpenAIModelConfiguration, OpenAIModelConfiguration
 from prefect_batchflow.tools.context import log_metric
 from prefect_batchflow.tools.python import tool
 
@@ -15,7 +16,13 @@ if TYPE_CHECKING:
 
 MIRRORED: dict[str, dict[str, Any]] = {
     "promptflow": {"tool": tool, "log_metric": log_metric},
-    "promptflow.core": {"tool": tool, "log_metric": log_metric},
+    "promptflow.connections": {**KINDS},
+    "promptflow.core": {
+        "tool": tool,
+        "log_metric": log_metric,
+        "AzureOpenAIModelConfiguration": AzureOpenAIModelConfiguration,
+        "OpenAIModelConfiguration": OpenAIModelConfiguration,
+    },
 }
 """Import path to names. A new mirror is a row here."""
 
