@@ -6,6 +6,7 @@ import sys
 from importlib.machinery import ModuleSpec, PathFinder
 from typing import TYPE_CHECKING, Any
 
+from prefect_batchflow.connections import KINDS, AzureOpenAIModelConfiguration, OpenAIModelConfiguration
 from prefect_batchflow.tools.context import log_metric
 from prefect_batchflow.tools.python import (
     DynamicList,
@@ -31,9 +32,16 @@ MIRRORED: dict[str, dict[str, Any]] = {
         "DynamicList": DynamicList,
     },
     "promptflow._internal": {"tool": tool, "ToolProvider": ToolProvider},
+    "promptflow.connections": {**KINDS},
     "promptflow.contracts": {},
     "promptflow.contracts.types": {"Secret": Secret, "PromptTemplate": PromptTemplate, "FilePath": FilePath},
-    "promptflow.core": {"tool": tool, "log_metric": log_metric, "ToolProvider": ToolProvider},
+    "promptflow.core": {
+        "tool": tool,
+        "log_metric": log_metric,
+        "ToolProvider": ToolProvider,
+        "AzureOpenAIModelConfiguration": AzureOpenAIModelConfiguration,
+        "OpenAIModelConfiguration": OpenAIModelConfiguration,
+    },
     "promptflow.entities": {"InputSetting": InputSetting, "DynamicList": DynamicList},
 }
 """Import path to names. A new mirror is a row here."""
