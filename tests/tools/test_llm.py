@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -281,6 +282,13 @@ def test_a_service_that_knows_no_stream_options_streams_without(model_server: Mo
 def test_a_connection_that_cannot_be_used_is_refused(connection: Any) -> None:
     with pytest.raises(ToolValidationError):
         asyncio.run(call_model(connection, "chat", chat()))
+
+
+def test_without_openai_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openai", None)
+
+    with pytest.raises(exceptions.PythonLoadError, match=r"pip install 'prefect-batchflow\[llm\]'"):
+        llm.import_openai()
 
 
 def test_the_users_own_mistake_stays_what_it_is(model_server: ModelServer) -> None:
