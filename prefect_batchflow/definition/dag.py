@@ -12,6 +12,7 @@ from prefect_batchflow.definition.document import (
     DISPLAY_KEYS,
     Problems,
     mapping_at,
+    read_environment,
     read_inputs,
     read_language,
     read_service,
@@ -39,7 +40,15 @@ if TYPE_CHECKING:
 
     from prefect_batchflow.definition.flow import FlowInput
 
-FLOW_KEYS = DISPLAY_KEYS | {"inputs", "outputs", "nodes", "language", "message_format", "node_variants"}
+FLOW_KEYS = DISPLAY_KEYS | {
+    "inputs",
+    "outputs",
+    "nodes",
+    "language",
+    "message_format",
+    "environment_variables",
+    "node_variants",
+}
 NODE_KEYS = frozenset({"name", "type", "source", "inputs", "activate", "aggregation", "reduce", "comment", "module"})
 SOURCE_KEYS = frozenset({"type", "path", "tool"})
 # Types, descriptions and marks of outputs are for promptflow's editors; its engine looks at the reference only.
@@ -71,22 +80,38 @@ def flow_of_document(document: dict[str, Any], file: Path, working_dir: Path, va
         problems.add(InputNotFound, "top level", "no 'inputs'. Declare what each line brings: a batch runs over them.")
     outputs = _read_outputs(document, problems)
     if language != "python":
-        service = read_service(document, problems)
+        service, environment = read_service(document, problems), read_environment(document, problems)
         problems.raise_any()
         if any(node.get("aggregation") for node in document.get("nodes") or [] if isinstance(node, dict)):
             service = replace(service, aggregation=True)
         program = Dag((), outputs)
         return Flow(
-            file.parent.name, working_dir, program, inputs, language=language, definition_file=file, service=service
+            file.parent.name,
+            working_dir,
+            program,
+            inputs,
+            language=language,
+            definition_file=file,
+            service=service,
+            environment_variables=environment,
         )
     refuse_other_keys(document, FLOW_KEYS, "top level", problems)
+    environment = read_environment(document, problems)
     document = with_variants(document, variant, problems)
     nodes = _read_nodes(document, working_dir, problems)
     _check_references(nodes, inputs, problems)
     outputs = _check_outputs(outputs, nodes, inputs, problems)
     ordered = _in_order(nodes, problems)
     problems.raise_any()
-    return Flow(file.parent.name, working_dir, Dag(ordered, outputs), inputs, definition_file=file, variant=variant)
+    return Flow(
+        file.parent.name,
+        working_dir,
+        Dag(ordered, outputs),
+        inputs,
+        definition_file=file,
+        variant=variant,
+        environment_variables=environment,
+    )
 
 
 def parse_value(value: Any) -> Reference | Literal:

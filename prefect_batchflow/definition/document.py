@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from prefect_batchflow.definition.flow import NO_DEFAULT, FlowInput, Service
 from prefect_batchflow.exceptions import FlowDefinitionError, InvalidFlowRequest, UnsupportedFeatureError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
 SIZE_LIMIT = 1024 * 1024
@@ -47,7 +48,6 @@ HINTS = {
     "api": "Call the model from a Python node.",
     "connection": "Read the key from the environment, in a Python node.",
     "enable_cache": "Remove it, or set it to false; promptflow never cached either.",
-    "environment_variables": "Set them for the process that starts the run.",
     "provider": "Call the model from a Python node.",
     "skip": "Remove it; promptflow ignored it.",
 }
@@ -236,6 +236,19 @@ def read_inputs(
             default = NO_DEFAULT
         inputs[name] = FlowInput(name, spec["type"], default, str(spec.get("description") or ""))
     return inputs
+
+
+def read_environment(given: dict[str, Any], problems: Problems) -> dict[str, str]:
+    """Read `environment_variables`, as `environment_texts` has them."""
+    return environment_texts(mapping_at(given, "environment_variables", "top level", problems))
+
+
+def environment_texts(values: Mapping[str, Any]) -> dict[str, str]:
+    """Environment variables as texts: lists and mappings as JSON, all else as Python writes it.
+
+    Source: promptflow `contracts/flow.py`, `FlowBase.get_environment_variables_with_overrides`.
+    """
+    return {name: json.dumps(value) if isinstance(value, dict | list) else str(value) for name, value in values.items()}
 
 
 def read_language(given: dict[str, Any], problems: Problems) -> str:

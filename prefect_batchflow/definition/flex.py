@@ -16,6 +16,7 @@ from prefect_batchflow.definition.document import (
     DISPLAY_KEYS,
     Problems,
     mapping_at,
+    read_environment,
     read_inputs,
     read_language,
     read_service,
@@ -27,7 +28,16 @@ from prefect_batchflow.exceptions import FlowDefinitionError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-FLOW_KEYS = DISPLAY_KEYS | {"entry", "inputs", "outputs", "init", "sample", "language", "message_format"}
+FLOW_KEYS = DISPLAY_KEYS | {
+    "entry",
+    "inputs",
+    "outputs",
+    "init",
+    "sample",
+    "language",
+    "message_format",
+    "environment_variables",
+}
 
 
 def flow_of_document(document: dict[str, Any], file: Path, working_dir: Path) -> Flow:
@@ -43,20 +53,30 @@ def flow_of_document(document: dict[str, Any], file: Path, working_dir: Path) ->
     language = read_language(document, problems)
     inputs = read_inputs(document, "inputs", problems, empty_is_none=True)
     if language != "python":
-        service = read_service(document, problems)
+        service, environment = read_service(document, problems), read_environment(document, problems)
         problems.raise_any()
         entry = Entry(module="", attribute=str(document["entry"]))
         return Flow(
-            file.parent.name, working_dir, entry, inputs, language=language, definition_file=file, service=service
+            file.parent.name,
+            working_dir,
+            entry,
+            inputs,
+            language=language,
+            definition_file=file,
+            service=service,
+            environment_variables=environment,
         )
     refuse_other_keys(document, FLOW_KEYS, "top level", problems)
+    environment = read_environment(document, problems)
     init = read_inputs(document, "init", problems, empty_is_none=True)
     sample = mapping_at(document, "sample", "top level", problems)
     refuse_other_keys(sample, {"inputs", "init"}, "sample", problems)
     sample_init = mapping_at(sample, "init", "sample", problems)
     entry = _entry_of_text(document["entry"], working_dir, sample_init, problems)
     problems.raise_any()
-    return Flow(file.parent.name, working_dir, entry, inputs, init, definition_file=file)
+    return Flow(
+        file.parent.name, working_dir, entry, inputs, init, definition_file=file, environment_variables=environment
+    )
 
 
 def flow_of_file(file: Path, attribute: str, working_dir: Path | None) -> Flow:

@@ -195,6 +195,8 @@ class Flow:
     """Of a flow in another language, what its yaml says of the process that serves it."""
     variant: str = ""
     """`${node.variant}`, if one was chosen for a node."""
+    environment_variables: Mapping[str, str] = field(default_factory=dict)
+    """Set where its code runs, before it is imported; a text may be `${connection.key}`."""
 
     @property
     def files(self) -> tuple[Path, ...]:

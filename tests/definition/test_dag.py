@@ -189,7 +189,6 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("key", "value"),
         [
-            ("environment_variables", {"A": "b"}),
             ("additional_includes", ["../other"]),
             ("message_format", "openai-vision"),
             ("tools", [{"name": "t"}]),
@@ -332,7 +331,7 @@ class TestRefused:
                 node("a", {"p": "${inputs.y}", "q": "${nowhere.output}"}, enable_cache=True),
                 node("b", type="llm", api="chat"),
                 outputs={"o": "${c.output}"},
-                environment_variables={"A": "b"},
+                nodse=[1],
             )
 
         message = str(caught.value)

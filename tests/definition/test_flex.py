@@ -139,9 +139,7 @@ class TestYaml:
         with pytest.raises(FlowDefinitionError, match=r"'entry' names .* which holds main\.py"):
             self.load(tmp_path, f"entry: {entry}\n")
 
-    @pytest.mark.parametrize(
-        "key", ["environment_variables: {A: b}", "additional_includes: [a]", "nodes: [a]", "model: x"]
-    )
+    @pytest.mark.parametrize("key", ["additional_includes: [a]", "nodes: [a]", "model: x"])
     def test_a_key_that_is_not_honoured_is_refused_by_name(self, tmp_path: Path, key: str) -> None:
         with pytest.raises(UnsupportedFeatureError, match=f"the key '{key.partition(':')[0]}' is not supported"):
             self.load(tmp_path, f"entry: main:run\n{key}\n")

@@ -81,6 +81,7 @@ def worker_of(
         job = {
             "flow": flow,
             "init_kwargs": init_kwargs or {},
+            "environment_variables": {},
             "sys_path": [],
             "line_memory_mb": line_memory_mb,
             "lines_at_once": 8,
