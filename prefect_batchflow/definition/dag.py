@@ -48,8 +48,11 @@ FLOW_KEYS = DISPLAY_KEYS | {
     "message_format",
     "environment_variables",
     "node_variants",
+    "tools",  # an old list of what nodes call, which their sources say
 }
 NODE_KEYS = frozenset({"name", "type", "source", "inputs", "activate", "aggregation", "reduce", "comment", "module"})
+# promptflow ignores them too: it never cached, and what names a model means nothing to a python node.
+IGNORED_NODE_KEYS = frozenset({"api", "connection", "enable_cache", "provider", "skip", "tool", "use_variants"})
 SOURCE_KEYS = frozenset({"type", "path", "tool"})
 # Types, descriptions and marks of outputs are for promptflow's editors; its engine looks at the reference only.
 OUTPUT_KEYS = frozenset({"type", "reference", "description", "evaluation_only", "is_chat_output"})
@@ -177,7 +180,7 @@ def _read_node(entry: Any, number: int, working_dir: Path, problems: Problems) -
         problems.add(FlowDefinitionError, f"node {number} of the list", f"expected a 'name', found {entry!r}.")
         return None
     place = f"node '{name}'"
-    refuse_other_keys(entry, NODE_KEYS, place, problems)
+    refuse_other_keys(entry, NODE_KEYS | IGNORED_NODE_KEYS, place, problems)
     kind = entry.get("type")
     if kind != "python":
         found = f"the type '{kind}' is not supported" if kind else "no 'type'"

@@ -37,19 +37,14 @@ INPUT_TYPES = frozenset(
     }
 )
 """The types of a flow's inputs. The last five are taken as they come."""
+MESSAGE_FORMATS = ("basic", "openai-vision")
 DISPLAY_KEYS = frozenset(
     {"$schema", "id", "name", "type", "display_name", "description", "tags", "environment"},
 )
 """Top level keys for people, and `environment`, for images built from the flow: promptflow's batch ignores them too."""
 
 HINTS = {
-    "activate": "Test the condition inside the node's function.",
     "additional_includes": "Copy the files into the flow's folder.",
-    "api": "Call the model from a Python node.",
-    "connection": "Read the key from the environment, in a Python node.",
-    "enable_cache": "Remove it, or set it to false; promptflow never cached either.",
-    "provider": "Call the model from a Python node.",
-    "skip": "Remove it; promptflow ignored it.",
 }
 
 
@@ -252,14 +247,14 @@ def environment_texts(values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def read_language(given: dict[str, Any], problems: Problems) -> str:
-    """The yaml's `language`, and a look at `message_format`, which may only be the default."""
+    """The yaml's `language`, and a look at `message_format`."""
     language = given.get("language") or "python"
     if not isinstance(language, str):
         problems.add(FlowDefinitionError, "top level", f"'language' should be a name, found {language!r}.")
         return "python"
     message_format = given.get("message_format") or "basic"
-    if message_format != "basic":
-        text = f"the key 'message_format' is supported as 'basic' only, found {message_format!r}."
+    if message_format not in MESSAGE_FORMATS:
+        text = f"the key 'message_format' is {message_format!r}, expected {' or '.join(map(repr, MESSAGE_FORMATS))}."
         problems.add(UnsupportedFeatureError, "top level", text)
     return language
 

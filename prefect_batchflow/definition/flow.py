@@ -195,6 +195,8 @@ class Flow:
     """Of a flow in another language, what its yaml says of the process that serves it."""
     variant: str = ""
     """`${node.variant}`, if one was chosen for a node."""
+    message_format: str = "basic"
+    """How images are written in its messages: `basic` or `openai-vision`."""
     environment_variables: Mapping[str, str] = field(default_factory=dict)
     """Set where its code runs, before it is imported; a text may be `${connection.key}`."""
 
@@ -305,8 +307,10 @@ def _flow_of_yaml(file: Path, working_dir: Path, variant: str) -> Flow:
 
     document = read_document(file)
     if "entry" in document:
-        return flex.flow_of_document(document, file, working_dir)
-    return dag.flow_of_document(document, file, working_dir, variant)
+        flow = flex.flow_of_document(document, file, working_dir)
+    else:
+        flow = dag.flow_of_document(document, file, working_dir, variant)
+    return replace(flow, message_format=document.get("message_format") or "basic")
 
 
 def _locate(text: str, folder: Path | None) -> Path:
