@@ -22,7 +22,7 @@ from prefect.logging import get_run_logger
 
 from prefect_batchflow.aggregation import aggregate
 from prefect_batchflow.blocks import open_storage
-from prefect_batchflow.definition.flow import load_flow
+from prefect_batchflow.definition.flow import load_flow, merged_copy
 from prefect_batchflow.definition.variants import parse_variant
 from prefect_batchflow.exceptions import (
     BatchflowException,
@@ -155,13 +155,25 @@ class BatchRun:
         """The data's own line numbers; `None` for lines numbered by position."""
 
     async def run(self) -> BatchResult:
-        """The stages, in order."""
+        """The stages, in order; the flow runs where it is, or with its additional includes in a copy that is removed."""
         self.live.tally = self.tally
         self.flow = load_flow(
             self.live.flow if self.live.flow is not None else self.request.flow,
             self.request.working_dir,
             variant=self.request.variant,
         )
+        self.working_dir = self.flow.working_dir
+        with contextlib.ExitStack() as copy:
+            if self.flow.additional_includes:
+                folder = copy.enter_context(
+                    tempfile.TemporaryDirectory(prefix="batchflow-", ignore_cleanup_errors=True)
+                )
+                self.flow, notes = await asyncio.to_thread(merged_copy, self.flow, Path(folder))
+                for note in notes:
+                    self._note(note)
+            return await self._run_loaded()
+
+    async def _run_loaded(self) -> BatchResult:
         self.output_dir = _local_folder(self.request.output_dir, self.request.base_dir)
         self.executor = self._executor()
         try:
@@ -364,7 +376,7 @@ class BatchRun:
             run_id=self.request.run_id,
             flow_name=self.flow.name,
             flow=self.flow.source,
-            working_dir=str(self.flow.working_dir),
+            working_dir=str(self.working_dir),
             variant=self.request.variant,
             environment_names=sorted(self._environment_variables),
             data={name: _absolute(url, self.request.base_dir) for name, url in self.request.data.items()},

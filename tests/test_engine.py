@@ -234,6 +234,33 @@ def test_environment_variables_are_set_before_the_flow_is_imported_and_not_here(
         run(OF_FLOW_C="other")
 
 
+def test_additional_includes_are_merged_for_the_run_and_removed(
+    tmp_path: Path, storage: Path, write_rows: Callable[..., Path]
+) -> None:
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "helper.py").write_text("def where(): return __file__\n")
+    folder = tmp_path / "includes"
+    folder.mkdir()
+    (folder / "main_of_includes.py").write_text(
+        "from shared.helper import where\ndef run(n: int): return {'at': where()}\n"
+    )
+    (folder / "flow.flex.yaml").write_text("entry: main_of_includes:run\nadditional_includes: [../shared]\n")
+    data = {"data": write_rows([{"n": 5}])}
+
+    for _ in range(2):
+        result = BatchEngine(folder, run_storage_url=str(storage)).run(data, run_id="inc")
+        assert result.completed_lines == 1
+
+    at = Path(json.loads((storage / "inc" / "outputs.jsonl").read_text())["at"])
+    assert (at.parts[-2:], at.exists()) == (("shared", "helper.py"), False)
+    manifest = json.loads((storage / "inc" / "manifest.json").read_text())
+    assert manifest["working_dir"] == str(folder)
+    assert str(at.parents[1]) not in json.dumps(manifest)
+    (tmp_path / "shared" / "helper.py").write_text("def where(): return ''\n")
+    with pytest.raises(RunChangedError, match="the flow's files changed"):
+        BatchEngine(folder, run_storage_url=str(storage)).run(data, run_id="inc")
+
+
 def test_max_lines_count_cuts_the_data(storage: Path, write_rows: Callable[..., Path]) -> None:
     rows = [{"n": n} for n in range(9)]
     result = BatchEngine(double, run_storage_url=str(storage)).run({"data": write_rows(rows)}, max_lines_count=4)

@@ -20,6 +20,7 @@ from prefect_batchflow.definition.document import (
     says_nothing,
 )
 from prefect_batchflow.definition.flow import Activate, Dag, Flow, FlowOutput, Literal, Node, Reference
+from prefect_batchflow.definition.includes import is_there, read_includes
 from prefect_batchflow.definition.variants import with_variants
 from prefect_batchflow.exceptions import (
     DuplicateNodeName,
@@ -35,7 +36,7 @@ from prefect_batchflow.exceptions import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from prefect_batchflow.definition.flow import FlowInput
@@ -47,6 +48,7 @@ FLOW_KEYS = DISPLAY_KEYS | {
     "language",
     "message_format",
     "environment_variables",
+    "additional_includes",
     "node_variants",
     "tools",  # an old list of what nodes call, which their sources say
 }
@@ -84,6 +86,7 @@ def flow_of_document(document: dict[str, Any], file: Path, working_dir: Path, va
     outputs = _read_outputs(document, problems)
     if language != "python":
         service, environment = read_service(document, problems), read_environment(document, problems)
+        includes = read_includes(document, file.parent, problems)
         problems.raise_any()
         if any(node.get("aggregation") for node in document.get("nodes") or [] if isinstance(node, dict)):
             service = replace(service, aggregation=True)
@@ -97,11 +100,13 @@ def flow_of_document(document: dict[str, Any], file: Path, working_dir: Path, va
             definition_file=file,
             service=service,
             environment_variables=environment,
+            additional_includes=includes,
         )
     refuse_other_keys(document, FLOW_KEYS, "top level", problems)
     environment = read_environment(document, problems)
+    includes = read_includes(document, file.parent, problems)
     document = with_variants(document, variant, problems)
-    nodes = _read_nodes(document, working_dir, problems)
+    nodes = _read_nodes(document, working_dir, includes, problems)
     _check_references(nodes, inputs, problems)
     outputs = _check_outputs(outputs, nodes, inputs, problems)
     ordered = _in_order(nodes, problems)
@@ -114,6 +119,7 @@ def flow_of_document(document: dict[str, Any], file: Path, working_dir: Path, va
         definition_file=file,
         variant=variant,
         environment_variables=environment,
+        additional_includes=includes,
     )
 
 
@@ -155,7 +161,9 @@ def _path(text: str, reference: str) -> Iterator[str | int]:
             yield next(part for part in match.group("name", "single", "double") if part is not None)
 
 
-def _read_nodes(document: dict[str, Any], working_dir: Path, problems: Problems) -> list[Node]:
+def _read_nodes(
+    document: dict[str, Any], working_dir: Path, includes: Sequence[Path], problems: Problems
+) -> list[Node]:
     entries = document.get("nodes") or []
     if not isinstance(entries, list):
         problems.add(FlowDefinitionError, "top level", f"'nodes' should be a list, found {entries!r}.")
@@ -164,7 +172,7 @@ def _read_nodes(document: dict[str, Any], working_dir: Path, problems: Problems)
         problems.add(FlowDefinitionError, "top level", "no 'nodes'. A DAG flow lists them; a flex flow has an 'entry'.")
     nodes: dict[str, Node] = {}
     for number, entry in enumerate(entries, 1):
-        node = _read_node(entry, number, working_dir, problems)
+        node = _read_node(entry, number, working_dir, includes, problems)
         if node is None:
             continue
         if node.name in nodes:
@@ -174,7 +182,7 @@ def _read_nodes(document: dict[str, Any], working_dir: Path, problems: Problems)
     return list(nodes.values())
 
 
-def _read_node(entry: Any, number: int, working_dir: Path, problems: Problems) -> Node | None:
+def _read_node(entry: Any, number: int, working_dir: Path, includes: Sequence[Path], problems: Problems) -> Node | None:
     name = entry.get("name") if isinstance(entry, dict) else None
     if not isinstance(name, str) or not name:
         problems.add(FlowDefinitionError, f"node {number} of the list", f"expected a 'name', found {entry!r}.")
@@ -192,7 +200,7 @@ def _read_node(entry: Any, number: int, working_dir: Path, problems: Problems) -
         except ValueError as exc:
             problems.add(FlowDefinitionError, f"{place}, input '{parameter}'", str(exc))
     # Kept without its tool too, so that what refers to it is not reported a second time.
-    source, tool = _read_source(entry, place, working_dir, problems) if kind == "python" else ("", "")
+    source, tool = _read_source(entry, place, working_dir, includes, problems) if kind == "python" else ("", "")
     aggregation = bool(entry.get("aggregation") or entry.get("reduce"))
     activate = _read_activate(entry, place, problems)
     return Node(name, source, inputs, aggregation, activate, tool, str(entry.get("module") or ""))
@@ -219,7 +227,9 @@ def _read_activate(entry: dict[str, Any], place: str, problems: Problems) -> Act
         return None
 
 
-def _read_source(entry: dict[str, Any], place: str, working_dir: Path, problems: Problems) -> tuple[str, str]:
+def _read_source(
+    entry: dict[str, Any], place: str, working_dir: Path, includes: Sequence[Path], problems: Problems
+) -> tuple[str, str]:
     """The file of a python node, or the id of a package's tool; both are empty where that cannot be told."""
     source = mapping_at(entry, "source", place, problems)
     refuse_other_keys(source, SOURCE_KEYS, f"{place}, source", problems)
@@ -239,7 +249,7 @@ def _read_source(entry: dict[str, Any], place: str, working_dir: Path, problems:
     if not isinstance(path, str) or not path:
         problems.add(FlowDefinitionError, place, f"expected 'source' with the 'path' of a file, found {source!r}.")
         return "", ""
-    if not (working_dir / path).is_file():
+    if not is_there(path, working_dir, includes):
         there = ", ".join(sorted(file.name for file in working_dir.glob("*.py"))[:10]) or "no Python file"
         problems.add(FlowDefinitionError, place, f"no file '{path}' in {working_dir}, which holds {there}.")
         return "", ""

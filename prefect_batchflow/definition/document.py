@@ -43,10 +43,6 @@ DISPLAY_KEYS = frozenset(
 )
 """Top level keys for people, and `environment`, for images built from the flow: promptflow's batch ignores them too."""
 
-HINTS = {
-    "additional_includes": "Copy the files into the flow's folder.",
-}
-
 
 @dataclass
 class Problems:
@@ -184,7 +180,7 @@ def refuse_other_keys(given: dict[str, Any], known: Iterable[str], place: str, p
     for key, value in given.items():
         if key in known or says_nothing(value):
             continue
-        hint = HINTS.get(str(key)) or _nearest(str(key), known) or "Remove it if the flow does not need it."
+        hint = _nearest(str(key), known) or "Remove it if the flow does not need it."
         problems.add(UnsupportedFeatureError, place, f"the key '{key}' is not supported. {hint}")
 
 

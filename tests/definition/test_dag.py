@@ -189,7 +189,6 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("key", "value"),
         [
-            ("additional_includes", ["../other"]),
             ("message_format", "html"),
             ("nodse", [1]),
         ],
