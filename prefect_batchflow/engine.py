@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from prefect_batchflow.definition.document import environment_texts
 from prefect_batchflow.definition.flow import Flow, load_flow
 from prefect_batchflow.exceptions import InvalidOptionError, LineFailureError
 from prefect_batchflow.execution.executor import AbstractExecutorProxy, register_executor
@@ -33,6 +34,7 @@ OPTIONS = frozenset(
         "retry_jitter",
         "retry_on",
         "run_storage_url",
+        "environment_variables",
         "variant",
         "listener",
     }
@@ -57,7 +59,8 @@ class BatchEngine:
         **kwargs: `granularity`, `max_concurrency`, `line_memory_mb`, `retries`, `retry_delay_sec`, `retry_backoff`,
             `retry_jitter`, `retry_on`, `on_change`, `variant` as `batch_run` has them; `run_storage_url`, its `storage`;
             `listener`, called with each `ProgressReport`. promptflow's `batch_use_async` is taken and has no effect: async
-            code always runs on an event loop.
+            code always runs on an event loop. `environment_variables` are set in the workers before the flow's code is
+            imported, over those of its yaml; the run keeps their names only.
 
     Raises:
         FlowNotFoundError: Nothing is at `flow_file`.
@@ -92,6 +95,7 @@ class BatchEngine:
         self._batch_timeout_sec = batch_timeout_sec or positive_number("PF_BATCH_TIMEOUT_SEC", None)
         self._line_timeout_sec = line_timeout_sec or positive_number("PF_LINE_TIMEOUT_SEC", DEFAULT_LINE_TIMEOUT_SEC)
         self._worker_count = worker_count or int(positive_number("PF_WORKER_COUNT", None) or DEFAULT_WORKER_COUNT)
+        self._environment_variables = environment_texts(kwargs.pop("environment_variables", None) or {})
         self._listener = kwargs.pop("listener", None)
         self._run_storage_url = kwargs.pop("run_storage_url", "")
         kwargs.pop("batch_use_async", None)
@@ -136,6 +140,7 @@ class BatchEngine:
         live = self._live = LiveRun(
             flow=self._flow_object,
             init_kwargs=self._init_kwargs,
+            environment_variables=self._environment_variables,
             connections=self._connections,
             run_storage=self._storage,
             resume_storage=resume_from_run_storage,

@@ -16,6 +16,7 @@ from prefect.logging import get_run_logger
 from prefect.states import Cancelled, Completed, Failed
 from pydantic import Field, ValidationError
 
+from prefect_batchflow.definition.document import environment_texts
 from prefect_batchflow.exceptions import (
     BatchflowException,
     InvalidOptionError,
@@ -85,6 +86,7 @@ async def batch_run(
     output_dir: str = "",
     working_dir: str = "",
     variant: str = "",
+    environment_variables: dict[str, Any] = {},  # noqa: B006 - see above
 ) -> State[Any]:
     """Run a flow over a dataset, line by line.
 
@@ -117,6 +119,8 @@ async def batch_run(
         output_dir: A folder on the worker's machine that gets the outputs too.
         working_dir: Folder the flow's code runs in; empty is the flow's own.
         variant: A node's variant, as ${node.variant_1}; empty is each node's default.
+        environment_variables: Set in the workers before the flow's code is imported, over those of its yaml. Prefect keeps
+            them in clear with the other parameters.
     """
     live = current_live_run()
     try:
@@ -124,6 +128,7 @@ async def batch_run(
             flow=flow,
             working_dir=working_dir or None,
             variant=variant,
+            environment_variables=environment_texts(environment_variables),
             data={**({"data": data} if data else {}), **more_data},
             inputs_mapping=inputs_mapping,
             init_kwargs=init_kwargs,

@@ -45,6 +45,8 @@ class LiveRun:
     """A callable or class, for a flow that is an object in memory."""
     init_kwargs: Mapping[str, Any] | None = None
     """Any picklable values."""
+    environment_variables: Mapping[str, str] | None = None
+    """Set where the flow's code runs; `None` leaves it to the request."""
     connections: Mapping[str, Any] | None = None
     """Name to promptflow's dictionary, or a connection; handed to the workers, or to the executor of another language."""
     run_storage: AbstractRunStorage | None = None

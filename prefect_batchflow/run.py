@@ -22,7 +22,7 @@ from prefect.logging import get_run_logger
 
 from prefect_batchflow.aggregation import aggregate
 from prefect_batchflow.blocks import open_storage
-from prefect_batchflow.definition.flow import load_flow
+from prefect_batchflow.definition.flow import load_flow, merged_copy
 from prefect_batchflow.definition.variants import parse_variant
 from prefect_batchflow.exceptions import (
     BatchflowException,
@@ -92,7 +92,7 @@ from prefect_batchflow.tasks import Chunk, LineRunner, chunk_task, completed_lin
 from prefect_batchflow.window import Window
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
     from prefect.client.schemas.objects import FlowRun
 
@@ -103,7 +103,7 @@ MOST_TASK_RUNS = 200
 """Chunks grow so that a run has no more: what a person can look through, and a server takes in within seconds."""
 LINES_AHEAD = 100
 """Lines of the next chunk that are begun before the one before ends: beginning a task run takes longer than short lines."""
-FLOW_PARTS = frozenset({"flow", "init", "variant"})
+FLOW_PARTS = frozenset({"flow", "init", "variant", "environment"})
 """The fingerprints that must be the same for lines of another run to be this run's."""
 READ_LINES = 500
 """Lines read at once, in a thread: reading may wait for a network."""
@@ -155,13 +155,25 @@ class BatchRun:
         """The data's own line numbers; `None` for lines numbered by position."""
 
     async def run(self) -> BatchResult:
-        """The stages, in order."""
+        """The stages, in order; the flow runs where it is, or with its additional includes in a copy that is removed."""
         self.live.tally = self.tally
         self.flow = load_flow(
             self.live.flow if self.live.flow is not None else self.request.flow,
             self.request.working_dir,
             variant=self.request.variant,
         )
+        self.working_dir = self.flow.working_dir
+        with contextlib.ExitStack() as copy:
+            if self.flow.additional_includes:
+                folder = copy.enter_context(
+                    tempfile.TemporaryDirectory(prefix="batchflow-", ignore_cleanup_errors=True)
+                )
+                self.flow, notes = await asyncio.to_thread(merged_copy, self.flow, Path(folder))
+                for note in notes:
+                    self._note(note)
+            return await self._run_loaded()
+
+    async def _run_loaded(self) -> BatchResult:
         self.output_dir = _local_folder(self.request.output_dir, self.request.base_dir)
         self.executor = self._executor()
         try:
@@ -191,6 +203,12 @@ class BatchRun:
 
     # --- definition, inputs ------------------------------------------------------------------------------------------
 
+    @property
+    def _environment_variables(self) -> Mapping[str, str]:
+        """Those of this run; the flow's own are in its files."""
+        given = self.live.environment_variables
+        return self.request.environment_variables if given is None else given
+
     def _executor(self) -> Executor:
         live, language = self.live, self.flow.language.lower()
         proxy = live.executor_proxy or executor_for(self.flow)
@@ -204,6 +222,7 @@ class BatchRun:
                 init_kwargs=init_kwargs,
                 connections=live.connections,
                 storage=live.run_storage,
+                environment_variables=self._environment_variables,
             )
         if language != "python":
             known = ", ".join(["python", *registered_languages()])
@@ -216,6 +235,7 @@ class BatchRun:
             self.flow,
             init_kwargs=init_kwargs,
             connections=live.connections,
+            environment_variables=self._environment_variables,
             worker_count=self.options.worker_count,
             max_concurrency=self.options.max_concurrency,
             line_memory_mb=self.options.line_memory_mb,
@@ -348,6 +368,7 @@ class BatchRun:
             "flow": fingerprint_files(self.flow.files, self.flow.working_dir),
             "init": fingerprint(dict(init_kwargs)),
             **({"variant": fingerprint(parse_variant(self.request.variant))} if self.request.variant else {}),
+            **({"environment": fingerprint(dict(environment))} if (environment := self._environment_variables) else {}),
         }
 
     def _manifest(self, prints: dict[str, str], sessions: list[Session], records_since: int) -> Manifest:
@@ -356,8 +377,9 @@ class BatchRun:
             run_id=self.request.run_id,
             flow_name=self.flow.name,
             flow=self.flow.source,
-            working_dir=str(self.flow.working_dir),
+            working_dir=str(self.working_dir),
             variant=self.request.variant,
+            environment_names=sorted(self._environment_variables),
             data={name: _absolute(url, self.request.base_dir) for name, url in self.request.data.items()},
             run=self.request.run,
             inputs_mapping=self.request.inputs_mapping,

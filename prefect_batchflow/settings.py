@@ -116,6 +116,8 @@ class BatchRequest(BaseModel):
     """Input name to `${source.column}` or a literal."""
     init_kwargs: dict[str, Any] = {}
     """Arguments of a class entry's constructor, as plain values."""
+    environment_variables: dict[str, str] = {}
+    """Set where the flow's code runs, before it is imported; before those of the flow's yaml."""
     run_id: str
     """The run's name, and its folder's."""
     run: str | None = None

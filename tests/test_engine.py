@@ -202,6 +202,62 @@ def test_a_variant_is_part_of_the_run(tmp_path: Path, storage: Path, write_rows:
         run()
 
 
+def test_environment_variables_are_set_before_the_flow_is_imported_and_not_here(
+    tmp_path: Path, storage: Path, write_rows: Callable[..., Path]
+) -> None:
+    folder = tmp_path / "reads"
+    folder.mkdir()
+    (folder / "reads.py").write_text(
+        "import os\nFOUND = {k: v for k, v in os.environ.items() if k.startswith('OF_FLOW_')}\ndef run(n: int): return FOUND\n"
+    )
+    (folder / "flow.flex.yaml").write_text(
+        "entry: reads:run\nenvironment_variables: {OF_FLOW_A: 1, OF_FLOW_B: [x], OF_FLOW_C: of the yaml}\n"
+    )
+    data = {"data": write_rows([{"n": 5}])}
+
+    def run(**variables: str) -> Any:
+        engine = BatchEngine(folder, run_storage_url=str(storage), environment_variables=variables)
+        return engine.run(data, run_id="env")
+
+    assert run(OF_FLOW_C="canary-4712").completed_lines == 1
+    found = json.loads((storage / "env" / "outputs.jsonl").read_text())
+    assert {name: found[name] for name in found if name.startswith("OF")} == {
+        "OF_FLOW_A": "1", "OF_FLOW_B": '["x"]', "OF_FLOW_C": "canary-4712",
+    }  # fmt: skip
+    assert "OF_FLOW_A" not in os.environ
+    manifest = (storage / "env" / "manifest.json").read_text()
+    assert (json.loads(manifest)["environment_names"], "canary-4712" in manifest) == (["OF_FLOW_C"], False)
+    with pytest.raises(RunChangedError, match="the environment variables changed"):
+        run(OF_FLOW_C="other")
+
+
+def test_additional_includes_are_merged_for_the_run_and_removed(
+    tmp_path: Path, storage: Path, write_rows: Callable[..., Path]
+) -> None:
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "helper.py").write_text("def where(): return __file__\n")
+    folder = tmp_path / "includes"
+    folder.mkdir()
+    (folder / "main_of_includes.py").write_text(
+        "from shared.helper import where\ndef run(n: int): return {'at': where()}\n"
+    )
+    (folder / "flow.flex.yaml").write_text("entry: main_of_includes:run\nadditional_includes: [../shared]\n")
+    data = {"data": write_rows([{"n": 5}])}
+
+    for _ in range(2):
+        result = BatchEngine(folder, run_storage_url=str(storage)).run(data, run_id="inc")
+        assert result.completed_lines == 1
+
+    at = Path(json.loads((storage / "inc" / "outputs.jsonl").read_text())["at"])
+    assert (at.parts[-2:], at.exists()) == (("shared", "helper.py"), False)
+    manifest = json.loads((storage / "inc" / "manifest.json").read_text())
+    assert manifest["working_dir"] == str(folder)
+    assert str(at.parents[1]) not in json.dumps(manifest)
+    (tmp_path / "shared" / "helper.py").write_text("def where(): return ''\n")
+    with pytest.raises(RunChangedError, match="the flow's files changed"):
+        BatchEngine(folder, run_storage_url=str(storage)).run(data, run_id="inc")
+
+
 def test_max_lines_count_cuts_the_data(storage: Path, write_rows: Callable[..., Path]) -> None:
     rows = [{"n": n} for n in range(9)]
     result = BatchEngine(double, run_storage_url=str(storage)).run({"data": write_rows(rows)}, max_lines_count=4)

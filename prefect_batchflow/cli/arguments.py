@@ -246,6 +246,24 @@ def assignments(option: str, texts: Iterable[str]) -> dict[str, Any]:
     return values
 
 
+def environment_of(texts: Iterable[str]) -> dict[str, str]:
+    """Read `KEY=VALUE` texts of `--environment-variables`; a value is text, whatever it looks like.
+
+    Raises:
+        InvalidOptionError: One lacks a name or the equals sign; the message does not repeat it, for it may be a key.
+    """
+    values = {}
+    for number, text in enumerate(texts, 1):
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise InvalidOptionError(
+                f"--environment-variables takes KEY=VALUE; number {number} has no {'name' if equals else 'equals sign'}. "
+                "Give the option once for each variable."
+            )
+        values[name.strip()] = value
+    return values
+
+
 def sources(texts: Iterable[str], *, needed: bool = True) -> dict[str, str]:
     """Read the data's sources, `URL` or `name=URL`; the one without a name is `data`.
 

@@ -25,6 +25,7 @@ from prefect_batchflow.cli.arguments import (
     SCREEN,
     OptionFlags,
     assignments,
+    environment_of,
     parameters_of,
     sources,
 )
@@ -47,7 +48,7 @@ from prefect_batchflow.exceptions import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
 
     from prefect_batchflow.blocks import RunStorageBlock
     from prefect_batchflow.cli.runs import StoredRun
@@ -125,6 +126,15 @@ Variant = Annotated[
         group=RUN,
         metavar="'${NODE.VARIANT}'",
         help="The variant that a node of a flow.dag.yaml has in this run. [default: each node's default]",
+    ),
+]
+EnvironmentVariables = Annotated[
+    list[str] | None,
+    Parameter(
+        group=RUN,
+        metavar="KEY=VALUE",
+        help="Environment variable for the flow's code, over that of its yaml; only its name is kept. May be given several "
+        "times.",
     ),
 ]
 OutputDir = Annotated[
@@ -210,6 +220,7 @@ def run(
         str, Parameter(group=RUN, metavar="FOLDER", help="Folder the flow's code runs in. [default: the flow's own]")
     ] = "",
     variant: Variant = "",
+    environment_variables: EnvironmentVariables = None,
     flags: OptionFlags = _NO_FLAGS,
     screen: Screen = _PLAIN,
 ) -> int:
@@ -248,7 +259,8 @@ def run(
         "output_dir": _absolute(output_dir),
         **flags.given(),
     }
-    return _run(parameters, _absolute(storage), screen, written.notes, begun)
+    environment = {**written.environment_variables, **environment_of(environment_variables or [])}
+    return _run(parameters, _absolute(storage), screen, written.notes, begun, environment)
 
 
 @app.command(sort_key=1)
@@ -259,6 +271,7 @@ def resume(
     storage: Storage = "",
     output_dir: OutputDir = "",
     init: Init = None,
+    environment_variables: EnvironmentVariables = None,
     flags: OptionFlags = _NO_FLAGS,
     screen: Screen = _PLAIN,
 ) -> int:
@@ -281,6 +294,13 @@ def resume(
             f"The run {run_id!r} was started from Python with values for {', '.join(manifest.init_names)}, which are not "
             f"kept. Give them again, {names}, or go on with it from Python."
         )
+    environment = environment_of(environment_variables or [])
+    if missing := [name for name in manifest.environment_names if name not in environment]:
+        names = " ".join(f"--environment-variables {name}=…" for name in missing)
+        raise InvalidOptionError(
+            f"The run {run_id!r} was started with values for {', '.join(missing)}, which are not kept. Give them again: "
+            f"{names}"
+        )
     parameters = {
         "flow": manifest.flow,
         "working_dir": manifest.working_dir,
@@ -294,7 +314,7 @@ def resume(
         **parameters_of(manifest.options),
         **flags.given(),
     }
-    return _run(parameters, storage, screen)
+    return _run(parameters, storage, screen, environment=environment)
 
 
 @app.command(name="list", sort_key=2)
@@ -349,6 +369,7 @@ def _run(
     screen: Screen,
     notes: Sequence[str] = (),
     begun: AbstractBatchRunStorage | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> int:
     """Run, with what is completed of what was `begun`; tell how far it is; show what came of it, and the `notes`."""
     quiet_prefect(debug=screen.debug)
@@ -368,7 +389,7 @@ def _run(
             if live.cancel_reason:
                 progress.say(f"{live.cancel_reason} The lines in work are ended, what is done is kept.")
 
-        live = LiveRun(listener=listen, resume_storage=begun)
+        live = LiveRun(listener=listen, resume_storage=begun, environment_variables=environment)
         if has_own_server():
             progress.say(OWN_SERVER_TEXT)
         try:

@@ -12,14 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prefect_batchflow.definition.document import read_document, says_nothing
+from prefect_batchflow.definition.document import environment_texts, read_document, says_nothing
 from prefect_batchflow.exceptions import InvalidOptionError, UnsupportedFeatureError
 
-TAKEN = ("name", "flow", "data", "column_mapping", "run", "init", "variant")
+TAKEN = ("name", "flow", "data", "column_mapping", "run", "init", "variant", "environment_variables")
 WITHOUT_MEANING = ("display_name", "description", "tags", "properties", "resources", "identity", "runtime")
 """Keys for people, and for Azure."""
 NOT_SUPPORTED = {
-    "environment_variables": "Set them for the process that starts the run, and remove the key.",
     "connections": "Read keys from the environment, in a Python node, and remove the key.",
 }
 _SILENT = ("$schema",)
@@ -41,6 +40,7 @@ class RunFile:
     """The run it is built on."""
     init_kwargs: dict[str, Any] = field(default_factory=dict)
     variant: str = ""
+    environment_variables: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     """What of the file has no effect."""
 
@@ -75,6 +75,7 @@ def read_run_file(text: str) -> RunFile:
         run=_text(file, document, "run"),
         init_kwargs=_init(file, document.get("init")),
         variant=_text(file, document, "variant"),
+        environment_variables=_environment(file, document.get("environment_variables")),
         notes=tuple(_notes(file, document)),
     )
 
@@ -137,6 +138,24 @@ def _named_values(file: Path, name: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise InvalidOptionError(f"{file}: '{name}' is {value!r}, expected names and their values, as a yaml mapping.")
     return value
+
+
+def _environment(file: Path, value: Any) -> dict[str, str]:
+    """Variables as a mapping, or those of a .env file; `${connection.key}` in it stays for the workers."""
+    if not isinstance(value, str):
+        return environment_texts(_named_values(file, "environment_variables", value))
+    path = Path(_place(file, "environment_variables", value))
+    if not path.is_file():
+        raise InvalidOptionError(
+            f"{file}: 'environment_variables' names {path}, which is no file. Expected a .env file, or names and values."
+        )
+    from dotenv import dotenv_values
+
+    try:
+        found = dotenv_values(path, interpolate=False, encoding="utf-8-sig")
+    except UnicodeDecodeError as exc:
+        raise InvalidOptionError(f"{path}: not UTF-8 at byte {exc.start}. Save the file as UTF-8.") from exc
+    return {name: text for name, text in found.items() if text is not None}
 
 
 def _init(file: Path, value: Any) -> dict[str, Any]:

@@ -263,8 +263,8 @@ def next_commands(run: StoredRun, storage_option: str = "") -> list[tuple[str, s
     storage = ["--storage", storage_option] if storage_option else []
     what = "the line that is" if left == 1 else f"the {left} lines that are"
     commands = [(f"Run {what} not completed:", ["batchflow", "resume", manifest.run_id, *storage])]
-    # Values of a constructor may be secret: they are not printed, so that such a run has no second command.
-    if run.failed and not manifest.init_names:
+    # Values of a constructor and of the environment may be secret: they are not printed, and such a run has no second command.
+    if run.failed and not (manifest.init_names or manifest.environment_names):
         mapping = [part for name in _mapped(manifest.inputs_mapping) for part in ("--map", f"{name}=${{data.{name}}}")]
         again = [
             "batchflow",

@@ -12,6 +12,7 @@ from prefect_batchflow.definition.document import (
     DISPLAY_KEYS,
     Problems,
     mapping_at,
+    read_environment,
     read_inputs,
     read_language,
     read_service,
@@ -19,6 +20,7 @@ from prefect_batchflow.definition.document import (
     says_nothing,
 )
 from prefect_batchflow.definition.flow import Activate, Dag, Flow, FlowOutput, Literal, Node, Reference
+from prefect_batchflow.definition.includes import is_there, read_includes
 from prefect_batchflow.definition.variants import with_variants
 from prefect_batchflow.exceptions import (
     DuplicateNodeName,
@@ -34,16 +36,28 @@ from prefect_batchflow.exceptions import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from prefect_batchflow.definition.flow import FlowInput
 
-FLOW_KEYS = DISPLAY_KEYS | {"inputs", "outputs", "nodes", "language", "message_format", "node_variants"}
-NODE_KEYS = frozenset({"name", "type", "source", "inputs", "activate", "aggregation", "reduce", "comment", "module"})
-MODEL_KEYS = NODE_KEYS | {"api", "connection", "provider"}
-"""The keys of a node that asks a model. Its provider is known by the connection."""
+FLOW_KEYS = DISPLAY_KEYS | {
+    "inputs",
+    "outputs",
+    "nodes",
+    "language",
+    "message_format",
+    "environment_variables",
+    "additional_includes",
+    "node_variants",
+    "tools",  # an old list of what nodes call, which their sources say
+}
+NODE_KEYS = frozenset(
+    {"name", "type", "source", "inputs", "activate", "aggregation", "reduce", "comment", "module", "api", "connection"}
+)
 NODE_TYPES = ("python", "prompt", "llm", "custom_llm")
+# promptflow ignores them too: it never cached, and knows the provider by the connection.
+IGNORED_NODE_KEYS = frozenset({"enable_cache", "provider", "skip", "tool", "use_variants"})
 SOURCE_KEYS = frozenset({"type", "path", "tool"})
 # Types, descriptions and marks of outputs are for promptflow's editors; its engine looks at the reference only.
 OUTPUT_KEYS = frozenset({"type", "reference", "description", "evaluation_only", "is_chat_output"})
@@ -74,22 +88,42 @@ def flow_of_document(document: dict[str, Any], file: Path, working_dir: Path, va
         problems.add(InputNotFound, "top level", "no 'inputs'. Declare what each line brings: a batch runs over them.")
     outputs = _read_outputs(document, problems)
     if language != "python":
-        service = read_service(document, problems)
+        service, environment = read_service(document, problems), read_environment(document, problems)
+        includes = read_includes(document, file.parent, problems)
         problems.raise_any()
         if any(node.get("aggregation") for node in document.get("nodes") or [] if isinstance(node, dict)):
             service = replace(service, aggregation=True)
         program = Dag((), outputs)
         return Flow(
-            file.parent.name, working_dir, program, inputs, language=language, definition_file=file, service=service
+            file.parent.name,
+            working_dir,
+            program,
+            inputs,
+            language=language,
+            definition_file=file,
+            service=service,
+            environment_variables=environment,
+            additional_includes=includes,
         )
     refuse_other_keys(document, FLOW_KEYS, "top level", problems)
+    environment = read_environment(document, problems)
+    includes = read_includes(document, file.parent, problems)
     document = with_variants(document, variant, problems)
-    nodes = _read_nodes(document, working_dir, problems)
+    nodes = _read_nodes(document, working_dir, includes, problems)
     _check_references(nodes, inputs, problems)
     outputs = _check_outputs(outputs, nodes, inputs, problems)
     ordered = _in_order(nodes, problems)
     problems.raise_any()
-    return Flow(file.parent.name, working_dir, Dag(ordered, outputs), inputs, definition_file=file, variant=variant)
+    return Flow(
+        file.parent.name,
+        working_dir,
+        Dag(ordered, outputs),
+        inputs,
+        definition_file=file,
+        variant=variant,
+        environment_variables=environment,
+        additional_includes=includes,
+    )
 
 
 def parse_value(value: Any) -> Reference | Literal:
@@ -130,7 +164,9 @@ def _path(text: str, reference: str) -> Iterator[str | int]:
             yield next(part for part in match.group("name", "single", "double") if part is not None)
 
 
-def _read_nodes(document: dict[str, Any], working_dir: Path, problems: Problems) -> list[Node]:
+def _read_nodes(
+    document: dict[str, Any], working_dir: Path, includes: Sequence[Path], problems: Problems
+) -> list[Node]:
     entries = document.get("nodes") or []
     if not isinstance(entries, list):
         problems.add(FlowDefinitionError, "top level", f"'nodes' should be a list, found {entries!r}.")
@@ -139,7 +175,7 @@ def _read_nodes(document: dict[str, Any], working_dir: Path, problems: Problems)
         problems.add(FlowDefinitionError, "top level", "no 'nodes'. A DAG flow lists them; a flex flow has an 'entry'.")
     nodes: dict[str, Node] = {}
     for number, entry in enumerate(entries, 1):
-        node = _read_node(entry, number, working_dir, problems)
+        node = _read_node(entry, number, working_dir, includes, problems)
         if node is None:
             continue
         if node.name in nodes:
@@ -149,14 +185,14 @@ def _read_nodes(document: dict[str, Any], working_dir: Path, problems: Problems)
     return list(nodes.values())
 
 
-def _read_node(entry: Any, number: int, working_dir: Path, problems: Problems) -> Node | None:
+def _read_node(entry: Any, number: int, working_dir: Path, includes: Sequence[Path], problems: Problems) -> Node | None:
     name = entry.get("name") if isinstance(entry, dict) else None
     if not isinstance(name, str) or not name:
         problems.add(FlowDefinitionError, f"node {number} of the list", f"expected a 'name', found {entry!r}.")
         return None
     place = f"node '{name}'"
+    refuse_other_keys(entry, NODE_KEYS | IGNORED_NODE_KEYS, place, problems)
     kind = entry.get("type")
-    refuse_other_keys(entry, MODEL_KEYS if kind in ("llm", "custom_llm") else NODE_KEYS, place, problems)
     if kind not in NODE_TYPES:
         found = f"the type '{kind}' is not supported" if kind else "no 'type'"
         expected = ", ".join(f"'{name}'" for name in NODE_TYPES)
@@ -171,10 +207,13 @@ def _read_node(entry: Any, number: int, working_dir: Path, problems: Problems) -
         except ValueError as exc:
             problems.add(FlowDefinitionError, f"{place}, input '{parameter}'", str(exc))
     # Kept without its tool too, so that what refers to it is not reported a second time.
-    source, tool = _read_source(entry, place, working_dir, problems) if kind in NODE_TYPES else ("", "")
+    source, tool = _read_source(entry, place, working_dir, includes, problems) if kind in NODE_TYPES else ("", "")
     aggregation = bool(entry.get("aggregation") or entry.get("reduce"))
     activate = _read_activate(entry, place, problems)
-    told = {key: str(entry.get(key) or "") for key in ("module", "type", "api", "connection")}
+    asks_model = kind in ("llm", "custom_llm")
+    told = {
+        key: str(entry.get(key) or "") for key in ("module", "type", *(("api", "connection") if asks_model else ()))
+    }
     return Node(name, source, inputs, aggregation, activate, tool, **told)
 
 
@@ -199,7 +238,9 @@ def _read_activate(entry: dict[str, Any], place: str, problems: Problems) -> Act
         return None
 
 
-def _read_source(entry: dict[str, Any], place: str, working_dir: Path, problems: Problems) -> tuple[str, str]:
+def _read_source(
+    entry: dict[str, Any], place: str, working_dir: Path, includes: Sequence[Path], problems: Problems
+) -> tuple[str, str]:
     """The node's file and the id of a package's tool, as far as it has them; both are empty where that cannot be told."""
     source = mapping_at(entry, "source", place, problems)
     refuse_other_keys(source, SOURCE_KEYS, f"{place}, source", problems)
@@ -221,7 +262,7 @@ def _read_source(entry: dict[str, Any], place: str, working_dir: Path, problems:
     if not isinstance(path, str) or not path:
         problems.add(FlowDefinitionError, place, f"expected 'source' with the 'path' of a file, found {source!r}.")
         return "", ""
-    if not (working_dir / path).is_file():
+    if not is_there(path, working_dir, includes):
         pattern = "*.py" if entry["type"] == "python" else "*.jinja2"
         there = ", ".join(sorted(file.name for file in working_dir.glob(pattern))[:10]) or f"no {pattern}"
         problems.add(FlowDefinitionError, place, f"no file '{path}' in {working_dir}, which holds {there}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from prefect_batchflow.definition.flow import NO_DEFAULT, FlowInput, Service
 from prefect_batchflow.exceptions import FlowDefinitionError, InvalidFlowRequest, UnsupportedFeatureError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
 SIZE_LIMIT = 1024 * 1024
@@ -36,20 +37,11 @@ INPUT_TYPES = frozenset(
     }
 )
 """The types of a flow's inputs. The last five are taken as they come."""
+MESSAGE_FORMATS = ("basic", "openai-vision")
 DISPLAY_KEYS = frozenset(
     {"$schema", "id", "name", "type", "display_name", "description", "tags", "environment"},
 )
 """Top level keys for people, and `environment`, for images built from the flow: promptflow's batch ignores them too."""
-
-HINTS = {
-    "activate": "Test the condition inside the node's function.",
-    "additional_includes": "Copy the files into the flow's folder.",
-    "api": "Call the model from a Python node.",
-    "connection": "Only llm nodes have it; a tool gets a connection as an input.",
-    "enable_cache": "Remove it, or set it to false; promptflow never cached either.",
-    "environment_variables": "Set them for the process that starts the run.",
-    "skip": "Remove it; promptflow ignored it.",
-}
 
 
 @dataclass
@@ -188,7 +180,7 @@ def refuse_other_keys(given: dict[str, Any], known: Iterable[str], place: str, p
     for key, value in given.items():
         if key in known or says_nothing(value):
             continue
-        hint = HINTS.get(str(key)) or _nearest(str(key), known) or "Remove it if the flow does not need it."
+        hint = _nearest(str(key), known) or "Remove it if the flow does not need it."
         problems.add(UnsupportedFeatureError, place, f"the key '{key}' is not supported. {hint}")
 
 
@@ -237,15 +229,28 @@ def read_inputs(
     return inputs
 
 
+def read_environment(given: dict[str, Any], problems: Problems) -> dict[str, str]:
+    """Read `environment_variables`, as `environment_texts` has them."""
+    return environment_texts(mapping_at(given, "environment_variables", "top level", problems))
+
+
+def environment_texts(values: Mapping[str, Any]) -> dict[str, str]:
+    """Environment variables as texts: lists and mappings as JSON, all else as Python writes it.
+
+    Source: promptflow `contracts/flow.py`, `FlowBase.get_environment_variables_with_overrides`.
+    """
+    return {name: json.dumps(value) if isinstance(value, dict | list) else str(value) for name, value in values.items()}
+
+
 def read_language(given: dict[str, Any], problems: Problems) -> str:
-    """The yaml's `language`, and a look at `message_format`, which may only be the default."""
+    """The yaml's `language`, and a look at `message_format`."""
     language = given.get("language") or "python"
     if not isinstance(language, str):
         problems.add(FlowDefinitionError, "top level", f"'language' should be a name, found {language!r}.")
         return "python"
     message_format = given.get("message_format") or "basic"
-    if message_format != "basic":
-        text = f"the key 'message_format' is supported as 'basic' only, found {message_format!r}."
+    if message_format not in MESSAGE_FORMATS:
+        text = f"the key 'message_format' is {message_format!r}, expected {' or '.join(map(repr, MESSAGE_FORMATS))}."
         problems.add(UnsupportedFeatureError, "top level", text)
     return language
 

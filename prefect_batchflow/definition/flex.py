@@ -16,18 +16,30 @@ from prefect_batchflow.definition.document import (
     DISPLAY_KEYS,
     Problems,
     mapping_at,
+    read_environment,
     read_inputs,
     read_language,
     read_service,
     refuse_other_keys,
 )
 from prefect_batchflow.definition.flow import Entry, Flow
+from prefect_batchflow.definition.includes import is_there, read_includes
 from prefect_batchflow.exceptions import FlowDefinitionError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
-FLOW_KEYS = DISPLAY_KEYS | {"entry", "inputs", "outputs", "init", "sample", "language", "message_format"}
+FLOW_KEYS = DISPLAY_KEYS | {
+    "entry",
+    "inputs",
+    "outputs",
+    "init",
+    "sample",
+    "language",
+    "message_format",
+    "environment_variables",
+    "additional_includes",
+}
 
 
 def flow_of_document(document: dict[str, Any], file: Path, working_dir: Path) -> Flow:
@@ -43,20 +55,40 @@ def flow_of_document(document: dict[str, Any], file: Path, working_dir: Path) ->
     language = read_language(document, problems)
     inputs = read_inputs(document, "inputs", problems, empty_is_none=True)
     if language != "python":
-        service = read_service(document, problems)
+        service, environment = read_service(document, problems), read_environment(document, problems)
+        includes = read_includes(document, file.parent, problems)
         problems.raise_any()
         entry = Entry(module="", attribute=str(document["entry"]))
         return Flow(
-            file.parent.name, working_dir, entry, inputs, language=language, definition_file=file, service=service
+            file.parent.name,
+            working_dir,
+            entry,
+            inputs,
+            language=language,
+            definition_file=file,
+            service=service,
+            environment_variables=environment,
+            additional_includes=includes,
         )
     refuse_other_keys(document, FLOW_KEYS, "top level", problems)
+    environment = read_environment(document, problems)
+    includes = read_includes(document, file.parent, problems)
     init = read_inputs(document, "init", problems, empty_is_none=True)
     sample = mapping_at(document, "sample", "top level", problems)
     refuse_other_keys(sample, {"inputs", "init"}, "sample", problems)
     sample_init = mapping_at(sample, "init", "sample", problems)
-    entry = _entry_of_text(document["entry"], working_dir, sample_init, problems)
+    entry = _entry_of_text(document["entry"], working_dir, includes, sample_init, problems)
     problems.raise_any()
-    return Flow(file.parent.name, working_dir, entry, inputs, init, definition_file=file)
+    return Flow(
+        file.parent.name,
+        working_dir,
+        entry,
+        inputs,
+        init,
+        definition_file=file,
+        environment_variables=environment,
+        additional_includes=includes,
+    )
 
 
 def flow_of_file(file: Path, attribute: str, working_dir: Path | None) -> Flow:
@@ -109,7 +141,9 @@ def find_module_file(module: str, folders: Iterable[str]) -> Path | None:
     return Path(spec.origin).resolve() if spec and spec.has_location and spec.origin else None
 
 
-def _entry_of_text(text: Any, working_dir: Path, sample_init: dict[str, Any], problems: Problems) -> Entry:
+def _entry_of_text(
+    text: Any, working_dir: Path, includes: Sequence[Path], sample_init: dict[str, Any], problems: Problems
+) -> Entry:
     """Read `entry: module:name`; a file is accepted in the module's place."""
     match = re.fullmatch(r"(?P<module>[^:]+):(?P<attribute>\w+(\.\w+)*)", text) if isinstance(text, str) else None
     if match is None:
@@ -122,7 +156,11 @@ def _entry_of_text(text: Any, working_dir: Path, sample_init: dict[str, Any], pr
         module = str(file)
     else:
         file = find_module_file(module, [str(working_dir), *sys.path])
+    # What is included is found where it will be once it is merged.
     if file is None or not file.is_file():
+        path = match["module"] if module.endswith(".py") else match["module"].replace(".", "/")
+        if any(is_there(path + end, working_dir, includes) for end in ("", ".py", "/__init__.py")):
+            return Entry(module, attribute, sample_init=sample_init)
         there = ", ".join(sorted(path.name for path in working_dir.glob("*.py"))[:10]) or "no Python file"
         expected = f"expected a module in {working_dir}, which holds {there}, or an installed one"
         problems.add(FlowDefinitionError, "top level", f"'entry' names '{match['module']}', {expected}.")

@@ -201,6 +201,12 @@ class Flow:
     """Of a flow in another language, what its yaml says of the process that serves it."""
     variant: str = ""
     """`${node.variant}`, if one was chosen for a node."""
+    additional_includes: tuple[Path, ...] = ()
+    """Files and folders, absolute, that are merged with its folder for a run: see `merged_copy`."""
+    message_format: str = "basic"
+    """How images are written in its messages: `basic` or `openai-vision`."""
+    environment_variables: Mapping[str, str] = field(default_factory=dict)
+    """Set where its code runs, before it is imported; a text may be `${connection.key}`."""
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -303,14 +309,44 @@ def _flow_of_path(path: Path, working_dir: Path | None, variant: str) -> Flow:
     )
 
 
+def merged_copy(flow: Flow, folder: Path) -> tuple[Flow, list[str]]:
+    """Merge a flow and its `additional_includes` in an empty folder; gives the flow of that, and what was replaced.
+
+    Raises:
+        InvalidFlowRequest: It cannot be merged, or the merged flow is wrong.
+        InvalidOptionError: The flow runs in another folder than its own.
+    """
+    import yaml
+
+    from prefect_batchflow.definition.document import read_document
+    from prefect_batchflow.definition.includes import merge
+
+    assert flow.definition_file is not None, "only a yaml has includes"
+    own = flow.definition_file.parent
+    if not flow.working_dir.samefile(own):
+        raise InvalidOptionError(
+            f"{flow.definition_file}: its additional_includes are merged with the folder {own}, but the flow is to run in "
+            f"{flow.working_dir}. Leave the working_dir out."
+        )
+    folder = folder.resolve()
+    notes = merge(own, flow.additional_includes, folder)
+    document = read_document(flow.definition_file)
+    del document["additional_includes"]
+    file = folder / flow.definition_file.name
+    file.write_text(yaml.safe_dump(document, allow_unicode=True, sort_keys=False), encoding="utf-8")
+    return replace(load_flow(file, folder, variant=flow.variant), name=flow.name, source=flow.source), notes
+
+
 def _flow_of_yaml(file: Path, working_dir: Path, variant: str) -> Flow:
     from prefect_batchflow.definition import dag, flex
     from prefect_batchflow.definition.document import read_document
 
     document = read_document(file)
     if "entry" in document:
-        return flex.flow_of_document(document, file, working_dir)
-    return dag.flow_of_document(document, file, working_dir, variant)
+        flow = flex.flow_of_document(document, file, working_dir)
+    else:
+        flow = dag.flow_of_document(document, file, working_dir, variant)
+    return replace(flow, message_format=document.get("message_format") or "basic")
 
 
 def _locate(text: str, folder: Path | None) -> Path:
@@ -367,7 +403,7 @@ def _source_files(folder: Path, suffixes: frozenset[str]) -> Iterator[Path]:
         entries = sorted(os.scandir(current), key=lambda entry: entry.name) if current.is_dir() else []
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
-                if not _left_out(entry):
+                if not left_out(entry):
                     folders.append(current / entry.name)
             elif Path(entry.name).suffix in suffixes:
                 if left == 0:
@@ -381,7 +417,8 @@ def _source_files(folder: Path, suffixes: frozenset[str]) -> Iterator[Path]:
                 yield current / entry.name
 
 
-def _left_out(folder: os.DirEntry[str]) -> bool:
+def left_out(folder: os.DirEntry[str]) -> bool:
+    """Whether a folder is none of a flow's sources: hidden, a cache, or a virtual environment."""
     return (
         folder.name.startswith(".")
         or folder.name in {"__pycache__", "node_modules", "site-packages"}

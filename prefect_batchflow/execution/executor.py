@@ -148,7 +148,7 @@ class AbstractExecutorProxy(ABC):
         storage: Any = None,
         **kwargs: Any,
     ) -> AbstractExecutorProxy:
-        """Start what runs the flow; `kwargs` hold `init_kwargs` and `worker_count`."""
+        """Start what runs the flow; `kwargs` hold `init_kwargs`, `worker_count`, and any `environment_variables`."""
 
     async def destroy(self) -> None:
         """End what `create` started."""
@@ -232,12 +232,19 @@ class ProxyExecutor:
         init_kwargs: Mapping[str, Any] | None = None,
         connections: Mapping[str, Any] | None = None,
         storage: Any = None,
+        environment_variables: Mapping[str, str] | None = None,
     ) -> None:
         self.slots = slots
         self._flow = flow
         self._given = proxy
         self._run_id = run_id
-        self._create_kwargs = {"connections": connections, "storage": storage, "init_kwargs": dict(init_kwargs or {})}
+        self._create_kwargs: dict[str, Any] = {
+            "connections": connections,
+            "storage": storage,
+            "init_kwargs": dict(init_kwargs or {}),
+        }
+        if environment := {**flow.environment_variables, **(environment_variables or {})}:
+            self._create_kwargs["environment_variables"] = environment
         self._free = asyncio.Semaphore(slots)
         self._running: set[int] = set()
         self._proxy: AbstractExecutorProxy | None = None

@@ -28,6 +28,7 @@ from prefect_batchflow.exceptions import (
     WorkerStartError,
     error_dict,
 )
+from prefect_batchflow.execution.environment import resolved
 from prefect_batchflow.execution.executor import AbstractExecutorProxy
 from prefect_batchflow.execution.processes import end_with_token
 from prefect_batchflow.execution.service_process import ServiceProcess
@@ -99,11 +100,12 @@ class HttpExecutorProxy(AbstractExecutorProxy):
         *,
         init_kwargs: Mapping[str, Any] | None = None,
         connections: Mapping[str, Any] | None = None,
+        environment_variables: Mapping[str, str] | None = None,
     ) -> None:
         self._flow = flow
         self._service = flow.service or Service()
         self._command = self._filled_command()
-        self._environment = dict(os.environ)
+        self._environment = {**os.environ, **resolved(environment_variables or {}, connections or {})}
         for variable, name, values in (
             (INIT_KWARGS_VARIABLE, "init_kwargs", init_kwargs),
             (CONNECTIONS_VARIABLE, "connections", connections),
@@ -135,7 +137,12 @@ class HttpExecutorProxy(AbstractExecutorProxy):
             WorkerStartError: The service does not start, ends, or is not healthy in time.
         """
         flow = load_flow(flow_file, working_dir)
-        proxy = cls(flow, init_kwargs=kwargs.get("init_kwargs"), connections=connections)
+        proxy = cls(
+            flow,
+            init_kwargs=kwargs.get("init_kwargs"),
+            connections=connections,
+            environment_variables=kwargs.get("environment_variables"),
+        )
         try:
             proxy._supervisor = Supervisor(proxy._token)
             proxy._served = await proxy._start()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from datetime import UTC, datetime
 from enum import Enum
 from time import perf_counter
@@ -362,7 +363,7 @@ def encode_record(record: dict[str, Any]) -> bytes:
 
     Datetimes, enum members, dataclasses and pydantic models become what promptflow makes of them. What still is no JSON
     becomes its `repr`; but if it is in the output, or in what aggregation needs, the line fails: `record` is changed in
-    place then, and its receipt is to be made after this.
+    place then, and its receipt is to be made after this. `PF_SKIP_SERIALIZATION_CHECK=true` keeps its `repr` instead.
     """
     try:
         return _STRICT.encode(record).encode("ascii")
@@ -371,7 +372,7 @@ def encode_record(record: dict[str, Any]) -> bytes:
         record["nodes"] = [{**node, "inputs": {}, "output": None} for node in record["nodes"]]
     except Exception:  # noqa: BLE001, S110 - objects of user code; looked at one by one below
         pass
-    for part in ("output", "aggregation_inputs"):
+    for part in () if _takes_any_output() else ("output", "aggregation_inputs"):
         for name, value in (record[part] or {}).items():
             try:
                 _STRICT.encode({name: value})
@@ -384,6 +385,14 @@ def encode_record(record: dict[str, Any]) -> bytes:
                 _fail(record, error_dict(FlowOutputUnserializable(message, target="Executor")))
                 return _lenient(record).encode("ascii")
     return _lenient(record).encode("ascii")
+
+
+def _takes_any_output() -> bool:
+    """Whether an output that is no JSON is kept as its repr, and the line is none the worse.
+
+    Source: promptflow `_core/run_tracker.py`, `_skip_serialization_check`.
+    """
+    return os.environ.get("PF_SKIP_SERIALIZATION_CHECK", "").lower() == "true"
 
 
 def _fail(record: dict[str, Any], error: dict[str, Any]) -> None:

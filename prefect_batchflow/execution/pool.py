@@ -63,6 +63,7 @@ class WorkerPool:
         flow: What to run.
         init_kwargs: Arguments of a class entry's constructor; may hold any picklable value.
         connections: Name to promptflow's dictionary or a connection; they go through the pipe to the workers, nowhere else.
+        environment_variables: Set in the workers before the flow's code is imported; before the flow's own of that name.
         worker_count: Processes for sync code.
         max_concurrency: Lines at once for async code.
         line_memory_mb: MiB a worker may grow by once its flow is loaded.
@@ -74,6 +75,7 @@ class WorkerPool:
         *,
         init_kwargs: Mapping[str, Any] | None = None,
         connections: Mapping[str, Any] | None = None,
+        environment_variables: Mapping[str, str] | None = None,
         worker_count: int = 4,
         max_concurrency: int = 64,
         line_memory_mb: int | None = None,
@@ -82,6 +84,7 @@ class WorkerPool:
         self._flow = flow
         self._init_kwargs = dict(init_kwargs or {})
         self._connections = dict(connections or {})
+        self._environment = {**flow.environment_variables, **(environment_variables or {})}
         self._worker_count = worker_count
         self._max_concurrency = max_concurrency
         self._line_memory_mb = line_memory_mb
@@ -241,6 +244,7 @@ class WorkerPool:
             "flow": self._flow,
             "init_kwargs": self._init_kwargs,
             "connections": self._connections,
+            "environment_variables": self._environment,
             "sys_path": [os.path.abspath(entry) for entry in sys.path],  # noqa: PTH100 - "" means the current folder
             "line_memory_mb": self._line_memory_mb,
             "lines_at_once": self._max_concurrency,

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow.exceptions import BatchflowException, UnexpectedError, error_dict
 from prefect_batchflow.execution import wire
+from prefect_batchflow.execution.environment import resolved
 from prefect_batchflow.execution.loader import load_program
 from prefect_batchflow.execution.replies import LineOutput, Writer, aggregate_reply, is_spent, line_reply
 
@@ -45,6 +46,7 @@ def _load(body: bytes) -> tuple[Program, dict[str, Any]]:
     for entry in job["sys_path"]:
         if entry not in sys.path:
             sys.path.append(entry)
+    os.environ.update(resolved(job["environment_variables"], job["connections"]))
     program = load_program(job["flow"], job["init_kwargs"], job["connections"])
     _limit_memory(job["line_memory_mb"])
     return program, job

@@ -53,6 +53,8 @@ class Manifest(BaseModel):
     working_dir: str
     variant: str = ""
     """`${node.variant}`, if one was chosen."""
+    environment_names: list[str] = []
+    """Names of the run's environment variables; their values, which may be keys, are not kept."""
     data: dict[str, str]
     """Source name to URL."""
     run: str | None = None
@@ -100,6 +102,7 @@ def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
         "flow": "the flow's files",
         "init": "the init arguments",
         "variant": "the variant",
+        "environment": "the environment variables",
     }
     changed = []
     for part in sorted(before.keys() | now.keys()):

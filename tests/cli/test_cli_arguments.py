@@ -9,7 +9,15 @@ import pytest
 
 from prefect_batchflow import settings
 from prefect_batchflow.cli import arguments
-from prefect_batchflow.cli.arguments import OptionFlags, assignments, parameters_of, sources, value_of, words_of
+from prefect_batchflow.cli.arguments import (
+    OptionFlags,
+    assignments,
+    environment_of,
+    parameters_of,
+    sources,
+    value_of,
+    words_of,
+)
 from prefect_batchflow.cli.commands import app
 from prefect_batchflow.exceptions import InvalidOptionError
 from prefect_batchflow.settings import LinePolicy, RunOptions
@@ -158,3 +166,15 @@ def test_choices_and_defaults_are_those_of_the_settings() -> None:
     with pytest.raises(ValueError, match="line_memory_mb"):
         RunOptions(line_memory_mb=arguments.LEAST_MEMORY_MB - 1)
     RunOptions(line_memory_mb=arguments.LEAST_MEMORY_MB)
+
+
+def test_environment_variables_are_text_whatever_they_look_like() -> None:
+    assert environment_of(["A=1", "B=x=y", "C="]) == {"A": "1", "B": "x=y", "C": ""}
+
+
+@pytest.mark.parametrize(("text", "lacks"), [("s3cret", "equals sign"), ("=s3cret", "name")])
+def test_an_environment_variable_without_a_part_is_refused_without_its_text(text: str, lacks: str) -> None:
+    with pytest.raises(InvalidOptionError, match=f"number 2 has no {lacks}") as caught:
+        environment_of(["A=1", text])
+
+    assert "s3cret" not in str(caught.value)

@@ -326,6 +326,22 @@ def test_a_run_file_runs_and_what_is_typed_wins_over_it(
 
 
 @pytest.mark.usefixtures("prefect_server")
+def test_values_of_environment_variables_are_not_kept_and_asked_for_again(
+    batchflow: Callable[..., Shown], flow: str, write_rows: Callable[..., Path], storage: Path
+) -> None:
+    options = ["--data", write_rows(ROWS), "--map", "text=${data.text}", "--workers", "1"]
+
+    ran = batchflow("run", flow, *options, "--run-id", "keyed", "--environment-variables", "MY_KEY=canary-4713")
+    refused = batchflow("resume", "keyed")
+    resumed = batchflow("resume", "keyed", "--environment-variables", "MY_KEY=canary-4713")
+
+    assert (ran.status, refused.status, resumed.status) == (3, 2, 3)
+    assert "--environment-variables MY_KEY=…" in refused.err.replace("\n", " ")
+    assert [p for p in storage.rglob("*") if p.is_file() and b"canary-4713" in p.read_bytes()] == []
+    assert "canary-4713" not in ran.out + ran.err
+
+
+@pytest.mark.usefixtures("prefect_server")
 def test_a_run_is_shown_listed_and_resumed(
     batchflow: Callable[..., Shown], flow: str, write_rows: Callable[..., Path], storage: Path, tmp_path: Path
 ) -> None:

@@ -80,14 +80,14 @@ def test_init_may_be_a_file_beside_the_run_file(tmp_path: Path, name: str, text:
 
 
 def test_what_is_not_supported_is_refused_by_name_all_at_once(tmp_path: Path) -> None:
-    text = "flow: .\nenvironment_variables: {KEY: x}\nconnections: {node: {connection: c}}\n"
+    text = "flow: .\nconnections: {node: {connection: c}}\n"
 
     with pytest.raises(UnsupportedFeatureError) as caught:
         read_run_file(write(tmp_path, text))
 
     told = caught.value.message
-    assert [name for name in ("environment_variables", "connections") if f"'{name}'" not in told] == []
-    assert "Set them for the process that starts the run" in told
+    assert [name for name in ("connections",) if f"'{name}'" not in told] == []
+    assert "Read keys from the environment" in told
 
 
 def test_what_is_not_supported_but_empty_asks_for_nothing(tmp_path: Path) -> None:
@@ -153,3 +153,22 @@ def test_values_are_json_as_the_command_line_has_them(tmp_path: Path) -> None:
 
 def test_a_variant_is_taken(tmp_path: Path) -> None:
     assert read_run_file(write(tmp_path, "flow: .\nvariant: ${a.b}\n")).variant == "${a.b}"
+
+
+def test_environment_variables_become_texts(tmp_path: Path) -> None:
+    written = read_run_file(write(tmp_path, "environment_variables: {A: 1, B: [x, 2], C: '${conn.key}', D: yes}\n"))
+
+    assert written.environment_variables == {"A": "1", "B": '["x", 2]', "C": "${conn.key}", "D": "yes"}
+
+
+def test_environment_variables_may_be_a_file_beside_the_run_file(tmp_path: Path) -> None:
+    (tmp_path / "keys.env").write_text("# keys\nexport A='a b'\nB=${conn.key}\nC=\nALONE\n")
+
+    written = read_run_file(write(tmp_path, "environment_variables: keys.env\n"))
+
+    assert written.environment_variables == {"A": "a b", "B": "${conn.key}", "C": ""}
+
+
+def test_an_environment_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InvalidOptionError, match=r"'environment_variables' names .*keys\.env, which is no file"):
+        read_run_file(write(tmp_path, "environment_variables: keys.env\n"))

@@ -189,10 +189,7 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("key", "value"),
         [
-            ("environment_variables", {"A": "b"}),
-            ("additional_includes", ["../other"]),
-            ("message_format", "openai-vision"),
-            ("tools", [{"name": "t"}]),
+            ("message_format", "html"),
             ("nodse", [1]),
         ],
     )
@@ -203,16 +200,33 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("key", "value"),
         [
-            ("enable_cache", True),
-            ("connection", "open_ai"),
-            ("provider", "OpenAI"),
-            ("api", "chat"),
-            ("skip", {"when": "${inputs.x}", "is": 1}),
+            ("conection", "open_ai"),
+            ("activates", {"when": "${inputs.x}", "is": 1}),
         ],
     )
     def test_a_key_of_a_node_that_is_not_honoured(self, tmp_path: Path, key: str, value: Any) -> None:
         with pytest.raises(UnsupportedFeatureError, match=f"node 'a': the key '{key}' is not supported"):
             load(tmp_path, node("a", **{key: value}))
+
+    @pytest.mark.parametrize(
+        "keys",
+        [
+            {"enable_cache": True},
+            {"connection": "open_ai", "provider": "OpenAI", "api": "chat", "module": "promptflow.tools.openai"},
+            {"skip": {"when": "${inputs.x}", "is": 1}},
+            {"tool": "old_name", "comment": "a note"},
+        ],
+    )
+    def test_keys_that_promptflow_ignores_of_a_python_node_are_ignored(
+        self, tmp_path: Path, keys: dict[str, Any]
+    ) -> None:
+        assert order(load(tmp_path, node("a", **keys), tools=[{"name": "old_name"}])) == "a"
+
+    @pytest.mark.parametrize(
+        ("given", "carried"), [(None, "basic"), ("basic", "basic"), ("openai-vision", "openai-vision")]
+    )
+    def test_the_message_format_is_carried(self, tmp_path: Path, given: str | None, carried: str) -> None:
+        assert load(tmp_path, message_format=given).message_format == carried
 
     @pytest.mark.parametrize("kind", ["csharp", "typescript", 5])
     def test_a_node_of_another_type(self, tmp_path: Path, kind: str) -> None:
@@ -350,19 +364,19 @@ class TestRefused:
         with pytest.raises(InvalidFlowRequest) as caught:
             load(
                 tmp_path,
-                node("a", {"p": "${inputs.y}", "q": "${nowhere.output}"}, enable_cache=True),
-                node("b", type="csharp", api="chat"),
+                node("a", {"p": "${inputs.y}", "q": "${nowhere.output}"}, nokey=True),
+                node("b", type="csharp", apis="chat"),
                 outputs={"o": "${c.output}"},
-                environment_variables={"A": "b"},
+                nodse=[1],
             )
 
         message = str(caught.value)
         assert "has 7 problems" in message
         for name in (
-            "environment_variables",
-            "enable_cache",
+            "'nodse'",
+            "'nokey'",
             "'csharp'",
-            "'api'",
+            "'apis'",
             "${inputs.y}",
             "${nowhere.output}",
             "output 'o'",

@@ -139,9 +139,7 @@ class TestYaml:
         with pytest.raises(FlowDefinitionError, match=r"'entry' names .* which holds main\.py"):
             self.load(tmp_path, f"entry: {entry}\n")
 
-    @pytest.mark.parametrize(
-        "key", ["environment_variables: {A: b}", "additional_includes: [a]", "nodes: [a]", "model: x"]
-    )
+    @pytest.mark.parametrize("key", ["nodes: [a]", "model: x"])
     def test_a_key_that_is_not_honoured_is_refused_by_name(self, tmp_path: Path, key: str) -> None:
         with pytest.raises(UnsupportedFeatureError, match=f"the key '{key.partition(':')[0]}' is not supported"):
             self.load(tmp_path, f"entry: main:run\n{key}\n")
@@ -152,7 +150,7 @@ class TestYaml:
 
     def test_all_that_is_wrong_is_told_at_once(self, tmp_path: Path) -> None:
         with pytest.raises(InvalidFlowRequest, match="has 3 problems"):
-            self.load(tmp_path, "entry: nowhere:run\ninputs: {i: {type: picture}}\nadditional_includes: [a]\n")
+            self.load(tmp_path, "entry: nowhere:run\ninputs: {i: {type: picture}}\nadditional_include: [a]\n")
 
     def test_another_language_has_an_entry_of_its_own_form(self, tmp_path: Path) -> None:
         flow = self.load(tmp_path, "entry: (Flow)Flow.Run\nlanguage: csharp\ninputs: {q: {type: string}}\n")

@@ -828,6 +828,15 @@ class TestEncoding:
     def test_what_promptflow_can_write_is_written(self, value: Any, encoded: Any) -> None:
         assert json.loads(encode_record(record(output={"v": [value]})))["output"] == {"v": [encoded]}
 
+    def test_an_output_that_is_no_json_is_its_repr_where_the_check_is_off(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("PF_SKIP_SERIALIZATION_CHECK", "True")
+
+        stored = json.loads(encode_record(record(output={"good": 1, "odd": {"deep": {1}}})))
+
+        assert (stored["status"], stored["output"]) == ("Completed", {"good": 1, "odd": {"deep": "{1}"}})
+
     def test_an_output_that_is_no_json_fails_the_line_in_place(self) -> None:
         given = record(output={"good": 1, "bad": {"deep": {1, 2}}}, nodes=[{"node": "a", "output": 1, "inputs": {}}])
 

@@ -86,6 +86,7 @@ def worker_of(
             "flow": flow,
             "init_kwargs": init_kwargs or {},
             "connections": connections or {},
+            "environment_variables": {},
             "sys_path": [],
             "line_memory_mb": line_memory_mb,
             "lines_at_once": 8,
