@@ -525,6 +525,22 @@ def _from_environment(name: str, key: str, value: Any, environ: Mapping[str, str
     return environ[variable]
 
 
+def secret_values(specs: Mapping[str, Any], environ: Mapping[str, str]) -> set[str]:
+    """The secrets of connections, as texts, also of one that cannot be made: what is called `api_key` or a secret key."""
+    found: set[str] = set()
+    for name, given in specs.items():
+        spec = connection_spec(given) if is_connection(given) else given
+        value = spec.get("value") if isinstance(spec, dict) else None
+        if not isinstance(value, dict):
+            continue
+        for key in {"api_key", *(spec.get("secret_keys") or ())} & value.keys():
+            try:
+                found.add(str(_from_environment(name, key, value[key], environ) or ""))
+            except InvalidConnectionError:
+                continue  # a variable that is not there keeps no secret
+    return found - {""}
+
+
 class Connections:
     """The connections that a run was given, by name; each is made when it is first asked for.
 
