@@ -16,6 +16,8 @@ from prefect_batchflow.exceptions import GetConnectionError, InvalidConnectionEr
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+MISSING = "MissingConnection"
+"""In an error's additional information: the name of a connection that was not given."""
 MODULE = "promptflow.connections"
 """What `module` of a connection says that is of no package's own type."""
 _ENVIRONMENT = re.compile(r"\s*\$\{env:(?P<variable>[^}]+)\}\s*")
@@ -577,9 +579,10 @@ class Connections:
             if name not in self._specs:
                 there = ", ".join(self.names) or "none"
                 raise GetConnectionError(
-                    f"The connection {name!r}{place} is not there; given were: {there}. Give it in `connections` of the run, "
-                    "or correct the name in the flow.",
+                    f"The connection {name!r}{place} is not there; given were: {there}. Give it in `connections`, save it "
+                    "as a Prefect block, or correct the name in the flow.",
                     target="Tool",
+                    additional_info={MISSING: name},
                 )
             try:
                 self._made[name] = make_connection(name, self._specs[name], self._environ, installed_kind)

@@ -22,10 +22,14 @@ from prefect.logging import get_run_logger
 
 from prefect_batchflow.aggregation import aggregate
 from prefect_batchflow.blocks import open_storage
-from prefect_batchflow.definition.flow import load_flow
+from prefect_batchflow.connection_blocks import find_connections, load_connections
+from prefect_batchflow.connections import MISSING
+from prefect_batchflow.definition.flow import Dag, FlowDescription, Literal, load_flow
 from prefect_batchflow.exceptions import (
     BatchflowException,
     BatchRunTimeoutError,
+    FlowEntryInitializationError,
+    GetConnectionError,
     InvalidOptionError,
     RunChangedError,
     RunInUseError,
@@ -102,6 +106,8 @@ MOST_TASK_RUNS = 200
 """Chunks grow so that a run has no more: what a person can look through, and a server takes in within seconds."""
 LINES_AHEAD = 100
 """Lines of the next chunk that are begun before the one before ends: beginning a task run takes longer than short lines."""
+LONGEST_NAME = 100
+"""Characters of a literal that may be a connection's name."""
 READ_LINES = 500
 """Lines read at once, in a thread: reading may wait for a network."""
 WRITE_GRACE_SEC = 5.0
@@ -158,9 +164,10 @@ class BatchRun:
             self.live.flow if self.live.flow is not None else self.request.flow, self.request.working_dir
         )
         self.output_dir = _local_folder(self.request.output_dir, self.request.base_dir)
+        self.connections = {**await load_connections(self.request.connections), **(self.live.connections or {})}
         self.executor = self._executor()
         try:
-            self.flow = self.flow.described(description := await self.executor.start())
+            self.flow = self.flow.described(description := await self._start())
             self.files = await open_storage(self.request.storage)
             self.sources = await self._open_sources()
             self.inventory = await asyncio.to_thread(
@@ -197,7 +204,7 @@ class BatchRun:
                 run_id=self.request.run_id,
                 slots=self.options.worker_count,
                 init_kwargs=init_kwargs,
-                connections=live.connections,
+                connections=self.connections or None,
                 storage=live.run_storage,
             )
         if language != "python":
@@ -210,11 +217,37 @@ class BatchRun:
         return WorkerPool(
             self.flow,
             init_kwargs=init_kwargs,
-            connections=live.connections,
+            connections=self.connections,
             worker_count=self.options.worker_count,
             max_concurrency=self.options.max_concurrency,
             line_memory_mb=self.options.line_memory_mb,
         )
+
+    async def _start(self) -> FlowDescription:
+        """Start the executor; for connections that the flow asks for and that were not given, with those of saved blocks."""
+        try:
+            return await self.executor.start()
+        except (GetConnectionError, FlowEntryInitializationError) as exc:
+            missing = exc.additional_info.get(MISSING)
+            found = await find_connections(self._may_be_connections(str(missing))) if missing else {}
+            if missing not in found:
+                raise
+        self.logger.info("Connections taken from blocks of their names: %s", ", ".join(found))
+        await self.executor.close()
+        self.connections = {**found, **self.connections}
+        self.executor = self._executor()
+        return await self.executor.start()
+
+    def _may_be_connections(self, missing: str) -> set[str]:
+        """The names in the flow and the constructor's arguments that may be connections: all are asked for at once."""
+        values: list[Any] = [missing]
+        if isinstance(self.flow.program, Dag):
+            for node in self.flow.program.nodes:
+                values += [value.value for value in node.inputs.values() if isinstance(value, Literal)]
+                values.append(getattr(node, "connection", None))
+        for argument in (self.live.init_kwargs or self.request.init_kwargs).values():
+            values.append(argument.get("connection") if isinstance(argument, dict) else argument)
+        return {value for value in values if isinstance(value, str) and 0 < len(value) <= LONGEST_NAME}
 
     async def _open_sources(self) -> list[Source]:
         if not self.request.data and self.request.run is None:
@@ -357,6 +390,7 @@ class BatchRun:
             inputs_mapping=self.request.inputs_mapping,
             init_names=sorted(self.request.init_kwargs if from_python is None else from_python),
             init_kwargs=self.request.init_kwargs if from_python is None else None,
+            connections=self.request.connections,
             options=self.options,
             output_dir=str(self.output_dir) if self.output_dir else None,
             total_lines=self.inventory.total_lines,

@@ -114,6 +114,8 @@ class BatchRequest(BaseModel):
     """Input name to `${source.column}` or a literal."""
     init_kwargs: dict[str, Any] = {}
     """Arguments of a class entry's constructor, as plain values."""
+    connections: dict[str, str] = {}
+    """Connection's name to the block that has it."""
     run_id: str
     """The run's name, and its folder's."""
     run: str | None = None

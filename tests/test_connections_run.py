@@ -5,13 +5,19 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 from textwrap import dedent
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL
 
 from prefect_batchflow import BatchEngine, Status
-from prefect_batchflow.exceptions import GetConnectionError
+from prefect_batchflow.blocks import OpenAIConnectionBlock
+from prefect_batchflow.exceptions import GetConnectionError, InvalidOptionError
+from prefect_batchflow.flows import run_batch
+from prefect_batchflow.live import LiveRun
+
+if TYPE_CHECKING:
+    from prefect_batchflow.results import BatchResult
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -74,6 +80,44 @@ def test_no_secret_is_kept_of_a_run(flow: Path, tmp_path: Path, caplog: pytest.L
     assert files_with(CANARY, database.parent) == []
     assert CANARY not in str(result)
     assert CANARY not in caplog.text
+
+
+def run_of(flow: Path, tmp_path: Path, **parameters: Any) -> BatchResult:
+    return run_batch(
+        {
+            "flow": str(flow),
+            "data": str(flow / "data.jsonl"),
+            "storage": str(tmp_path / "runs"),
+            "granularity": "chunk",
+            "worker_count": 1,
+            "max_lines_count": 1,
+            **parameters,
+        },
+        LiveRun(),
+    )
+
+
+def test_a_connection_that_was_not_given_is_the_block_of_its_name(flow: Path, tmp_path: Path) -> None:
+    OpenAIConnectionBlock(api_key=CANARY, base_url="http://host").save("my-ai-1", overwrite=True)
+    yaml = flow / "flow.dag.yaml"
+    yaml.write_text(yaml.read_text().replace("c: my", "c: My AI_1"))
+    assert run_of(flow, tmp_path).completed_lines == 1
+    assert files_with(CANARY, tmp_path) == []
+
+
+@pytest.mark.parametrize("block", ["openai-connection/canary-block", "canary-block"], ids=["type and name", "name"])
+def test_a_connection_may_be_a_block_that_is_named(flow: Path, tmp_path: Path, block: str) -> None:
+    OpenAIConnectionBlock(api_key=CANARY).save("canary-block", overwrite=True)
+    assert run_of(flow, tmp_path, run_id="named", connections={"my": block}).completed_lines == 1
+    assert files_with(block, tmp_path / "runs"), "the manifest says which, for a resume"
+    assert files_with(CANARY, tmp_path) == []
+
+
+def test_a_block_that_is_not_there_is_told(flow: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        InvalidOptionError, match=r"The connection 'my' is to be the block 'nope': expected one of .* found none"
+    ):
+        run_of(flow, tmp_path, connections={"my": "nope"})
 
 
 def test_a_connection_that_was_not_given_stops_the_run_before_it_begins(flow: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ WITHOUT_MEANING = ("display_name", "description", "tags", "properties", "resourc
 NOT_SUPPORTED = {
     "variant": "Write the variant that is meant into the node of the flow, and remove the key.",
     "environment_variables": "Set them for the process that starts the run, and remove the key.",
-    "connections": "Read keys from the environment, in a Python node, and remove the key.",
+    "connections": "Name the connection in the node, its block with --connection, and remove the key.",
 }
 _SILENT = ("$schema",)
 

@@ -299,7 +299,7 @@ def _built(flow: Flow, entry: Entry, target: type, init_kwargs: Mapping[str, Any
             arguments[name] = constructor_value(value, annotation, type_name, connections, f"init '{name}'")
         except (ResolveToolError, InvalidConnectionError) as exc:
             raise FlowEntryInitializationError(
-                f"'{entry.attribute}' cannot be built: {exc}", target="Executor"
+                f"'{entry.attribute}' cannot be built: {exc}", target="Executor", additional_info=exc.additional_info
             ) from exc
     for name, declared in flow.init.items():
         # A class, as OpenAIConnection, was seen to above.
