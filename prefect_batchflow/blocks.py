@@ -1,4 +1,4 @@
-"""The Prefect block under a run storage: a folder on any fsspec file system, written whole or not at all.
+"""The Prefect blocks of the package: connections, and a run storage on any fsspec file system, written whole or not at all.
 
 Local writes are temp file, fsync and rename; remote ones a single PUT, which object stores make visible at once.
 """
@@ -19,7 +19,20 @@ from prefect.blocks.core import Block
 from prefect.filesystems import WritableFileSystem
 from pydantic import Field, HttpUrl, PrivateAttr, SecretStr, field_validator
 
+from prefect_batchflow.connection_blocks import (
+    AzureOpenAIConnectionBlock,
+    CustomConnectionBlock,
+    OpenAIConnectionBlock,
+)
 from prefect_batchflow.exceptions import InvalidOptionError
+
+__all__ = [
+    "AzureOpenAIConnectionBlock",
+    "CustomConnectionBlock",
+    "OpenAIConnectionBlock",
+    "RunStorageBlock",
+    "open_storage",
+]
 
 
 class RunStorageBlock(WritableFileSystem):

@@ -16,6 +16,8 @@ from prefect_batchflow.exceptions import GetConnectionError, InvalidConnectionEr
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+MISSING = "MissingConnection"
+"""In an error's additional information: the name of a connection that was not given."""
 MODULE = "promptflow.connections"
 """What `module` of a connection says that is of no package's own type."""
 _ENVIRONMENT = re.compile(r"\s*\$\{env:(?P<variable>[^}]+)\}\s*")
@@ -525,6 +527,22 @@ def _from_environment(name: str, key: str, value: Any, environ: Mapping[str, str
     return environ[variable]
 
 
+def secret_values(specs: Mapping[str, Any], environ: Mapping[str, str]) -> set[str]:
+    """The secrets of connections, as texts, also of one that cannot be made: what is called `api_key` or a secret key."""
+    found: set[str] = set()
+    for name, given in specs.items():
+        spec = connection_spec(given) if is_connection(given) else given
+        value = spec.get("value") if isinstance(spec, dict) else None
+        if not isinstance(value, dict):
+            continue
+        for key in {"api_key", *(spec.get("secret_keys") or ())} & value.keys():
+            try:
+                found.add(str(_from_environment(name, key, value[key], environ) or ""))
+            except InvalidConnectionError:
+                continue  # a variable that is not there keeps no secret
+    return found - {""}
+
+
 class Connections:
     """The connections that a run was given, by name; each is made when it is first asked for.
 
@@ -561,9 +579,10 @@ class Connections:
             if name not in self._specs:
                 there = ", ".join(self.names) or "none"
                 raise GetConnectionError(
-                    f"The connection {name!r}{place} is not there; given were: {there}. Give it in `connections` of the run, "
-                    "or correct the name in the flow.",
+                    f"The connection {name!r}{place} is not there; given were: {there}. Give it in `connections`, save it "
+                    "as a Prefect block, or correct the name in the flow.",
                     target="Tool",
+                    additional_info={MISSING: name},
                 )
             try:
                 self._made[name] = make_connection(name, self._specs[name], self._environ, installed_kind)

@@ -69,6 +69,7 @@ async def batch_run(
     resume_from: str = "",
     more_data: dict[str, str] = {},  # noqa: B006 - see above
     init_kwargs: dict[str, Any] = {},  # noqa: B006 - see above
+    connections: dict[str, str] = {},  # noqa: B006 - see above
     max_lines_count: Annotated[int, Field(ge=0)] = 0,
     worker_count: Annotated[int, Field(ge=1, le=1024)] = DEFAULT_WORKER_COUNT,
     max_concurrency: Annotated[int, Field(ge=1, le=10_000)] = DEFAULT_MAX_CONCURRENCY,
@@ -100,6 +101,8 @@ async def batch_run(
         resume_from: Another run, whose completed lines are taken over where their inputs are the same.
         more_data: Further sources, name to URL, for mappings such as ${run.outputs.answer}.
         init_kwargs: Arguments of a class flow's constructor.
+        connections: Name of a connection to the saved block that has it: openai-connection/NAME, or NAME alone. One that
+            is not named here is looked for among the blocks by its own name.
         max_lines_count: Rows read from each source; 0 is all.
         worker_count: Worker processes, for sync code: a line at a time each.
         max_concurrency: Lines at once, for async code, in one process.
@@ -132,6 +135,7 @@ async def batch_run(
             data={**({"data": data} if data else {}), **more_data},
             inputs_mapping=inputs_mapping,
             init_kwargs=init_kwargs,
+            connections=connections,
             run_id=check_run_id(run_id or str(current_flow_run().id)),
             run=check_run_id(run) if run else None,
             resume_from=check_run_id(resume_from) if resume_from else None,

@@ -22,11 +22,15 @@ from prefect.logging import get_run_logger
 
 from prefect_batchflow.aggregation import aggregate
 from prefect_batchflow.blocks import open_storage
-from prefect_batchflow.definition.flow import load_flow, merged_copy
+from prefect_batchflow.connection_blocks import find_connections, load_connections
+from prefect_batchflow.connections import MISSING
+from prefect_batchflow.definition.flow import Dag, FlowDescription, Literal, load_flow, merged_copy
 from prefect_batchflow.definition.variants import parse_variant
 from prefect_batchflow.exceptions import (
     BatchflowException,
     BatchRunTimeoutError,
+    FlowEntryInitializationError,
+    GetConnectionError,
     InvalidOptionError,
     RunChangedError,
     RunInUseError,
@@ -105,6 +109,8 @@ LINES_AHEAD = 100
 """Lines of the next chunk that are begun before the one before ends: beginning a task run takes longer than short lines."""
 FLOW_PARTS = frozenset({"flow", "init", "variant", "environment"})
 """The fingerprints that must be the same for lines of another run to be this run's."""
+LONGEST_NAME = 100
+"""Characters of a literal that may be a connection's name."""
 READ_LINES = 500
 """Lines read at once, in a thread: reading may wait for a network."""
 WRITE_GRACE_SEC = 5.0
@@ -175,9 +181,10 @@ class BatchRun:
 
     async def _run_loaded(self) -> BatchResult:
         self.output_dir = _local_folder(self.request.output_dir, self.request.base_dir)
+        self.connections = {**await load_connections(self.request.connections), **(self.live.connections or {})}
         self.executor = self._executor()
         try:
-            self.flow = self.flow.described(description := await self.executor.start())
+            self.flow = self.flow.described(description := await self._start())
             self.files = await open_storage(self.request.storage)
             self.sources = await self._open_sources()
             self.inventory = await asyncio.to_thread(
@@ -220,7 +227,7 @@ class BatchRun:
                 run_id=self.request.run_id,
                 slots=self.options.worker_count,
                 init_kwargs=init_kwargs,
-                connections=live.connections,
+                connections=self.connections or None,
                 storage=live.run_storage,
                 environment_variables=self._environment_variables,
             )
@@ -234,12 +241,38 @@ class BatchRun:
         return WorkerPool(
             self.flow,
             init_kwargs=init_kwargs,
-            connections=live.connections,
+            connections=self.connections,
             environment_variables=self._environment_variables,
             worker_count=self.options.worker_count,
             max_concurrency=self.options.max_concurrency,
             line_memory_mb=self.options.line_memory_mb,
         )
+
+    async def _start(self) -> FlowDescription:
+        """Start the executor; for connections that the flow asks for and that were not given, with those of saved blocks."""
+        try:
+            return await self.executor.start()
+        except (GetConnectionError, FlowEntryInitializationError) as exc:
+            missing = exc.additional_info.get(MISSING)
+            found = await find_connections(self._may_be_connections(str(missing))) if missing else {}
+            if missing not in found:
+                raise
+        self.logger.info("Connections taken from blocks of their names: %s", ", ".join(found))
+        await self.executor.close()
+        self.connections = {**found, **self.connections}
+        self.executor = self._executor()
+        return await self.executor.start()
+
+    def _may_be_connections(self, missing: str) -> set[str]:
+        """The names in the flow and the constructor's arguments that may be connections: all are asked for at once."""
+        values: list[Any] = [missing]
+        if isinstance(self.flow.program, Dag):
+            for node in self.flow.program.nodes:
+                values += [value.value for value in node.inputs.values() if isinstance(value, Literal)]
+                values.append(getattr(node, "connection", None))
+        for argument in (self.live.init_kwargs or self.request.init_kwargs).values():
+            values.append(argument.get("connection") if isinstance(argument, dict) else argument)
+        return {value for value in values if isinstance(value, str) and 0 < len(value) <= LONGEST_NAME}
 
     async def _open_sources(self) -> list[Source]:
         if not self.request.data and self.request.run is None:
@@ -385,6 +418,7 @@ class BatchRun:
             inputs_mapping=self.request.inputs_mapping,
             init_names=sorted(self.request.init_kwargs if from_python is None else from_python),
             init_kwargs=self.request.init_kwargs if from_python is None else None,
+            connections=self.request.connections,
             options=self.options,
             output_dir=str(self.output_dir) if self.output_dir else None,
             total_lines=self.inventory.total_lines,

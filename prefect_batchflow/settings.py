@@ -118,6 +118,8 @@ class BatchRequest(BaseModel):
     """Arguments of a class entry's constructor, as plain values."""
     environment_variables: dict[str, str] = {}
     """Set where the flow's code runs, before it is imported; before those of the flow's yaml."""
+    connections: dict[str, str] = {}
+    """Connection's name to the block that has it."""
     run_id: str
     """The run's name, and its folder's."""
     run: str | None = None

@@ -137,6 +137,15 @@ EnvironmentVariables = Annotated[
         "times.",
     ),
 ]
+ConnectionBlocks = Annotated[
+    list[str] | None,
+    Parameter(
+        name="--connection",
+        group=RUN,
+        metavar="NAME=BLOCK",
+        help="The saved Prefect block that has a connection, as my_ai=openai-connection/my-block. May be given several times.",
+    ),
+]
 OutputDir = Annotated[
     str,
     Parameter(
@@ -216,6 +225,7 @@ def run(
     storage: Storage = "",
     output_dir: OutputDir = "",
     init: Init = None,
+    connection: ConnectionBlocks = None,
     working_dir: Annotated[
         str, Parameter(group=RUN, metavar="FOLDER", help="Folder the flow's code runs in. [default: the flow's own]")
     ] = "",
@@ -253,6 +263,7 @@ def run(
         **_data_parameters(urls),
         "inputs_mapping": {**written.inputs_mapping, **mapping},
         "init_kwargs": {**written.init_kwargs, **init_kwargs},
+        "connections": _blocks_of(connection),
         "run_id": check_run_id(run_id) if run_id else _new_run_id(),
         "run": check_run_id(run) if run else "",
         "resume_from": check_run_id(resume_from) if resume_from and not begun else "",
@@ -272,6 +283,7 @@ def resume(
     output_dir: OutputDir = "",
     init: Init = None,
     environment_variables: EnvironmentVariables = None,
+    connection: ConnectionBlocks = None,
     flags: OptionFlags = _NO_FLAGS,
     screen: Screen = _PLAIN,
 ) -> int:
@@ -309,12 +321,17 @@ def resume(
         "run": manifest.run or "",
         "inputs_mapping": manifest.inputs_mapping,
         "init_kwargs": given or manifest.init_kwargs or {},
+        "connections": {**manifest.connections, **_blocks_of(connection)},
         "run_id": run_id,
         "output_dir": _absolute(output_dir) or manifest.output_dir or "",
         **parameters_of(manifest.options),
         **flags.given(),
     }
     return _run(parameters, storage, screen, environment=environment)
+
+
+def _blocks_of(texts: list[str] | None) -> dict[str, str]:
+    return {name: str(block) for name, block in assignments("--connection", texts or []).items()}
 
 
 @app.command(name="list", sort_key=2)

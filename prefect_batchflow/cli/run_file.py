@@ -19,7 +19,7 @@ TAKEN = ("name", "flow", "data", "column_mapping", "run", "init", "variant", "en
 WITHOUT_MEANING = ("display_name", "description", "tags", "properties", "resources", "identity", "runtime")
 """Keys for people, and for Azure."""
 NOT_SUPPORTED = {
-    "connections": "Read keys from the environment, in a Python node, and remove the key.",
+    "connections": "Name the connection in the node, its block with --connection, and remove the key.",
 }
 _SILENT = ("$schema",)
 

@@ -217,7 +217,9 @@ def read_inputs(
         # `enum` and the chat marks are for promptflow's editors; its engine checks none of them.
         known = {"type", "default", "description", "enum", "is_chat_input", "is_chat_history"}
         refuse_other_keys(spec, known, place, problems)
-        if str(spec["type"]) not in INPUT_TYPES:
+        # A constructor's argument may be a connection or a model configuration, of these or of the flow's own classes.
+        is_class = key == "init" and str(spec["type"]).endswith(("Connection", "ModelConfiguration"))
+        if str(spec["type"]) not in INPUT_TYPES and not is_class:
             expected = ", ".join(sorted(INPUT_TYPES))
             text = f"the type '{spec['type']}' is not supported. Expected one of {expected}."
             problems.add(UnsupportedFeatureError, place, text)

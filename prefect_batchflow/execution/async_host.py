@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from prefect_batchflow.execution.nodes import Program
+    from prefect_batchflow.execution.scrubbing import Scrubber
 
 OBEY_WITHIN_SEC = 1.0
 """How long a cancelled line may take to end; one that goes on costs its process."""
 
 
-def run_async(program: Program, fd: int, write: Writer, lines_at_once: int) -> None:
+def run_async(program: Program, fd: int, write: Writer, lines_at_once: int, scrubber: Scrubber) -> None:
     """Run lines until the engine closes the pipe; ends the process.
 
     Args:
@@ -34,8 +35,9 @@ def run_async(program: Program, fd: int, write: Writer, lines_at_once: int) -> N
         fd: Where messages come from.
         write: Where answers go.
         lines_at_once: Threads for sync functions.
+        scrubber: Takes secrets out of the answers.
     """
-    asyncio.run(_host(program, fd, write, lines_at_once))
+    asyncio.run(_host(program, fd, write, lines_at_once, scrubber))
 
 
 class _Threads(ThreadPoolExecutor):
@@ -61,7 +63,7 @@ class _Threads(ThreadPoolExecutor):
         self._calls.pop(key, None)
 
 
-async def _host(program: Program, fd: int, write: Writer, lines_at_once: int) -> None:
+async def _host(program: Program, fd: int, write: Writer, lines_at_once: int, scrubber: Scrubber) -> None:
     """Run every line that comes as a task of its own, until the engine closes the pipe."""
     loop = asyncio.get_running_loop()
     threads = _Threads(lines_at_once)
@@ -82,12 +84,12 @@ async def _host(program: Program, fd: int, write: Writer, lines_at_once: int) ->
             if head["id"] in cancelled:
                 raise
             record = program.failed_line(head["line_number"], inputs, exc)  # it has cancelled itself
-        write(line_reply(head, dict(record), printed))
+        write(line_reply(head, dict(record), printed, scrubber))
 
     async def aggregate(head: dict[str, Any], body: bytes) -> None:
         threads.job.set(head["id"])
         run = await program.aggregate_async(json.loads(body))
-        write(aggregate_reply(head, run))
+        write(aggregate_reply(head, run, scrubber))
 
     def cancel(key: int) -> None:
         if (task := running.get(key)) is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from prefect_batchflow.exceptions import (
     error_dict,
 )
 from prefect_batchflow.execution.nodes import encode_record
+from prefect_batchflow.execution.scrubbing import Scrubber
 from prefect_batchflow.lines import input_hash
 from prefect_batchflow.results import NO_TOKENS, Receipt, Status, Tokens, receipt
 
@@ -238,13 +240,15 @@ class ProxyExecutor:
         self._flow = flow
         self._given = proxy
         self._run_id = run_id
+        environment = {**flow.environment_variables, **(environment_variables or {})}
         self._create_kwargs: dict[str, Any] = {
             "connections": connections,
             "storage": storage,
             "init_kwargs": dict(init_kwargs or {}),
         }
-        if environment := {**flow.environment_variables, **(environment_variables or {})}:
+        if environment:
             self._create_kwargs["environment_variables"] = environment
+        self._scrubber = Scrubber(connections or {}, init_kwargs or {}, {**os.environ, **environment})
         self._free = asyncio.Semaphore(slots)
         self._running: set[int] = set()
         self._proxy: AbstractExecutorProxy | None = None
@@ -290,9 +294,11 @@ class ProxyExecutor:
             try:
                 async with asyncio.timeout(timeout_sec) as limit:
                     result = await self._proxy.exec_line_async(line.inputs, line.line_number, self._run_id)
-                return _outcome(line, _plain(result), attempt, started, time.perf_counter() - clock)
+                seconds = time.perf_counter() - clock
+                return _outcome(line, _plain(result), attempt, started, seconds, self._scrubber)
             except Exception as exc:  # noqa: BLE001 - the border around code that is not ours
                 error = timed_out(line, timeout_sec) if limit.expired() else error_dict(_known(exc))
+                error = self._scrubber.value(error)
                 return failed_outcome(line, attempt=attempt, error=error, duration_sec=time.perf_counter() - clock)
             finally:
                 self._running.discard(line.line_number)
@@ -312,7 +318,8 @@ class ProxyExecutor:
         except Exception as exc:  # noqa: BLE001 - the border around code that is not ours
             return failed_aggregation(aggregation_timed_out(timeout_sec) if limit.expired() else _known(exc))
         metrics = result.get("metrics") or {}
-        return {"output": result.get("output") or {}, "metrics": metrics, "nodes": nodes, "error": result.get("error")}
+        run = {"output": result.get("output") or {}, "metrics": metrics, "nodes": nodes, "error": result.get("error")}
+        return self._scrubber.record(run)
 
     def running(self) -> set[int]:
         """The numbers of the lines the proxy has."""
@@ -350,7 +357,9 @@ def _iso(time: datetime | str) -> str:
     return time.isoformat() if isinstance(time, datetime) else time
 
 
-def _outcome(line: Line, result: dict[str, Any], attempt: int, started: datetime, duration_sec: float) -> LineOutcome:
+def _outcome(
+    line: Line, result: dict[str, Any], attempt: int, started: datetime, duration_sec: float, scrubber: Scrubber
+) -> LineOutcome:
     run_info = result.get("run_info") or {}
     status, error = run_info.get("status") or Status.Completed, run_info.get("error")
     if status != Status.Completed and not error:
@@ -375,4 +384,7 @@ def _outcome(line: Line, result: dict[str, Any], attempt: int, started: datetime
         "nodes": [_node(info, started) for info in (result.get("node_run_infos") or {}).values()],
     }
     encoded = encode_record(record)
+    if scrubber.finds_in(encoded):
+        record = scrubber.record(json.loads(encoded))
+        encoded = encode_record(record)
     return LineOutcome(receipt(record), encoded, record["input_hash"])  # type: ignore[arg-type]

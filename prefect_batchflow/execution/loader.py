@@ -34,13 +34,14 @@ from prefect_batchflow.definition.flow import (
 )
 from prefect_batchflow.exceptions import (
     FlowEntryInitializationError,
+    InvalidConnectionError,
     InvalidOptionError,
     PythonLoadError,
     ResolveToolError,
     UnsupportedFeatureError,
 )
 from prefect_batchflow.execution.calls import UserFunction, describe, exception_text, passes_through
-from prefect_batchflow.execution.connecting import connect, connection_types
+from prefect_batchflow.execution.connecting import connect, connection_types, constructor_value
 from prefect_batchflow.execution.node_tools import FoundTool, tool_of_package, tool_of_source
 from prefect_batchflow.execution.nodes import DagProgram, EntryProgram, NodeTool, Program
 from prefect_batchflow.tools.context import log_metric
@@ -109,7 +110,7 @@ def load_program(
             raise _no_init(flow.name, "a DAG flow", init_kwargs)
         program: Program = _load_dag(flow, flow.program, given)
     else:
-        program = _load_entry(flow, flow.program, init_kwargs or {})
+        program = _load_entry(flow, flow.program, init_kwargs or {}, given)
     if not mirrored and program.description.has_aggregation:
         _take_promptflow_metrics()
     return program
@@ -302,12 +303,12 @@ def _literal_type(parameter: inspect.Parameter) -> str:
 # --- callables ------------------------------------------------------------------------------------------------------
 
 
-def _load_entry(flow: Flow, entry: Entry, init_kwargs: Mapping[str, Any]) -> EntryProgram:
+def _load_entry(flow: Flow, entry: Entry, init_kwargs: Mapping[str, Any], connections: Connections) -> EntryProgram:
     target = _unpickled(entry) if entry.pickled is not None else _imported(entry)
     name = entry.attribute
     aggregate = None
     if isinstance(target, type):
-        target = _built(flow, entry, target, init_kwargs)
+        target = _built(flow, entry, target, init_kwargs, connections)
     elif init_kwargs:
         raise _no_init(name, "no class", init_kwargs)
     if not callable(target):
@@ -370,7 +371,7 @@ def _import_module(entry: Entry) -> ModuleType:
     return _import_file(entry.file, f"entry '{entry.attribute}'")
 
 
-def _built(flow: Flow, entry: Entry, target: type, init_kwargs: Mapping[str, Any]) -> Any:
+def _built(flow: Flow, entry: Entry, target: type, init_kwargs: Mapping[str, Any], connections: Connections) -> Any:
     """The one object of a class entry.
 
     Source: promptflow `executor/_script_executor.py`, `_resolve_init_kwargs`.
@@ -381,8 +382,20 @@ def _built(flow: Flow, entry: Entry, target: type, init_kwargs: Mapping[str, Any
         )
     arguments = {name: declared.default for name, declared in flow.init.items() if not declared.required}
     arguments |= init_kwargs or entry.sample_init
+    signature = _signature(target)
+    parameters = {} if signature is None else signature.parameters
+    for name, value in arguments.items():
+        annotation = parameters[name].annotation if name in parameters else None
+        type_name = flow.init[name].type if name in flow.init else ""
+        try:
+            arguments[name] = constructor_value(value, annotation, type_name, connections, f"init '{name}'")
+        except (ResolveToolError, InvalidConnectionError) as exc:
+            raise FlowEntryInitializationError(
+                f"'{entry.attribute}' cannot be built: {exc}", target="Executor", additional_info=exc.additional_info
+            ) from exc
     for name, declared in flow.init.items():
-        if name in arguments:
+        # A class, as OpenAIConnection, was seen to above.
+        if name in arguments and declared.type[:1].islower():
             try:
                 arguments[name] = _converted(arguments[name], declared.type)
             except ValueError as exc:

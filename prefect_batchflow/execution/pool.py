@@ -34,6 +34,7 @@ from prefect_batchflow.execution.executor import (
     timed_out,
 )
 from prefect_batchflow.execution.processes import end_with_token
+from prefect_batchflow.execution.scrubbing import Scrubber
 from prefect_batchflow.execution.supervision import Supervisor
 from prefect_batchflow.execution.worker_process import Job, SuspectError, WorkerProcess, crash_error, how_it_ended
 from prefect_batchflow.lines import input_hash
@@ -85,6 +86,7 @@ class WorkerPool:
         self._init_kwargs = dict(init_kwargs or {})
         self._connections = dict(connections or {})
         self._environment = {**flow.environment_variables, **(environment_variables or {})}
+        self._scrubber = Scrubber(self._connections, self._init_kwargs, {**os.environ, **self._environment})
         self._worker_count = worker_count
         self._max_concurrency = max_concurrency
         self._line_memory_mb = line_memory_mb
@@ -213,7 +215,12 @@ class WorkerPool:
         # With an end of its own: tokens are looked for by how they begin, and 1 begins 10.
         token = f"{self._token}-{self._started}."
         worker = WorkerProcess(
-            token, str(self._flow.working_dir), on_room=self._on_room, on_exit=self._on_exit, on_stuck=self._retire
+            token,
+            str(self._flow.working_dir),
+            scrubber=self._scrubber,
+            on_room=self._on_room,
+            on_exit=self._on_exit,
+            on_stuck=self._retire,
         )
         self._workers.add(worker)
         return worker

@@ -6,11 +6,14 @@ import io
 import json
 import os
 from contextvars import ContextVar
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from prefect_batchflow.exceptions import innermost_code
 from prefect_batchflow.execution import wire
 from prefect_batchflow.execution.nodes import encode_record
+
+if TYPE_CHECKING:
+    from prefect_batchflow.execution.scrubbing import Scrubber
 
 LOG_LIMIT = 64 * 1024
 """Characters of a line's output that its record keeps."""
@@ -32,10 +35,12 @@ class _Printed:
             self._room -= len(kept)
         self._left_out += len(text) - len(kept)
 
-    def text(self) -> str:
-        """What was kept, and how much was not."""
-        more = f"\n… {self._left_out} more characters" if self._left_out else ""
-        return "".join(self._parts) + more
+    def text(self, scrubber: Scrubber) -> str:
+        """What was kept, without secrets, and how much was not."""
+        kept = "".join(self._parts)
+        if not self._left_out:
+            return scrubber.text(kept)
+        return f"{scrubber.beginning(kept)}\n… {self._left_out} more characters"
 
 
 class LineOutput(io.TextIOBase):
@@ -83,13 +88,16 @@ class LineOutput(io.TextIOBase):
         return printed
 
 
-def line_reply(head: dict[str, Any], record: dict[str, Any], printed: _Printed) -> bytes:
+def line_reply(head: dict[str, Any], record: dict[str, Any], printed: _Printed, scrubber: Scrubber) -> bytes:
     """A line's record, and of it what the engine needs to know at once."""
     record["line_number"] = head["line_number"]
     record["attempt"] = head["attempt"]
     record["input_hash"] = head["input_hash"]
-    record["logs"] = printed.text()
+    record["logs"] = printed.text(scrubber)
     body = encode_record(record)
+    if scrubber.finds_in(body):
+        record = scrubber.record(json.loads(body))
+        body = encode_record(record)
     error = record["error"]
     tokens = record["tokens"]
     return wire.pack(
@@ -113,9 +121,12 @@ def is_spent(record: dict[str, Any]) -> bool:
     return error is not None and innermost_code(error) == "LineOutOfMemoryError"
 
 
-def aggregate_reply(head: dict[str, Any], run: Any) -> bytes:
+def aggregate_reply(head: dict[str, Any], run: Any, scrubber: Scrubber) -> bytes:
     """What the aggregation did."""
-    return wire.pack({"op": "aggregate", "id": head["id"]}, json.dumps(run, default=repr).encode())
+    body = json.dumps(run, default=repr).encode()
+    if scrubber.finds_in(body):
+        body = json.dumps(scrubber.record(json.loads(body))).encode()
+    return wire.pack({"op": "aggregate", "id": head["id"]}, body)
 
 
 class Writer:

@@ -23,6 +23,7 @@ from prefect_batchflow.execution import wire
 from prefect_batchflow.execution.environment import resolved
 from prefect_batchflow.execution.loader import load_program
 from prefect_batchflow.execution.replies import LineOutput, Writer, aggregate_reply, is_spent, line_reply
+from prefect_batchflow.execution.scrubbing import Scrubber
 
 if TYPE_CHECKING:
     from prefect_batchflow.execution.nodes import Program
@@ -41,15 +42,14 @@ def _limit_memory(line_memory_mb: int | None) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def _load(body: bytes) -> tuple[Program, dict[str, Any]]:
-    job = pickle.loads(body)  # noqa: S301 - from the parent, which made it
+def _load(job: dict[str, Any]) -> Program:
     for entry in job["sys_path"]:
         if entry not in sys.path:
             sys.path.append(entry)
     os.environ.update(resolved(job["environment_variables"], job["connections"]))
     program = load_program(job["flow"], job["init_kwargs"], job["connections"])
     _limit_memory(job["line_memory_mb"])
-    return program, job
+    return program
 
 
 def _ready(program: Program) -> bytes:
@@ -79,7 +79,7 @@ def _end_output() -> None:
         return  # user code has put something else in the place of standard error
 
 
-def _run_sync(program: Program, read: _Reader, permits: int, write: Writer) -> None:
+def _run_sync(program: Program, read: _Reader, permits: int, write: Writer, scrubber: Scrubber) -> None:
     while frame := read():
         head, body = frame
         permit = os.read(permits, 1)
@@ -91,12 +91,12 @@ def _run_sync(program: Program, read: _Reader, permits: int, write: Writer) -> N
             printed = LineOutput.only = LineOutput.begin()
             record = dict(program.run_line(head["line_number"], json.loads(body)))
             _end_output()
-            write(line_reply(head, record, printed))
+            write(line_reply(head, record, printed, scrubber))
             if is_spent(record):  # what the line left allocated would be refused to the next one
                 return
         elif head["op"] == "aggregate":
             run = program.aggregate(json.loads(body))
-            write(aggregate_reply(head, run))
+            write(aggregate_reply(head, run, scrubber))
 
 
 class _Reader:
@@ -130,20 +130,23 @@ def main(permits: int) -> None:
     first = read()
     if first is None:
         return
+    scrubber = Scrubber({}, {}, {})
     try:
-        program, job = _load(first[1])
+        job = pickle.loads(first[1])  # noqa: S301 - from the parent, which made it
+        scrubber = Scrubber(job["connections"], job["init_kwargs"], os.environ)
+        program = _load(job)
         ready = _ready(program)
     except BaseException as exc:  # noqa: BLE001 - user code is imported here, and may even exit
         error = exc if isinstance(exc, BatchflowException) else UnexpectedError(f"({type(exc).__name__}) {exc}")
-        write(wire.pack({"op": "refused", "error": error_dict(error)}))
+        write(wire.pack({"op": "refused", "error": scrubber.value(error_dict(error))}))
         return
     write(ready)
     if program.description.is_async:
         # Here, and not before: asyncio is a third of a worker's start.
         from prefect_batchflow.execution.async_host import run_async
 
-        run_async(program, fd_in, write, job["lines_at_once"])
-    _run_sync(program, read, permits, write)
+        run_async(program, fd_in, write, job["lines_at_once"], scrubber)
+    _run_sync(program, read, permits, write, scrubber)
     # No clean-up of user code: threads it left behind must not keep a worker alive.
     os._exit(0)
 

@@ -26,6 +26,8 @@ from prefect_batchflow.execution.processes import TOKEN_VARIABLE, end_session, e
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from prefect_batchflow.execution.scrubbing import Scrubber
+
 CANCEL_GRACE_SEC = 2.0
 """How long an event loop may take to answer that a line is to be cancelled, before its worker is replaced."""
 TAIL_BYTES = 8 * 1024
@@ -80,6 +82,7 @@ class WorkerProcess:
     Args:
         token: Given to it in its environment, to find all that it starts.
         cwd: Its working directory.
+        scrubber: Takes secrets out of what it printed.
         on_room: Called when it can take another job.
         on_exit: Called once it is gone, with the jobs that it had not begun, and those it had and did not answer.
         on_stuck: Called when it says that a line goes on behind its limit.
@@ -90,6 +93,7 @@ class WorkerProcess:
         token: str,
         cwd: str,
         *,
+        scrubber: Scrubber,
         on_room: Callable[[WorkerProcess], None],
         on_exit: Callable[[WorkerProcess, list[Job], list[Job]], None],
         on_stuck: Callable[[WorkerProcess], None],
@@ -108,6 +112,7 @@ class WorkerProcess:
         """It gets no more lines, and ends with those it has."""
         self._gone = False
         self._tail = bytearray()
+        self._scrubber = scrubber
         self._line_sec: float | None = None
         """What its lines take, smoothed."""
         self._on_room, self._on_exit, self._on_stuck = on_room, on_exit, on_stuck
@@ -145,8 +150,10 @@ class WorkerProcess:
 
     @property
     def tail(self) -> str:
-        """The end of what it printed since its current job began."""
-        return bytes(self._tail).decode("utf-8", "replace")
+        """The end of what it printed since its current job began, without secrets."""
+        text = bytes(self._tail).decode("utf-8", "replace")
+        is_cut = len(self._tail) == TAIL_BYTES
+        return self._scrubber.end(text) if is_cut else self._scrubber.text(text)
 
     async def connect(self) -> None:
         """Attach its pipes to the event loop; to be called once, first."""

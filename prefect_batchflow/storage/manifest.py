@@ -64,6 +64,8 @@ class Manifest(BaseModel):
     """Names of the class entry's arguments; their values are not kept when they came from Python."""
     init_kwargs: dict[str, Any] | None
     """Their values, when they came as plain parameters."""
+    connections: dict[str, str] = {}
+    """Connection's name to the block that has it, as it was asked for."""
     options: RunOptions
     output_dir: str | None
     total_lines: int

@@ -478,6 +478,42 @@ def test_init_values_that_are_not_kept_are_asked_for(
     assert (resumed.status, resumed.document["result"]["completed_lines"]) == (0, 3)
 
 
+@pytest.mark.usefixtures("prefect_server")
+def test_a_resume_takes_connections_from_the_same_blocks(
+    batchflow: Callable[..., Shown], write_rows: Callable[..., Path], tmp_path: Path
+) -> None:
+    from prefect_batchflow.blocks import OpenAIConnectionBlock
+
+    OpenAIConnectionBlock(api_key="sk-canary-1").save("cli-block", overwrite=True)
+    (tmp_path / "ask.py").write_text(
+        "from promptflow.connections import OpenAIConnection\n"
+        "class Ask:\n"
+        "    def __init__(self, c: OpenAIConnection): self.c = c\n"
+        "    def __call__(self, **row): return self.c.name\n"
+    )
+    write_rows(ROWS)
+    command = [
+        "run",
+        f"{tmp_path / 'ask.py'}:Ask",
+        "--data",
+        str(tmp_path / "data.jsonl"),
+        "--run-id",
+        "r1",
+        "--init",
+        "c=ai",
+    ]
+
+    refused = batchflow(*command, "--limit", "1")
+    done = batchflow(*command, "--limit", "1", "--connection", "ai=cli-block", "--json")
+    resumed = batchflow("resume", "r1", "--json")
+
+    assert (refused.status, "The connection 'ai' for init 'c' is not there; given were: none" in refused.err) == (
+        2,
+        True,
+    )
+    assert (done.status, resumed.status) == (0, 0)
+
+
 # --- as a process ----------------------------------------------------------------------------------------------------
 
 

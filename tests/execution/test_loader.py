@@ -55,10 +55,15 @@ def node(tmp_path: Path) -> Load:
 def entry(tmp_path: Path) -> Load:
     """Load a flex flow whose entry is `Run` of the given source."""
 
-    def load(source: str, yaml: str = "", init_kwargs: dict[str, Any] | None = None) -> Program:
+    def load(
+        source: str,
+        yaml: str = "",
+        init_kwargs: dict[str, Any] | None = None,
+        connections: dict[str, Any] | None = None,
+    ) -> Program:
         (tmp_path / "main_module.py").write_text(dedent(source))
         (tmp_path / "flow.flex.yaml").write_text(f"entry: main_module:Run\n{dedent(yaml)}")
-        return load_program(load_flow(tmp_path), init_kwargs)
+        return load_program(load_flow(tmp_path), init_kwargs, connections)
 
     return load
 
@@ -819,4 +824,68 @@ class TestConnections:
             @tool
             def a(c: {annotation}) -> str:
                 return f"{{type(c).__name__}} {{getattr(c, 'api_key', '-')}}"
+            """
+
+    @pytest.mark.parametrize(
+        ("annotation", "yaml", "value", "expected"),
+        [
+            ("OpenAIConnection", "", "open", "OpenAIConnection sk-1"),
+            ("Optional[OpenAIConnection]", "", "open", "OpenAIConnection sk-1"),
+            ("object", "init: {c: {type: OpenAIConnection}}", "open", "OpenAIConnection sk-1"),
+            ("OpenAIModelConfiguration", "", {"model": "m", "connection": "open"}, "OpenAIModelConfiguration sk-1"),
+            ("OpenAIModelConfiguration", "", {"model": "m", "api_key": "k"}, "OpenAIModelConfiguration k"),
+            (
+                "Union[AzureOpenAIModelConfiguration, OpenAIModelConfiguration]",
+                "",
+                {"model": "m", "connection": "open"},
+                "OpenAIModelConfiguration sk-1",
+            ),
+            (
+                "object",
+                "init: {c: {type: OpenAIModelConfiguration}}",
+                {"model": "m", "connection": "open"},
+                "OpenAIModelConfiguration sk-1",
+            ),
+            ("str", "", "open", "str -"),
+        ],
+    )
+    def test_a_constructor_takes_a_connection_or_model_configuration(
+        self, entry: Load, annotation: str, yaml: str, value: Any, expected: str
+    ) -> None:
+        program = entry(self.flex(annotation), yaml, {"c": value}, self.GIVEN)
+        assert output(program, x="a") == {"output": expected}
+
+    @pytest.mark.parametrize(
+        ("annotation", "value", "message"),
+        [
+            ("OpenAIConnection", "nope", "'Run' cannot be built: The connection 'nope' for init 'c' is not there"),
+            ("OpenAIModelConfiguration", {"model": "m", "connection": "custom"}, "'custom' is a CustomConnection"),
+            ("OpenAIModelConfiguration", {"connection": "open"}, "OpenAIModelConfiguration lacks 'model'"),
+            ("OpenAIModelConfiguration", {"model": "m", "mdl": 1}, "has the keys mdl, which it does not know"),
+            (
+                "OpenAIModelConfiguration",
+                {"model": "m", "connection": "open", "api_key": "sk-2"},
+                "has the connection 'open' and api_key as well",
+            ),
+        ],
+        ids=["not given", "another type", "no model", "unknown key", "both"],
+    )
+    def test_a_constructor_that_cannot_have_it_is_told_without_secrets(
+        self, entry: Load, annotation: str, value: Any, message: str
+    ) -> None:
+        with pytest.raises(FlowEntryInitializationError) as caught:
+            entry(self.flex(annotation), "", {"c": value}, self.GIVEN)
+        assert message in str(caught.value)
+        assert "sk-" not in str(caught.value)
+
+    @staticmethod
+    def flex(annotation: str) -> str:
+        return f"""
+            from typing import Optional, Union
+            from promptflow.connections import OpenAIConnection
+            from promptflow.core import AzureOpenAIModelConfiguration, OpenAIModelConfiguration
+
+            class Run:
+                def __init__(self, c: {annotation}): self.c = c
+                def __call__(self, x: str): return f"{{type(self.c).__name__}} {{getattr(self.c, 'api_key', '-')}}"
             """

@@ -1,0 +1,56 @@
+"""Blocks of connections: what Prefect asks of a block, and promptflow's dictionary of each."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from prefect.testing.standard_test_suites.blocks import BlockStandardTestSuite
+
+from prefect_batchflow.connection_blocks import (
+    AzureOpenAIConnectionBlock,
+    ConnectionBlock,
+    CustomConnectionBlock,
+    OpenAIConnectionBlock,
+    block_name,
+)
+from prefect_batchflow.connections import make_connection
+
+if TYPE_CHECKING:
+    from prefect.blocks.core import Block
+
+CANARY = "s3cr3t-canary"
+
+
+class TestStandard(BlockStandardTestSuite):
+    @pytest.fixture(params=[AzureOpenAIConnectionBlock, CustomConnectionBlock, OpenAIConnectionBlock])
+    def block(self, request: pytest.FixtureRequest) -> type[Block]:
+        kind: type[Block] = request.param
+        return kind
+
+    def test_has_a_valid_image(self, block: type[Block]) -> None:
+        assert block._logo_url is None, "with one, the UI would ask another host for it, as the suite's own test does"
+
+
+@pytest.mark.parametrize(
+    ("block", "kind", "configs"),
+    [
+        (OpenAIConnectionBlock(api_key=CANARY), "OpenAIConnection", {"organization": None, "base_url": None}),
+        (AzureOpenAIConnectionBlock(api_base="b", api_key=CANARY), "AzureOpenAIConnection", {"api_base": "b"}),
+        (CustomConnectionBlock(configs={"u": "v"}, secrets={"api_key": CANARY}), "CustomConnection", {"u": "v"}),
+        (CustomConnectionBlock(connection_type="SerpConnection", secrets={"api_key": CANARY}), "SerpConnection", {}),
+    ],
+    ids=["openai", "azure", "custom", "another type"],
+)
+def test_a_block_becomes_the_connection(block: ConnectionBlock, kind: str, configs: dict[str, str | None]) -> None:
+    connection = make_connection("my", block.spec(), {})
+    assert (type(connection).__name__, connection.secrets) == (kind, {"api_key": CANARY})
+    assert configs.items() <= connection.configs.items()
+    assert CANARY not in repr(block)
+
+
+@pytest.mark.parametrize(
+    ("connection", "block"), [("my_openai", "my-openai"), ("My Open-AI.1", "my-open-ai-1"), ("__", "")]
+)
+def test_a_connections_name_tells_its_block(connection: str, block: str) -> None:
+    assert block_name(connection) == block

@@ -1,0 +1,130 @@
+"""A run with connections: the flow has the secrets, and nothing that is kept of the run has them."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from textwrap import dedent
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL
+
+from prefect_batchflow import BatchEngine, Status
+from prefect_batchflow.blocks import OpenAIConnectionBlock
+from prefect_batchflow.exceptions import GetConnectionError, InvalidOptionError
+from prefect_batchflow.flows import run_batch
+from prefect_batchflow.live import LiveRun
+
+if TYPE_CHECKING:
+    from prefect_batchflow.results import BatchResult
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+CANARY = "sk-canary-0a1b2c3d4e5f"
+CONNECTIONS: dict[str, Any] = {
+    "my": {"type": "OpenAIConnection", "value": {"api_key": CANARY, "base_url": "http://host"}}
+}
+TOOL = """
+    import logging, os, sys
+    from promptflow.core import tool
+    from promptflow.connections import OpenAIConnection
+
+    @tool
+    def a(x: str, c: OpenAIConnection) -> str:
+        print("printed", c.api_key)
+        logging.getLogger("flow").warning("logged %s", c.api_key)
+        if x == "raise":
+            raise ValueError(f"refused: {c.api_key}")
+        if x == "die":
+            print(c.api_key, file=sys.stderr, flush=True)
+            os._exit(3)
+        if x == "repr":
+            return f"{c!r} {c.base_url}"
+        return c.api_key
+"""
+
+
+@pytest.fixture
+def flow(tmp_path: Path) -> Path:
+    folder = tmp_path / "flow"
+    folder.mkdir()
+    (folder / "tool.py").write_text(dedent(TOOL))
+    (folder / "flow.dag.yaml").write_text(
+        "inputs: {x: {type: string}}\n"
+        "outputs: {out: {type: string, reference: '${a.output}'}}\n"
+        "nodes: [{name: a, type: python, source: {type: code, path: tool.py}, inputs: {x: '${inputs.x}', c: my}}]\n"
+    )
+    (folder / "data.jsonl").write_text("".join(f'{{"x": "{what}"}}\n' for what in ("repr", "raise", "key", "die")))
+    return folder
+
+
+def files_with(text: str, folder: Path) -> list[Path]:
+    return [file for file in folder.rglob("*") if file.is_file() and text.encode() in file.read_bytes()]
+
+
+def test_no_secret_is_kept_of_a_run(flow: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    engine = BatchEngine(
+        flow, connections=CONNECTIONS, run_storage_url=str(tmp_path / "runs"), worker_count=1, granularity="line"
+    )
+    result = engine.run({"data": "data.jsonl"}, {"x": "${data.x}"}, tmp_path / "out", run_id="canary")
+    assert result.status is Status.Completed
+    assert (result.completed_lines, result.failed_lines) == (2, 2)
+    outputs = (tmp_path / "out" / "output.jsonl").read_text()
+    assert "<OpenAIConnection 'my', keys: organization, base_url, api_key> http://host" in outputs
+    assert files_with("**data_scrubbed**", tmp_path)
+    assert files_with(CANARY, tmp_path) == []
+    database = Path(str(PREFECT_API_DATABASE_CONNECTION_URL.value()).partition("///")[2])
+    assert files_with("canary", database.parent), "the run's name is in it"
+    assert files_with(CANARY, database.parent) == []
+    assert CANARY not in str(result)
+    assert CANARY not in caplog.text
+
+
+def run_of(flow: Path, tmp_path: Path, **parameters: Any) -> BatchResult:
+    return run_batch(
+        {
+            "flow": str(flow),
+            "data": str(flow / "data.jsonl"),
+            "storage": str(tmp_path / "runs"),
+            "granularity": "chunk",
+            "worker_count": 1,
+            "max_lines_count": 1,
+            **parameters,
+        },
+        LiveRun(),
+    )
+
+
+def test_a_connection_that_was_not_given_is_the_block_of_its_name(flow: Path, tmp_path: Path) -> None:
+    OpenAIConnectionBlock(api_key=CANARY, base_url="http://host").save("my-ai-1", overwrite=True)
+    yaml = flow / "flow.dag.yaml"
+    yaml.write_text(yaml.read_text().replace("c: my", "c: My AI_1"))
+    assert run_of(flow, tmp_path).completed_lines == 1
+    assert files_with(CANARY, tmp_path) == []
+
+
+@pytest.mark.parametrize("block", ["openai-connection/canary-block", "canary-block"], ids=["type and name", "name"])
+def test_a_connection_may_be_a_block_that_is_named(flow: Path, tmp_path: Path, block: str) -> None:
+    OpenAIConnectionBlock(api_key=CANARY).save("canary-block", overwrite=True)
+    assert run_of(flow, tmp_path, run_id="named", connections={"my": block}).completed_lines == 1
+    assert files_with(block, tmp_path / "runs"), "the manifest says which, for a resume"
+    assert files_with(CANARY, tmp_path) == []
+
+
+def test_a_block_that_is_not_there_is_told(flow: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        InvalidOptionError, match=r"The connection 'my' is to be the block 'nope': expected one of .* found none"
+    ):
+        run_of(flow, tmp_path, connections={"my": "nope"})
+
+
+def test_a_connection_that_was_not_given_stops_the_run_before_it_begins(flow: Path, tmp_path: Path) -> None:
+    engine = BatchEngine(flow, connections={"other": CONNECTIONS["my"]}, run_storage_url=str(tmp_path / "runs"))
+    with pytest.raises(
+        GetConnectionError, match="'my' for node 'a', input 'c' is not there; given were: other"
+    ) as caught:
+        engine.run({"data": "data.jsonl"}, {"x": "${data.x}"})
+    assert CANARY not in str(caught.value)
+    assert not (tmp_path / "runs").exists()
