@@ -19,7 +19,8 @@
     │   │   │   ├── EmptyOutputReference      an output of the flow that refers to nothing
     │   │   │   ├── OutputReferenceNotFound   an output of the flow that refers to an unknown node or input
     │   │   │   └── InvalidReferenceProperty  a node's output lacks what a reference asks for
-    │   │   └── InvalidOptionError      an option of the run is out of range or misspelt
+    │   │   ├── InvalidOptionError      an option of the run is out of range or misspelt
+    │   │   └── InvalidImageInput       an image of the data or the flow cannot be read, or may not be
     │   ├── FlowNotFoundError           nothing at the flow's path, or no such attribute
     │   ├── InputMappingError           `inputs_mapping` and the data do not fit
     │   ├── InvalidUserData             the data cannot be read as its suffix says
@@ -29,6 +30,8 @@
     │   ├── FlowEntryInitializationError   a class entry's constructor raised
     │   ├── ToolExecutionError          a node's code raised
     │   ├── ScriptExecutionError        a callable flow's code raised
+    │   ├── LoadMultimediaDataError     a line's input has an image that cannot be read, or may not be
+    │   ├── ImageTooLargeError          a line's images are too large for its record
     │   ├── FlowOutputUnserializable    a line's output is not JSON
     │   ├── LineExecutionTimeoutError   a line met its time limit
     │   ├── BatchRunTimeoutError        the run met its time limit
@@ -171,6 +174,10 @@ class InvalidOptionError(ValidationError):
     """Raised for an option of a run that is out of range, misspelt or contradicts another."""
 
 
+class InvalidImageInput(ValidationError):  # noqa: N818 - promptflow's name
+    """Raised for an image that cannot be read, or may not be; a line fails with `LoadMultimediaDataError` that has its text."""
+
+
 class FlowNotFoundError(UserErrorException):
     """Raised by `load_flow` when nothing is at the path, or the module has no such attribute."""
 
@@ -205,6 +212,14 @@ class ToolExecutionError(UserErrorException):
 
 class ScriptExecutionError(UserErrorException):
     """A callable flow's code raised; the line fails with it."""
+
+
+class LoadMultimediaDataError(UserErrorException):
+    """An image in a line's inputs cannot be read, or may not be; the line fails with it before its code runs."""
+
+
+class ImageTooLargeError(UserErrorException):
+    """The images that a line returned are too large for its record; the line fails with it."""
 
 
 class FlowOutputUnserializable(UserErrorException):
