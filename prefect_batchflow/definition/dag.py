@@ -14,6 +14,7 @@ from prefect_batchflow.definition.document import (
     mapping_at,
     read_inputs,
     read_language,
+    read_message_format,
     read_service,
     refuse_other_keys,
     says_nothing,
@@ -58,6 +59,7 @@ def flow_of_document(document: dict[str, Any], file: Path, working_dir: Path) ->
     """
     problems = Problems(file)
     language = read_language(document, problems)
+    message_format = read_message_format(document, problems)
     inputs = read_inputs(document, "inputs", problems)
     if says_nothing(document.get("inputs")):
         problems.add(InputNotFound, "top level", "no 'inputs'. Declare what each line brings: a batch runs over them.")
@@ -69,7 +71,14 @@ def flow_of_document(document: dict[str, Any], file: Path, working_dir: Path) ->
             service = replace(service, aggregation=True)
         program = Dag((), outputs)
         return Flow(
-            file.parent.name, working_dir, program, inputs, language=language, definition_file=file, service=service
+            file.parent.name,
+            working_dir,
+            program,
+            inputs,
+            language=language,
+            definition_file=file,
+            service=service,
+            message_format=message_format,
         )
     refuse_other_keys(document, FLOW_KEYS, "top level", problems)
     nodes = _read_nodes(document, working_dir, problems)
@@ -77,7 +86,8 @@ def flow_of_document(document: dict[str, Any], file: Path, working_dir: Path) ->
     outputs = _check_outputs(outputs, nodes, inputs, problems)
     ordered = _in_order(nodes, problems)
     problems.raise_any()
-    return Flow(file.parent.name, working_dir, Dag(ordered, outputs), inputs, definition_file=file)
+    program = Dag(ordered, outputs)
+    return Flow(file.parent.name, working_dir, program, inputs, definition_file=file, message_format=message_format)
 
 
 def parse_value(value: Any) -> Reference | Literal:

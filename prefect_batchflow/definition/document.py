@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from prefect_batchflow.definition.flow import NO_DEFAULT, FlowInput, Service
+from prefect_batchflow.definition.flow import MESSAGE_FORMATS, NO_DEFAULT, FlowInput, Service
 from prefect_batchflow.exceptions import FlowDefinitionError, InvalidFlowRequest, UnsupportedFeatureError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ SIZE_LIMIT = 1024 * 1024
 VALUE_LIMIT = 100_000
 """Values of a flow's yaml once its aliases are written out; few aliases can mean billions."""
 
-INPUT_TYPES = frozenset({"int", "double", "bool", "string", "list", "object"})
+INPUT_TYPES = frozenset({"int", "double", "bool", "string", "list", "object", "image"})
 DISPLAY_KEYS = frozenset(
     {"$schema", "id", "name", "type", "display_name", "description", "tags", "environment"},
 )
@@ -226,16 +226,22 @@ def read_inputs(
 
 
 def read_language(given: dict[str, Any], problems: Problems) -> str:
-    """The yaml's `language`, and a look at `message_format`, which may only be the default."""
+    """The yaml's `language`."""
     language = given.get("language") or "python"
     if not isinstance(language, str):
         problems.add(FlowDefinitionError, "top level", f"'language' should be a name, found {language!r}.")
         return "python"
-    message_format = given.get("message_format") or "basic"
-    if message_format != "basic":
-        text = f"the key 'message_format' is supported as 'basic' only, found {message_format!r}."
-        problems.add(UnsupportedFeatureError, "top level", text)
     return language
+
+
+def read_message_format(given: dict[str, Any], problems: Problems, known: tuple[str, ...] = MESSAGE_FORMATS) -> str:
+    """How the flow writes images, in lower case."""
+    found = given.get("message_format") or MESSAGE_FORMATS[0]
+    message_format = found.lower() if isinstance(found, str) else ""
+    if message_format not in known:
+        text = f"the key 'message_format' is supported as {' or '.join(map(repr, known))} only, found {found!r}."
+        problems.add(UnsupportedFeatureError, "top level", text)
+    return message_format
 
 
 def read_service(given: dict[str, Any], problems: Problems) -> Service:

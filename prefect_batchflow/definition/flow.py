@@ -23,6 +23,8 @@ OTHER_SOURCE_SUFFIXES: Final = SOURCE_SUFFIXES | frozenset(
     {".cjs", ".cs", ".csproj", ".dll", ".go", ".jar", ".java", ".js", ".kt", ".mjs", ".php", ".rb", ".rs", ".sh", ".ts"}
 )
 """The same of a flow in another language."""
+MESSAGE_FORMATS: Final = ("basic", "openai-vision")
+"""How a flow writes images in its data and outputs; the first is the default."""
 SOURCE_FILE_LIMIT: Final = 10_000
 """Files of a flow folder that its fingerprint takes in."""
 
@@ -47,8 +49,9 @@ class FlowInput:
 
     name: str
     type: str = "object"
-    """promptflow's names: int, double, bool, string, list, object (any value; a text may be its JSON). `any`, for a
-    callable's parameter of none of these types, takes values as they are."""
+    """promptflow's names: int, double, bool, string, list, object (any value; a text may be its JSON), image (a path,
+    an address, base64 text or an image dictionary). `any`, for a callable's parameter of none of these types, takes values
+    as they are."""
     default: Any = NO_DEFAULT
     description: str = ""
 
@@ -184,6 +187,8 @@ class Flow:
     """The flow's yaml, absolute; `None` for a callable."""
     service: Service | None = None
     """Of a flow in another language, what its yaml says of the process that serves it."""
+    message_format: str = MESSAGE_FORMATS[0]
+    """How images are written in its data and outputs."""
 
     @property
     def files(self) -> tuple[Path, ...]:

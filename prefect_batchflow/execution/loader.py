@@ -30,12 +30,14 @@ from prefect_batchflow.definition.flow import (
 )
 from prefect_batchflow.exceptions import (
     FlowEntryInitializationError,
+    InvalidImageInput,
     InvalidOptionError,
     PythonLoadError,
     ResolveToolError,
     UnsupportedFeatureError,
 )
 from prefect_batchflow.execution.calls import UserFunction, describe, exception_text, passes_through
+from prefect_batchflow.execution.images import FlowImages
 from prefect_batchflow.execution.nodes import DagProgram, EntryProgram, NodeTool, Program
 from prefect_batchflow.tools.context import log_metric
 from prefect_batchflow.tools.python import is_tool
@@ -87,6 +89,7 @@ def load_program(flow: Flow, init_kwargs: Mapping[str, Any] | None = None) -> Pr
         program: Program = _load_dag(flow, flow.program)
     else:
         program = _load_entry(flow, flow.program, init_kwargs or {})
+    program.images = FlowImages(folder, flow.message_format, program.description.inputs)
     if not mirrored and program.description.has_aggregation:
         _take_promptflow_metrics()
     return program
@@ -97,12 +100,13 @@ def load_program(flow: Flow, init_kwargs: Mapping[str, Any] | None = None) -> Pr
 
 def _load_dag(flow: Flow, dag: Dag) -> DagProgram:
     modules: dict[Path, ModuleType] = {}
+    images = FlowImages(str(flow.working_dir), flow.message_format, flow.inputs)
     tools: dict[str, NodeTool] = {}
     for node in dag.nodes:
         file = (flow.working_dir / node.source).resolve()
         if file not in modules:
             modules[file] = _import_file(file, f"node '{node.name}'")
-        tools[node.name] = _node_tool(node, modules[file], file)
+        tools[node.name] = _node_tool(node, modules[file], file, images)
     line_tools = [tools[node.name] for node in dag.line_nodes]
     aggregation_tools = [tools[node.name] for node in dag.aggregation_nodes]
     description = FlowDescription(
@@ -113,7 +117,7 @@ def _load_dag(flow: Flow, dag: Dag) -> DagProgram:
     return DagProgram(description, line_tools, aggregation_tools, dag.outputs)
 
 
-def _node_tool(node: Node, module: ModuleType, file: Path) -> NodeTool:
+def _node_tool(node: Node, module: ModuleType, file: Path, images: FlowImages) -> NodeTool:
     function = _tool_of(node.name, module, file)
     # promptflow's yaml editor writes an empty text or null for "not set": the tool's own default applies then.
     inputs = {k: v for k, v in node.inputs.items() if not (isinstance(v, Literal) and v.value in (None, ""))}
@@ -127,9 +131,11 @@ def _node_tool(node: Node, module: ModuleType, file: Path) -> NodeTool:
         for name, value in inputs.items():
             parameter = named.get(name)
             if isinstance(value, Literal) and parameter is not None:
+                kind = _literal_type(parameter)
                 try:
-                    inputs[name] = Literal(_converted(value.value, _literal_type(parameter)))
-                except ValueError as exc:
+                    loaded = images.literal(value.value) if kind == "image" else _converted(value.value, kind)
+                    inputs[name] = Literal(loaded)
+                except (ValueError, InvalidImageInput) as exc:
                     raise ResolveToolError(f"{place}, input '{name}' is {value.value!r}: {exc}", target="Tool") from exc
     called = UserFunction(function, node.name, is_async=_is_async(function))
     return NodeTool(node.name, called, inputs, optional=optional, activate=node.activate)
@@ -418,6 +424,8 @@ def _type_name(annotation: Any, otherwise: str) -> str:
     for known, name in TYPE_NAMES.items():
         if annotation is known or annotation == known.__name__:
             return name
+    if isinstance(annotation, type) and issubclass(annotation, bytes) and annotation.__name__ == "Image":
+        return "image"
     return otherwise
 
 

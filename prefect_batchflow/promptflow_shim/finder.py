@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from importlib.machinery import ModuleSpec, PathFinder
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prefect_batchflow.tools.context import log_metric
 from prefect_batchflow.tools.python import tool
@@ -13,8 +14,20 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import ModuleType
 
+
+class Later(NamedTuple):
+    """A name whose module is imported when the mirrored one is: not each worker needs it."""
+
+    module: str
+    name: str
+
+
+_MULTIMEDIA = "prefect_batchflow.tools.multimedia"
+
 MIRRORED: dict[str, dict[str, Any]] = {
     "promptflow": {"tool": tool, "log_metric": log_metric},
+    "promptflow.contracts": {},
+    "promptflow.contracts.multimedia": {"Image": Later(_MULTIMEDIA, "Image"), "Text": Later(_MULTIMEDIA, "Text")},
     "promptflow.core": {"tool": tool, "log_metric": log_metric},
 }
 """Import path to names. A new mirror is a row here."""
@@ -45,7 +58,11 @@ class ShimFinder:
     @staticmethod
     def exec_module(module: ModuleType) -> None:
         """Fill a mirrored module with its names."""
-        module.__dict__.update(MIRRORED[module.__name__], __getattr__=_refuser(module.__name__))
+        names = {
+            name: getattr(import_module(value.module), value.name) if isinstance(value, Later) else value
+            for name, value in MIRRORED[module.__name__].items()
+        }
+        module.__dict__.update(names, __getattr__=_refuser(module.__name__))
 
 
 def _refuser(module: str) -> Any:

@@ -192,7 +192,7 @@ class TestRefused:
             ("node_variants", {"a": {"default_variant_id": "v"}}),
             ("environment_variables", {"A": "b"}),
             ("additional_includes", ["../other"]),
-            ("message_format", "openai-vision"),
+            ("message_format", "anthropic"),
             ("tools", [{"name": "t"}]),
             ("nodse", [1]),
         ],
