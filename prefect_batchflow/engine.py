@@ -33,6 +33,7 @@ OPTIONS = frozenset(
         "retry_jitter",
         "retry_on",
         "run_storage_url",
+        "variant",
         "listener",
     }
 )
@@ -46,16 +47,17 @@ class BatchEngine:
         flow_file: A flow's file or folder, `module:attr`, `path.py:attr`, or a callable or class.
         working_dir: Where the flow's code runs, and what relative paths of `run` are relative to; `None` is the flow's
             folder.
-        connections: Handed to the executor of another language.
+        connections: Name to `{type, value, module, secret_keys}` or to a connection: what the flow's nodes and constructor
+            ask for by name. Sent to the workers only, never kept by the run.
         storage: Called with the run infos of every line and node, besides our own records.
         batch_timeout_sec: Seconds a run may take; `None` or 0 is `PF_BATCH_TIMEOUT_SEC`, else no limit.
         line_timeout_sec: Seconds a line may take; `None` or 0 is `PF_LINE_TIMEOUT_SEC`, else 600.
         worker_count: Worker processes; `None` or 0 is `PF_WORKER_COUNT`, else 4.
         init_kwargs: Arguments of a class entry's constructor; any picklable values, never kept by the run.
         **kwargs: `granularity`, `max_concurrency`, `line_memory_mb`, `retries`, `retry_delay_sec`, `retry_backoff`,
-            `retry_jitter`, `retry_on`, `on_change` as `batch_run` has them; `run_storage_url`, its `storage`; `listener`,
-            called with each `ProgressReport`. promptflow's `batch_use_async` is taken and has no effect: async code always
-            runs on an event loop.
+            `retry_jitter`, `retry_on`, `on_change`, `variant` as `batch_run` has them; `run_storage_url`, its `storage`;
+            `listener`, called with each `ProgressReport`. promptflow's `batch_use_async` is taken and has no effect: async
+            code always runs on an event loop.
 
     Raises:
         FlowNotFoundError: Nothing is at `flow_file`.
@@ -82,7 +84,7 @@ class BatchEngine:
             raise InvalidOptionError(
                 f"BatchEngine takes no {', '.join(unknown)}. It takes {', '.join(sorted(OPTIONS))}."
             )
-        self._flow: Flow = load_flow(flow_file, working_dir)
+        self._flow: Flow = load_flow(flow_file, working_dir, variant=kwargs.get("variant", ""))
         self._flow_object = None if isinstance(flow_file, str | os.PathLike) else flow_file
         self._connections = connections
         self._storage = storage

@@ -18,7 +18,10 @@
     │   │   │   ├── InvalidNodeReference      a node of the lines that refers to an aggregation node
     │   │   │   ├── EmptyOutputReference      an output of the flow that refers to nothing
     │   │   │   ├── OutputReferenceNotFound   an output of the flow that refers to an unknown node or input
+    │   │   │   ├── NodeInputValidationError  a connection of a type that the tool does not take
     │   │   │   └── InvalidReferenceProperty  a node's output lacks what a reference asks for
+    │   │   ├── InvalidRequest          what was given with the flow does not serve it
+    │   │   │   └── GetConnectionError        a connection is not there, or cannot be made
     │   │   ├── InvalidOptionError      an option of the run is out of range or misspelt
     │   │   └── InvalidImageInput       an image of the data or the flow cannot be read, or may not be
     │   ├── FlowNotFoundError           nothing at the flow's path, or no such attribute
@@ -26,9 +29,30 @@
     │   ├── InvalidUserData             the data cannot be read as its suffix says
     │   │   └── EmptyInputsData         the data holds no line
     │   ├── PythonLoadError             the flow's code cannot be imported
-    │   ├── ResolveToolError            a node's tool cannot be found in its source
+    │   ├── ResolveToolError            a node's tool cannot be found in its source, or not be given what it needs;
+    │   │                               GetConnectionError and NodeInputValidationError are of this class, too
+    │   ├── CoreError
+    │   │   └── InvalidConnectionError  a connection or model configuration cannot be made of its values
     │   ├── FlowEntryInitializationError   a class entry's constructor raised
     │   ├── ToolExecutionError          a node's code raised
+    │   ├── ToolValidationError         what a prompt or model call is made of is wrong
+    │   │   ├── JinjaTemplateError                a template is no jinja2, or cannot be rendered
+    │   │   ├── ChatAPIInvalidRole                a chat's prompt does not begin with a role
+    │   │   ├── ChatAPIFunctionRoleInvalidFormat  a function's message without name
+    │   │   └── ChatAPIToolRoleInvalidFormat      a tool's message without the id of its call
+    │   ├── OpenAIError                 a model call failed; leaves have the openai package's names
+    │   │   ├── APIConnectionError          the service cannot be reached, or went away
+    │   │   │   └── APITimeoutError         it did not answer in time
+    │   │   ├── RateLimitError              it refuses so many calls, or the quota is spent
+    │   │   ├── InternalServerError         it failed, status 5xx
+    │   │   ├── ConflictError               status 409
+    │   │   ├── AuthenticationError         it does not know the key
+    │   │   ├── PermissionDeniedError       the key may not do that
+    │   │   ├── NotFoundError               no such model, deployment or path
+    │   │   ├── UnprocessableEntityError    status 422
+    │   │   ├── BadRequestError             the call is wrong
+    │   │   │   └── ContentFilterError      the prompt, or the answer, was filtered
+    │   │   └── APIResponseValidationError  an answer that is none
     │   ├── ScriptExecutionError        a callable flow's code raised
     │   ├── LoadMultimediaDataError     a line's input has an image that cannot be read, or may not be
     │   ├── ImageTooLargeError          a line's images are too large for its record
@@ -170,6 +194,10 @@ class InvalidReferenceProperty(InvalidFlowRequest):
     """Raised while a line runs, for a reference into an output that lacks the key, attribute or index."""
 
 
+class InvalidRequest(ValidationError):  # noqa: N818 - promptflow's name
+    """What was given with the flow does not serve it; raised through its leaves."""
+
+
 class InvalidOptionError(ValidationError):
     """Raised for an option of a run that is out of range, misspelt or contradicts another."""
 
@@ -199,7 +227,29 @@ class PythonLoadError(UserErrorException):
 
 
 class ResolveToolError(UserErrorException):
-    """Raised by the loader when a node's tool cannot be found in its source."""
+    """Raised by the loader when a node's tool cannot be found in its source, or not be given what it needs."""
+
+    @classmethod
+    def codes(cls) -> list[str]:
+        """Those of the leaf without this class, which promptflow wraps around it and leaves out, too."""
+        codes = super().codes()
+        return codes if cls is ResolveToolError else [code for code in codes if code != "ResolveToolError"]
+
+
+class GetConnectionError(InvalidRequest, ResolveToolError):
+    """Raised by the loader for a connection that was not given, or that cannot be made of what was."""
+
+
+class NodeInputValidationError(InvalidFlowRequest, ResolveToolError):
+    """Raised by the loader for an input whose connection is of a type that the tool does not take."""
+
+
+class CoreError(UserErrorException):
+    """What flows use of promptflow is used wrongly; raised through its leaves."""
+
+
+class InvalidConnectionError(CoreError):
+    """Raised for a connection or model configuration that cannot be made of the values given; never tells them."""
 
 
 class FlowEntryInitializationError(UserErrorException):
@@ -208,6 +258,81 @@ class FlowEntryInitializationError(UserErrorException):
 
 class ToolExecutionError(UserErrorException):
     """A node's code raised; the line fails with it."""
+
+
+class ToolValidationError(UserErrorException):
+    """What a prompt or a model call is made of is wrong; raised through its leaves."""
+
+
+class JinjaTemplateError(ToolValidationError):
+    """Raised for a template that is no jinja2, and in a line for one that cannot be rendered with its values."""
+
+
+class ChatAPIInvalidRole(ToolValidationError):  # noqa: N818 - promptflow's name, like the next two
+    """Raised in a line whose chat prompt has text before its first role."""
+
+
+class ChatAPIFunctionRoleInvalidFormat(ToolValidationError):  # noqa: N818
+    """Raised in a line whose chat prompt has a function's message without name."""
+
+
+class ChatAPIToolRoleInvalidFormat(ToolValidationError):  # noqa: N818
+    """Raised in a line whose chat prompt has a tool's message without the id of its call."""
+
+
+class OpenAIError(UserErrorException):
+    """A model call failed; raised through its leaves, or itself for a status that none of them stands for.
+
+    Facts: `status` (HTTP, or `None`), `retry_after_sec` (what the service asked for, or `None`).
+    """
+
+
+class APIConnectionError(OpenAIError):
+    """Raised by a model call when the service cannot be reached, or goes away while it answers."""
+
+
+class APITimeoutError(APIConnectionError):
+    """Raised by a model call when the service does not answer in time."""
+
+
+class RateLimitError(OpenAIError):
+    """Raised by a model call when the service refuses so many, or the quota is spent."""
+
+
+class InternalServerError(OpenAIError):
+    """Raised by a model call when the service fails."""
+
+
+class ConflictError(OpenAIError):
+    """Raised by a model call that conflicts with another."""
+
+
+class AuthenticationError(OpenAIError):
+    """Raised by a model call when the service does not know the key."""
+
+
+class PermissionDeniedError(OpenAIError):
+    """Raised by a model call that the key may not do."""
+
+
+class NotFoundError(OpenAIError):
+    """Raised by a model call for a model, deployment or path that is not there."""
+
+
+class UnprocessableEntityError(OpenAIError):
+    """Raised by a model call that the service understands, and cannot do."""
+
+
+class BadRequestError(OpenAIError):
+    """Raised by a model call that is wrong."""
+
+
+class ContentFilterError(BadRequestError):
+    """Raised by a model call whose prompt, or answer, the service's content filter refuses."""
+
+
+class APIResponseValidationError(OpenAIError):
+    """Raised by a model call that is answered by something else than an answer."""
 
 
 class ScriptExecutionError(UserErrorException):

@@ -20,6 +20,7 @@ from prefect_batchflow.definition.document import (
     says_nothing,
 )
 from prefect_batchflow.definition.flow import Activate, Dag, Flow, FlowOutput, Literal, Node, Reference
+from prefect_batchflow.definition.variants import with_variants
 from prefect_batchflow.exceptions import (
     DuplicateNodeName,
     EmptyOutputReference,
@@ -39,22 +40,32 @@ if TYPE_CHECKING:
 
     from prefect_batchflow.definition.flow import FlowInput
 
-FLOW_KEYS = DISPLAY_KEYS | {"inputs", "outputs", "nodes", "language", "message_format"}
-NODE_KEYS = frozenset({"name", "type", "source", "inputs", "activate", "aggregation", "reduce", "comment"})
-SOURCE_KEYS = frozenset({"type", "path"})
+FLOW_KEYS = DISPLAY_KEYS | {"inputs", "outputs", "nodes", "language", "message_format", "node_variants"}
+NODE_KEYS = frozenset({"name", "type", "source", "inputs", "activate", "aggregation", "reduce", "comment", "module"})
+MODEL_KEYS = NODE_KEYS | {"api", "connection", "provider"}
+"""The keys of a node that asks a model. Its provider is known by the connection."""
+NODE_TYPES = ("python", "prompt", "llm", "custom_llm")
+SOURCE_KEYS = frozenset({"type", "path", "tool"})
 # Types, descriptions and marks of outputs are for promptflow's editors; its engine looks at the reference only.
 OUTPUT_KEYS = frozenset({"type", "reference", "description", "evaluation_only", "is_chat_output"})
 
 _PROPERTY = re.compile(r"\.(?P<name>\w+)|\['(?P<single>.*?)'\]|\[\"(?P<double>.*?)\"\]|\[(?P<index>\d+)\]")
 
 
-def flow_of_document(document: dict[str, Any], file: Path, working_dir: Path) -> Flow:
+def flow_of_document(document: dict[str, Any], file: Path, working_dir: Path, variant: str = "") -> Flow:
     """Give the flow of a parsed flow.dag.yaml.
 
     Of a flow in another language inputs, outputs, `service` and whether a node aggregates are read: its executor knows
     the rest.
 
+    Args:
+        document: What the file holds.
+        file: The yaml.
+        working_dir: Where its sources are.
+        variant: `${node.variant}` for this run; empty is each node's default.
+
     Raises:
+        InvalidOptionError: There is no such node or variant.
         InvalidFlowRequest: The message lists every problem; its class is the problems' own if they share one.
     """
     problems = Problems(file)
@@ -81,13 +92,22 @@ def flow_of_document(document: dict[str, Any], file: Path, working_dir: Path) ->
             message_format=message_format,
         )
     refuse_other_keys(document, FLOW_KEYS, "top level", problems)
+    document = with_variants(document, variant, problems)
     nodes = _read_nodes(document, working_dir, problems)
     _check_references(nodes, inputs, problems)
     outputs = _check_outputs(outputs, nodes, inputs, problems)
     ordered = _in_order(nodes, problems)
     problems.raise_any()
     program = Dag(ordered, outputs)
-    return Flow(file.parent.name, working_dir, program, inputs, definition_file=file, message_format=message_format)
+    return Flow(
+        file.parent.name,
+        working_dir,
+        program,
+        inputs,
+        definition_file=file,
+        variant=variant,
+        message_format=message_format,
+    )
 
 
 def parse_value(value: Any) -> Reference | Literal:
@@ -153,11 +173,15 @@ def _read_node(entry: Any, number: int, working_dir: Path, problems: Problems) -
         problems.add(FlowDefinitionError, f"node {number} of the list", f"expected a 'name', found {entry!r}.")
         return None
     place = f"node '{name}'"
-    refuse_other_keys(entry, NODE_KEYS, place, problems)
     kind = entry.get("type")
-    if kind != "python":
+    refuse_other_keys(entry, MODEL_KEYS if kind in ("llm", "custom_llm") else NODE_KEYS, place, problems)
+    if kind not in NODE_TYPES:
         found = f"the type '{kind}' is not supported" if kind else "no 'type'"
-        problems.add(UnsupportedFeatureError, place, f"{found}. Expected 'python', a function that does the same.")
+        expected = ", ".join(f"'{name}'" for name in NODE_TYPES)
+        problems.add(UnsupportedFeatureError, place, f"{found}. Expected one of {expected}.")
+    if kind == "llm" and not (isinstance(entry.get("connection"), str) and entry["connection"]):
+        text = f"expected 'connection' with the name of one, found {entry.get('connection')!r}."
+        problems.add(FlowDefinitionError, place, text)
     inputs = {}
     for parameter, value in mapping_at(entry, "inputs", place, problems).items():
         try:
@@ -165,9 +189,11 @@ def _read_node(entry: Any, number: int, working_dir: Path, problems: Problems) -
         except ValueError as exc:
             problems.add(FlowDefinitionError, f"{place}, input '{parameter}'", str(exc))
     # Kept without its tool too, so that what refers to it is not reported a second time.
-    source = _read_source(entry, place, working_dir, problems) if kind == "python" else ""
+    source, tool = _read_source(entry, place, working_dir, problems) if kind in NODE_TYPES else ("", "")
     aggregation = bool(entry.get("aggregation") or entry.get("reduce"))
-    return Node(name, source, inputs, aggregation, _read_activate(entry, place, problems))
+    activate = _read_activate(entry, place, problems)
+    told = {key: str(entry.get(key) or "") for key in ("module", "type", "api", "connection")}
+    return Node(name, source, inputs, aggregation, activate, tool, **told)
 
 
 def _read_activate(entry: dict[str, Any], place: str, problems: Problems) -> Activate | None:
@@ -191,23 +217,34 @@ def _read_activate(entry: dict[str, Any], place: str, problems: Problems) -> Act
         return None
 
 
-def _read_source(entry: dict[str, Any], place: str, working_dir: Path, problems: Problems) -> str:
+def _read_source(entry: dict[str, Any], place: str, working_dir: Path, problems: Problems) -> tuple[str, str]:
+    """The node's file and the id of a package's tool, as far as it has them; both are empty where that cannot be told."""
     source = mapping_at(entry, "source", place, problems)
-    kind = source.get("type") or "code"
-    if kind != "code":
-        text = f"the source type '{kind}' is not supported. Expected 'code', a file of the flow that calls it."
-        problems.add(UnsupportedFeatureError, place, text)
-        return ""
     refuse_other_keys(source, SOURCE_KEYS, f"{place}, source", problems)
+    kind = source.get("type") or "code"
+    expected = {"python": ("code", "package"), "custom_llm": ("package_with_prompt",)}.get(entry["type"], ("code",))
+    if kind not in expected:
+        names = " or ".join(f"'{name}'" for name in expected)
+        text = f"the source type '{kind}' is not supported. Expected {names} for a node of the type '{entry['type']}'."
+        problems.add(UnsupportedFeatureError, place, text)
+        return "", ""
+    tool = source.get("tool") if kind != "code" else ""
+    if kind != "code" and (not isinstance(tool, str) or not tool):
+        text = f"expected 'source' with the 'tool' of a package, as in package.module.function, found {source!r}."
+        problems.add(FlowDefinitionError, place, text)
+        return "", ""
+    if kind == "package":
+        return "", str(tool)
     path = source.get("path")
     if not isinstance(path, str) or not path:
         problems.add(FlowDefinitionError, place, f"expected 'source' with the 'path' of a file, found {source!r}.")
-        return ""
+        return "", ""
     if not (working_dir / path).is_file():
-        there = ", ".join(sorted(file.name for file in working_dir.glob("*.py"))[:10]) or "no Python file"
+        pattern = "*.py" if entry["type"] == "python" else "*.jinja2"
+        there = ", ".join(sorted(file.name for file in working_dir.glob(pattern))[:10]) or f"no {pattern}"
         problems.add(FlowDefinitionError, place, f"no file '{path}' in {working_dir}, which holds {there}.")
-        return ""
-    return path
+        return "", ""
+    return path, str(tool)
 
 
 def _read_outputs(document: dict[str, Any], problems: Problems) -> tuple[FlowOutput, ...]:

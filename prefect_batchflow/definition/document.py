@@ -20,7 +20,22 @@ SIZE_LIMIT = 1024 * 1024
 VALUE_LIMIT = 100_000
 """Values of a flow's yaml once its aliases are written out; few aliases can mean billions."""
 
-INPUT_TYPES = frozenset({"int", "double", "bool", "string", "list", "object", "image"})
+INPUT_TYPES = frozenset(
+    {
+        "int",
+        "double",
+        "bool",
+        "string",
+        "list",
+        "object",
+        "secret",
+        "prompt_template",
+        "file_path",
+        "image",
+        "assistant_definition",
+    }
+)
+"""The types of a flow's inputs. The last five are taken as they come."""
 DISPLAY_KEYS = frozenset(
     {"$schema", "id", "name", "type", "display_name", "description", "tags", "environment"},
 )
@@ -30,13 +45,10 @@ HINTS = {
     "activate": "Test the condition inside the node's function.",
     "additional_includes": "Copy the files into the flow's folder.",
     "api": "Call the model from a Python node.",
-    "connection": "Read the key from the environment, in a Python node.",
+    "connection": "Only llm nodes have it; a tool gets a connection as an input.",
     "enable_cache": "Remove it, or set it to false; promptflow never cached either.",
     "environment_variables": "Set them for the process that starts the run.",
-    "node_variants": "Write the variant that is meant into the node.",
-    "provider": "Call the model from a Python node.",
     "skip": "Remove it; promptflow ignored it.",
-    "use_variants": "Write the variant that is meant into the node.",
 }
 
 

@@ -13,7 +13,13 @@ from traceback import TracebackException
 from types import AsyncGeneratorType, GeneratorType
 from typing import TYPE_CHECKING, Any
 
-from prefect_batchflow.exceptions import LineOutOfMemoryError, ScriptExecutionError, ToolExecutionError, error_dict
+from prefect_batchflow.exceptions import (
+    BatchflowException,
+    LineOutOfMemoryError,
+    ScriptExecutionError,
+    ToolExecutionError,
+    error_dict,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
@@ -216,7 +222,10 @@ def tool_error(node: str, exc: BaseException) -> dict[str, Any]:
     if frame is not None:
         code = frame.tb_frame.f_code
         details |= {"filename": code.co_filename, "lineno": frame.tb_lineno, "name": code.co_name}
-    return _failure(ToolExecutionError, node, exc, {"ToolExecutionErrorDetails": details}, "Tool")
+    additional = {"ToolExecutionErrorDetails": details}
+    if isinstance(exc, BatchflowException):  # as promptflow's own exceptions in promptflow: it has its place already
+        return _failure(type(exc), node, exc, {**exc.additional_info, **additional}, exc.target)
+    return _failure(ToolExecutionError, node, exc, additional, "Tool")
 
 
 def script_error(entry: str, exc: BaseException) -> dict[str, Any]:
@@ -228,7 +237,7 @@ def script_error(entry: str, exc: BaseException) -> dict[str, Any]:
 
 
 def _failure(
-    kind: type[ToolExecutionError | ScriptExecutionError],
+    kind: type[BatchflowException],
     name: str,
     exc: BaseException,
     details: dict[str, Any],

@@ -7,8 +7,17 @@ from importlib import import_module
 from importlib.machinery import ModuleSpec, PathFinder
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from prefect_batchflow.connections import KINDS, AzureOpenAIModelConfiguration, OpenAIModelConfiguration
 from prefect_batchflow.tools.context import log_metric
-from prefect_batchflow.tools.python import tool
+from prefect_batchflow.tools.python import (
+    DynamicList,
+    FilePath,
+    InputSetting,
+    PromptTemplate,
+    Secret,
+    ToolProvider,
+    tool,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,10 +34,27 @@ class Later(NamedTuple):
 _MULTIMEDIA = "prefect_batchflow.tools.multimedia"
 
 MIRRORED: dict[str, dict[str, Any]] = {
-    "promptflow": {"tool": tool, "log_metric": log_metric},
+    "promptflow": {"tool": tool, "log_metric": log_metric, "ToolProvider": ToolProvider},
+    "promptflow._core": {},
+    "promptflow._core.tool": {
+        "tool": tool,
+        "ToolProvider": ToolProvider,
+        "InputSetting": InputSetting,
+        "DynamicList": DynamicList,
+    },
+    "promptflow._internal": {"tool": tool, "ToolProvider": ToolProvider},
+    "promptflow.connections": {**KINDS},
     "promptflow.contracts": {},
     "promptflow.contracts.multimedia": {"Image": Later(_MULTIMEDIA, "Image"), "Text": Later(_MULTIMEDIA, "Text")},
-    "promptflow.core": {"tool": tool, "log_metric": log_metric},
+    "promptflow.contracts.types": {"Secret": Secret, "PromptTemplate": PromptTemplate, "FilePath": FilePath},
+    "promptflow.core": {
+        "tool": tool,
+        "log_metric": log_metric,
+        "ToolProvider": ToolProvider,
+        "AzureOpenAIModelConfiguration": AzureOpenAIModelConfiguration,
+        "OpenAIModelConfiguration": OpenAIModelConfiguration,
+    },
+    "promptflow.entities": {"InputSetting": InputSetting, "DynamicList": DynamicList},
 }
 """Import path to names. A new mirror is a row here."""
 

@@ -487,8 +487,8 @@ def mark_images(
             url = {"url": value.source_url or value.to_base64(with_type=True)}
             parts[mark] = {"type": "image_url", "image_url": url if detail is None else {**url, "detail": detail}}
             return mark
-        if type(value) is list:
-            return [marked(part) for part in value]
+        if isinstance(value, list):
+            return type(value)(map(marked, value))
         if type(value) is dict:
             return {key: marked(part) for key, part in value.items()}
         return value
