@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from prefect_batchflow.results import AggregationResult, aggregation_result
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable
+    from collections.abc import AsyncIterable, Mapping
 
     from prefect_batchflow.execution.executor import Executor
 
@@ -19,7 +19,12 @@ _KEPT = ("line_number", "inputs", "output", "aggregation_inputs")
 
 
 async def aggregate(
-    executor: Executor, records: AsyncIterable[dict[str, Any]], *, run_id: str, timeout_sec: float
+    executor: Executor,
+    records: AsyncIterable[dict[str, Any]],
+    *,
+    run_id: str,
+    timeout_sec: float,
+    image_folders: Mapping[str, str | None] | None = None,
 ) -> AggregationResult:
     """Run the flow's aggregation over the completed lines.
 
@@ -28,7 +33,16 @@ async def aggregate(
         records: The newest record of each line of the data, by line_number.
         run_id: The run's id, for the node runs' ids.
         timeout_sec: The aggregation's limit; promptflow's is the line's too.
+        image_folders: Where paths of images in inputs are looked for, by the source that brought them.
     """
-    completed = [{name: record[name] for name in _KEPT} async for record in records if record["status"] == "Completed"]
+    folders = image_folders or {}
+    completed = [_kept(record, folders) async for record in records if record["status"] == "Completed"]
     run = await executor.aggregate(completed, timeout_sec=timeout_sec)
     return aggregation_result(run, run_id)  # type: ignore[arg-type] # plain JSON of that shape, from a worker
+
+
+def _kept(record: dict[str, Any], folders: Mapping[str, str | None]) -> dict[str, Any]:
+    line = {name: record[name] for name in _KEPT}
+    if (images := record.get("images")) is not None:
+        line["images"] = {name: [source, folders.get(source)] for name, source in images["inputs"].items()}
+    return line

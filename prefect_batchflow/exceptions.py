@@ -22,7 +22,8 @@
     │   │   │   └── InvalidReferenceProperty  a node's output lacks what a reference asks for
     │   │   ├── InvalidRequest          what was given with the flow does not serve it
     │   │   │   └── GetConnectionError        a connection is not there, or cannot be made
-    │   │   └── InvalidOptionError      an option of the run is out of range or misspelt
+    │   │   ├── InvalidOptionError      an option of the run is out of range or misspelt
+    │   │   └── InvalidImageInput       an image of the data or the flow cannot be read, or may not be
     │   ├── FlowNotFoundError           nothing at the flow's path, or no such attribute
     │   ├── InputMappingError           `inputs_mapping` and the data do not fit
     │   ├── InvalidUserData             the data cannot be read as its suffix says
@@ -53,6 +54,8 @@
     │   │   │   └── ContentFilterError      the prompt, or the answer, was filtered
     │   │   └── APIResponseValidationError  an answer that is none
     │   ├── ScriptExecutionError        a callable flow's code raised
+    │   ├── LoadMultimediaDataError     a line's input has an image that cannot be read, or may not be
+    │   ├── ImageTooLargeError          a line's images are too large for its record
     │   ├── FlowOutputUnserializable    a line's output is not JSON
     │   ├── LineExecutionTimeoutError   a line met its time limit
     │   ├── BatchRunTimeoutError        the run met its time limit
@@ -199,6 +202,10 @@ class InvalidOptionError(ValidationError):
     """Raised for an option of a run that is out of range, misspelt or contradicts another."""
 
 
+class InvalidImageInput(ValidationError):  # noqa: N818 - promptflow's name
+    """Raised for an image that cannot be read, or may not be; a line fails with `LoadMultimediaDataError` that has its text."""
+
+
 class FlowNotFoundError(UserErrorException):
     """Raised by `load_flow` when nothing is at the path, or the module has no such attribute."""
 
@@ -330,6 +337,14 @@ class APIResponseValidationError(OpenAIError):
 
 class ScriptExecutionError(UserErrorException):
     """A callable flow's code raised; the line fails with it."""
+
+
+class LoadMultimediaDataError(UserErrorException):
+    """An image in a line's inputs cannot be read, or may not be; the line fails with it before its code runs."""
+
+
+class ImageTooLargeError(UserErrorException):
+    """The images that a line returned are too large for its record; the line fails with it."""
 
 
 class FlowOutputUnserializable(UserErrorException):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from prefect_batchflow.definition.flow import MESSAGE_FORMATS
 from prefect_batchflow.exceptions import (
     InputMappingError,
     InputNotFound,
@@ -27,6 +28,7 @@ from prefect_batchflow.inputs import mapping as maps
 from prefect_batchflow.inputs.check import Checker, Inventory, RowFaults
 from prefect_batchflow.inputs.formats import shorten
 from prefect_batchflow.inputs.types import CONVERSION_ERRORS, CONVERTERS
+from prefect_batchflow.tools.multimedia import holds_images
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -53,6 +55,9 @@ class Line:
     """What the flow is called with: JSON values, defaults and types applied."""
     error: dict[str, Any] | None = None
     """An error dictionary when the row does not fit the flow's types: the line fails without running."""
+    images: Mapping[str, tuple[str, str | None]] | None = None
+    """Inputs that stand for images, or have some in them, to the source they come from (`""` is the flow itself) and the
+    folder that paths are relative to; `None` if there are none."""
 
 
 def check(
@@ -88,6 +93,9 @@ def read_lines(
     flow_inputs: Mapping[str, FlowInput],
     inputs_mapping: Mapping[str, Any] | None,
     inventory: Inventory,
+    *,
+    flow_folder: str | None = None,
+    message_format: str = MESSAGE_FORMATS[0],
 ) -> Iterator[Line]:
     """Give the lines that `check` counted, from a second reading of the data.
 
@@ -99,11 +107,14 @@ def read_lines(
         flow_inputs: The flow's inputs by name.
         inputs_mapping: Input name to `${source.column}` or a literal.
         inventory: What `check` returned.
+        flow_folder: Where images of the flow's defaults and the mapping's literals are.
+        message_format: The flow's, by which images in the data are known.
 
     Raises:
         InvalidUserData: The data is no longer what was checked. Rows that were appended are left out with a warning.
     """
-    preparation = _Preparation([source.name for source in sources], flow_inputs, inputs_mapping)
+    folders = {"": flow_folder, **{source.name: source.folder for source in sources}}
+    preparation = _Preparation(folders, flow_inputs, inputs_mapping, message_format)
     numbered = [
         maps.number_rows(_unchanged(source, summary), own_numbers=summary.own_numbers)
         for source, summary in zip(sources, inventory.sources, strict=True)
@@ -150,8 +161,13 @@ class _Preparation:
     """How the rows of a line become its inputs."""
 
     def __init__(
-        self, sources: Sequence[str], flow_inputs: Mapping[str, FlowInput], inputs_mapping: Mapping[str, Any] | None
+        self,
+        folders: Mapping[str, str | None],
+        flow_inputs: Mapping[str, FlowInput],
+        inputs_mapping: Mapping[str, Any] | None,
+        message_format: str,
     ) -> None:
+        sources = [name for name in folders if name]
         mapping = maps.complete_mapping(inputs_mapping, _required(flow_inputs))
         self._sources = sources
         self._mapping = {name: maps.parse_expression(value, sources) for name, value in mapping.items()}
@@ -159,6 +175,8 @@ class _Preparation:
         self._shared = [n for n, e in self._mapping.items() if isinstance(e, maps.Literal) and not _is_scalar(e.value)]
         self._flow_inputs = flow_inputs
         self._defaults = {name: i.default for name, i in flow_inputs.items() if not i.required}
+        self._folders = folders
+        self._message_format = message_format
         self._typed = [(name, i.type, CONVERTERS[i.type]) for name, i in flow_inputs.items() if i.type in CONVERTERS]
 
     def line(self, number: int, rows: Sequence[Row]) -> Line:
@@ -174,10 +192,27 @@ class _Preparation:
             inputs[maps.LINE_NUMBER] = number
         fault = self._missing(unresolved) or self._complete(inputs)
         if fault is None:
-            return Line(number, inputs)
+            return Line(number, inputs, images=self._images(inputs, values))
         kind, text = fault
         message = f"Line {number} ({rows[0].place}): {text}"
         return Line(number, inputs, error_dict(kind(message, target="Executor", line_number=number)))
+
+    def _images(
+        self, inputs: Mapping[str, Any], values: Mapping[str, Mapping[str, Any]]
+    ) -> dict[str, tuple[str, str | None]] | None:
+        found: dict[str, tuple[str, str | None]] = {}
+        for name, declared in self._flow_inputs.items():
+            value = inputs.get(name)
+            if declared.type != "image":
+                if type(value) not in (dict, list) or not holds_images(value, self._message_format):
+                    continue
+            elif value is None:
+                continue
+            expression = self._mapping.get(name)
+            columns = expression.columns if isinstance(expression, maps.ColumnReference) else ()
+            source = next((source for source, column in columns if column in values[source]), "")
+            found[name] = (source, self._folders[source])
+        return found or None
 
     def _missing(self, unresolved: Sequence[str]) -> _Fault | None:
         for name in unresolved:

@@ -86,6 +86,17 @@ class LineRecord(TypedDict):
     logs: str
     """What the line printed, shortened; `""` if nothing."""
     nodes: list[NodeRecord]
+    images: NotRequired[ImagesRecord]
+    """Where there are images; of a line without there is nothing."""
+
+
+class ImagesRecord(TypedDict):
+    """Where a line has images."""
+
+    inputs: dict[str, str]
+    """Inputs with images, to the source they came from; `""` is the flow itself."""
+    output: list[list[str | int]]
+    """Keys and indexes that lead to each image whose bytes are in the output."""
 
 
 class AggregationRun(TypedDict):

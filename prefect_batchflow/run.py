@@ -302,7 +302,14 @@ class BatchRun:
         return sources
 
     def _lines(self) -> Iterator[Line]:
-        return read_lines(self.sources, self.flow.inputs, self.request.inputs_mapping, self.inventory)
+        return read_lines(
+            self.sources,
+            self.flow.inputs,
+            self.request.inputs_mapping,
+            self.inventory,
+            flow_folder=str(self.flow.working_dir),
+            message_format=self.flow.message_format,
+        )
 
     # --- the run's records -------------------------------------------------------------------------------------------
 
@@ -637,6 +644,7 @@ class BatchRun:
                 self.executor,
                 self._newest_records(),
                 run_id=self.request.run_id,
+                image_folders={"": str(self.flow.working_dir), **{s.name: s.folder for s in self.sources}},
                 timeout_sec=self.options.policy.timeout_sec,
             )
         )
@@ -664,7 +672,9 @@ class BatchRun:
             status=Status.Canceled if canceled else Status.Completed,
             batch_error=error_dict(self.batch_error) if self.batch_error else None,
         )
-        await write_outputs(self.files, self.keys, self._newest_records(), result, self.output_dir)
+        await write_outputs(
+            self.files, self.keys, self._newest_records(), result, self.output_dir, self.flow.message_format
+        )
         await self._write_artifacts(result)
         self.logger.info("Run %s: %s", self.request.run_id, summary_line(result))
         self.live.result = result

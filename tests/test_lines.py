@@ -211,7 +211,7 @@ class TestSources:
                 alive.add(self)
 
         class Rows:
-            name = url = "data"
+            name = url = folder = "data"
 
             def rows(self, update: Any = None) -> Iterator[Any]:
                 for number in range(1000):

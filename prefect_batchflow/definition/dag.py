@@ -15,6 +15,7 @@ from prefect_batchflow.definition.document import (
     read_environment,
     read_inputs,
     read_language,
+    read_message_format,
     read_service,
     refuse_other_keys,
     says_nothing,
@@ -83,6 +84,7 @@ def flow_of_document(document: dict[str, Any], file: Path, working_dir: Path, va
     """
     problems = Problems(file)
     language = read_language(document, problems)
+    message_format = read_message_format(document, problems)
     inputs = read_inputs(document, "inputs", problems)
     if says_nothing(document.get("inputs")):
         problems.add(InputNotFound, "top level", "no 'inputs'. Declare what each line brings: a batch runs over them.")
@@ -104,6 +106,7 @@ def flow_of_document(document: dict[str, Any], file: Path, working_dir: Path, va
             service=service,
             environment_variables=environment,
             additional_includes=includes,
+            message_format=message_format,
         )
     refuse_other_keys(document, FLOW_KEYS, "top level", problems)
     environment = read_environment(document, problems)
@@ -123,6 +126,7 @@ def flow_of_document(document: dict[str, Any], file: Path, working_dir: Path, va
         variant=variant,
         environment_variables=environment,
         additional_includes=includes,
+        message_format=message_format,
     )
 
 

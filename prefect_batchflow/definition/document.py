@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from prefect_batchflow.definition.flow import NO_DEFAULT, FlowInput, Service
+from prefect_batchflow.definition.flow import MESSAGE_FORMATS, NO_DEFAULT, FlowInput, Service
 from prefect_batchflow.exceptions import FlowDefinitionError, InvalidFlowRequest, UnsupportedFeatureError
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ INPUT_TYPES = frozenset(
     }
 )
 """The types of a flow's inputs. The last five are taken as they come."""
-MESSAGE_FORMATS = ("basic", "openai-vision")
 DISPLAY_KEYS = frozenset(
     {"$schema", "id", "name", "type", "display_name", "description", "tags", "environment"},
 )
@@ -245,16 +244,22 @@ def environment_texts(values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def read_language(given: dict[str, Any], problems: Problems) -> str:
-    """The yaml's `language`, and a look at `message_format`."""
+    """The yaml's `language`."""
     language = given.get("language") or "python"
     if not isinstance(language, str):
         problems.add(FlowDefinitionError, "top level", f"'language' should be a name, found {language!r}.")
         return "python"
-    message_format = given.get("message_format") or "basic"
-    if message_format not in MESSAGE_FORMATS:
-        text = f"the key 'message_format' is {message_format!r}, expected {' or '.join(map(repr, MESSAGE_FORMATS))}."
-        problems.add(UnsupportedFeatureError, "top level", text)
     return language
+
+
+def read_message_format(given: dict[str, Any], problems: Problems, known: tuple[str, ...] = MESSAGE_FORMATS) -> str:
+    """How the flow writes images, in lower case."""
+    found = given.get("message_format") or MESSAGE_FORMATS[0]
+    message_format = found.lower() if isinstance(found, str) else ""
+    if message_format not in known:
+        text = f"the key 'message_format' is supported as {' or '.join(map(repr, known))} only, found {found!r}."
+        problems.add(UnsupportedFeatureError, "top level", text)
+    return message_format
 
 
 def read_service(given: dict[str, Any], problems: Problems) -> Service:

@@ -19,6 +19,7 @@ from prefect_batchflow.definition.document import (
     read_environment,
     read_inputs,
     read_language,
+    read_message_format,
     read_service,
     refuse_other_keys,
 )
@@ -53,6 +54,8 @@ def flow_of_document(document: dict[str, Any], file: Path, working_dir: Path) ->
     """
     problems = Problems(file)
     language = read_language(document, problems)
+    # promptflow reads it of DAG flows only: a callable's images are always in the basic form.
+    read_message_format(document, problems, known=("basic",))
     inputs = read_inputs(document, "inputs", problems, empty_is_none=True)
     if language != "python":
         service, environment = read_service(document, problems), read_environment(document, problems)

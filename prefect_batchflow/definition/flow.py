@@ -28,6 +28,8 @@ OTHER_SOURCE_SUFFIXES: Final = SOURCE_SUFFIXES | frozenset(
     {".cjs", ".cs", ".csproj", ".dll", ".go", ".jar", ".java", ".js", ".kt", ".mjs", ".php", ".rb", ".rs", ".sh", ".ts"}
 )
 """The same of a flow in another language."""
+MESSAGE_FORMATS: Final = ("basic", "openai-vision")
+"""How a flow writes images in its data and outputs; the first is the default."""
 SOURCE_FILE_LIMIT: Final = 10_000
 """Files of a flow folder that its fingerprint takes in."""
 
@@ -52,8 +54,9 @@ class FlowInput:
 
     name: str
     type: str = "object"
-    """promptflow's names: int, double, bool, string, list, object (any value; a text may be its JSON). `any`, for a
-    callable's parameter of none of these types, takes values as they are."""
+    """promptflow's names: int, double, bool, string, list, object (any value; a text may be its JSON), image (a path,
+    an address, base64 text or an image dictionary). `any`, for a callable's parameter of none of these types, takes values
+    as they are."""
     default: Any = NO_DEFAULT
     description: str = ""
 
@@ -203,8 +206,8 @@ class Flow:
     """`${node.variant}`, if one was chosen for a node."""
     additional_includes: tuple[Path, ...] = ()
     """Files and folders, absolute, that are merged with its folder for a run: see `merged_copy`."""
-    message_format: str = "basic"
-    """How images are written in its messages: `basic` or `openai-vision`."""
+    message_format: str = MESSAGE_FORMATS[0]
+    """How images are written in its data and outputs."""
     environment_variables: Mapping[str, str] = field(default_factory=dict)
     """Set where its code runs, before it is imported; a text may be `${connection.key}`."""
 
@@ -343,10 +346,8 @@ def _flow_of_yaml(file: Path, working_dir: Path, variant: str) -> Flow:
 
     document = read_document(file)
     if "entry" in document:
-        flow = flex.flow_of_document(document, file, working_dir)
-    else:
-        flow = dag.flow_of_document(document, file, working_dir, variant)
-    return replace(flow, message_format=document.get("message_format") or "basic")
+        return flex.flow_of_document(document, file, working_dir)
+    return dag.flow_of_document(document, file, working_dir, variant)
 
 
 def _locate(text: str, folder: Path | None) -> Path:

@@ -79,7 +79,7 @@ async def _host(program: Program, fd: int, write: Writer, lines_at_once: int, sc
         printed = LineOutput.begin()
         inputs = json.loads(body)
         try:
-            record = await program.run_line_async(head["line_number"], inputs)
+            record = await program.run_line_async(head["line_number"], inputs, head.get("images"))
         except asyncio.CancelledError as exc:
             if head["id"] in cancelled:
                 raise

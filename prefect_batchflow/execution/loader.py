@@ -35,6 +35,7 @@ from prefect_batchflow.definition.flow import (
 from prefect_batchflow.exceptions import (
     FlowEntryInitializationError,
     InvalidConnectionError,
+    InvalidImageInput,
     InvalidOptionError,
     PythonLoadError,
     ResolveToolError,
@@ -42,6 +43,7 @@ from prefect_batchflow.exceptions import (
 )
 from prefect_batchflow.execution.calls import UserFunction, describe, exception_text, passes_through
 from prefect_batchflow.execution.connecting import connect, connection_types, constructor_value
+from prefect_batchflow.execution.images import FlowImages
 from prefect_batchflow.execution.node_tools import FoundTool, tool_of_package, tool_of_source
 from prefect_batchflow.execution.nodes import DagProgram, EntryProgram, NodeTool, Program
 from prefect_batchflow.tools.context import log_metric
@@ -111,6 +113,7 @@ def load_program(
         program: Program = _load_dag(flow, flow.program, given)
     else:
         program = _load_entry(flow, flow.program, init_kwargs or {}, given)
+    program.images = FlowImages(folder, flow.message_format, program.description.inputs)
     if not mirrored and program.description.has_aggregation:
         _take_promptflow_metrics()
     return program
@@ -121,7 +124,8 @@ def load_program(
 
 def _load_dag(flow: Flow, dag: Dag, connections: Connections) -> DagProgram:
     modules: dict[Path, ModuleType] = {}
-    tools = {node.name: _tool_of_node(flow, node, modules, connections) for node in dag.nodes}
+    images = FlowImages(str(flow.working_dir), flow.message_format, flow.inputs)
+    tools = {node.name: _tool_of_node(flow, node, modules, connections, images) for node in dag.nodes}
     line_tools = [tools[node.name] for node in dag.line_nodes]
     aggregation_tools = [tools[node.name] for node in dag.aggregation_nodes]
     description = FlowDescription(
@@ -132,9 +136,11 @@ def _load_dag(flow: Flow, dag: Dag, connections: Connections) -> DagProgram:
     return DagProgram(description, line_tools, aggregation_tools, dag.outputs)
 
 
-def _tool_of_node(flow: Flow, node: Node, modules: dict[Path, ModuleType], connections: Connections) -> NodeTool:
+def _tool_of_node(
+    flow: Flow, node: Node, modules: dict[Path, ModuleType], connections: Connections, images: FlowImages
+) -> NodeTool:
     if node.type == "python":
-        return _node_tool(node, _found_tool(flow, node, modules), connections)
+        return _node_tool(node, _found_tool(flow, node, modules), connections, images)
     from prefect_batchflow.execution import model_nodes
 
     if node.type == "prompt":
@@ -157,23 +163,23 @@ def _tool_of_node(flow: Flow, node: Node, modules: dict[Path, ModuleType], conne
     if from_rows and any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
         # What promptflow's own tools go by, so that no row brings a role.
         given["_inputs_to_escape"] = Literal(from_rows)
-    return _node_tool(replace(node, inputs=given), found, connections)
+    return _node_tool(replace(node, inputs=given), found, connections, images)
 
 
-def _node_tool(node: Node, found: FoundTool, connections: Connections) -> NodeTool:
+def _node_tool(node: Node, found: FoundTool, connections: Connections, images: FlowImages) -> NodeTool:
     place = f"Node '{node.name}': {found.place}"
     # promptflow's yaml editor writes an empty text or null for "not set": the tool's own default applies then.
     inputs = {k: v for k, v in node.inputs.items() if not (isinstance(v, Literal) and v.value in (None, ""))}
     function = found.function
     if found.owner is not None:
-        function, inputs = _method(found.owner, found, inputs, node, place, connections)
+        function, inputs = _method(found.owner, found, inputs, node, place, connections, images)
     signature = _signature(function)
     optional: set[str] = set()
     if signature is not None:
         _check_arguments(signature, inputs, node, place)
         named = _named_parameters(signature)
         optional = {name for name, parameter in named.items() if parameter.default is not parameter.empty}
-        inputs = _converted_literals(inputs, named, found.types, node, place, connections)
+        inputs = _converted_literals(inputs, named, found.types, node, place, connections, images)
     called = UserFunction(function, node.name, is_async=_is_async(function))
     return NodeTool(node.name, called, inputs, optional=optional, activate=node.activate)
 
@@ -199,7 +205,7 @@ def _found_tool(flow: Flow, node: Node, modules: dict[Path, ModuleType]) -> Foun
 
 
 def _method(
-    owner: type, found: FoundTool, inputs: Inputs, node: Node, place: str, connections: Connections
+    owner: type, found: FoundTool, inputs: Inputs, node: Node, place: str, connections: Connections, images: FlowImages
 ) -> tuple[Callable[..., Any], Inputs]:
     """Build a tool's class, and give its method and the inputs that are not the constructor's.
 
@@ -226,7 +232,7 @@ def _method(
                 target="Tool",
             )
     _check_arguments(constructor, taken, node, f"{place}, its class {owner.__qualname__}")
-    taken = _converted_literals(taken, own, found.types, node, place, connections)
+    taken = _converted_literals(taken, own, found.types, node, place, connections, images)
     try:
         built = owner(**{key: value.value for key, value in taken.items() if isinstance(value, Literal)})
     except BaseException as exc:
@@ -249,6 +255,7 @@ def _converted_literals(
     node: Node,
     place: str,
     connections: Connections,
+    images: FlowImages,
 ) -> Inputs:
     """The inputs with literals as their parameters' types; what `**kwargs` takes stays as it is."""
     converted = dict(inputs)
@@ -261,8 +268,11 @@ def _converted_literals(
         type_name = types.get(name) or (_literal_type(named[name]) if name in named else None)
         if isinstance(value, Literal) and type_name is not None:
             try:
-                converted[name] = Literal(_converted(value.value, type_name))
-            except ValueError as exc:
+                is_image = type_name == "image"
+                converted[name] = Literal(
+                    images.literal(value.value) if is_image else _converted(value.value, type_name)
+                )
+            except (ValueError, InvalidImageInput) as exc:
                 raise ResolveToolError(f"{place}, input '{name}' is {value.value!r}: {exc}", target="Tool") from exc
     return converted
 

@@ -8,7 +8,7 @@ from prefect_batchflow.definition.flow import Literal, Reference
 from prefect_batchflow.exceptions import NodeInputValidationError, ResolveToolError
 from prefect_batchflow.execution.calls import UserFunction
 from prefect_batchflow.execution.nodes import NodeTool
-from prefect_batchflow.tools.prompt import Template, as_chat_lists
+from prefect_batchflow.tools.prompt import Template, as_chat_lists, without_image_marks
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -121,7 +121,7 @@ def llm_node(flow: Flow, node: Node, connections: Connections) -> NodeTool:
         raise ResolveToolError(
             f"{place}: no '{model_names[0]}' among its inputs. Name the model that it asks.", target="Tool"
         )
-    template = template_of(flow, node)
+    template = template_of(flow, node, with_images=api == "chat")
     own = {*APIS[api], model_names[0], "prompt", "connection"}
     _refuse_collisions(node, template, own, f"{PROVIDERS[kind]}.{api}")
     untrusted = inputs_of_the_line(node)
@@ -162,14 +162,15 @@ def request_parameters(api: str, arguments: Mapping[str, Any]) -> dict[str, Any]
     return given
 
 
-def template_of(flow: Flow, node: Node) -> Template:
-    """Read a node's template.
+def template_of(flow: Flow, node: Node, *, with_images: bool = False) -> Template:
+    """Read a node's template; `with_images` puts each `![image]({{name}})` into a line of its own.
 
     Raises:
         JinjaTemplateError: It is no jinja2.
         ResolveToolError: It cannot be read.
     """
-    return Template(template_text(flow, node), f"Node '{node.name}': {node.source}")
+    text = template_text(flow, node)
+    return Template(without_image_marks(text) if with_images else text, f"Node '{node.name}': {node.source}")
 
 
 def template_text(flow: Flow, node: Node) -> str:

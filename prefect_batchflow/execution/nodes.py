@@ -17,10 +17,12 @@ from prefect_batchflow.connections import is_connection
 from prefect_batchflow.definition.flow import Literal, Reference
 from prefect_batchflow.exceptions import (
     FlowOutputUnserializable,
+    ImageTooLargeError,
     InputNotFound,
     InvalidFlowRequest,
     InvalidReferenceProperty,
     LineOutOfMemoryError,
+    LoadMultimediaDataError,
     UnexpectedError,
     error_dict,
 )
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 
     from prefect_batchflow.definition.flow import Activate, FlowDescription, FlowOutput
     from prefect_batchflow.execution.calls import Call, Steps
+    from prefect_batchflow.execution.images import FlowImages, Origins
     from prefect_batchflow.tools.context import RunContext
 
     LineRun = dict[str, Any]
@@ -59,20 +62,24 @@ class Program:
     """A flow whose code is imported: what a worker runs. One walk each for lines and aggregation, behind two doors."""
 
     description: FlowDescription
+    images: FlowImages | None = None
+    """What loads and records its images; the loader sets it."""
 
-    def run_line(self, line_number: int, inputs: dict[str, Any]) -> LineRun:
-        """Run one line in this thread."""
+    def run_line(self, line_number: int, inputs: dict[str, Any], images: Origins | None = None) -> LineRun:
+        """Run one line in this thread; `images` names the inputs that have some."""
         with running(line_number) as context:
             try:
-                return drive(self._line(context, inputs))
+                steps = self._line(context, inputs) if images is None else self._image_line(context, inputs, images)
+                return self._recorded(drive(steps), images)
             except Exception as exc:  # noqa: BLE001 - a line that cannot even be recorded fails; its worker goes on
                 return self.failed_line(line_number, inputs, exc)
 
-    async def run_line_async(self, line_number: int, inputs: dict[str, Any]) -> LineRun:
-        """Run one line on this event loop, its sync functions in threads."""
+    async def run_line_async(self, line_number: int, inputs: dict[str, Any], images: Origins | None = None) -> LineRun:
+        """Run one line on this event loop, its sync functions in threads; `images` names the inputs that have some."""
         with running(line_number) as context:
             try:
-                return await drive_async(self._line(context, inputs))
+                steps = self._line(context, inputs) if images is None else self._image_line(context, inputs, images)
+                return self._recorded(await drive_async(steps), images)
             except Exception as exc:  # noqa: BLE001 - as in `run_line`
                 return self.failed_line(line_number, inputs, exc)
 
@@ -84,12 +91,46 @@ class Program:
     def aggregate(self, lines: list[CompletedLine]) -> AggregationRun:
         """Run the aggregation over completed lines in this thread."""
         with running() as context:
-            return drive(self._aggregation(context, _by_number(lines)))
+            return drive(self._image_aggregation(context, _by_number(lines)))
 
     async def aggregate_async(self, lines: list[CompletedLine]) -> AggregationRun:
         """Run the aggregation over completed lines on this event loop, its sync functions in threads."""
         with running() as context:
-            return await drive_async(self._aggregation(context, _by_number(lines)))
+            return await drive_async(self._image_aggregation(context, _by_number(lines)))
+
+    def _image_line(self, context: RunContext, inputs: dict[str, Any], images: Origins) -> Steps:
+        """A line whose inputs have images in them, which its record keeps as they came."""
+        assert self.images is not None, "the loader set it"
+        clock = _Clock()
+        loaded = yield UserFunction(self.images.loaded, "inputs"), (inputs, images), {}
+        if isinstance(loaded, Raised):
+            error = loaded.error
+            known = error_dict(error) if isinstance(error, LoadMultimediaDataError) else _own_failure(error)
+            return _line_run(context, clock, inputs, error=known)
+        run = yield from self._line(context, loaded)
+        return {**run, "inputs": inputs}
+
+    def _recorded(self, run: LineRun, images: Origins | None) -> LineRun:
+        if self.images is not None:
+            try:
+                self.images.record(run, images)
+            except ImageTooLargeError as exc:
+                _fail(run, error_dict(exc))
+        return run
+
+    def _image_aggregation(self, context: RunContext, lines: list[CompletedLine]) -> Steps:
+        """The aggregation, with the images of lines that have some loaded again."""
+        if self.images is not None:
+            for index, line in enumerate(lines):
+                if "images" not in line:
+                    continue
+                loaded = yield UserFunction(self.images.reloaded, "images"), (line,), {}
+                if isinstance(loaded, Raised):
+                    error = loaded.error
+                    known = error_dict(error) if isinstance(error, LoadMultimediaDataError) else _own_failure(error)
+                    return {"output": {}, "metrics": {}, "nodes": [], "error": known}
+                lines[index] = loaded
+        return (yield from self._aggregation(context, lines))
 
     def _line(self, context: RunContext, inputs: dict[str, Any]) -> Steps:
         raise NotImplementedError
@@ -590,6 +631,9 @@ def _to_json(value: Any) -> Any:
         return value.isoformat() + "Z" * (value.tzinfo is None)
     if isinstance(value, Enum):
         return value.value
+    if isinstance(value, bytes) and hasattr(value, "_mime_type"):
+        # An image within an object that is none of JSON's; all others are dictionaries by now.
+        return {f"data:{value._mime_type};base64": value.to_base64()}  # type: ignore[attr-defined]
     if isinstance(value, type):
         pass
     elif hasattr(value, "__dataclass_fields__"):

@@ -128,6 +128,8 @@ class WorkerPool:
             return failed_outcome(line, attempt=attempt, error=line.error, duration_sec=0.0)
         number, inputs = line.line_number, input_hash(line.inputs)
         head = {"op": "line", "line_number": number, "attempt": attempt, "input_hash": inputs}
+        if line.images is not None:
+            head["images"] = line.images
         job = self._job(f"Line {number}", head, json.dumps(line.inputs).encode(), timeout_sec)
         job.line_number = number
         try:

@@ -89,7 +89,7 @@ def _run_sync(program: Program, read: _Reader, permits: int, write: Writer, scru
             return
         if head["op"] == "line":
             printed = LineOutput.only = LineOutput.begin()
-            record = dict(program.run_line(head["line_number"], json.loads(body)))
+            record = dict(program.run_line(head["line_number"], json.loads(body), head.get("images")))
             _end_output()
             write(line_reply(head, record, printed, scrubber))
             if is_spent(record):  # what the line left allocated would be refused to the next one

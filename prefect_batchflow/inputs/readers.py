@@ -67,6 +67,10 @@ class Source(Protocol):
     def url(self) -> str:
         """Where the rows are, for messages: no credentials, no query."""
 
+    @property
+    def folder(self) -> str | None:
+        """What paths of images in its rows are relative to, and may not leave; `None` where there is no such folder."""
+
     def rows(self, update: Update | None = None) -> Iterator[Row]:
         """The rows in order, one in memory at a time.
 
@@ -114,11 +118,13 @@ class RowsSource:
         name: What mappings call it: `run.outputs`.
         rows: Mappings of column to JSON value. What can be iterated only once (a generator) is copied to a temporary
             file.
+        folder: What paths of images in them are relative to, and may not leave.
     """
 
-    def __init__(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+    def __init__(self, name: str, rows: Iterable[Mapping[str, Any]], folder: str | None = None) -> None:
         self.name = name
         self.url = name
+        self.folder = folder
         self._given = rows
 
     def rows(self, update: Update | None = None) -> Iterator[Row]:
@@ -168,6 +174,17 @@ class _FileSource:
         self._protocol = location.partition("://")[0] if "://" in location else "file"
         # What a variable holds may be a secret: who only names it in a parameter must not read it in a message.
         self._has_variable = self._protocol == "file" and "$" in shown
+
+    @cached_property
+    def folder(self) -> str | None:
+        """The folder that was given, or that of the file, or the fixed part of a pattern."""
+        place = self._location
+        if place.startswith("/dev/"):
+            return None
+        if self._protocol not in ("http", "https") and not os.path.lexists(place) and (fixed := fixed_folder(place)):
+            return fixed.rstrip("/") or "/"
+        is_folder = Path(place).is_dir() if self._protocol == "file" and "://" not in place else not _suffix(place)
+        return place.rstrip("/") if is_folder else place.partition("?")[0].rpartition("/")[0]
 
     def rows(self, update: Update | None = None) -> Iterator[Row]:
         for number, file in enumerate(self._files):

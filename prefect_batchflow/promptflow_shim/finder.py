@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from importlib.machinery import ModuleSpec, PathFinder
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prefect_batchflow.connections import KINDS, AzureOpenAIModelConfiguration, OpenAIModelConfiguration
 from prefect_batchflow.tools.context import log_metric
@@ -22,6 +23,16 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import ModuleType
 
+
+class Later(NamedTuple):
+    """A name whose module is imported when the mirrored one is: not each worker needs it."""
+
+    module: str
+    name: str
+
+
+_MULTIMEDIA = "prefect_batchflow.tools.multimedia"
+
 MIRRORED: dict[str, dict[str, Any]] = {
     "promptflow": {"tool": tool, "log_metric": log_metric, "ToolProvider": ToolProvider},
     "promptflow._core": {},
@@ -34,6 +45,7 @@ MIRRORED: dict[str, dict[str, Any]] = {
     "promptflow._internal": {"tool": tool, "ToolProvider": ToolProvider},
     "promptflow.connections": {**KINDS},
     "promptflow.contracts": {},
+    "promptflow.contracts.multimedia": {"Image": Later(_MULTIMEDIA, "Image"), "Text": Later(_MULTIMEDIA, "Text")},
     "promptflow.contracts.types": {"Secret": Secret, "PromptTemplate": PromptTemplate, "FilePath": FilePath},
     "promptflow.core": {
         "tool": tool,
@@ -72,7 +84,11 @@ class ShimFinder:
     @staticmethod
     def exec_module(module: ModuleType) -> None:
         """Fill a mirrored module with its names."""
-        module.__dict__.update(MIRRORED[module.__name__], __getattr__=_refuser(module.__name__))
+        names = {
+            name: getattr(import_module(value.module), value.name) if isinstance(value, Later) else value
+            for name, value in MIRRORED[module.__name__].items()
+        }
+        module.__dict__.update(names, __getattr__=_refuser(module.__name__))
 
 
 def _refuser(module: str) -> Any:

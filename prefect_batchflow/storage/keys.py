@@ -7,6 +7,7 @@
         lock, lease.json     who runs it now
         records/*.json       segments of line records, append-only
         outputs.jsonl        completed lines, sorted
+        images/*             the images in the outputs, by their content
         failed.jsonl         failed lines with their inputs, valid as data of a new run
         batch_result.json    the BatchResult
 """
@@ -21,6 +22,8 @@ from prefect_batchflow.exceptions import InvalidRunIdError, RecordCorruptError
 
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _SEGMENT = re.compile(r"([0-9]{12})-([0-9]{12})-([0-9]{4})-[0-9a-f]{12}\.json")
+IMAGES = "images"
+"""The folder beside an outputs file that has its images."""
 MAX_LINE_NUMBER = 10**12 - 1
 
 
@@ -72,6 +75,15 @@ class RunKeys:
     def outputs(self) -> str:
         """Completed lines."""
         return f"{self.run_id}/outputs.jsonl"
+
+    def image(self, name: str) -> str:
+        """One image of the outputs, which name it by its path from their folder."""
+        return f"{self.images}/{name}"
+
+    @property
+    def images(self) -> str:
+        """The folder of the images in the outputs."""
+        return f"{self.run_id}/{IMAGES}"
 
     @property
     def failed(self) -> str:

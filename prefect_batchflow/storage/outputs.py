@@ -12,8 +12,10 @@ import tempfile
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from prefect_batchflow.definition.flow import MESSAGE_FORMATS
 from prefect_batchflow.exceptions import StorageError
 from prefect_batchflow.results import BatchResult
+from prefect_batchflow.storage.images import OutputImages
 from prefect_batchflow.storage.manifest import read_model
 
 if TYPE_CHECKING:
@@ -66,6 +68,7 @@ async def write_outputs(
     records: AsyncIterable[dict[str, Any]],
     result: BatchResult,
     output_dir: Path | None,
+    message_format: str = MESSAGE_FORMATS[0],
 ) -> None:
     """Write all three files, to the run's folder and to `output_dir` where there is one.
 
@@ -75,17 +78,20 @@ async def write_outputs(
         records: The newest record of each line of the data, by line_number.
         result: What the run came to.
         output_dir: A folder on this machine; it is made.
+        message_format: How the flow writes images; those in outputs become files in `images/`, before the rows that name
+            them.
 
     Raises:
         StorageError: One of them cannot be written.
     """
+    images = OutputImages(files, keys, output_dir, message_format)
     with tempfile.TemporaryDirectory(prefix="batchflow-outputs-") as folder:
         outputs, failed, summary = (Path(folder, name) for name in ("outputs", "failed", "batch_result"))
         try:
             with _writing(outputs) as out, _writing(failed) as bad, _writing(summary) as whole:
                 async for record in records:
                     if record["status"] == "Completed":
-                        out.write(_json_line(output_row(record)))
+                        out.write(_json_line(output_row(await images.written(record))))
                     elif record["status"] == "Failed":
                         bad.write(_json_line(failed_row(record)))
                 whole.write(result.model_dump_json(indent=2) + "\n")

@@ -7,7 +7,7 @@ completed, `run.inputs` are the rows of its source `data`.
 from __future__ import annotations
 
 import json
-import os
+import shutil
 import tempfile
 import weakref
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from prefect_batchflow.inputs.mapping import ColumnReference, parse_expression
 from prefect_batchflow.inputs.readers import RowsSource, open_source
 from prefect_batchflow.inputs.survey import survey_source
 from prefect_batchflow.results import Status
-from prefect_batchflow.storage.keys import RunKeys
+from prefect_batchflow.storage.keys import IMAGES, RunKeys
 from prefect_batchflow.storage.manifest import require_manifest
 from prefect_batchflow.storage.outputs import read_result
 
@@ -117,18 +117,24 @@ def open_previous_inputs(manifest: Manifest) -> Source:
 
 
 async def _outputs(files: RunFiles, keys: RunKeys) -> Source:
-    descriptor, name = tempfile.mkstemp(prefix="batchflow-")
-    os.close(descriptor)
-    rows = _JsonLines(Path(name), files.location(keys.outputs))
-    weakref.finalize(rows, Path(name).unlink, missing_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="batchflow-"))
+    copy = folder / "outputs.jsonl"
+    rows = _JsonLines(copy, files.location(keys.outputs))
+    weakref.finalize(rows, shutil.rmtree, folder, ignore_errors=True)
     try:
-        await files.get_file(keys.outputs, Path(name))
+        await files.get_file(keys.outputs, copy)
+        here = files.local_path(keys.outputs)
+        if here is None:
+            # Workers read images as files, and have no access to the storage.
+            for name in await files.list_names(keys.images):
+                (folder / IMAGES).mkdir(exist_ok=True)
+                await files.get_file(keys.image(name), folder / IMAGES / name)
     except Exception as exc:
         raise StorageError(
             f"Cannot read the outputs at {files.location(keys.outputs)}: ({type(exc).__name__}) {exc}. `batchflow resume "
             f"{keys.run_id}` writes them again."
         ) from exc
-    return RowsSource(OUTPUTS, rows)
+    return RowsSource(OUTPUTS, rows, str(folder if here is None else here.parent))
 
 
 class _JsonLines:

@@ -10,6 +10,7 @@ import ast
 import functools
 import re
 import secrets
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -167,12 +168,16 @@ class Template:
         Args:
             variables: Name to value.
             untrusted: Those that come from a row: a role header in them is text. `None` is all.
-            images: As for `parse_chat`.
+            images: As for `parse_chat`; those among the variables need not be told.
 
         Raises:
             JinjaTemplateError: As `render`.
             ToolValidationError: As `parse_chat`.
         """
+        multimedia = sys.modules.get("prefect_batchflow.tools.multimedia")
+        if multimedia is not None:  # without it there is no image
+            parts = dict(images or {})
+            variables, images = multimedia.mark_images(variables, parts), parts
         text = self.render(_marked_variables(variables, variables if untrusted is None else untrusted))
         return parse_chat(text, images, place=self.place)
 

@@ -102,6 +102,26 @@ def test_a_chat_is_asked_with_the_rendered_messages(flows: Flows, model_server: 
     }
 
 
+@pytest.mark.parametrize("picture", ["![image]({{ question }})", "![image]({{ question.deep[0] }})"])
+def test_images_go_to_the_model_where_the_prompt_has_them(
+    flows: Flows, model_server: ModelServer, picture: str
+) -> None:
+    program = flows.llm(f"# user:\nLook: {picture} What is it?\n![image](http://127.0.0.1/x)")
+    image: Any = {"data:image/png;base64": "iVBORw0KGgo="}
+    question = image if picture.endswith("question }})") else {"deep": [image]}
+
+    record = asyncio.run(program.run_line_async(0, {"question": question}, {"question": ("data", None)}))
+
+    assert record["error"] is None
+    assert model_server.calls[0].body["messages"][0]["content"] == [
+        {"type": "text", "text": "Look: "},
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}},
+        {"type": "text", "text": " What is it?"},
+        {"type": "text", "text": "![image](http://127.0.0.1/x)"},
+    ]
+    assert "iVBORw0KGgo" not in str(record["nodes"])
+
+
 def test_azure_is_asked_for_the_deployment(flows: Flows, model_server: ModelServer) -> None:
     inputs = {"deployment_name": "gpt", "question": "${inputs.question}", "max_tokens": "inf"}
     program = flows.load(node("ask", "llm", inputs, connection="azure", api="chat"), templates={"ask.jinja2": CHAT})

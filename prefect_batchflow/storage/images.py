@@ -1,0 +1,105 @@
+"""The images in a run's outputs as files beside them, each under the name that its content gives it.
+
+A name that is there already has the same content, so writing outputs again, after a resume, writes no image twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from prefect_batchflow.exceptions import StorageError
+from prefect_batchflow.storage.keys import IMAGES
+from prefect_batchflow.tools.multimedia import file_name, is_image, is_image_dict, load_images, path_dict
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from prefect_batchflow.storage.keys import RunKeys
+    from prefect_batchflow.storage.records import RunFiles
+
+
+class OutputImages:
+    """Writes images to the run's folder, and to the output folder where there is one."""
+
+    def __init__(self, files: RunFiles, keys: RunKeys, output_dir: Path | None, message_format: str) -> None:
+        self._files = files
+        self._keys = keys
+        self._output_dir = output_dir
+        self._format = message_format
+        self._there: set[str] | None = None
+
+    async def written(self, record: dict[str, Any]) -> dict[str, Any]:
+        """Give a completed line's record with paths in the place of its output's images, which are written first.
+
+        Raises:
+            StorageError: One cannot be.
+        """
+        places = (record.get("images") or {}).get("output")
+        if not places:
+            return record
+        output = record["output"]
+        for place in places:
+            found = _at(output, place)
+            if not is_image_dict(found, self._format):
+                continue
+            image = load_images(found, None, self._format)
+            if is_image(image):
+                name = await self._write(image)
+                output = _replaced(output, place, path_dict(image._mime_type, f"{IMAGES}/{name}", self._format))
+        return {**record, "output": output}
+
+    async def _write(self, image: Any) -> str:
+        name = file_name(image)
+        key = self._keys.image(name)
+        try:
+            if self._there is None:
+                self._there = set(await self._files.list_names(self._keys.images))
+            if name not in self._there:
+                await self._files.write_path(key, bytes(image))
+                self._there.add(name)
+        except Exception as exc:
+            raise StorageError(
+                f"Cannot write {self._files.location(key)}: ({type(exc).__name__}) {exc}. The line records are kept; "
+                "resume the run to write it again."
+            ) from exc
+        if self._output_dir is not None:
+            try:
+                await asyncio.to_thread(_write_to, self._output_dir / IMAGES, name, bytes(image))
+            except OSError as exc:
+                raise StorageError(
+                    f"Cannot write the output folder {self._output_dir}: {exc}. The run's own folder has the outputs too; "
+                    "give a folder that can be written."
+                ) from exc
+        return name
+
+
+def _write_to(folder: Path, name: str, content: bytes) -> None:
+    target = folder / name
+    if target.exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".writing-{name}"
+    temporary.write_bytes(content)
+    temporary.replace(target)
+
+
+def _at(value: Any, place: Sequence[str | int]) -> Any:
+    """What is at a place; `None` where a record does not have it."""
+    for part in place:
+        try:
+            value = value[part]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return value
+
+
+def _replaced(value: Any, place: Sequence[str | int], by: Any) -> Any:
+    """The value with something else at a place; what is not on the way to it is shared."""
+    if not place:
+        return by
+    first, *rest = place
+    copy: Any = list(value) if isinstance(value, list) else dict(value)
+    copy[first] = _replaced(value[first], rest, by)
+    return copy
