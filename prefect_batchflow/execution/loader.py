@@ -27,6 +27,7 @@ from prefect_batchflow.definition.flow import (
     FlowInput,
     Literal,
     Node,
+    Prompt,
 )
 from prefect_batchflow.exceptions import (
     FlowEntryInitializationError,
@@ -75,6 +76,10 @@ def load_program(flow: Flow, init_kwargs: Mapping[str, Any] | None = None) -> Pr
         raise UnsupportedFeatureError(
             f"The flow '{flow.name}' is written in {flow.language}. Register an executor for it: "
             f"register_executor('{flow.language}', …)."
+        )
+    if isinstance(flow.program, Prompt):
+        raise UnsupportedFeatureError(
+            f"{flow.program.file}: .prompty flows cannot be run yet. Call the model from a function."
         )
     folder = str(flow.working_dir)
     if sys.path[:1] != [folder]:
