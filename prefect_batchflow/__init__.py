@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from prefect_batchflow.settings import LinePolicy
     from prefect_batchflow.storage.custom import AbstractBatchRunStorage, AbstractRunStorage
     from prefect_batchflow.tools.context import log_metric
-    from prefect_batchflow.tools.python import tool
+    from prefect_batchflow.tools.python import ToolProvider, tool
 
 _HOMES = {
     "AbstractBatchRunStorage": "storage.custom",
@@ -58,6 +58,7 @@ _HOMES = {
     "BatchflowException": "exceptions",
     "LineFailureError": "exceptions",
     "SystemErrorException": "exceptions",
+    "ToolProvider": "tools.python",
     "UserErrorException": "exceptions",
     "batch_run": "flows",
     "load_flow": "definition.flow",
@@ -86,6 +87,7 @@ __all__ = [
     "Status",
     "SystemErrorException",
     "SystemMetrics",
+    "ToolProvider",
     "UserErrorException",
     "batch_run",
     "load_flow",

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from prefect_batchflow.definition.flow import FlowInput
 
 FLOW_KEYS = DISPLAY_KEYS | {"inputs", "outputs", "nodes", "language", "message_format"}
-NODE_KEYS = frozenset({"name", "type", "source", "inputs", "activate", "aggregation", "reduce", "comment"})
-SOURCE_KEYS = frozenset({"type", "path"})
+NODE_KEYS = frozenset({"name", "type", "source", "inputs", "activate", "aggregation", "reduce", "comment", "module"})
+SOURCE_KEYS = frozenset({"type", "path", "tool"})
 # Types, descriptions and marks of outputs are for promptflow's editors; its engine looks at the reference only.
 OUTPUT_KEYS = frozenset({"type", "reference", "description", "evaluation_only", "is_chat_output"})
 
@@ -155,9 +155,10 @@ def _read_node(entry: Any, number: int, working_dir: Path, problems: Problems) -
         except ValueError as exc:
             problems.add(FlowDefinitionError, f"{place}, input '{parameter}'", str(exc))
     # Kept without its tool too, so that what refers to it is not reported a second time.
-    source = _read_source(entry, place, working_dir, problems) if kind == "python" else ""
+    source, tool = _read_source(entry, place, working_dir, problems) if kind == "python" else ("", "")
     aggregation = bool(entry.get("aggregation") or entry.get("reduce"))
-    return Node(name, source, inputs, aggregation, _read_activate(entry, place, problems))
+    activate = _read_activate(entry, place, problems)
+    return Node(name, source, inputs, aggregation, activate, tool, str(entry.get("module") or ""))
 
 
 def _read_activate(entry: dict[str, Any], place: str, problems: Problems) -> Activate | None:
@@ -181,23 +182,31 @@ def _read_activate(entry: dict[str, Any], place: str, problems: Problems) -> Act
         return None
 
 
-def _read_source(entry: dict[str, Any], place: str, working_dir: Path, problems: Problems) -> str:
+def _read_source(entry: dict[str, Any], place: str, working_dir: Path, problems: Problems) -> tuple[str, str]:
+    """The file of a python node, or the id of a package's tool; both are empty where that cannot be told."""
     source = mapping_at(entry, "source", place, problems)
-    kind = source.get("type") or "code"
-    if kind != "code":
-        text = f"the source type '{kind}' is not supported. Expected 'code', a file of the flow that calls it."
-        problems.add(UnsupportedFeatureError, place, text)
-        return ""
     refuse_other_keys(source, SOURCE_KEYS, f"{place}, source", problems)
+    kind = source.get("type") or "code"
+    if kind == "package":
+        tool = source.get("tool")
+        if not isinstance(tool, str) or not tool:
+            text = f"expected 'source' with the 'tool' of a package, as in package.module.function, found {source!r}."
+            problems.add(FlowDefinitionError, place, text)
+            return "", ""
+        return "", tool
+    if kind != "code":
+        text = f"the source type '{kind}' is not supported. Expected 'code', a file of the flow, or 'package'."
+        problems.add(UnsupportedFeatureError, place, text)
+        return "", ""
     path = source.get("path")
     if not isinstance(path, str) or not path:
         problems.add(FlowDefinitionError, place, f"expected 'source' with the 'path' of a file, found {source!r}.")
-        return ""
+        return "", ""
     if not (working_dir / path).is_file():
         there = ", ".join(sorted(file.name for file in working_dir.glob("*.py"))[:10]) or "no Python file"
         problems.add(FlowDefinitionError, place, f"no file '{path}' in {working_dir}, which holds {there}.")
-        return ""
-    return path
+        return "", ""
+    return path, ""
 
 
 def _read_outputs(document: dict[str, Any], problems: Problems) -> tuple[FlowOutput, ...]:

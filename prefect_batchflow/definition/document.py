@@ -20,7 +20,22 @@ SIZE_LIMIT = 1024 * 1024
 VALUE_LIMIT = 100_000
 """Values of a flow's yaml once its aliases are written out; few aliases can mean billions."""
 
-INPUT_TYPES = frozenset({"int", "double", "bool", "string", "list", "object"})
+INPUT_TYPES = frozenset(
+    {
+        "int",
+        "double",
+        "bool",
+        "string",
+        "list",
+        "object",
+        "secret",
+        "prompt_template",
+        "file_path",
+        "image",
+        "assistant_definition",
+    }
+)
+"""The types of a flow's inputs. The last five are taken as they come."""
 DISPLAY_KEYS = frozenset(
     {"$schema", "id", "name", "type", "display_name", "description", "tags", "environment"},
 )

@@ -101,12 +101,16 @@ class Node:
 
     name: str
     source: str
-    """The tool's file, relative to the flow's folder."""
+    """The tool's file, relative to the flow's folder; empty for a package's tool."""
     inputs: Mapping[str, Reference | Literal]
     aggregation: bool = False
     """Runs once, after all lines, over lists."""
     activate: Activate | None = None
     """When it runs; `None` is always, but for a node whose references all lead to bypassed ones."""
+    package_tool: str = ""
+    """The id of an installed package's tool, in a source's place."""
+    module: str = ""
+    """A module that is imported before its tool is looked for."""
 
     @property
     def references(self) -> dict[str, Reference]:
@@ -221,7 +225,7 @@ class Flow:
         elif isinstance(self.program, Prompt):
             named.extend(self.program.referenced)
         else:
-            named.extend(self.working_dir / node.source for node in self.program.nodes)
+            named.extend(self.working_dir / node.source for node in self.program.nodes if node.source)
         found = {file.resolve() for file in named if file is not None}
         if self.definition_file is not None:
             is_python = self.language == "python"

@@ -28,6 +28,7 @@ from prefect_batchflow.definition.flow import (
     Literal,
     Node,
     Prompt,
+    Reference,
 )
 from prefect_batchflow.exceptions import (
     FlowEntryInitializationError,
@@ -37,15 +38,18 @@ from prefect_batchflow.exceptions import (
     UnsupportedFeatureError,
 )
 from prefect_batchflow.execution.calls import UserFunction, describe, exception_text, passes_through
+from prefect_batchflow.execution.node_tools import FoundTool, tool_of_package, tool_of_source
 from prefect_batchflow.execution.nodes import DagProgram, EntryProgram, NodeTool, Program
 from prefect_batchflow.tools.context import log_metric
-from prefect_batchflow.tools.python import is_tool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from types import ModuleType
 
     from prefect_batchflow.definition.flow import Flow
+
+    Inputs = dict[str, Literal | Reference]
+    """Parameter to value, of one node."""
 
 TYPE_NAMES: Mapping[Any, str] = {
     int: "int",
@@ -56,6 +60,14 @@ TYPE_NAMES: Mapping[Any, str] = {
     dict: "object",
 }
 """promptflow's names of the annotations it converts for."""
+MARKER_TYPES: Mapping[str, str] = {
+    "AssistantDefinition": "assistant_definition",
+    "FilePath": "file_path",
+    "Image": "image",
+    "PromptTemplate": "prompt_template",
+    "Secret": "secret",
+}
+"""The same of promptflow's own classes, by name: promptflow's, or those of the mirror."""
 
 
 def load_program(flow: Flow, init_kwargs: Mapping[str, Any] | None = None) -> Program:
@@ -102,12 +114,7 @@ def load_program(flow: Flow, init_kwargs: Mapping[str, Any] | None = None) -> Pr
 
 def _load_dag(flow: Flow, dag: Dag) -> DagProgram:
     modules: dict[Path, ModuleType] = {}
-    tools: dict[str, NodeTool] = {}
-    for node in dag.nodes:
-        file = (flow.working_dir / node.source).resolve()
-        if file not in modules:
-            modules[file] = _import_file(file, f"node '{node.name}'")
-        tools[node.name] = _node_tool(node, modules[file], file)
+    tools = {node.name: _node_tool(node, _found_tool(flow, node, modules)) for node in dag.nodes}
     line_tools = [tools[node.name] for node in dag.line_nodes]
     aggregation_tools = [tools[node.name] for node in dag.aggregation_nodes]
     description = FlowDescription(
@@ -118,53 +125,99 @@ def _load_dag(flow: Flow, dag: Dag) -> DagProgram:
     return DagProgram(description, line_tools, aggregation_tools, dag.outputs)
 
 
-def _node_tool(node: Node, module: ModuleType, file: Path) -> NodeTool:
-    function = _tool_of(node.name, module, file)
+def _node_tool(node: Node, found: FoundTool) -> NodeTool:
+    place = f"Node '{node.name}': {found.place}"
     # promptflow's yaml editor writes an empty text or null for "not set": the tool's own default applies then.
     inputs = {k: v for k, v in node.inputs.items() if not (isinstance(v, Literal) and v.value in (None, ""))}
+    function = found.function
+    if found.owner is not None:
+        function, inputs = _method(found.owner, found, inputs, node, place)
     signature = _signature(function)
     optional: set[str] = set()
     if signature is not None:
-        place = f"Node '{node.name}': the tool '{function.__qualname__}' of {file}"
         _check_arguments(signature, inputs, node, place)
         named = _named_parameters(signature)
         optional = {name for name, parameter in named.items() if parameter.default is not parameter.empty}
-        for name, value in inputs.items():
-            parameter = named.get(name)
-            if isinstance(value, Literal) and parameter is not None:
-                try:
-                    inputs[name] = Literal(_converted(value.value, _literal_type(parameter)))
-                except ValueError as exc:
-                    raise ResolveToolError(f"{place}, input '{name}' is {value.value!r}: {exc}", target="Tool") from exc
+        inputs = _converted_literals(inputs, named, found.types, place)
     called = UserFunction(function, node.name, is_async=_is_async(function))
     return NodeTool(node.name, called, inputs, optional=optional, activate=node.activate)
 
 
-def _tool_of(node: str, module: ModuleType, file: Path) -> Callable[..., Any]:
-    own = _own(module)
-    for value in own:
-        if any(base.__name__ == "ToolProvider" for base in getattr(value, "__mro__", ())):
-            raise UnsupportedFeatureError(
-                f"Node '{node}': {file} defines the tool as the class {value.__name__}(ToolProvider), which is not "
-                "supported. Write it as a function with @tool."
-            )
-    tools = [value for value in own if is_tool(value)]
-    if len(tools) == 1:
-        tool: Callable[..., Any] = tools[0]
-        return tool
-    if tools:
-        names = ", ".join(sorted(tool.__qualname__ for tool in tools))
+def _found_tool(flow: Flow, node: Node, modules: dict[Path, ModuleType]) -> FoundTool:
+    # Of promptflow's own modules nothing is needed here: they are named to register the providers of models.
+    if node.module and not node.module.startswith("promptflow."):
+        with _loading(f"The module '{node.module}' of the node '{node.name}' cannot be imported"):
+            importlib.import_module(node.module)
+    if node.package_tool:
+        from prefect_batchflow.execution.package_tools import find_package_tool
+
+        tool = find_package_tool(node.package_tool)
+        with _loading(
+            f"{tool.module} of {tool.package}, which has the tool of the node '{node.name}', cannot be imported"
+        ):
+            module = importlib.import_module(tool.module)
+        return tool_of_package(node.name, tool, module)
+    file = (flow.working_dir / node.source).resolve()
+    if file not in modules:
+        modules[file] = _import_file(file, f"node '{node.name}'")
+    return tool_of_source(node.name, _own(modules[file]), file)
+
+
+def _method(owner: type, found: FoundTool, inputs: Inputs, node: Node, place: str) -> tuple[Callable[..., Any], Inputs]:
+    """Build a tool's class, and give its method and the inputs that are not the constructor's.
+
+    Source: promptflow `_core/tools_manager.py`, `BuiltinsManager._load_tool_from_module`.
+    """
+    name = found.function.__name__
+    # Of __init__ itself: promptflow's ToolProvider has a __new__ that takes anything.
+    constructor = _signature(inspect.getattr_static(owner, "__init__"))
+    parameters = [] if constructor is None else list(constructor.parameters.values())[1:]
+    constructor = inspect.Signature(parameters)
+    own = _named_parameters(constructor)
+    twice = own.keys() & _named_parameters(_signature(found.function) or inspect.Signature()).keys() - {"self"}
+    if twice:
         raise ResolveToolError(
-            f"Node '{node}': {file} has {len(tools)} functions with @tool: {names}. Expected one; put each into a file "
-            "of its own.",
+            f"{place} has the parameter '{min(twice)}', and so has the class's __init__. Rename one of them.",
             target="Tool",
         )
-    functions = ", ".join(value.__qualname__ for value in own) or "none"
-    raise ResolveToolError(
-        f"Node '{node}': {file} has no function with @tool; its functions: {functions}. Put @tool, from "
-        "promptflow.core, above the one that is meant.",
-        target="Tool",
-    )
+    taken = {key: value for key, value in inputs.items() if key in own}
+    for key, value in taken.items():
+        if isinstance(value, Reference):
+            raise ResolveToolError(
+                f"{place}, input '{key}' is {value.text}, and an argument of {owner.__qualname__}, which is built once, "
+                f"before any line. Write a value there, or make it a parameter of '{name}'.",
+                target="Tool",
+            )
+    _check_arguments(constructor, taken, node, f"{place}, its class {owner.__qualname__}")
+    taken = _converted_literals(taken, own, found.types, place)
+    try:
+        built = owner(**{key: value.value for key, value in taken.items() if isinstance(value, Literal)})
+    except BaseException as exc:
+        if passes_through(exc):
+            raise
+        # Names only: a value may be a key.
+        given = ", ".join(taken) or "no arguments"
+        raise ResolveToolError(
+            f"{place}: {owner.__qualname__} cannot be built with {given}: ({type(exc).__name__}) {exception_text(exc)}",
+            target="Tool",
+            additional_info={"ToolLoadErrorDetails": describe(exc)},
+        ) from exc
+    return getattr(built, name), {key: value for key, value in inputs.items() if key not in taken}
+
+
+def _converted_literals(
+    inputs: Inputs, named: Mapping[str, inspect.Parameter], types: Mapping[str, str], place: str
+) -> Inputs:
+    """The inputs with literals as their parameters' types; what `**kwargs` takes stays as it is."""
+    converted = dict(inputs)
+    for name, value in inputs.items():
+        type_name = types.get(name) or (_literal_type(named[name]) if name in named else None)
+        if isinstance(value, Literal) and type_name is not None:
+            try:
+                converted[name] = Literal(_converted(value.value, type_name))
+            except ValueError as exc:
+                raise ResolveToolError(f"{place}, input '{name}' is {value.value!r}: {exc}", target="Tool") from exc
+    return converted
 
 
 def _check_arguments(signature: inspect.Signature, given: Mapping[str, Any], node: Node, place: str) -> None:
@@ -423,13 +476,17 @@ def _type_name(annotation: Any, otherwise: str) -> str:
     for known, name in TYPE_NAMES.items():
         if annotation is known or annotation == known.__name__:
             return name
-    return otherwise
+    if isinstance(annotation, type) and annotation.__module__.startswith(("promptflow.", "prefect_batchflow.")):
+        return MARKER_TYPES.get(annotation.__name__, otherwise)
+    return MARKER_TYPES.get(annotation, otherwise) if isinstance(annotation, str) else otherwise
 
 
 def _converted(value: Any, type_name: str) -> Any:
     """A literal as promptflow's type; a `ValueError` says what was expected, not what was found: it may be a secret."""
     from prefect_batchflow.inputs.types import CONVERSION_ERRORS, CONVERTERS
 
+    if type_name not in CONVERTERS:
+        return value
     try:
         return CONVERTERS[type_name](value)
     except CONVERSION_ERRORS as exc:

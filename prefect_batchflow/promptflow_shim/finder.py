@@ -7,15 +7,34 @@ from importlib.machinery import ModuleSpec, PathFinder
 from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow.tools.context import log_metric
-from prefect_batchflow.tools.python import tool
+from prefect_batchflow.tools.python import (
+    DynamicList,
+    FilePath,
+    InputSetting,
+    PromptTemplate,
+    Secret,
+    ToolProvider,
+    tool,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import ModuleType
 
 MIRRORED: dict[str, dict[str, Any]] = {
-    "promptflow": {"tool": tool, "log_metric": log_metric},
-    "promptflow.core": {"tool": tool, "log_metric": log_metric},
+    "promptflow": {"tool": tool, "log_metric": log_metric, "ToolProvider": ToolProvider},
+    "promptflow._core": {},
+    "promptflow._core.tool": {
+        "tool": tool,
+        "ToolProvider": ToolProvider,
+        "InputSetting": InputSetting,
+        "DynamicList": DynamicList,
+    },
+    "promptflow._internal": {"tool": tool, "ToolProvider": ToolProvider},
+    "promptflow.contracts": {},
+    "promptflow.contracts.types": {"Secret": Secret, "PromptTemplate": PromptTemplate, "FilePath": FilePath},
+    "promptflow.core": {"tool": tool, "log_metric": log_metric, "ToolProvider": ToolProvider},
+    "promptflow.entities": {"InputSetting": InputSetting, "DynamicList": DynamicList},
 }
 """Import path to names. A new mirror is a row here."""
 

@@ -1,4 +1,4 @@
-"""The `@tool` decorator, and how a tool is told from any other function."""
+"""The `@tool` decorator, the base of classes of tools, and the classes that mark a parameter."""
 
 from __future__ import annotations
 
@@ -42,6 +42,50 @@ def tool(
         return function
 
     return mark if function is None else mark(function)
+
+
+class ToolProvider:
+    """The base of a class of tools: a node's inputs go to `__init__` and to its one method with `@tool`.
+
+    It is built once a worker process for each node, from values that are written in the flow.
+    Source: promptflow `_core/tool.py`, `ToolProvider`.
+    """
+
+
+class Secret(str):
+    """Marks a parameter as a secret; a value is plain text."""
+
+    __slots__ = ("secret_name",)
+
+    def set_secret_name(self, name: str) -> None:
+        """Note what the secret is called."""
+        self.secret_name = name
+
+
+class PromptTemplate(str):
+    """Marks a parameter as the text of a prompt; a value is plain text."""
+
+    __slots__ = ()
+
+
+class FilePath(str):
+    """Marks a parameter as the path of a file; a value is plain text."""
+
+    __slots__ = ()
+
+
+class InputSetting:
+    """What promptflow's editors do with a parameter: kept, and used nowhere, as that of `@tool`."""
+
+    def __init__(self, **described: Any) -> None:
+        self.described = described
+
+
+class DynamicList:
+    """A list of choices that promptflow's editors ask a function for: kept, and used nowhere."""
+
+    def __init__(self, function: Any, input_mapping: dict[str, str] | None = None) -> None:
+        self.function, self.input_mapping = function, input_mapping
 
 
 def is_tool(value: Any) -> bool:

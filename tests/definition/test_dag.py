@@ -209,7 +209,6 @@ class TestRefused:
             ("connection", "open_ai"),
             ("provider", "OpenAI"),
             ("api", "chat"),
-            ("module", "promptflow.tools.openai"),
             ("skip", {"when": "${inputs.x}", "is": 1}),
         ],
     )
@@ -226,10 +225,14 @@ class TestRefused:
         with pytest.raises(UnsupportedFeatureError, match="node 'a': no 'type'"):
             load(tmp_path, node("a", type=None))
 
-    @pytest.mark.parametrize("kind", ["package", "package_with_prompt"])
-    def test_a_tool_of_a_package(self, tmp_path: Path, kind: str) -> None:
-        with pytest.raises(UnsupportedFeatureError, match=f"the source type '{kind}' is not supported"):
-            load(tmp_path, node("a", source={"type": kind, "tool": "some.tool"}))
+    def test_a_tool_with_a_prompt_of_its_own(self, tmp_path: Path) -> None:
+        with pytest.raises(UnsupportedFeatureError, match="the source type 'package_with_prompt' is not supported"):
+            load(tmp_path, node("a", source={"type": "package_with_prompt", "tool": "some.tool"}))
+
+    @pytest.mark.parametrize("tool", [None, "", 5])
+    def test_a_package_without_a_tool(self, tmp_path: Path, tool: object) -> None:
+        with pytest.raises(FlowDefinitionError, match="expected 'source' with the 'tool' of a package"):
+            load(tmp_path, node("a", source={"type": "package", "tool": tool}))
 
     @pytest.mark.parametrize("source", [None, {"type": "code"}, {"type": "code", "path": 5}])
     def test_a_node_without_a_file(self, tmp_path: Path, source: object) -> None:

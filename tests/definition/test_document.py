@@ -204,7 +204,7 @@ def test_an_empty_default_is_none_in_a_flex_flow(problems: Problems) -> None:
 @pytest.mark.parametrize(
     ("spec", "kind", "text"),
     [
-        ({"type": "image"}, UnsupportedFeatureError, "the type 'image' is not supported"),
+        ({"type": "picture"}, UnsupportedFeatureError, "the type 'picture' is not supported"),
         ({"type": "AzureOpenAIConnection"}, UnsupportedFeatureError, "the type 'AzureOpenAIConnection'"),
         ({"type": ["string"]}, UnsupportedFeatureError, "the type '['string']'"),
         ({"type": "string", "ui_hints": {"a": 1}}, UnsupportedFeatureError, "the key 'ui_hints'"),

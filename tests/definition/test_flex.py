@@ -152,7 +152,7 @@ class TestYaml:
 
     def test_all_that_is_wrong_is_told_at_once(self, tmp_path: Path) -> None:
         with pytest.raises(InvalidFlowRequest, match="has 3 problems"):
-            self.load(tmp_path, "entry: nowhere:run\ninputs: {i: {type: image}}\nadditional_includes: [a]\n")
+            self.load(tmp_path, "entry: nowhere:run\ninputs: {i: {type: picture}}\nadditional_includes: [a]\n")
 
     def test_another_language_has_an_entry_of_its_own_form(self, tmp_path: Path) -> None:
         flow = self.load(tmp_path, "entry: (Flow)Flow.Run\nlanguage: csharp\ninputs: {q: {type: string}}\n")

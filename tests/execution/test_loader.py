@@ -11,6 +11,7 @@ from textwrap import dedent
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tool_package import install_package
 
 from prefect_batchflow.definition.flow import FlowInput, load_flow
 from prefect_batchflow.exceptions import (
@@ -182,17 +183,6 @@ class TestNodes:
                 def one(): ...
             """)
 
-    def test_a_tool_provider_is_not_supported(self, node: Load) -> None:
-        with pytest.raises(UnsupportedFeatureError, match=r"the class Mine\(ToolProvider\)"):
-            node("""
-                from promptflow.core import tool
-                class ToolProvider: ...
-                ToolProvider.__module__ = "promptflow._core.tool"
-                class Mine(ToolProvider):
-                    @tool
-                    def run(self, x): ...
-            """)
-
     @pytest.mark.parametrize(
         ("source", "text"),
         [
@@ -252,14 +242,25 @@ class TestLiterals:
             ("p", "'[1]'", [1]),
             ("p: OnlyForTypeCheckers", "text", "text"),
             ("**p", "'5'", {"p": "5"}),
+            ("p: Secret", "'123'", "123"),
+            ("p: PromptTemplate", "'123'", "123"),
+            ("p: FilePath", "'123'", "123"),
+            ("p: 'Secret'", "'123'", "123"),
+            ("p: Row", "'{\"a\": 1}'", {"a": 1}),
+            ("p: list[int]", "'[1]'", [1]),
         ],
     )
     def test_they_become_the_parameters_type(self, node: Load, parameter: str, literal: str, value: Any) -> None:
         program = node(
             f"""
+            from dataclasses import dataclass
             from enum import Enum
             from typing import Optional, Union
+            from promptflow.contracts.types import FilePath, PromptTemplate, Secret
             from promptflow.core import tool
+            @dataclass
+            class Row:
+                a: int
             class Color(Enum):
                 red = "red"
             @tool
@@ -311,6 +312,145 @@ class TestLiterals:
         )
 
         assert output(program, x="a") == {"out": {"x": "a", "n": 3}}
+
+
+class TestToolClasses:
+    SOURCE = """
+        from promptflow.core import ToolProvider, tool
+        class Counter(ToolProvider):
+            def __init__(self, start: int, label: str = "n"):
+                super().__init__()
+                self.count, self.label = start, label
+            @tool
+            def run(self, x: str, times: int = 2):
+                self.count += 1
+                return f"{self.label}{self.count} {x * times}"
+    """
+
+    def test_the_nodes_inputs_are_divided_and_it_is_built_once(self, node: Load) -> None:
+        program = node(self.SOURCE, "{x: '${inputs.x}', start: '5', label: '', times: '3'}")
+
+        assert [output(program, x="a"), output(program, x="b")] == [{"out": "n6 aaa"}, {"out": "n7 bbb"}]
+
+    def test_an_async_method_makes_the_flow_async(self, node: Load) -> None:
+        program = node("""
+            from promptflow import ToolProvider, tool
+            class Mine(ToolProvider):
+                @tool
+                async def run(self, x): return x
+        """)
+
+        assert program.description.is_async
+
+    def test_two_nodes_have_two_objects(self, tmp_path: Path) -> None:
+        (tmp_path / "tool.py").write_text(dedent(self.SOURCE))
+        (tmp_path / "flow.dag.yaml").write_text(
+            "inputs: {x: {type: string}}\n"
+            "outputs: {a: {reference: '${a.output}'}, b: {reference: '${b.output}'}}\n"
+            "nodes:\n"
+            "- {name: a, type: python, source: {path: tool.py}, inputs: {x: '${inputs.x}', start: 1}}\n"
+            "- {name: b, type: python, source: {path: tool.py}, inputs: {x: '${inputs.x}', start: 7}}\n"
+        )
+
+        assert output(load_program(load_flow(tmp_path)), x="z") == {"a": "n2 zz", "b": "n8 zz"}
+
+    @pytest.mark.parametrize(
+        ("inputs", "text"),
+        [
+            pytest.param("{x: a}", "its class Counter needs 'start'", id="missing"),
+            pytest.param("{x: a, start: five}", "input 'start' is 'five': expected .* type int", id="of another type"),
+            pytest.param("{x: a, start: '${inputs.x}'}", "which is built once, before any line", id="a reference"),
+            pytest.param("{start: 1}", "needs 'x', which the node's inputs lack", id="the method's own"),
+            pytest.param("{x: a, start: 1, y: 2}", "has no parameter 'y'", id="unknown"),
+        ],
+    )
+    def test_inputs_that_do_not_fit_are_refused_on_load(self, node: Load, inputs: str, text: str) -> None:
+        with pytest.raises(ResolveToolError, match=rf"Node 'a': the tool 'Counter\.run' of .*tool\.py.*{text}"):
+            node(self.SOURCE, inputs)
+
+    def test_a_parameter_of_both_is_refused(self, node: Load) -> None:
+        source = self.SOURCE.replace("times: int", "start: int")
+
+        with pytest.raises(ResolveToolError, match=r"has the parameter 'start', and so has the class's __init__"):
+            node(source, "{x: a, start: 1}")
+
+    def test_a_constructor_that_raises_is_reported_without_the_values(self, node: Load) -> None:
+        source = self.SOURCE.replace("super().__init__()", "raise ConnectionError('no answer')")
+
+        with pytest.raises(
+            ResolveToolError, match=r"Counter cannot be built with start: \(ConnectionError\) no answer"
+        ):
+            node(source, "{x: a, start: 12345}")
+
+    def test_two_methods_with_tool_are_listed(self, node: Load) -> None:
+        source = dedent(self.SOURCE) + "    @tool\n    def other(self): ...\n"
+
+        with pytest.raises(ResolveToolError, match=r"2 functions with @tool: Counter\.other, Counter\.run"):
+            node(source)
+
+
+class TestPackageTools:
+    SOURCE = """
+        class Shouter:
+            def __init__(self, mark: str): self.mark = mark
+            def run(self, x): return x.upper() + self.mark
+        def shout(x, n=1): return repr((x, n))
+    """
+
+    @pytest.fixture
+    def load(self, tmp_path: Path) -> Load:
+        """Load a flow of one node with this tool of the package `shout_package`."""
+
+        def load(tool: str, inputs: str, more: str = "") -> Program:
+            common = {"module": "shout_package.tools"}
+            tools = {
+                "shout": {**common, "function": "shout", "inputs": {"n": {"type": ["int"]}, "x": {"type": "string"}}},
+                "Shouter.run": {**common, "function": "run", "class_name": "Shouter"},
+                "lost": {**common, "function": "lost"},
+                "unimportable": {"module": "shout_package.nowhere", "function": "f"},
+            }
+            install_package(tmp_path / "site", "shout_package", self.SOURCE, tools)
+            sys.path.append(str(tmp_path / "site"))
+            (tmp_path / "flow.dag.yaml").write_text(
+                "inputs: {x: {type: string}}\n"
+                "outputs: {out: {reference: '${a.output}'}}\n"
+                f"nodes: [{{name: a, type: python, source: {{type: package, tool: {tool}}}, inputs: {inputs}{more}}}]\n"
+            )
+            return load_program(load_flow(tmp_path))
+
+        return load
+
+    def test_a_function_with_the_packages_types(self, load: Load) -> None:
+        assert output(load("shout", "{x: '5', n: '2'}")) == {"out": "('5', 2)"}
+
+    def test_a_method_of_a_class(self, load: Load) -> None:
+        assert output(load("Shouter.run", "{x: '${inputs.x}', mark: '!'}"), x="a") == {"out": "A!"}
+
+    def test_one_that_is_not_installed(self, load: Load) -> None:
+        with pytest.raises(ResolveToolError, match="No installed package has the tool 'whisper'"):
+            load("whisper", "{}")
+
+    def test_one_that_the_package_lacks(self, load: Load) -> None:
+        with pytest.raises(ResolveToolError, match=r"shout-package 1\.5 says .* 'lost' of shout_package\.tools"):
+            load("lost", "{}")
+
+    def test_a_module_that_cannot_be_imported(self, load: Load) -> None:
+        with pytest.raises(PythonLoadError, match=r"shout_package\.nowhere of shout-package, which has .* node 'a'"):
+            load("unimportable", "{}")
+
+    def test_the_nodes_module_is_imported_first(self, load: Load) -> None:
+        load("shout", "{x: a}", ", module: shout_package.listing")
+
+        assert "shout_package.listing" in sys.modules
+
+    def test_promptflows_modules_of_providers_are_not_needed(self, load: Load) -> None:
+        load("shout", "{x: a}", ", module: promptflow.tools.openai")
+
+    def test_a_module_of_the_node_that_cannot_be_imported(self, load: Load) -> None:
+        with pytest.raises(
+            PythonLoadError, match="The module 'no_such_module_here' of the node 'a' cannot be imported"
+        ):
+            load("shout", "{x: a}", ", module: no_such_module_here")
 
 
 class TestEntries:

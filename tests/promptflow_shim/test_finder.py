@@ -68,6 +68,35 @@ def test_imports_as_flows_write_them_work() -> None:
     assert namespace["same"] is True
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "from promptflow import ToolProvider",
+        "from promptflow.core import ToolProvider, tool",
+        "from promptflow._core.tool import ToolProvider, tool",
+        "from promptflow._internal import ToolProvider, tool",
+        "from promptflow.contracts.types import FilePath, PromptTemplate, Secret",
+        "from promptflow.entities import DynamicList, InputSetting",
+    ],
+)
+def test_what_tools_import_is_there(statement: str) -> None:
+    install()
+
+    exec(statement, {})  # noqa: S102 - the statements as users have them
+
+
+def test_settings_for_editors_are_taken() -> None:
+    install()
+    entities = importlib.import_module("promptflow.entities")
+    setting = entities.InputSetting(dynamic_list=entities.DynamicList(function=list, input_mapping={"a": "b"}))
+
+    @tool(input_settings={"x": setting})
+    def run(x: str) -> str:
+        return x
+
+    assert run("a") == "a"
+
+
 def test_installing_twice_is_once() -> None:
     assert install()
     assert install()
