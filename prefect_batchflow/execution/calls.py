@@ -13,7 +13,14 @@ from traceback import TracebackException
 from types import AsyncGeneratorType, GeneratorType
 from typing import TYPE_CHECKING, Any
 
-from prefect_batchflow.exceptions import LineOutOfMemoryError, ScriptExecutionError, ToolExecutionError, error_dict
+from prefect_batchflow.exceptions import (
+    BatchflowException,
+    LineOutOfMemoryError,
+    ScriptExecutionError,
+    ToolExecutionError,
+    error_dict,
+    is_promptflows,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
@@ -207,8 +214,11 @@ def exception_text(exc: BaseException) -> str:
 def tool_error(node: str, exc: BaseException) -> dict[str, Any]:
     """The error dictionary of a node whose code raised.
 
-    Source: promptflow `_core/_errors.py`, `ToolExecutionError`.
+    What promptflow's exceptions are for, and this package's, says itself what it is.
+    Source: promptflow `_core/_errors.py`, `ToolExecutionError`; `_core/flow_execution_context.py`, `_invoke_tool_inner`.
     """
+    if isinstance(exc, BatchflowException) or is_promptflows(exc):
+        return error_dict(exc)
     details = describe(exc)
     frame = exc.__traceback__
     while frame is not None and frame.tb_next is not None:
