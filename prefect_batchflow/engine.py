@@ -46,7 +46,8 @@ class BatchEngine:
         flow_file: A flow's file or folder, `module:attr`, `path.py:attr`, or a callable or class.
         working_dir: Where the flow's code runs, and what relative paths of `run` are relative to; `None` is the flow's
             folder.
-        connections: Handed to the executor of another language.
+        connections: Name to `{type, value, module, secret_keys}` or to a connection: what the flow's nodes and constructor
+            ask for by name. Sent to the workers only, never kept by the run.
         storage: Called with the run infos of every line and node, besides our own records.
         batch_timeout_sec: Seconds a run may take; `None` or 0 is `PF_BATCH_TIMEOUT_SEC`, else no limit.
         line_timeout_sec: Seconds a line may take; `None` or 0 is `PF_LINE_TIMEOUT_SEC`, else 600.

@@ -18,14 +18,20 @@
     │   │   │   ├── InvalidNodeReference      a node of the lines that refers to an aggregation node
     │   │   │   ├── EmptyOutputReference      an output of the flow that refers to nothing
     │   │   │   ├── OutputReferenceNotFound   an output of the flow that refers to an unknown node or input
+    │   │   │   ├── NodeInputValidationError  a connection of a type that the tool does not take
     │   │   │   └── InvalidReferenceProperty  a node's output lacks what a reference asks for
+    │   │   ├── InvalidRequest          what was given with the flow does not serve it
+    │   │   │   └── GetConnectionError        a connection is not there, or cannot be made
     │   │   └── InvalidOptionError      an option of the run is out of range or misspelt
     │   ├── FlowNotFoundError           nothing at the flow's path, or no such attribute
     │   ├── InputMappingError           `inputs_mapping` and the data do not fit
     │   ├── InvalidUserData             the data cannot be read as its suffix says
     │   │   └── EmptyInputsData         the data holds no line
     │   ├── PythonLoadError             the flow's code cannot be imported
-    │   ├── ResolveToolError            a node's tool cannot be found in its source
+    │   ├── ResolveToolError            a node's tool cannot be found in its source, or not be given what it needs;
+    │   │                               GetConnectionError and NodeInputValidationError are of this class, too
+    │   ├── CoreError
+    │   │   └── InvalidConnectionError  a connection or model configuration cannot be made of its values
     │   ├── FlowEntryInitializationError   a class entry's constructor raised
     │   ├── ToolExecutionError          a node's code raised
     │   ├── ScriptExecutionError        a callable flow's code raised
@@ -186,6 +192,10 @@ class InvalidReferenceProperty(InvalidFlowRequest):
     """Raised while a line runs, for a reference into an output that lacks the key, attribute or index."""
 
 
+class InvalidRequest(ValidationError):  # noqa: N818 - promptflow's name
+    """What was given with the flow does not serve it; raised through its leaves."""
+
+
 class InvalidOptionError(ValidationError):
     """Raised for an option of a run that is out of range, misspelt or contradicts another."""
 
@@ -211,7 +221,29 @@ class PythonLoadError(UserErrorException):
 
 
 class ResolveToolError(UserErrorException):
-    """Raised by the loader when a node's tool cannot be found in its source."""
+    """Raised by the loader when a node's tool cannot be found in its source, or not be given what it needs."""
+
+    @classmethod
+    def codes(cls) -> list[str]:
+        """Those of the leaf without this class, which promptflow wraps around it and leaves out, too."""
+        codes = super().codes()
+        return codes if cls is ResolveToolError else [code for code in codes if code != "ResolveToolError"]
+
+
+class GetConnectionError(InvalidRequest, ResolveToolError):
+    """Raised by the loader for a connection that was not given, or that cannot be made of what was."""
+
+
+class NodeInputValidationError(InvalidFlowRequest, ResolveToolError):
+    """Raised by the loader for an input whose connection is of a type that the tool does not take."""
+
+
+class CoreError(UserErrorException):
+    """What flows use of promptflow is used wrongly; raised through its leaves."""
+
+
+class InvalidConnectionError(CoreError):
+    """Raised for a connection or model configuration that cannot be made of the values given; never tells them."""
 
 
 class FlowEntryInitializationError(UserErrorException):

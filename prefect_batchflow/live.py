@@ -46,7 +46,7 @@ class LiveRun:
     init_kwargs: Mapping[str, Any] | None = None
     """Any picklable values."""
     connections: Mapping[str, Any] | None = None
-    """Handed to the executor of another language."""
+    """Name to promptflow's dictionary, or a connection; handed to the workers, or to the executor of another language."""
     run_storage: AbstractRunStorage | None = None
     """Called with every line and node."""
     resume_storage: AbstractBatchRunStorage | None = None

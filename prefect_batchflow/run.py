@@ -210,6 +210,7 @@ class BatchRun:
         return WorkerPool(
             self.flow,
             init_kwargs=init_kwargs,
+            connections=live.connections,
             worker_count=self.options.worker_count,
             max_concurrency=self.options.max_concurrency,
             line_memory_mb=self.options.line_memory_mb,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import os
 import sys
 import types
 import zlib
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
 
 from prefect_batchflow import promptflow_shim
+from prefect_batchflow.connections import Connections
 from prefect_batchflow.definition.flow import (
     NO_DEFAULT,
     Dag,
@@ -38,6 +40,7 @@ from prefect_batchflow.exceptions import (
     UnsupportedFeatureError,
 )
 from prefect_batchflow.execution.calls import UserFunction, describe, exception_text, passes_through
+from prefect_batchflow.execution.connecting import connect, connection_types
 from prefect_batchflow.execution.node_tools import FoundTool, tool_of_package, tool_of_source
 from prefect_batchflow.execution.nodes import DagProgram, EntryProgram, NodeTool, Program
 from prefect_batchflow.tools.context import log_metric
@@ -70,16 +73,20 @@ MARKER_TYPES: Mapping[str, str] = {
 """The same of promptflow's own classes, by name: promptflow's, or those of the mirror."""
 
 
-def load_program(flow: Flow, init_kwargs: Mapping[str, Any] | None = None) -> Program:
+def load_program(
+    flow: Flow, init_kwargs: Mapping[str, Any] | None = None, connections: Mapping[str, Any] | None = None
+) -> Program:
     """Import a flow's code and give what runs its lines. The flow's folder stays first on `sys.path`.
 
     Args:
         flow: From `load_flow`.
         init_kwargs: Arguments of a class entry's constructor; the yaml's `init` adds defaults and types.
+        connections: Name to promptflow's dictionary, or to a connection; the environment of this process completes them.
 
     Raises:
         PythonLoadError: The code cannot be imported, or lacks the entry.
         ResolveToolError: A node's file has no tool or several, or the node's inputs do not fit it.
+        GetConnectionError: A connection was not given, or cannot be made; a `ResolveToolError`.
         FlowEntryInitializationError: The class entry's constructor raised.
         InvalidOptionError: `init_kwargs` for a flow that is no class.
         UnsupportedFeatureError: Another language, or a tool of a kind that is not supported.
@@ -98,10 +105,11 @@ def load_program(flow: Flow, init_kwargs: Mapping[str, Any] | None = None) -> Pr
         sys.path.insert(0, folder)
     mirrored = promptflow_shim.install()
     importlib.invalidate_caches()
+    given = Connections(connections, os.environ)
     if isinstance(flow.program, Dag):
         if init_kwargs:
             raise _no_init(flow.name, "a DAG flow", init_kwargs)
-        program: Program = _load_dag(flow, flow.program)
+        program: Program = _load_dag(flow, flow.program, given)
     else:
         program = _load_entry(flow, flow.program, init_kwargs or {})
     if not mirrored and program.description.has_aggregation:
@@ -112,9 +120,9 @@ def load_program(flow: Flow, init_kwargs: Mapping[str, Any] | None = None) -> Pr
 # --- DAG flows ------------------------------------------------------------------------------------------------------
 
 
-def _load_dag(flow: Flow, dag: Dag) -> DagProgram:
+def _load_dag(flow: Flow, dag: Dag, connections: Connections) -> DagProgram:
     modules: dict[Path, ModuleType] = {}
-    tools = {node.name: _node_tool(node, _found_tool(flow, node, modules)) for node in dag.nodes}
+    tools = {node.name: _node_tool(node, _found_tool(flow, node, modules), connections) for node in dag.nodes}
     line_tools = [tools[node.name] for node in dag.line_nodes]
     aggregation_tools = [tools[node.name] for node in dag.aggregation_nodes]
     description = FlowDescription(
@@ -125,20 +133,20 @@ def _load_dag(flow: Flow, dag: Dag) -> DagProgram:
     return DagProgram(description, line_tools, aggregation_tools, dag.outputs)
 
 
-def _node_tool(node: Node, found: FoundTool) -> NodeTool:
+def _node_tool(node: Node, found: FoundTool, connections: Connections) -> NodeTool:
     place = f"Node '{node.name}': {found.place}"
     # promptflow's yaml editor writes an empty text or null for "not set": the tool's own default applies then.
     inputs = {k: v for k, v in node.inputs.items() if not (isinstance(v, Literal) and v.value in (None, ""))}
     function = found.function
     if found.owner is not None:
-        function, inputs = _method(found.owner, found, inputs, node, place)
+        function, inputs = _method(found.owner, found, inputs, node, place, connections)
     signature = _signature(function)
     optional: set[str] = set()
     if signature is not None:
         _check_arguments(signature, inputs, node, place)
         named = _named_parameters(signature)
         optional = {name for name, parameter in named.items() if parameter.default is not parameter.empty}
-        inputs = _converted_literals(inputs, named, found.types, place)
+        inputs = _converted_literals(inputs, named, found.types, node, place, connections)
     called = UserFunction(function, node.name, is_async=_is_async(function))
     return NodeTool(node.name, called, inputs, optional=optional, activate=node.activate)
 
@@ -163,7 +171,9 @@ def _found_tool(flow: Flow, node: Node, modules: dict[Path, ModuleType]) -> Foun
     return tool_of_source(node.name, _own(modules[file]), file)
 
 
-def _method(owner: type, found: FoundTool, inputs: Inputs, node: Node, place: str) -> tuple[Callable[..., Any], Inputs]:
+def _method(
+    owner: type, found: FoundTool, inputs: Inputs, node: Node, place: str, connections: Connections
+) -> tuple[Callable[..., Any], Inputs]:
     """Build a tool's class, and give its method and the inputs that are not the constructor's.
 
     Source: promptflow `_core/tools_manager.py`, `BuiltinsManager._load_tool_from_module`.
@@ -189,7 +199,7 @@ def _method(owner: type, found: FoundTool, inputs: Inputs, node: Node, place: st
                 target="Tool",
             )
     _check_arguments(constructor, taken, node, f"{place}, its class {owner.__qualname__}")
-    taken = _converted_literals(taken, own, found.types, place)
+    taken = _converted_literals(taken, own, found.types, node, place, connections)
     try:
         built = owner(**{key: value.value for key, value in taken.items() if isinstance(value, Literal)})
     except BaseException as exc:
@@ -206,13 +216,21 @@ def _method(owner: type, found: FoundTool, inputs: Inputs, node: Node, place: st
 
 
 def _converted_literals(
-    inputs: Inputs, named: Mapping[str, inspect.Parameter], types: Mapping[str, str], place: str
+    inputs: Inputs,
+    named: Mapping[str, inspect.Parameter],
+    types: Mapping[str, str],
+    node: Node,
+    place: str,
+    connections: Connections,
 ) -> Inputs:
-    """The inputs with literals as their parameters' types; what `**kwargs` takes stays as it is."""
+    """The inputs with literals as their parameters' types, connections by name; what `**kwargs` takes stays as it is."""
     converted = dict(inputs)
     for name, value in inputs.items():
+        kinds = connection_types(named[name].annotation) if name in named else []
         type_name = types.get(name) or (_literal_type(named[name]) if name in named else None)
-        if isinstance(value, Literal) and type_name is not None:
+        if isinstance(value, Literal) and kinds:
+            converted[name] = Literal(connect(value.value, kinds, connections, f"node '{node.name}', input '{name}'"))
+        elif isinstance(value, Literal) and type_name is not None:
             try:
                 converted[name] = Literal(_converted(value.value, type_name))
             except ValueError as exc:

@@ -12,6 +12,7 @@ from enum import Enum
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from prefect_batchflow.connections import is_connection
 from prefect_batchflow.definition.flow import Literal, Reference
 from prefect_batchflow.exceptions import (
     FlowOutputUnserializable,
@@ -120,6 +121,8 @@ class NodeTool:
         self.name = name
         self.function = function
         self.literals = {key: value.value for key, value in inputs.items() if isinstance(value, Literal)}
+        self.connections = {key: value.name for key, value in self.literals.items() if is_connection(value)}
+        """Of the literals that are connections the names: what is recorded of them."""
         self.references = [(key, value) for key, value in inputs.items() if isinstance(value, Reference)]
         self.optional = frozenset(optional)
         self.activate = activate
@@ -442,7 +445,7 @@ def _run_node(
     context.metrics = {}
     replayed = {name: v.replay() if isinstance(v, Stream) else v for name, v in arguments.items()}
     value = yield tool.function, (), replayed
-    shown = {name: _plain_stream(argument) for name, argument in arguments.items()}
+    shown = {name: _plain_stream(argument) for name, argument in arguments.items()} | tool.connections
     if isinstance(value, Raised):
         error = tool_error(tool.name, value.error)
         return _node_record(tool.name, clock, shown, error=error, metrics=context.metrics), None

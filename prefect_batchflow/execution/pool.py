@@ -62,6 +62,7 @@ class WorkerPool:
     Args:
         flow: What to run.
         init_kwargs: Arguments of a class entry's constructor; may hold any picklable value.
+        connections: Name to promptflow's dictionary or a connection; they go through the pipe to the workers, nowhere else.
         worker_count: Processes for sync code.
         max_concurrency: Lines at once for async code.
         line_memory_mb: MiB a worker may grow by once its flow is loaded.
@@ -72,6 +73,7 @@ class WorkerPool:
         flow: Flow,
         *,
         init_kwargs: Mapping[str, Any] | None = None,
+        connections: Mapping[str, Any] | None = None,
         worker_count: int = 4,
         max_concurrency: int = 64,
         line_memory_mb: int | None = None,
@@ -79,6 +81,7 @@ class WorkerPool:
         self.slots = worker_count
         self._flow = flow
         self._init_kwargs = dict(init_kwargs or {})
+        self._connections = dict(connections or {})
         self._worker_count = worker_count
         self._max_concurrency = max_concurrency
         self._line_memory_mb = line_memory_mb
@@ -237,6 +240,7 @@ class WorkerPool:
         job = {
             "flow": self._flow,
             "init_kwargs": self._init_kwargs,
+            "connections": self._connections,
             "sys_path": [os.path.abspath(entry) for entry in sys.path],  # noqa: PTH100 - "" means the current folder
             "line_memory_mb": self._line_memory_mb,
             "lines_at_once": self._max_concurrency,

@@ -45,7 +45,7 @@ def _load(body: bytes) -> tuple[Program, dict[str, Any]]:
     for entry in job["sys_path"]:
         if entry not in sys.path:
             sys.path.append(entry)
-    program = load_program(job["flow"], job["init_kwargs"])
+    program = load_program(job["flow"], job["init_kwargs"], job["connections"])
     _limit_memory(job["line_memory_mb"])
     return program, job
 

@@ -8,7 +8,7 @@ import pickle
 import subprocess
 import sys
 from textwrap import dedent
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 from tool_package import install_package
@@ -753,3 +753,70 @@ def test_a_worker_imports_little() -> None:
     printed = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True, timeout=60)
 
     assert printed.stdout.split() == []
+
+
+class TestConnections:
+    GIVEN: ClassVar[dict[str, Any]] = {
+        "open": {"type": "OpenAIConnection", "value": {"api_key": "sk-1"}},
+        "custom": {"type": "CustomConnection", "value": {"api_key": "k", "url": "u"}, "secret_keys": ["api_key"]},
+    }
+
+    @pytest.mark.parametrize(
+        ("annotation", "name", "expected"),
+        [
+            ("OpenAIConnection", "open", "OpenAIConnection sk-1"),
+            ("'OpenAIConnection'", "open", "OpenAIConnection sk-1"),
+            ("Optional[OpenAIConnection]", "open", "OpenAIConnection sk-1"),
+            ("OpenAIConnection | CustomConnection", "custom", "CustomConnection k"),
+            ("Mine", "custom", "Mine k"),
+            ("Union[Mine, OpenAIConnection]", "custom", "Mine k"),
+            ("str", "open", "str -"),
+        ],
+    )
+    def test_a_parameter_annotated_with_a_connection_takes_its_name(
+        self, node: Load, annotation: str, name: str, expected: str
+    ) -> None:
+        program = node(self.source(annotation), f"{{c: {name}}}", connections=self.GIVEN)
+        assert output(program, x="a") == {"out": expected}
+
+    def test_the_record_has_the_connections_name(self, node: Load) -> None:
+        program = node(self.source("OpenAIConnection"), "{c: open}", connections=self.GIVEN)
+        assert program.run_line(0, {"x": "a"})["nodes"][0]["inputs"] == {"c": "open"}
+
+    @pytest.mark.parametrize(
+        ("annotation", "value", "message"),
+        [
+            ("OpenAIConnection", "nope", "'nope' for node 'a', input 'c' is not there; given were: custom, open"),
+            ("OpenAIConnection", "custom", "'custom' is a CustomConnection, and the code takes a OpenAIConnection"),
+            ("OpenAIConnection", "5", "a int is given where the code takes a OpenAIConnection"),
+            ("Needy", "custom", "node 'a', input 'c': The connection 'custom' has no token, which Needy needs"),
+        ],
+    )
+    def test_a_connection_that_does_not_serve_is_refused_before_any_line(
+        self, node: Load, annotation: str, value: str, message: str
+    ) -> None:
+        with pytest.raises(ResolveToolError) as caught:
+            node(self.source(annotation), f"{{c: {value}}}", connections=self.GIVEN)
+        assert message in str(caught.value)
+        assert "sk-1" not in str(caught.value)
+
+    @staticmethod
+    def source(annotation: str) -> str:
+        return f"""
+            from typing import Optional, Union
+            from promptflow.core import tool
+            from promptflow.connections import CustomConnection, CustomStrongTypeConnection, OpenAIConnection
+
+            class Secret(str): ...
+
+            class Mine(CustomStrongTypeConnection):
+                api_key: Secret
+                url: str
+
+            class Needy(Mine):
+                token: Secret
+
+            @tool
+            def a(c: {annotation}) -> str:
+                return f"{{type(c).__name__}} {{getattr(c, 'api_key', '-')}}"
+            """

@@ -65,7 +65,11 @@ class Worker:
 
 @contextmanager
 def worker_of(
-    flow: Flow, *, init_kwargs: dict[str, Any] | None = None, line_memory_mb: int | None = None
+    flow: Flow,
+    *,
+    init_kwargs: dict[str, Any] | None = None,
+    connections: dict[str, Any] | None = None,
+    line_memory_mb: int | None = None,
 ) -> Iterator[Worker]:
     """A worker that was told to load a flow; its answer to that is the first message."""
     permits, our_permits = os.pipe()
@@ -81,6 +85,7 @@ def worker_of(
         job = {
             "flow": flow,
             "init_kwargs": init_kwargs or {},
+            "connections": connections or {},
             "sys_path": [],
             "line_memory_mb": line_memory_mb,
             "lines_at_once": 8,
