@@ -33,6 +33,7 @@ OPTIONS = frozenset(
         "retry_jitter",
         "retry_on",
         "run_storage_url",
+        "variant",
         "listener",
     }
 )
@@ -54,9 +55,9 @@ class BatchEngine:
         worker_count: Worker processes; `None` or 0 is `PF_WORKER_COUNT`, else 4.
         init_kwargs: Arguments of a class entry's constructor; any picklable values, never kept by the run.
         **kwargs: `granularity`, `max_concurrency`, `line_memory_mb`, `retries`, `retry_delay_sec`, `retry_backoff`,
-            `retry_jitter`, `retry_on`, `on_change` as `batch_run` has them; `run_storage_url`, its `storage`; `listener`,
-            called with each `ProgressReport`. promptflow's `batch_use_async` is taken and has no effect: async code always
-            runs on an event loop.
+            `retry_jitter`, `retry_on`, `on_change`, `variant` as `batch_run` has them; `run_storage_url`, its `storage`;
+            `listener`, called with each `ProgressReport`. promptflow's `batch_use_async` is taken and has no effect: async
+            code always runs on an event loop.
 
     Raises:
         FlowNotFoundError: Nothing is at `flow_file`.
@@ -83,7 +84,7 @@ class BatchEngine:
             raise InvalidOptionError(
                 f"BatchEngine takes no {', '.join(unknown)}. It takes {', '.join(sorted(OPTIONS))}."
             )
-        self._flow: Flow = load_flow(flow_file, working_dir)
+        self._flow: Flow = load_flow(flow_file, working_dir, variant=kwargs.get("variant", ""))
         self._flow_object = None if isinstance(flow_file, str | os.PathLike) else flow_file
         self._connections = connections
         self._storage = storage

@@ -31,9 +31,29 @@
     │   ├── ResolveToolError            a node's tool cannot be found in its source, or not be given what it needs;
     │   │                               GetConnectionError and NodeInputValidationError are of this class, too
     │   ├── CoreError
-    │   │   └── InvalidConnectionError  a connection or model configuration cannot be made of its values
+    │   │   ├── InvalidConnectionError     a connection or model configuration cannot be made of its values
+    │   │   ├── MissingRequiredInputError  a prompty is called without an input that it needs
+    │   │   └── InvalidOutputKeyError      a model's answer in JSON lacks what a prompty's outputs name
     │   ├── FlowEntryInitializationError   a class entry's constructor raised
     │   ├── ToolExecutionError          a node's code raised
+    │   ├── ToolValidationError         what a prompt or model call is made of is wrong
+    │   │   ├── JinjaTemplateError                a template is no jinja2, or cannot be rendered
+    │   │   ├── ChatAPIInvalidRole                a chat's prompt does not begin with a role
+    │   │   ├── ChatAPIFunctionRoleInvalidFormat  a function's message without name
+    │   │   └── ChatAPIToolRoleInvalidFormat      a tool's message without the id of its call
+    │   ├── OpenAIError                 a model call failed; leaves have the openai package's names
+    │   │   ├── APIConnectionError          the service cannot be reached, or went away
+    │   │   │   └── APITimeoutError         it did not answer in time
+    │   │   ├── RateLimitError              it refuses so many calls, or the quota is spent
+    │   │   ├── InternalServerError         it failed, status 5xx
+    │   │   ├── ConflictError               status 409
+    │   │   ├── AuthenticationError         it does not know the key
+    │   │   ├── PermissionDeniedError       the key may not do that
+    │   │   ├── NotFoundError               no such model, deployment or path
+    │   │   ├── UnprocessableEntityError    status 422
+    │   │   ├── BadRequestError             the call is wrong
+    │   │   │   └── ContentFilterError      the prompt, or the answer, was filtered
+    │   │   └── APIResponseValidationError  an answer that is none
     │   ├── ScriptExecutionError        a callable flow's code raised
     │   ├── FlowOutputUnserializable    a line's output is not JSON
     │   ├── LineExecutionTimeoutError   a line met its time limit
@@ -246,12 +266,95 @@ class InvalidConnectionError(CoreError):
     """Raised for a connection or model configuration that cannot be made of the values given; never tells them."""
 
 
+class MissingRequiredInputError(CoreError):
+    """Raised by a prompty that is called without an input that has no default."""
+
+
+class InvalidOutputKeyError(CoreError):
+    """Raised by a prompty whose `outputs` name what the model's answer in JSON lacks."""
+
+
 class FlowEntryInitializationError(UserErrorException):
     """Raised by the loader when a class entry's constructor raised."""
 
 
 class ToolExecutionError(UserErrorException):
     """A node's code raised; the line fails with it."""
+
+
+class ToolValidationError(UserErrorException):
+    """What a prompt or a model call is made of is wrong; raised through its leaves."""
+
+
+class JinjaTemplateError(ToolValidationError):
+    """Raised for a template that is no jinja2, and in a line for one that cannot be rendered with its values."""
+
+
+class ChatAPIInvalidRole(ToolValidationError):  # noqa: N818 - promptflow's name, like the next two
+    """Raised in a line whose chat prompt has text before its first role."""
+
+
+class ChatAPIFunctionRoleInvalidFormat(ToolValidationError):  # noqa: N818
+    """Raised in a line whose chat prompt has a function's message without name."""
+
+
+class ChatAPIToolRoleInvalidFormat(ToolValidationError):  # noqa: N818
+    """Raised in a line whose chat prompt has a tool's message without the id of its call."""
+
+
+class OpenAIError(UserErrorException):
+    """A model call failed; raised through its leaves, or itself for a status that none of them stands for.
+
+    Facts: `status` (HTTP, or `None`), `retry_after_sec` (what the service asked for, or `None`).
+    """
+
+
+class APIConnectionError(OpenAIError):
+    """Raised by a model call when the service cannot be reached, or goes away while it answers."""
+
+
+class APITimeoutError(APIConnectionError):
+    """Raised by a model call when the service does not answer in time."""
+
+
+class RateLimitError(OpenAIError):
+    """Raised by a model call when the service refuses so many, or the quota is spent."""
+
+
+class InternalServerError(OpenAIError):
+    """Raised by a model call when the service fails."""
+
+
+class ConflictError(OpenAIError):
+    """Raised by a model call that conflicts with another."""
+
+
+class AuthenticationError(OpenAIError):
+    """Raised by a model call when the service does not know the key."""
+
+
+class PermissionDeniedError(OpenAIError):
+    """Raised by a model call that the key may not do."""
+
+
+class NotFoundError(OpenAIError):
+    """Raised by a model call for a model, deployment or path that is not there."""
+
+
+class UnprocessableEntityError(OpenAIError):
+    """Raised by a model call that the service understands, and cannot do."""
+
+
+class BadRequestError(OpenAIError):
+    """Raised by a model call that is wrong."""
+
+
+class ContentFilterError(BadRequestError):
+    """Raised by a model call whose prompt, or answer, the service's content filter refuses."""
+
+
+class APIResponseValidationError(OpenAIError):
+    """Raised by a model call that is answered by something else than an answer."""
 
 
 class ScriptExecutionError(UserErrorException):

@@ -84,6 +84,7 @@ async def batch_run(
     storage: str = "",
     output_dir: str = "",
     working_dir: str = "",
+    variant: str = "",
 ) -> State[Any]:
     """Run a flow over a dataset, line by line.
 
@@ -115,12 +116,14 @@ async def batch_run(
             PREFECT_HOME.
         output_dir: A folder on the worker's machine that gets the outputs too.
         working_dir: Folder the flow's code runs in; empty is the flow's own.
+        variant: A node's variant, as ${node.variant_1}; empty is each node's default.
     """
     live = current_live_run()
     try:
         request = BatchRequest(
             flow=flow,
             working_dir=working_dir or None,
+            variant=variant,
             data={**({"data": data} if data else {}), **more_data},
             inputs_mapping=inputs_mapping,
             init_kwargs=init_kwargs,

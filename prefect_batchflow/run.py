@@ -23,6 +23,7 @@ from prefect.logging import get_run_logger
 from prefect_batchflow.aggregation import aggregate
 from prefect_batchflow.blocks import open_storage
 from prefect_batchflow.definition.flow import load_flow
+from prefect_batchflow.definition.variants import parse_variant
 from prefect_batchflow.exceptions import (
     BatchflowException,
     BatchRunTimeoutError,
@@ -102,6 +103,8 @@ MOST_TASK_RUNS = 200
 """Chunks grow so that a run has no more: what a person can look through, and a server takes in within seconds."""
 LINES_AHEAD = 100
 """Lines of the next chunk that are begun before the one before ends: beginning a task run takes longer than short lines."""
+FLOW_PARTS = frozenset({"flow", "init", "variant"})
+"""The fingerprints that must be the same for lines of another run to be this run's."""
 READ_LINES = 500
 """Lines read at once, in a thread: reading may wait for a network."""
 WRITE_GRACE_SEC = 5.0
@@ -155,7 +158,9 @@ class BatchRun:
         """The stages, in order."""
         self.live.tally = self.tally
         self.flow = load_flow(
-            self.live.flow if self.live.flow is not None else self.request.flow, self.request.working_dir
+            self.live.flow if self.live.flow is not None else self.request.flow,
+            self.request.working_dir,
+            variant=self.request.variant,
         )
         self.output_dir = _local_folder(self.request.output_dir, self.request.base_dir)
         self.executor = self._executor()
@@ -324,9 +329,8 @@ class BatchRun:
 
     def _refuse_other_flow(self, other: Manifest) -> None:
         """Lines of another flow are not this one's; other data and another mapping show line by line."""
-        parts = ("flow", "init")
-        ours = self._fingerprints()
-        changed = changes({p: other.fingerprints[p] for p in parts}, {p: ours[p] for p in parts})
+        both = (other.fingerprints, self._fingerprints())
+        changed = changes(*({part: prints[part] for part in FLOW_PARTS & prints.keys()} for prints in both))
         if changed and self.options.on_change == "refuse":
             raise RunChangedError(
                 f"The lines of run {other.run_id!r} cannot be taken over: {', '.join(changed)} since. Run without "
@@ -343,6 +347,7 @@ class BatchRun:
             "inputs_mapping": fingerprint(self.request.inputs_mapping),
             "flow": fingerprint_files(self.flow.files, self.flow.working_dir),
             "init": fingerprint(dict(init_kwargs)),
+            **({"variant": fingerprint(parse_variant(self.request.variant))} if self.request.variant else {}),
         }
 
     def _manifest(self, prints: dict[str, str], sessions: list[Session], records_since: int) -> Manifest:
@@ -352,6 +357,7 @@ class BatchRun:
             flow_name=self.flow.name,
             flow=self.flow.source,
             working_dir=str(self.flow.working_dir),
+            variant=self.request.variant,
             data={name: _absolute(url, self.request.base_dir) for name, url in self.request.data.items()},
             run=self.request.run,
             inputs_mapping=self.request.inputs_mapping,

@@ -104,6 +104,8 @@ class BatchRequest(BaseModel):
 
     flow: str
     """What `load_flow` takes; for an object in memory its name, for people."""
+    variant: str = ""
+    """`${node.variant}` of a DAG flow; empty is each node's default."""
     working_dir: str | None = None
     """`None` is the flow's own folder."""
     data: dict[str, str] = {}

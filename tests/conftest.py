@@ -29,6 +29,8 @@ hypothesis.settings.load_profile("batchflow")
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from model_server import ModelServer
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -43,6 +45,15 @@ def prefect_server() -> Iterator[None]:
 
     with prefect_test_harness(server_startup_timeout=60):
         yield
+
+
+@pytest.fixture
+def model_server() -> Iterator[ModelServer]:
+    """A model service over HTTP, which echoes what it is asked."""
+    from model_server import ModelServer
+
+    with ModelServer() as server:
+        yield server
 
 
 @pytest.fixture

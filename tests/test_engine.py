@@ -178,6 +178,33 @@ def test_aggregation_pairs_values_by_line_number_also_after_a_resume(
     assert [json.loads(line)["line_number"] for line in lines] == [2, 4, 7, 9]
 
 
+def test_a_variant_is_part_of_the_run(tmp_path: Path, storage: Path, write_rows: Callable[..., Path]) -> None:
+    folder = tmp_path / "varied"
+    folder.mkdir()
+    (folder / "tool.py").write_text(
+        "from promptflow.core import tool\n@tool\ndef times(n: int, by: int): return n * by\n"
+    )
+    (folder / "flow.dag.yaml").write_text(
+        "inputs: {n: {type: int}}\n"
+        "outputs: {out: {type: int, reference: '${a.output}'}}\n"
+        "nodes: [{name: a, use_variants: true}]\n"
+        "node_variants: {a: {default_variant_id: once, variants: {\n"
+        "  once: {node: {type: python, source: {path: tool.py}, inputs: {n: '${inputs.n}', by: 1}}},\n"
+        "  thrice: {node: {type: python, source: {path: tool.py}, inputs: {n: '${inputs.n}', by: 3}}}}}}\n"
+    )
+    data = {"data": write_rows([{"n": 5}])}
+
+    def run(**options: Any) -> Any:
+        return BatchEngine(folder, run_storage_url=str(storage), **options).run(data, run_id="varied")
+
+    assert run(variant="${a.thrice}").completed_lines == 1
+    assert json.loads((storage / "varied" / "outputs.jsonl").read_text())["out"] == 15
+    assert json.loads((storage / "varied" / "manifest.json").read_text())["variant"] == "${a.thrice}"
+    assert run(variant="a.thrice").completed_lines == 1
+    with pytest.raises(RunChangedError, match="the variant is no longer there"):
+        run()
+
+
 def test_max_lines_count_cuts_the_data(storage: Path, write_rows: Callable[..., Path]) -> None:
     rows = [{"n": n} for n in range(9)]
     result = BatchEngine(double, run_storage_url=str(storage)).run({"data": write_rows(rows)}, max_lines_count=4)

@@ -119,6 +119,14 @@ Init = Annotated[
         help="Argument of a class flow's constructor, as key=value; values as for --map. May be given several times.",
     ),
 ]
+Variant = Annotated[
+    str,
+    Parameter(
+        group=RUN,
+        metavar="'${NODE.VARIANT}'",
+        help="The variant that a node of a flow.dag.yaml has in this run. [default: each node's default]",
+    ),
+]
 OutputDir = Annotated[
     str,
     Parameter(
@@ -147,7 +155,8 @@ def run(
         str,
         Parameter(
             metavar="YAML",
-            help="A run file of promptflow: flow, data, column_mapping, name, run, init. What is typed besides wins over it.",
+            help="A run file of promptflow: flow, data, column_mapping, name, run, init, variant. What is typed besides wins "
+            "over it.",
         ),
     ] = "",
     data: Annotated[
@@ -200,6 +209,7 @@ def run(
     working_dir: Annotated[
         str, Parameter(group=RUN, metavar="FOLDER", help="Folder the flow's code runs in. [default: the flow's own]")
     ] = "",
+    variant: Variant = "",
     flags: OptionFlags = _NO_FLAGS,
     screen: Screen = _PLAIN,
 ) -> int:
@@ -220,13 +230,15 @@ def run(
     run = run or written.run
     urls = {**written.data, **sources(data or [], needed=not (written.data or run))}
     mapping, init_kwargs = assignments("--map", map or []), assignments("--init", init or [])
-    loaded = load_flow(flow, working_dir or None)
+    variant = variant or written.variant
+    loaded = load_flow(flow, working_dir or None, variant=variant)
     _peek(urls)
     begun = _promptflow_run(resume_from)
     run_id = run_id or written.run_id
     parameters = {
         "flow": loaded.source or flow,
         "working_dir": _absolute(working_dir),
+        "variant": variant,
         **_data_parameters(urls),
         "inputs_mapping": {**written.inputs_mapping, **mapping},
         "init_kwargs": {**written.init_kwargs, **init_kwargs},
@@ -272,6 +284,7 @@ def resume(
     parameters = {
         "flow": manifest.flow,
         "working_dir": manifest.working_dir,
+        "variant": manifest.variant,
         **_data_parameters(manifest.data),
         "run": manifest.run or "",
         "inputs_mapping": manifest.inputs_mapping,

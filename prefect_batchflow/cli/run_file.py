@@ -15,11 +15,10 @@ from typing import Any
 from prefect_batchflow.definition.document import read_document, says_nothing
 from prefect_batchflow.exceptions import InvalidOptionError, UnsupportedFeatureError
 
-TAKEN = ("name", "flow", "data", "column_mapping", "run", "init")
+TAKEN = ("name", "flow", "data", "column_mapping", "run", "init", "variant")
 WITHOUT_MEANING = ("display_name", "description", "tags", "properties", "resources", "identity", "runtime")
 """Keys for people, and for Azure."""
 NOT_SUPPORTED = {
-    "variant": "Write the variant that is meant into the node of the flow, and remove the key.",
     "environment_variables": "Set them for the process that starts the run, and remove the key.",
     "connections": "Read keys from the environment, in a Python node, and remove the key.",
 }
@@ -41,6 +40,7 @@ class RunFile:
     run: str = ""
     """The run it is built on."""
     init_kwargs: dict[str, Any] = field(default_factory=dict)
+    variant: str = ""
     notes: tuple[str, ...] = ()
     """What of the file has no effect."""
 
@@ -74,6 +74,7 @@ def read_run_file(text: str) -> RunFile:
         run_id=_text(file, document, "name"),
         run=_text(file, document, "run"),
         init_kwargs=_init(file, document.get("init")),
+        variant=_text(file, document, "variant"),
         notes=tuple(_notes(file, document)),
     )
 

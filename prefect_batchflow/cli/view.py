@@ -273,6 +273,7 @@ def next_commands(run: StoredRun, storage_option: str = "") -> list[tuple[str, s
             "--data",
             run.failed,
             *mapping,
+            *(["--variant", manifest.variant] if manifest.variant else []),
             *words_of(manifest.options),
             *storage,
         ]

@@ -19,6 +19,7 @@ from prefect_batchflow.definition.document import (
     says_nothing,
 )
 from prefect_batchflow.definition.flow import Activate, Dag, Flow, FlowOutput, Literal, Node, Reference
+from prefect_batchflow.definition.variants import with_variants
 from prefect_batchflow.exceptions import (
     DuplicateNodeName,
     EmptyOutputReference,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
     from prefect_batchflow.definition.flow import FlowInput
 
-FLOW_KEYS = DISPLAY_KEYS | {"inputs", "outputs", "nodes", "language", "message_format"}
+FLOW_KEYS = DISPLAY_KEYS | {"inputs", "outputs", "nodes", "language", "message_format", "node_variants"}
 NODE_KEYS = frozenset({"name", "type", "source", "inputs", "activate", "aggregation", "reduce", "comment", "module"})
 SOURCE_KEYS = frozenset({"type", "path", "tool"})
 # Types, descriptions and marks of outputs are for promptflow's editors; its engine looks at the reference only.
@@ -47,13 +48,20 @@ OUTPUT_KEYS = frozenset({"type", "reference", "description", "evaluation_only", 
 _PROPERTY = re.compile(r"\.(?P<name>\w+)|\['(?P<single>.*?)'\]|\[\"(?P<double>.*?)\"\]|\[(?P<index>\d+)\]")
 
 
-def flow_of_document(document: dict[str, Any], file: Path, working_dir: Path) -> Flow:
+def flow_of_document(document: dict[str, Any], file: Path, working_dir: Path, variant: str = "") -> Flow:
     """Give the flow of a parsed flow.dag.yaml.
 
     Of a flow in another language inputs, outputs, `service` and whether a node aggregates are read: its executor knows
     the rest.
 
+    Args:
+        document: What the file holds.
+        file: The yaml.
+        working_dir: Where its sources are.
+        variant: `${node.variant}` for this run; empty is each node's default.
+
     Raises:
+        InvalidOptionError: There is no such node or variant.
         InvalidFlowRequest: The message lists every problem; its class is the problems' own if they share one.
     """
     problems = Problems(file)
@@ -72,12 +80,13 @@ def flow_of_document(document: dict[str, Any], file: Path, working_dir: Path) ->
             file.parent.name, working_dir, program, inputs, language=language, definition_file=file, service=service
         )
     refuse_other_keys(document, FLOW_KEYS, "top level", problems)
+    document = with_variants(document, variant, problems)
     nodes = _read_nodes(document, working_dir, problems)
     _check_references(nodes, inputs, problems)
     outputs = _check_outputs(outputs, nodes, inputs, problems)
     ordered = _in_order(nodes, problems)
     problems.raise_any()
-    return Flow(file.parent.name, working_dir, Dag(ordered, outputs), inputs, definition_file=file)
+    return Flow(file.parent.name, working_dir, Dag(ordered, outputs), inputs, definition_file=file, variant=variant)
 
 
 def parse_value(value: Any) -> Reference | Literal:

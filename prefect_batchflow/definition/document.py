@@ -48,10 +48,8 @@ HINTS = {
     "connection": "Read the key from the environment, in a Python node.",
     "enable_cache": "Remove it, or set it to false; promptflow never cached either.",
     "environment_variables": "Set them for the process that starts the run.",
-    "node_variants": "Write the variant that is meant into the node.",
     "provider": "Call the model from a Python node.",
     "skip": "Remove it; promptflow ignored it.",
-    "use_variants": "Write the variant that is meant into the node.",
 }
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from prefect_batchflow.exceptions import FlowDefinitionError, FlowNotFoundError
+from prefect_batchflow.exceptions import FlowDefinitionError, FlowNotFoundError, InvalidOptionError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -210,6 +210,8 @@ class Flow:
     """The flow's yaml, absolute; `None` for a callable."""
     service: Service | None = None
     """Of a flow in another language, what its yaml says of the process that serves it."""
+    variant: str = ""
+    """`${node.variant}`, if one was chosen for a node."""
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -251,7 +253,9 @@ class FlowDescription:
     has_aggregation: bool
 
 
-def load_flow(source: str | Path | Callable[..., Any], working_dir: str | Path | None = None) -> Flow:
+def load_flow(
+    source: str | Path | Callable[..., Any], working_dir: str | Path | None = None, *, variant: str = ""
+) -> Flow:
     """Give the flow of a folder, a file, `module:attr`, `path/to/file.py:attr` or a callable.
 
     Args:
@@ -260,11 +264,22 @@ def load_flow(source: str | Path | Callable[..., Any], working_dir: str | Path |
             object.
         working_dir: First on the worker's `sys.path`; relative sources are looked for here first. `None` is the flow
             file's folder; for a callable, the folder its module is imported from; else the current directory.
+        variant: `${node.variant}`, of a DAG flow whose node has several; empty is each node's default.
 
     Raises:
         FlowNotFoundError: Nothing at the path; the message lists what is there instead.
         InvalidFlowRequest: The definition is wrong, or asks for what is not supported; the message lists every problem.
+        InvalidOptionError: The flow has no such variant; the message lists those that there are.
     """
+    flow = _load_flow(source, working_dir, variant)
+    if variant and flow.variant != variant:
+        raise InvalidOptionError(
+            f"The variant {variant!r} was chosen, but '{flow.name}' is no flow.dag.yaml, and has none. Leave it out."
+        )
+    return flow
+
+
+def _load_flow(source: str | Path | Callable[..., Any], working_dir: str | Path | None, variant: str) -> Flow:
     from prefect_batchflow.definition import flex
 
     folder = None if working_dir is None else Path(working_dir).resolve()
@@ -276,14 +291,14 @@ def load_flow(source: str | Path | Callable[..., Any], working_dir: str | Path |
             return flex.flow_of_file(_existing(match["file"], folder), match["attribute"], folder)
         if match := re.fullmatch(r"(?P<module>\w+(\.\w+)*):(?P<attribute>\w+(\.\w+)*)", text):
             return flex.flow_of_module(match["module"], match["attribute"], folder)
-    return _flow_of_path(_existing(text, folder), folder)
+    return _flow_of_path(_existing(text, folder), folder, variant)
 
 
-def _flow_of_path(path: Path, working_dir: Path | None) -> Flow:
+def _flow_of_path(path: Path, working_dir: Path | None, variant: str) -> Flow:
     file = _definition_in(path) if path.is_dir() else path
     folder = working_dir or file.parent
     if file.suffix in {".yaml", ".yml"}:
-        return replace(_flow_of_yaml(file, folder), source=str(path))
+        return replace(_flow_of_yaml(file, folder, variant), source=str(path))
     if file.suffix == ".prompty":
         from prefect_batchflow.definition import prompty
 
@@ -303,14 +318,14 @@ def _flow_of_path(path: Path, working_dir: Path | None) -> Flow:
     )
 
 
-def _flow_of_yaml(file: Path, working_dir: Path) -> Flow:
+def _flow_of_yaml(file: Path, working_dir: Path, variant: str) -> Flow:
     from prefect_batchflow.definition import dag, flex
     from prefect_batchflow.definition.document import read_document
 
     document = read_document(file)
     if "entry" in document:
         return flex.flow_of_document(document, file, working_dir)
-    return dag.flow_of_document(document, file, working_dir)
+    return dag.flow_of_document(document, file, working_dir, variant)
 
 
 def _locate(text: str, folder: Path | None) -> Path:

@@ -43,7 +43,8 @@ from prefect_batchflow.execution.calls import UserFunction, describe, exception_
 from prefect_batchflow.execution.connecting import connect, connection_types
 from prefect_batchflow.execution.node_tools import FoundTool, tool_of_package, tool_of_source
 from prefect_batchflow.execution.nodes import DagProgram, EntryProgram, NodeTool, Program
-from prefect_batchflow.tools.context import log_metric
+from prefect_batchflow.tools.context import give_connections, log_metric
+from prefect_batchflow.tools.usage import count_model_calls
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -80,7 +81,8 @@ def load_program(
 
     Args:
         flow: From `load_flow`.
-        init_kwargs: Arguments of a class entry's constructor; the yaml's `init` adds defaults and types.
+        init_kwargs: Arguments of a class entry's constructor; the yaml's `init` adds defaults and types. `model` of a
+            prompty.
         connections: Name to promptflow's dictionary, or to a connection; the environment of this process completes them.
 
     Raises:
@@ -96,20 +98,20 @@ def load_program(
             f"The flow '{flow.name}' is written in {flow.language}. Register an executor for it: "
             f"register_executor('{flow.language}', …)."
         )
-    if isinstance(flow.program, Prompt):
-        raise UnsupportedFeatureError(
-            f"{flow.program.file}: .prompty flows cannot be run yet. Call the model from a function."
-        )
     folder = str(flow.working_dir)
     if sys.path[:1] != [folder]:
         sys.path.insert(0, folder)
     mirrored = promptflow_shim.install()
+    count_model_calls()
     importlib.invalidate_caches()
     given = Connections(connections, os.environ)
+    give_connections(given.get)
     if isinstance(flow.program, Dag):
         if init_kwargs:
             raise _no_init(flow.name, "a DAG flow", init_kwargs)
         program: Program = _load_dag(flow, flow.program, given)
+    elif isinstance(flow.program, Prompt):
+        program = _load_prompt(flow, init_kwargs or {}, given)
     else:
         program = _load_entry(flow, flow.program, init_kwargs or {})
     if not mirrored and program.description.has_aggregation:
@@ -269,6 +271,17 @@ def _literal_type(parameter: inspect.Parameter) -> str:
     if isinstance(annotation, type) and issubclass(annotation, Enum):
         annotation = str
     return _type_name(annotation, "object")
+
+
+# --- prompties ------------------------------------------------------------------------------------------------------
+
+
+def _load_prompt(flow: Flow, init_kwargs: Mapping[str, Any], connections: Connections) -> EntryProgram:
+    from prefect_batchflow.tools.prompty import AsyncPrompty
+
+    prompty = AsyncPrompty.of_flow(flow, init_kwargs, connections.get)
+    description = FlowDescription(inputs=flow.inputs, is_async=True, has_aggregation=False)
+    return EntryProgram(description, UserFunction(prompty, flow.name, is_async=True), parameters=list(flow.inputs))
 
 
 # --- callables ------------------------------------------------------------------------------------------------------

@@ -50,11 +50,6 @@ PROVIDED: Final[dict[str, dict[str, str]]] = {
     "promptflow.client": {},
     "promptflow.connections": _CONNECTIONS,
     "promptflow.contracts": {},
-    "promptflow.contracts.multimedia": {
-        "Image": "tools.multimedia:Image",
-        "PFBytes": "tools.multimedia:PFBytes",
-        "Text": "tools.multimedia:Text",
-    },
     "promptflow.contracts.run_info": {
         "FlowRunInfo": "results:FlowRunInfo",
         "RunInfo": "results:RunInfo",

@@ -49,6 +49,8 @@ class Manifest(BaseModel):
     flow: str | None
     """What `load_flow` was given, absolute; `None` for an object in memory, which no command can resume."""
     working_dir: str
+    variant: str = ""
+    """`${node.variant}`, if one was chosen."""
     data: dict[str, str]
     """Source name to URL."""
     run: str | None = None
@@ -62,7 +64,7 @@ class Manifest(BaseModel):
     output_dir: str | None
     total_lines: int
     fingerprints: dict[str, str]
-    """What is compared on resume: part (`data:data`, `data:run.outputs`, `inputs_mapping`, `flow`, `init`) to hash."""
+    """What is compared on resume, part to hash: `data:data`, `data:run.outputs`, `inputs_mapping`, `flow`, `init`, …"""
     sessions: list[Session]
     records_since: int = 0
     """The first session whose records count: an `on_change="rerun"` moves it to its own."""
@@ -91,7 +93,12 @@ def fingerprint_files(files: Iterable[Path], base: Path) -> str:
 
 def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     """What is not what it was, in words."""
-    words = {"inputs_mapping": "the inputs_mapping", "flow": "the flow's files", "init": "the init arguments"}
+    words = {
+        "inputs_mapping": "the inputs_mapping",
+        "flow": "the flow's files",
+        "init": "the init arguments",
+        "variant": "the variant",
+    }
     changed = []
     for part in sorted(before.keys() | now.keys()):
         if before.get(part) == now.get(part):

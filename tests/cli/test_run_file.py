@@ -80,13 +80,13 @@ def test_init_may_be_a_file_beside_the_run_file(tmp_path: Path, name: str, text:
 
 
 def test_what_is_not_supported_is_refused_by_name_all_at_once(tmp_path: Path) -> None:
-    text = "flow: .\nvariant: ${a.b}\nenvironment_variables: {KEY: x}\nconnections: {node: {connection: c}}\n"
+    text = "flow: .\nenvironment_variables: {KEY: x}\nconnections: {node: {connection: c}}\n"
 
     with pytest.raises(UnsupportedFeatureError) as caught:
         read_run_file(write(tmp_path, text))
 
     told = caught.value.message
-    assert [name for name in ("variant", "environment_variables", "connections") if f"'{name}'" not in told] == []
+    assert [name for name in ("environment_variables", "connections") if f"'{name}'" not in told] == []
     assert "Set them for the process that starts the run" in told
 
 
@@ -149,3 +149,7 @@ def test_values_are_json_as_the_command_line_has_them(tmp_path: Path) -> None:
     assert json.loads(json.dumps(written.inputs_mapping)) == {
         "n": 1, "on": "yes", "when": "2026-01-01", "l": [1, 2.5], "z": None,
     }  # fmt: skip
+
+
+def test_a_variant_is_taken(tmp_path: Path) -> None:
+    assert read_run_file(write(tmp_path, "flow: .\nvariant: ${a.b}\n")).variant == "${a.b}"

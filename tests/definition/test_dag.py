@@ -189,7 +189,6 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("key", "value"),
         [
-            ("node_variants", {"a": {"default_variant_id": "v"}}),
             ("environment_variables", {"A": "b"}),
             ("additional_includes", ["../other"]),
             ("message_format", "openai-vision"),
@@ -204,7 +203,6 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("key", "value"),
         [
-            ("use_variants", True),
             ("enable_cache", True),
             ("connection", "open_ai"),
             ("provider", "OpenAI"),

@@ -1,0 +1,110 @@
+"""The variants of a DAG flow's nodes: which one of several definitions a node has in this run."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from prefect_batchflow.definition.document import mapping_at
+from prefect_batchflow.exceptions import FlowDefinitionError, InvalidOptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from prefect_batchflow.definition.document import Problems
+
+_CHOICE = re.compile(r"(?:\$\{)?(?P<node>[^.${}]+)\.(?P<variant>[^${}]+?)(?P<closed>\})?")
+
+
+def parse_variant(text: str) -> tuple[str, str]:
+    """Give the node and the variant of `${node.variant}` or `node.variant`.
+
+    Raises:
+        InvalidOptionError: It is neither.
+    """
+    match = _CHOICE.fullmatch(text.strip())
+    if match is None or text.strip().startswith("${") != bool(match["closed"]):
+        raise InvalidOptionError(
+            f"The variant {text!r} should be a node's, as '${{node.variant_1}}' or 'node.variant_1'."
+        )
+    return match["node"], match["variant"]
+
+
+def with_variants(document: dict[str, Any], variant: str, problems: Problems) -> dict[str, Any]:
+    """Give the document with the nodes that `use_variants` written out.
+
+    Args:
+        document: A parsed flow.dag.yaml.
+        variant: `${node.variant}`, chosen for this run; empty leaves each node its default.
+        problems: Takes what is wrong with the yaml.
+
+    Raises:
+        InvalidOptionError: The node or the variant chosen does not exist; the message lists those that do.
+    Source: promptflow-devkit `_sdk/_orchestrator/utils.py`, `overwrite_variant`.
+    """
+    entries = document.get("nodes")
+    if not isinstance(entries, list):
+        return document
+    all_variants = mapping_at(document, "node_variants", "top level", problems)
+    varied = {str(entry.get("name")) for entry in entries if isinstance(entry, dict) and entry.get("use_variants")}
+    chosen = _choice(variant, all_variants, varied, problems) if variant else {}
+    nodes = []
+    for entry in entries:
+        if not (isinstance(entry, dict) and entry.get("use_variants")):
+            nodes.append(entry)
+        elif (written := _written_out(entry, all_variants, chosen, problems)) is not None:
+            nodes.append(written)
+    return {**document, "nodes": nodes}
+
+
+def _choice(text: str, all_variants: Mapping[str, Any], varied: set[str], problems: Problems) -> dict[str, str]:
+    node, variant = parse_variant(text)
+    if node not in varied:
+        there = _listed(sorted(varied)) or "none"
+        raise InvalidOptionError(
+            f"{problems.file}: the variant {text!r} was chosen, but '{node}' is no node with `use_variants: true`. Such "
+            f"nodes: {there}."
+        )
+    known = _variants_of(all_variants.get(node))
+    if variant not in known:
+        raise InvalidOptionError(
+            f"{problems.file}: the node '{node}' has no variant '{variant}'. It has {_listed(known) or 'none'}."
+        )
+    return {node: variant}
+
+
+def _written_out(
+    entry: dict[str, Any], all_variants: Mapping[str, Any], chosen: Mapping[str, str], problems: Problems
+) -> dict[str, Any] | None:
+    """The node as its variant has it; `None` where the yaml lacks that."""
+    name = entry.get("name")
+    if not isinstance(name, str):
+        return {key: value for key, value in entry.items() if key != "use_variants"}
+    place = f"node '{name}'"
+    given = all_variants.get(name)
+    known = _variants_of(given)
+    if not isinstance(given, dict) or not known:
+        there = _listed(all_variants) or "none"
+        text = f"it has `use_variants`, but 'node_variants' has no variants for it; there are some for: {there}."
+        problems.add(FlowDefinitionError, place, text)
+        return None
+    variant = chosen.get(name) or given.get("default_variant_id")
+    if variant not in known:
+        text = f"'default_variant_id' is {variant!r}, expected one of {_listed(known)}. Or choose one for the run."
+        problems.add(FlowDefinitionError, f"node_variants of '{name}'", text)
+        return None
+    node = known[variant].get("node") if isinstance(known[variant], dict) else None
+    if not isinstance(node, dict):
+        text = f"expected 'node', with the keys of a node but its name, found {known[variant]!r}."
+        problems.add(FlowDefinitionError, f"node_variants of '{name}', '{variant}'", text)
+        return None
+    return {**node, "name": name}
+
+
+def _variants_of(given: Any) -> dict[str, Any]:
+    variants = given.get("variants") if isinstance(given, dict) else None
+    return variants if isinstance(variants, dict) else {}
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)

@@ -1,0 +1,393 @@
+"""One call of a model through the openai package: OpenAI, Azure OpenAI, or anything that speaks the same at a base URL.
+
+All calls of a process to one service share one client. What is worth another try is tried again, when the service says so
+or a little later each time; what is not, or does not help, becomes one of our exceptions. Tokens are counted by `usage`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import functools
+import importlib
+import json
+import logging
+import random
+import time
+from threading import Thread
+from typing import TYPE_CHECKING, Any, Final, Literal
+from weakref import WeakKeyDictionary
+
+from prefect_batchflow import exceptions
+from prefect_batchflow.exceptions import (
+    APIConnectionError,
+    APIResponseValidationError,
+    APITimeoutError,
+    ContentFilterError,
+    InternalServerError,
+    OpenAIError,
+    PythonLoadError,
+    RateLimitError,
+    ToolValidationError,
+)
+from prefect_batchflow.tools.usage import count_model_calls
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+    from types import ModuleType
+
+Api = Literal["chat", "completion"]
+
+MAX_RETRIES: Final = 10
+"""Further tries of a call, all within the line's timeout."""
+MAX_CONNECT_RETRIES: Final = 3
+"""The same while the service cannot even be reached."""
+MAX_RETRY_AFTER_SEC: Final = 300.0
+"""A service that asks for a longer wait fails the call at once; the error tells how long."""
+FIRST_DELAY_SEC: Final = 0.5
+"""Before the first further try, when the service does not say; doubled for each one after it."""
+MAX_DELAY_SEC: Final = 20.0
+"""The longest of these."""
+MAX_CONNECTIONS: Final = 10_000
+"""Of one client: as many as lines may run at once."""
+
+logger = logging.getLogger(__name__)
+
+_OWN_CAUSES = {"UnsupportedProtocol", "LocalProtocolError", "InvalidURL"}  # a further try would be the same
+_UNREACHED = {"ConnectError", "ConnectTimeout"}
+_FILTERED = {"content_filter", "content_policy_violation"}
+_STATUS_OF_CODE = {
+    "rate_limit_exceeded": 429,
+    "rate_limit_error": 429,
+    "insufficient_quota": 429,
+    "server_error": 500,
+    "internal_error": 500,
+    "overloaded": 503,
+    "overloaded_error": 503,
+}
+
+
+async def call_model(connection: Any, api: Api, parameters: Mapping[str, Any]) -> Any:
+    """Give what the model answers.
+
+    Args:
+        connection: OpenAI, Azure OpenAI or Serverless; ours, or promptflow's own.
+        api: `chat` with `messages`, `completion` with a `prompt`.
+        parameters: What the API takes, `model` included: a deployment's name for Azure. With `stream`, the answer is read
+            to its end.
+
+    Returns:
+        openai's response object; of a stream the list of its chunks. `answer_of` takes the answer out.
+
+    Raises:
+        OpenAIError: As its leaf that says why, after further tries where these may help.
+        PythonLoadError: openai is not installed.
+        ToolValidationError: A connection of another kind, or without what it needs.
+    """
+    openai = _openai()
+    client = await _shared_client(openai, connection)
+    retries = 0
+    while True:
+        try:
+            return await _ask(openai, client, api, parameters)
+        except Exception as exc:
+            error = _classified(openai, exc)
+            if error is None:
+                raise
+            delay = delay_before_retry(error, retries)
+            if delay is None:
+                raise error from exc
+        retries += 1
+        logger.warning("Try %d of %d in %.1f s: %s", retries + 1, MAX_RETRIES + 1, delay, error)
+        await asyncio.sleep(delay)
+
+
+def call_model_sync(connection: Any, api: Api, parameters: Mapping[str, Any]) -> Any:
+    """`call_model` for sync code, which shares the client of one background thread."""
+    return asyncio.run_coroutine_threadsafe(call_model(connection, api, parameters), _background_loop()).result()
+
+
+def answer_of(response: Any, api: Api, *, whole_message: bool = False) -> Any:
+    """Take the first answer out of what `call_model` gives: its text, `None` if there is none.
+
+    Args:
+        response: A response, or the chunks of a stream.
+        api: What was called.
+        whole_message: Give a chat's message as a dictionary, with its `tool_calls` and `function_call`.
+
+    Raises:
+        ContentFilterError: The service has filtered all of the answer.
+    Source: promptflow-tools `common.py`, `post_process_chat_api_response`.
+    """
+    if isinstance(response, list):
+        choices = [chunk.choices[0] for chunk in response if chunk.choices and chunk.choices[0].index == 0]
+        texts = [choice.delta.content if api == "chat" else choice.text for choice in choices]
+        content = "".join(text for text in texts if text)
+        reason = next((choice.finish_reason for choice in reversed(choices) if choice.finish_reason), None)
+    else:
+        choice = response.choices[0]
+        if whole_message and api == "chat":
+            return choice.message.model_dump()
+        content, reason = choice.message.content if api == "chat" else choice.text, choice.finish_reason
+    if not content and reason == "content_filter":
+        raise ContentFilterError(
+            "The service's content filter has taken the whole answer away. Change the prompt, or the filter of the "
+            "deployment.",
+            target="Tool",
+            status=200,
+            retry_after_sec=None,
+        )
+    return content
+
+
+def delay_before_retry(error: OpenAIError, retries: int) -> float | None:
+    """Seconds before a call is tried again; `None` when it is not.
+
+    Args:
+        error: Why it failed.
+        retries: How often it was tried again already.
+    """
+    if not is_transient(error) or retries >= (MAX_CONNECT_RETRIES if _fact(error, "unreached") else MAX_RETRIES):
+        return None
+    asked: float | None = _fact(error, "retry_after_sec")
+    if asked is None:
+        delay = min(FIRST_DELAY_SEC * 2**retries, MAX_DELAY_SEC)
+        # At random, so that not all lines come back at once.
+        return float(delay * random.uniform(0.75, 1.0))  # noqa: S311
+    if asked > MAX_RETRY_AFTER_SEC:
+        return None
+    return asked + random.uniform(0.0, min(1.0, asked / 10))  # noqa: S311
+
+
+def is_transient(error: OpenAIError) -> bool:
+    """Whether a further try may help."""
+    if _fact(error, "final"):
+        return False
+    status = _fact(error, "status")
+    return isinstance(error, APIConnectionError | InternalServerError | RateLimitError) or status in (408, 409)
+
+
+def retry_after_sec(headers: Mapping[str, str]) -> float | None:
+    """The wait that a service asks for, from `retry-after-ms` or `Retry-After`, in seconds or as a date."""
+    for name, divisor in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
+        try:
+            seconds = float(headers.get(name, "")) / divisor
+        except ValueError:
+            continue
+        if seconds == seconds:  # and not NaN
+            return max(0.0, seconds)
+    try:
+        moment = email.utils.parsedate_to_datetime(headers.get("retry-after", ""))
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return max(0.0, moment.timestamp() - time.time())
+
+
+def kind_of(connection: Any) -> str | None:
+    """`AzureOpenAIConnection`, `OpenAIConnection` or `ServerlessConnection`; `None` for anything else.
+
+    By name: where promptflow is installed, a connection may be its own.
+    """
+    names = [base.__name__ for base in type(connection).__mro__]
+    return next((n for n in names if n in ("AzureOpenAIConnection", "OpenAIConnection", "ServerlessConnection")), None)
+
+
+# --- one try --------------------------------------------------------------------------------------------------------
+
+
+async def _ask(openai: ModuleType, client: Any, api: Api, parameters: Mapping[str, Any]) -> Any:
+    create = client.chat.completions.create if api == "chat" else client.completions.create
+    if not parameters.get("stream"):
+        return _checked(await create(**parameters))
+    try:
+        stream = await create(**{"stream_options": {"include_usage": True}, **parameters})
+    except openai.BadRequestError as exc:
+        if "stream_options" not in str(exc) or "stream_options" in parameters:
+            raise
+        stream = await create(**parameters)  # an older service, which streams without telling the tokens
+    async with stream:
+        return [chunk async for chunk in stream]
+
+
+def _checked(response: Any) -> Any:
+    """A response that has an answer; some services send an error with status 200."""
+    if getattr(response, "choices", None):
+        return response
+    body = getattr(response, "error", None)
+    if body:
+        raise _error_of_body(body, f"The service answered with an error and status 200: {_said(body)}", 200)
+    raise APIResponseValidationError(
+        f"The service answered with something that is no answer of a model: {str(response)[:200]!r}. Check the "
+        "connection's address.",
+        target="Tool",
+        status=200,
+        retry_after_sec=None,
+    )
+
+
+def _classified(openai: ModuleType, exc: Exception) -> OpenAIError | None:
+    """Our exception for one of openai's, or of the client below it; `None` for a mistake in the call itself."""
+    if isinstance(exc, OpenAIError):
+        return exc
+    if isinstance(exc, openai.APIStatusError):
+        return _status_error(exc)
+    if isinstance(exc, openai.APIConnectionError) or type(exc).__module__.startswith(("httpx", "httpcore")):
+        cause = exc.__cause__ if isinstance(exc, openai.APIConnectionError) and exc.__cause__ else exc
+        name = type(cause).__name__
+        timed_out = isinstance(exc, openai.APITimeoutError)
+        text = str(cause) or name
+        return (APITimeoutError if timed_out else APIConnectionError)(
+            f"The service did not answer in time: {text}" if timed_out else f"The connection failed: {text}",
+            target="Tool",
+            status=None,
+            retry_after_sec=None,
+            final=name in _OWN_CAUSES,
+            unreached=name in _UNREACHED,
+        )
+    if isinstance(exc, openai.APIError):  # an error in the middle of a stream, or an answer of another form
+        return _error_of_body(exc.body, f"The service broke off with an error: {exc.message}", 200)
+    if isinstance(exc, json.JSONDecodeError):
+        return APIResponseValidationError(
+            f"The service answered with something that is no JSON: {exc}.",
+            target="Tool",
+            status=200,
+            retry_after_sec=None,
+        )
+    return None
+
+
+def _status_error(exc: Any) -> OpenAIError:
+    body, headers = exc.body, exc.response.headers
+    code = getattr(exc, "code", None)
+    details = {"status": exc.status_code, "code": code, "request_id": headers.get("x-request-id")}
+    asked = retry_after_sec(headers)
+    cls = ContentFilterError if code in _FILTERED else getattr(exceptions, type(exc).__name__, OpenAIError)
+    if not issubclass(cls, OpenAIError):
+        cls = OpenAIError
+    error: OpenAIError = cls(
+        f"Error code: {exc.status_code}. {_said(body) or exc.message}",
+        target="Tool",
+        additional_info={"OpenAIErrorDetails": {**details, "retry_after_sec": asked}},
+        status=exc.status_code,
+        retry_after_sec=asked,
+        final=_is_spent(body) or headers.get("x-should-retry") == "false",
+    )
+    return error
+
+
+def _error_of_body(body: Any, message: str, status: int) -> OpenAIError:
+    """An error that the service tells in the body only."""
+    found = body if isinstance(body, dict) else {}
+    codes = [found.get("code"), found.get("type"), found.get("status")]
+    told = next((s for code in codes if (s := _STATUS_OF_CODE.get(str(code)) or _as_status(code))), None)
+    cls: type[OpenAIError] = APIResponseValidationError
+    if any(code in _FILTERED for code in codes if isinstance(code, str)):
+        cls = ContentFilterError
+    elif told == 429:
+        cls = RateLimitError
+    elif told is not None and told >= 500:
+        cls = InternalServerError
+    return cls(message, target="Tool", status=told or status, retry_after_sec=None, final=_is_spent(body))
+
+
+def _as_status(code: Any) -> int | None:
+    text = str(code)
+    return int(text) if text.isdecimal() and len(text) == 3 else None
+
+
+def _is_spent(body: Any) -> bool:
+    return isinstance(body, dict) and "insufficient_quota" in (body.get("type"), body.get("code"))
+
+
+def _said(body: Any) -> str:
+    """What an error's body says to people."""
+    text = body.get("message") if isinstance(body, dict) else body
+    return str(text) if text else ""
+
+
+def _fact(error: OpenAIError, name: str) -> Any:
+    return getattr(error, name, None)
+
+
+# --- clients --------------------------------------------------------------------------------------------------------
+
+_clients: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[Any, ...], tuple[Any, AsyncIterator[None]]]]
+_clients = WeakKeyDictionary()
+"""Of each event loop, by service: the client, and what closes it."""
+
+
+async def _shared_client(openai: ModuleType, connection: Any) -> Any:
+    """The client of a service on this event loop, made for the first call and closed with the loop."""
+    kind = kind_of(connection)
+    if kind is None:
+        raise ToolValidationError(
+            f"A model call takes a connection of the type AzureOpenAI, OpenAI or Serverless, found a "
+            f"{type(connection).__name__}. Name another connection.",
+            target="Tool",
+        )
+    names = ("name", "api_key", "api_base", "base_url", "api_version", "organization")
+    key = (kind, *(getattr(connection, name, None) for name in names))
+    loop = asyncio.get_running_loop()
+    clients = _clients.setdefault(loop, {})
+    if key not in clients:
+        client = _new_client(openai, kind, connection)
+        clients[key] = client, _closed_with_its_loop(client)
+        await anext(clients[key][1])
+    return clients[key][0]
+
+
+async def _closed_with_its_loop(client: Any) -> AsyncIterator[None]:
+    """Close a client when the event loop ends, which ends the async generators that it knows."""
+    try:
+        yield
+    finally:
+        await client.close()
+
+
+def _new_client(openai: ModuleType, kind: str, connection: Any) -> Any:
+    # The package below openai is not the same in all its versions (httpx, httpx2); its names are.
+    below = next(base.__module__ for base in openai.DefaultAsyncHttpxClient.__mro__ if "httpx" in base.__module__)
+    http = importlib.import_module(below.partition(".")[0])
+    shared = {
+        "max_retries": 0,
+        "timeout": openai.Timeout(600.0, connect=30.0),
+        "http_client": openai.DefaultAsyncHttpxClient(
+            limits=http.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_CONNECTIONS)
+        ),
+    }
+    key = getattr(connection, "api_key", None)
+    if kind == "AzureOpenAIConnection":
+        azure = {"azure_endpoint": connection.api_base, "api_version": connection.api_version}
+        if key:
+            return openai.AsyncAzureOpenAI(api_key=key, **azure, **shared)
+        return openai.AsyncAzureOpenAI(azure_ad_token_provider=connection.get_token, **azure, **shared)
+    if not key:
+        raise ToolValidationError(
+            f"The connection '{getattr(connection, 'name', None) or kind}' has no api_key. Give it one; for a service "
+            "that asks for none, any text.",
+            target="Tool",
+        )
+    if kind == "ServerlessConnection":
+        return openai.AsyncOpenAI(api_key=key, base_url=connection.api_base.removesuffix("/v1") + "/v1", **shared)
+    return openai.AsyncOpenAI(
+        api_key=key, organization=connection.organization or None, base_url=connection.base_url or None, **shared
+    )
+
+
+def _openai() -> ModuleType:
+    count_model_calls()
+    try:
+        return importlib.import_module("openai")
+    except ImportError as exc:
+        raise PythonLoadError(
+            f"Model calls need the openai package, which cannot be imported: {exc}. "
+            "pip install 'prefect-batchflow[llm]'.",
+            target="Tool",
+        ) from exc
+
+
+@functools.cache
+def _background_loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    Thread(target=loop.run_forever, name="model-calls", daemon=True).start()
+    return loop
