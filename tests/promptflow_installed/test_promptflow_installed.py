@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from model_server import ModelServer
 
 pytestmark = pytest.mark.promptflow
 
@@ -25,7 +26,7 @@ from prefect_batchflow.execution.loader import load_program
 from prefect_batchflow.execution.nodes import encode_record
 
 source, lines, connections = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
-program = load_program(load_flow(source))
+program = load_program(load_flow(source), connections=connections)
 if program.description.is_async:
     runs = [asyncio.run(program.run_line_async(n, inputs)) for n, inputs in enumerate(lines)]
 else:
@@ -44,7 +45,7 @@ def run(folder: Path, source: str, *lines: dict[str, Any], connections: Any = No
     done = subprocess.run(
         [python, "-c", RUN, source, json.dumps(lines), json.dumps(connections or {})],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(SOURCE), "PF_DISABLE_TRACING": "true", "HOME": str(folder)},
+        env={**os.environ, "PYTHONPATH": str(SOURCE), "HOME": str(folder)},
         capture_output=True,
         text=True,
         timeout=100,
@@ -179,3 +180,27 @@ def test_its_connection_classes_are_what_annotated_parameters_get(tmp_path: Path
     (line,) = run(tmp_path, ".", {"n": 1}, connections=connections)["lines"]
 
     assert (line["error"], line["output"]) == (None, {"place": "here"})
+
+
+def test_the_tokens_of_its_prompty_are_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(
+        tmp_path,
+        main="""
+            from promptflow.core import Prompty
+            from promptflow.tracing import trace
+            @trace
+            def flow(question: str):
+                return Prompty.load("ask.prompty")(question=question)
+        """,
+    )
+    (tmp_path / "ask.prompty").write_text(
+        "---\nmodel: {configuration: {type: openai, model: m, base_url: '${env:PLACE}', api_key: k}, parameters: {}}\n"
+        "inputs: {question: {type: string}}\n---\nuser:\n{{question}}\n"
+    )
+    with ModelServer() as server:
+        monkeypatch.setenv("PLACE", server.base_url)
+        monkeypatch.setenv("PF_DISABLE_TRACING", "false")
+        (line,) = run(tmp_path, "main:flow", {"question": "How are you?"})["lines"]
+
+        assert (line["error"], line["output"]) == (None, {"output": "echo: How are you?"})
+        assert line["tokens"] == server.tokens
