@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 
 FLOW_KEYS = DISPLAY_KEYS | {"inputs", "outputs", "nodes", "language", "message_format", "node_variants"}
 NODE_KEYS = frozenset({"name", "type", "source", "inputs", "activate", "aggregation", "reduce", "comment", "module"})
+MODEL_KEYS = NODE_KEYS | {"api", "connection", "provider"}
+"""The keys of a node that asks a model. Its provider is known by the connection."""
+NODE_TYPES = ("python", "prompt", "llm", "custom_llm")
 SOURCE_KEYS = frozenset({"type", "path", "tool"})
 # Types, descriptions and marks of outputs are for promptflow's editors; its engine looks at the reference only.
 OUTPUT_KEYS = frozenset({"type", "reference", "description", "evaluation_only", "is_chat_output"})
@@ -152,11 +155,15 @@ def _read_node(entry: Any, number: int, working_dir: Path, problems: Problems) -
         problems.add(FlowDefinitionError, f"node {number} of the list", f"expected a 'name', found {entry!r}.")
         return None
     place = f"node '{name}'"
-    refuse_other_keys(entry, NODE_KEYS, place, problems)
     kind = entry.get("type")
-    if kind != "python":
+    refuse_other_keys(entry, MODEL_KEYS if kind in ("llm", "custom_llm") else NODE_KEYS, place, problems)
+    if kind not in NODE_TYPES:
         found = f"the type '{kind}' is not supported" if kind else "no 'type'"
-        problems.add(UnsupportedFeatureError, place, f"{found}. Expected 'python', a function that does the same.")
+        expected = ", ".join(f"'{name}'" for name in NODE_TYPES)
+        problems.add(UnsupportedFeatureError, place, f"{found}. Expected one of {expected}.")
+    if kind == "llm" and not (isinstance(entry.get("connection"), str) and entry["connection"]):
+        text = f"expected 'connection' with the name of one, found {entry.get('connection')!r}."
+        problems.add(FlowDefinitionError, place, text)
     inputs = {}
     for parameter, value in mapping_at(entry, "inputs", place, problems).items():
         try:
@@ -164,10 +171,11 @@ def _read_node(entry: Any, number: int, working_dir: Path, problems: Problems) -
         except ValueError as exc:
             problems.add(FlowDefinitionError, f"{place}, input '{parameter}'", str(exc))
     # Kept without its tool too, so that what refers to it is not reported a second time.
-    source, tool = _read_source(entry, place, working_dir, problems) if kind == "python" else ("", "")
+    source, tool = _read_source(entry, place, working_dir, problems) if kind in NODE_TYPES else ("", "")
     aggregation = bool(entry.get("aggregation") or entry.get("reduce"))
     activate = _read_activate(entry, place, problems)
-    return Node(name, source, inputs, aggregation, activate, tool, str(entry.get("module") or ""))
+    told = {key: str(entry.get(key) or "") for key in ("module", "type", "api", "connection")}
+    return Node(name, source, inputs, aggregation, activate, tool, **told)
 
 
 def _read_activate(entry: dict[str, Any], place: str, problems: Problems) -> Activate | None:
@@ -192,30 +200,33 @@ def _read_activate(entry: dict[str, Any], place: str, problems: Problems) -> Act
 
 
 def _read_source(entry: dict[str, Any], place: str, working_dir: Path, problems: Problems) -> tuple[str, str]:
-    """The file of a python node, or the id of a package's tool; both are empty where that cannot be told."""
+    """The node's file and the id of a package's tool, as far as it has them; both are empty where that cannot be told."""
     source = mapping_at(entry, "source", place, problems)
     refuse_other_keys(source, SOURCE_KEYS, f"{place}, source", problems)
     kind = source.get("type") or "code"
-    if kind == "package":
-        tool = source.get("tool")
-        if not isinstance(tool, str) or not tool:
-            text = f"expected 'source' with the 'tool' of a package, as in package.module.function, found {source!r}."
-            problems.add(FlowDefinitionError, place, text)
-            return "", ""
-        return "", tool
-    if kind != "code":
-        text = f"the source type '{kind}' is not supported. Expected 'code', a file of the flow, or 'package'."
+    expected = {"python": ("code", "package"), "custom_llm": ("package_with_prompt",)}.get(entry["type"], ("code",))
+    if kind not in expected:
+        names = " or ".join(f"'{name}'" for name in expected)
+        text = f"the source type '{kind}' is not supported. Expected {names} for a node of the type '{entry['type']}'."
         problems.add(UnsupportedFeatureError, place, text)
         return "", ""
+    tool = source.get("tool") if kind != "code" else ""
+    if kind != "code" and (not isinstance(tool, str) or not tool):
+        text = f"expected 'source' with the 'tool' of a package, as in package.module.function, found {source!r}."
+        problems.add(FlowDefinitionError, place, text)
+        return "", ""
+    if kind == "package":
+        return "", str(tool)
     path = source.get("path")
     if not isinstance(path, str) or not path:
         problems.add(FlowDefinitionError, place, f"expected 'source' with the 'path' of a file, found {source!r}.")
         return "", ""
     if not (working_dir / path).is_file():
-        there = ", ".join(sorted(file.name for file in working_dir.glob("*.py"))[:10]) or "no Python file"
+        pattern = "*.py" if entry["type"] == "python" else "*.jinja2"
+        there = ", ".join(sorted(file.name for file in working_dir.glob(pattern))[:10]) or f"no {pattern}"
         problems.add(FlowDefinitionError, place, f"no file '{path}' in {working_dir}, which holds {there}.")
         return "", ""
-    return path, ""
+    return path, str(tool)
 
 
 def _read_outputs(document: dict[str, Any], problems: Problems) -> tuple[FlowOutput, ...]:

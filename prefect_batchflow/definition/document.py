@@ -45,10 +45,9 @@ HINTS = {
     "activate": "Test the condition inside the node's function.",
     "additional_includes": "Copy the files into the flow's folder.",
     "api": "Call the model from a Python node.",
-    "connection": "Read the key from the environment, in a Python node.",
+    "connection": "Only llm nodes have it; a tool gets a connection as an input.",
     "enable_cache": "Remove it, or set it to false; promptflow never cached either.",
     "environment_variables": "Set them for the process that starts the run.",
-    "provider": "Call the model from a Python node.",
     "skip": "Remove it; promptflow ignored it.",
 }
 

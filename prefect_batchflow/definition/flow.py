@@ -97,20 +97,26 @@ class Activate:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One node of a DAG flow: a python tool and the values of its parameters."""
+    """One node of a DAG flow: a python tool or a template, and the values of its parameters."""
 
     name: str
     source: str
-    """The tool's file, relative to the flow's folder; empty for a package's tool."""
+    """The tool's file, or the template's, relative to the flow's folder; empty for a package's tool without template."""
     inputs: Mapping[str, Reference | Literal]
     aggregation: bool = False
     """Runs once, after all lines, over lists."""
     activate: Activate | None = None
     """When it runs; `None` is always, but for a node whose references all lead to bypassed ones."""
     package_tool: str = ""
-    """The id of an installed package's tool, in a source's place."""
+    """The id of an installed package's tool."""
     module: str = ""
     """A module that is imported before its tool is looked for."""
+    type: str = "python"
+    """`python`, `prompt`, `llm` or `custom_llm`."""
+    api: str = ""
+    """Of an `llm` node: `chat` or `completion`; empty is `chat`."""
+    connection: str = ""
+    """Of an `llm` node: the name of the connection that it asks."""
 
     @property
     def references(self) -> dict[str, Reference]:

@@ -17,7 +17,9 @@ from prefect_batchflow.exceptions import (
     BatchflowException,
     LineOutOfMemoryError,
     ScriptExecutionError,
+    SystemErrorException,
     ToolExecutionError,
+    UserErrorException,
     error_dict,
     is_promptflows,
 )
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 TEXT_LIMIT = 20_000
 """Characters of an exception's text, and of its traceback, that an error keeps."""
 
+_RAISED_BY_USERS = (BatchflowException, UserErrorException, SystemErrorException)
+"""promptflow's names for these are what flows import and derive from."""
 _OWN_FOLDER = f"{Path(__file__).parents[1]}{os.sep}"
 
 
@@ -214,11 +218,9 @@ def exception_text(exc: BaseException) -> str:
 def tool_error(node: str, exc: BaseException) -> dict[str, Any]:
     """The error dictionary of a node whose code raised.
 
-    What promptflow's exceptions are for, and this package's, says itself what it is.
+    promptflow's exceptions, and this package's, keep their codes; those that the user's code raises its text, too.
     Source: promptflow `_core/_errors.py`, `ToolExecutionError`; `_core/flow_execution_context.py`, `_invoke_tool_inner`.
     """
-    if isinstance(exc, BatchflowException) or is_promptflows(exc):
-        return error_dict(exc)
     details = describe(exc)
     frame = exc.__traceback__
     while frame is not None and frame.tb_next is not None:
@@ -226,7 +228,15 @@ def tool_error(node: str, exc: BaseException) -> dict[str, Any]:
     if frame is not None:
         code = frame.tb_frame.f_code
         details |= {"filename": code.co_filename, "lineno": frame.tb_lineno, "name": code.co_name}
-    return _failure(ToolExecutionError, node, exc, {"ToolExecutionErrorDetails": details}, "Tool")
+    additional = {"ToolExecutionErrorDetails": details}
+    if isinstance(exc, BatchflowException) or is_promptflows(exc):
+        # Never built again: a user's own class may take other arguments.
+        said = error_dict(exc)
+        if type(exc).__module__ == BatchflowException.__module__ and type(exc) not in _RAISED_BY_USERS:
+            said["message"] = f"Execution failure in '{node}': ({type(exc).__name__}) {said['message']}"
+        more = [{"type": name, "info": info} for name, info in additional.items()]
+        return {**said, "additionalInfo": [*said.get("additionalInfo", []), *more]}
+    return _failure(ToolExecutionError, node, exc, additional, "Tool")
 
 
 def script_error(entry: str, exc: BaseException) -> dict[str, Any]:

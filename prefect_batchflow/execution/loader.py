@@ -14,6 +14,7 @@ import sys
 import types
 import zlib
 from contextlib import contextmanager
+from dataclasses import replace
 from enum import Enum
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -124,7 +125,7 @@ def load_program(
 
 def _load_dag(flow: Flow, dag: Dag, connections: Connections) -> DagProgram:
     modules: dict[Path, ModuleType] = {}
-    tools = {node.name: _node_tool(node, _found_tool(flow, node, modules), connections) for node in dag.nodes}
+    tools = {node.name: _tool_of_node(flow, node, modules, connections) for node in dag.nodes}
     line_tools = [tools[node.name] for node in dag.line_nodes]
     aggregation_tools = [tools[node.name] for node in dag.aggregation_nodes]
     description = FlowDescription(
@@ -133,6 +134,34 @@ def _load_dag(flow: Flow, dag: Dag, connections: Connections) -> DagProgram:
         has_aggregation=bool(aggregation_tools),
     )
     return DagProgram(description, line_tools, aggregation_tools, dag.outputs)
+
+
+def _tool_of_node(flow: Flow, node: Node, modules: dict[Path, ModuleType], connections: Connections) -> NodeTool:
+    if node.type == "python":
+        return _node_tool(node, _found_tool(flow, node, modules), connections)
+    from prefect_batchflow.execution import model_nodes
+
+    if node.type == "prompt":
+        return model_nodes.prompt_node(flow, node)
+    if node.type == "llm":
+        return model_nodes.llm_node(flow, node, connections)
+    found = _found_tool(flow, node, modules)
+    signature = _signature(found.function) or inspect.Signature()
+    names = _named_parameters(signature)
+    prompt = next((name for name, p in names.items() if _literal_type(p) == "prompt_template"), None)
+    if prompt is None:
+        raise ResolveToolError(
+            f"Node '{node.name}': {found.place} has no parameter that is a PromptTemplate, to which the template "
+            f"{node.source} could go. Use it in a python node, with the source type 'package'.",
+            target="Tool",
+        )
+    model_nodes.refuse_template_collisions(flow, node, names)
+    given = {**node.inputs, prompt: Literal(model_nodes.template_text(flow, node))}
+    from_rows = sorted(model_nodes.inputs_of_the_line(node))
+    if from_rows and any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
+        # What promptflow's own tools go by, so that no row brings a role.
+        given["_inputs_to_escape"] = Literal(from_rows)
+    return _node_tool(replace(node, inputs=given), found, connections)
 
 
 def _node_tool(node: Node, found: FoundTool, connections: Connections) -> NodeTool:
@@ -229,10 +258,12 @@ def _converted_literals(
     converted = dict(inputs)
     for name, value in inputs.items():
         kinds = connection_types(named[name].annotation) if name in named else []
-        type_name = types.get(name) or (_literal_type(named[name]) if name in named else None)
         if isinstance(value, Literal) and kinds:
-            converted[name] = Literal(connect(value.value, kinds, connections, f"node '{node.name}', input '{name}'"))
-        elif isinstance(value, Literal) and type_name is not None:
+            where = f"node '{node.name}', input '{name}'"
+            converted[name] = Literal(connect(value.value, kinds, connections, where))
+            continue
+        type_name = types.get(name) or (_literal_type(named[name]) if name in named else None)
+        if isinstance(value, Literal) and type_name is not None:
             try:
                 converted[name] = Literal(_converted(value.value, type_name))
             except ValueError as exc:

@@ -84,7 +84,7 @@ async def call_model(connection: Any, api: Api, parameters: Mapping[str, Any]) -
         PythonLoadError: openai is not installed.
         ToolValidationError: A connection of another kind, or without what it needs.
     """
-    openai = _openai()
+    openai = import_openai()
     client = await _shared_client(openai, connection)
     retries = 0
     while True:
@@ -374,7 +374,12 @@ def _new_client(openai: ModuleType, kind: str, connection: Any) -> Any:
     )
 
 
-def _openai() -> ModuleType:
+def import_openai() -> ModuleType:
+    """The openai package, its calls counted.
+
+    Raises:
+        PythonLoadError: It is not installed.
+    """
     count_model_calls()
     try:
         return importlib.import_module("openai")

@@ -214,8 +214,8 @@ class TestRefused:
         with pytest.raises(UnsupportedFeatureError, match=f"node 'a': the key '{key}' is not supported"):
             load(tmp_path, node("a", **{key: value}))
 
-    @pytest.mark.parametrize("kind", ["llm", "prompt", "custom_llm", "csharp"])
-    def test_a_node_that_is_no_python(self, tmp_path: Path, kind: str) -> None:
+    @pytest.mark.parametrize("kind", ["csharp", "typescript", 5])
+    def test_a_node_of_another_type(self, tmp_path: Path, kind: str) -> None:
         with pytest.raises(UnsupportedFeatureError, match=f"node 'a': the type '{kind}' is not supported"):
             load(tmp_path, node("a", type=kind))
 
@@ -226,6 +226,27 @@ class TestRefused:
     def test_a_tool_with_a_prompt_of_its_own(self, tmp_path: Path) -> None:
         with pytest.raises(UnsupportedFeatureError, match="the source type 'package_with_prompt' is not supported"):
             load(tmp_path, node("a", source={"type": "package_with_prompt", "tool": "some.tool"}))
+
+    @pytest.mark.parametrize(
+        ("kind", "source"),
+        [("prompt", "package"), ("llm", "package"), ("custom_llm", "code"), ("custom_llm", "package")],
+    )
+    def test_a_source_of_a_type_that_the_node_cannot_have(self, tmp_path: Path, kind: str, source: str) -> None:
+        with pytest.raises(UnsupportedFeatureError, match=f"the source type '{source}' is not supported"):
+            load(
+                tmp_path, node("a", type=kind, connection="c", source={"type": source, "tool": "t", "path": "tool.py"})
+            )
+
+    def test_a_model_without_connection(self, tmp_path: Path) -> None:
+        with pytest.raises(
+            FlowDefinitionError, match="node 'a': expected 'connection' with the name of one, found None"
+        ):
+            load(tmp_path, node("a", type="llm", api="chat"))
+
+    def test_a_template_that_is_not_there_and_what_is(self, tmp_path: Path) -> None:
+        (tmp_path / "other.jinja2").touch()
+        with pytest.raises(FlowDefinitionError, match=r"no file 'ask.jinja2' in .*, which holds other.jinja2"):
+            load(tmp_path, node("a", type="prompt", source={"type": "code", "path": "ask.jinja2"}))
 
     @pytest.mark.parametrize("tool", [None, "", 5])
     def test_a_package_without_a_tool(self, tmp_path: Path, tool: object) -> None:
@@ -330,7 +351,7 @@ class TestRefused:
             load(
                 tmp_path,
                 node("a", {"p": "${inputs.y}", "q": "${nowhere.output}"}, enable_cache=True),
-                node("b", type="llm", api="chat"),
+                node("b", type="csharp", api="chat"),
                 outputs={"o": "${c.output}"},
                 environment_variables={"A": "b"},
             )
@@ -340,13 +361,29 @@ class TestRefused:
         for name in (
             "environment_variables",
             "enable_cache",
-            "'llm'",
+            "'csharp'",
             "'api'",
             "${inputs.y}",
             "${nowhere.output}",
             "output 'o'",
         ):
             assert name in message
+
+
+def test_nodes_with_a_template_say_what_they_ask(tmp_path: Path) -> None:
+    flow = load(
+        tmp_path,
+        node("p", type="prompt"),
+        node("l", type="llm", api="chat", connection="c", provider="OpenAI", module="promptflow.tools.openai"),
+        node("k", type="custom_llm", source={"type": "package_with_prompt", "tool": "t.f", "path": "tool.py"}),
+    )
+
+    assert isinstance(flow.program, Dag)
+    assert [(n.type, n.source, n.package_tool, n.api, n.connection) for n in flow.program.nodes] == [
+        ("prompt", "tool.py", "", "", ""),
+        ("llm", "tool.py", "", "chat", "c"),
+        ("custom_llm", "tool.py", "t.f", "", ""),
+    ]
 
 
 class TestOtherLanguages:

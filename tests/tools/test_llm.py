@@ -109,7 +109,7 @@ def test_many_calls_at_once_share_a_client(model_server: ModelServer) -> None:
     model_server.hold_until = 64
 
     async def ask_all() -> None:
-        openai = llm._openai()
+        openai = llm.import_openai()
         connections = [OpenAIConnection(model_server.base_url) for _ in range(64)]
         assert len({id(await llm._shared_client(openai, c)) for c in connections}) == 1
         for _ in range(2):
