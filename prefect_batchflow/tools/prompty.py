@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import json
 import os
@@ -107,11 +106,16 @@ class Prompty:
             raise FlowDefinitionError(f"{flow.source} is no .prompty file. Give the path of one.")
         self._flow = flow
         self._prompt = prompt
+        self._given = model
         self._model = _merged_model(prompt, model)
         self._get_connection = get_connection
         self._call: tuple[Any, dict[str, Any]] | None = None
         place = str(prompt.file)
         self._template = Template(without_image_marks(prompt.template), place)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # As a flow it travels to workers, which read the file again.
+        return type(self), (str(self._prompt.file), self._given)
 
     @property
     def _api(self) -> Api:
@@ -234,9 +238,7 @@ class AsyncPrompty(Prompty):
 
     async def __call__(self, *args: Any, **inputs: Any) -> Any:
         """Ask the model; see `Prompty`."""
-        # Long templates, and connections that fetch a token, are kept off the event loop's other lines no longer than needed.
         connection, parameters = self._asked(args, inputs)
-        await asyncio.sleep(0)
         return self._result(await call_model(connection, self._api, parameters), parameters)
 
 

@@ -337,6 +337,16 @@ class TestAsAFlow:
         program = load_program(load_flow(write(model="  parameters: {response_format: {type: json_object}}\n")))
         assert asyncio.run(program.run_line_async(0, {"question": "a"}))["output"] == {"a": 1}
 
+    @pytest.mark.parametrize("kind", [Prompty, AsyncPrompty])
+    def test_one_that_was_loaded_may_be_the_flow(self, write: Any, server: ModelServer, kind: type[Prompty]) -> None:
+        loaded = kind.load(write(), model={"configuration": {"model": "other"}})
+
+        program = load_program(load_flow(loaded))
+        asyncio.run(program.run_line_async(0, {"question": "a"}))
+
+        assert program.description.is_async is (kind is AsyncPrompty)
+        assert sent(server)["model"] == "other"
+
     def test_a_model_that_was_given_works(self, write: Any, server: ModelServer) -> None:
         given = {"model": {"configuration": {"connection": "mine", "model": "other"}}}
         connections = {"mine": {"type": "OpenAIConnection", "value": {"api_key": "k7", "base_url": server.base_url}}}
