@@ -354,8 +354,12 @@ KINDS: Mapping[str, type[Connection]] = {
 """What `type` of a connection's dictionary may be."""
 
 
+class ModelConfiguration:
+    """The base of the two."""
+
+
 @dataclass
-class AzureOpenAIModelConfiguration:
+class AzureOpenAIModelConfiguration(ModelConfiguration):
     """Which deployment of an Azure OpenAI resource: by the name of a connection, or by endpoint and key.
 
     Source: promptflow `core/_model_configuration.py`, `AzureOpenAIModelConfiguration`.
@@ -383,7 +387,7 @@ class AzureOpenAIModelConfiguration:
 
 
 @dataclass
-class OpenAIModelConfiguration:
+class OpenAIModelConfiguration(ModelConfiguration):
     """Which model of OpenAI: by the name of a connection, or by base URL and key.
 
     Source: promptflow `core/_model_configuration.py`, `OpenAIModelConfiguration`.

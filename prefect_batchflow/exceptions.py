@@ -32,7 +32,9 @@
     │   ├── ResolveToolError            a node's tool cannot be found in its source, or not be given what it needs;
     │   │                               GetConnectionError and NodeInputValidationError are of this class, too
     │   ├── CoreError
-    │   │   └── InvalidConnectionError  a connection or model configuration cannot be made of its values
+    │   │   ├── InvalidConnectionError     a connection or model configuration cannot be made of its values
+    │   │   ├── MissingRequiredInputError  a prompty is called without an input that it needs
+    │   │   └── InvalidOutputKeyError      a model's answer in JSON lacks what a prompty's outputs name
     │   ├── FlowEntryInitializationError   a class entry's constructor raised
     │   ├── ToolExecutionError          a node's code raised
     │   ├── ToolValidationError         what a prompt or model call is made of is wrong
@@ -79,7 +81,8 @@ The class names that promptflow has are promptflow's, since `code` and `innerErr
 from __future__ import annotations
 
 import traceback
-from typing import Any
+from string import Formatter
+from typing import Any, TypeGuard
 
 
 class BatchflowException(Exception):  # noqa: N818 - promptflow's bases end in Exception, and codes drop that suffix
@@ -87,6 +90,7 @@ class BatchflowException(Exception):  # noqa: N818 - promptflow's bases end in E
 
     Args:
         message: What happened, where, what was expected, what to do.
+        message_format: What `message` is made of by the facts, where it is not given, as promptflow's exceptions have it.
         target: promptflow's reference code, the part that noticed: `Executor`, `Batch`, `Tool`.
         additional_info: Named facts for readers of the error dictionary, `{type: info}`.
         facts: Anything else a caller may want; each becomes an attribute.
@@ -95,11 +99,15 @@ class BatchflowException(Exception):  # noqa: N818 - promptflow's bases end in E
     def __init__(
         self,
         message: str = "",
+        message_format: str = "",
         *,
         target: str = "Batch",
         additional_info: dict[str, Any] | None = None,
         **facts: Any,
     ) -> None:
+        self.message_format = message_format
+        self.message_parameters = _parameters(message_format, facts)
+        message = message or message_format.format(**self.message_parameters)
         super().__init__(message)
         self.message = message
         self.target = target
@@ -110,6 +118,12 @@ class BatchflowException(Exception):  # noqa: N818 - promptflow's bases end in E
     def __reduce__(self) -> tuple[Any, ...]:
         return (_rebuild, (type(self), self.message, self.target, self.additional_info, self._facts))
 
+    @property
+    def inner_exception(self) -> BaseException | None:
+        """What it was raised from, or was given as the fact `error`."""
+        error = self._facts.get("error")
+        return error if isinstance(error, BaseException) else self.__cause__
+
     @classmethod
     def codes(cls) -> list[str]:
         """The class chain below the base, outermost first: `["UserError", "ToolExecutionError"]`.
@@ -117,7 +131,14 @@ class BatchflowException(Exception):  # noqa: N818 - promptflow's bases end in E
         Source: promptflow `exceptions.py`, `error_codes`.
         """
         chain = [c for c in reversed(cls.__mro__) if issubclass(c, BatchflowException) and c is not BatchflowException]
-        return [c.__name__.removesuffix("Exception") for c in chain]
+        roots = {"UserErrorException": "UserError", "SystemErrorException": "SystemError"}
+        return [roots.get(c.__name__, c.__name__) for c in chain] or ["SystemError"]
+
+
+def _parameters(message_format: str, facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts that a format names; one that is not given is shown as `<name>`."""
+    names = {name.partition(".")[0].partition("[")[0] for _, name, _, _ in Formatter().parse(message_format) if name}
+    return {name: facts.get(name, f"<{name}>") for name in sorted(names)}
 
 
 def _rebuild(
@@ -250,6 +271,14 @@ class CoreError(UserErrorException):
 
 class InvalidConnectionError(CoreError):
     """Raised for a connection or model configuration that cannot be made of the values given; never tells them."""
+
+
+class MissingRequiredInputError(CoreError):
+    """Raised by a prompty that is called without an input that has no default."""
+
+
+class InvalidOutputKeyError(CoreError):
+    """Raised by a prompty whose `outputs` name what the model's answer in JSON lacks."""
 
 
 class FlowEntryInitializationError(UserErrorException):
@@ -407,6 +436,14 @@ class WorkerStartError(SystemErrorException):
     """Raised when a worker process does not start; the run stops."""
 
 
+def is_promptflows(exc: BaseException) -> TypeGuard[Any]:
+    """Whether it is one of promptflow's own exceptions, where promptflow is installed."""
+    return any(
+        base.__name__ == "PromptflowException" and base.__module__ == "promptflow.exceptions"
+        for base in type(exc).__mro__
+    )
+
+
 def error_dict(exc: BaseException, *, debug: bool = False) -> dict[str, Any]:
     """Describe an exception the way promptflow does.
 
@@ -418,8 +455,13 @@ def error_dict(exc: BaseException, *, debug: bool = False) -> dict[str, Any]:
         `{message, messageFormat, messageParameters, referenceCode, code, innerError, additionalInfo?, debugInfo?}`.
     Source: promptflow `_utils/exception_utils.py`, `ExceptionPresenter.to_dict`.
     """
+    message_format, parameters = "", {}
     if isinstance(exc, BatchflowException):
-        codes, target, info = type(exc).codes(), exc.target, exc.additional_info
+        codes, target, info = type(exc).codes(), str(exc.target), exc.additional_info
+        message_format, parameters = exc.message_format, exc.message_parameters
+    elif is_promptflows(exc):
+        codes, target, info = exc.error_codes or ["SystemError"], str(exc.reference_code), exc.additional_info
+        message_format, parameters = exc.message_format, exc.message_parameters
     else:
         codes, target, info = ["SystemError", type(exc).__name__], "", {}
     inner: dict[str, Any] | None = None
@@ -427,8 +469,8 @@ def error_dict(exc: BaseException, *, debug: bool = False) -> dict[str, Any]:
         inner = {"code": code, "innerError": inner}
     result: dict[str, Any] = {
         "message": str(exc),
-        "messageFormat": "",
-        "messageParameters": {},
+        "messageFormat": message_format,
+        "messageParameters": {name: str(value) for name, value in parameters.items()},
         "referenceCode": target,
         "code": codes[0],
         "innerError": inner,

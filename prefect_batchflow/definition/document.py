@@ -107,15 +107,41 @@ def read_document(file: Path, kind: str = "flow", keys: str = "`nodes` or `entry
     Raises:
         FlowDefinitionError: Too large, not UTF-8, no valid YAML (with line and column), or no mapping.
     """
+    return parse_document(read_text(file, kind), file, kind, keys)
+
+
+def read_text(file: Path, kind: str = "flow") -> str:
+    """Give a file's text.
+
+    Raises:
+        FlowDefinitionError: Too large, or not UTF-8.
+    """
     size = file.stat().st_size
     if size > SIZE_LIMIT:
         raise FlowDefinitionError(f"{file}: {size:,} bytes, expected {SIZE_LIMIT:,} at most for a {kind}'s yaml.")
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as exc:
         raise FlowDefinitionError(f"{file}: not UTF-8 at byte {exc.start}. Save the file as UTF-8.") from exc
+
+
+def parse_document(text: str, file: Path, kind: str, keys: str) -> dict[str, Any]:
+    """Give the mapping that a yaml text is; `file`, `kind` and `keys` are for messages, as in `read_document`."""
+    document = parse_yaml(text, file, kind)
+    if not isinstance(document, dict):
+        found = "an empty file" if document is None else f"a {type(document).__name__}"
+        raise FlowDefinitionError(f"{file}: expected the keys of a {kind} ({keys}), found {found}.")
+    return document
+
+
+def parse_yaml(text: str, file: Path, kind: str) -> Any:
+    """Give the value that a yaml text is.
+
+    Raises:
+        FlowDefinitionError: No valid YAML, with line and column, or more than the limits allow.
+    """
     try:
-        document = _load(text)
+        return _load(text)
     except yaml.MarkedYAMLError as exc:
         mark = exc.problem_mark or exc.context_mark
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -124,10 +150,6 @@ def read_document(file: Path, kind: str = "flow", keys: str = "`nodes` or `entry
         raise FlowDefinitionError(f"{file}: no valid YAML: {exc}.") from exc
     except RecursionError as exc:
         raise FlowDefinitionError(f"{file}: nested too deeply for a {kind}'s yaml.") from exc
-    if not isinstance(document, dict):
-        found = "an empty file" if document is None else f"a {type(document).__name__}"
-        raise FlowDefinitionError(f"{file}: expected the keys of a {kind} ({keys}), found {found}.")
-    return document
 
 
 def _load(text: str) -> Any:

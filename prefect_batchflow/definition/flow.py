@@ -12,12 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from prefect_batchflow.exceptions import (
-    FlowDefinitionError,
-    FlowNotFoundError,
-    InvalidOptionError,
-    UnsupportedFeatureError,
-)
+from prefect_batchflow.exceptions import FlowDefinitionError, FlowNotFoundError, InvalidOptionError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -170,6 +165,28 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
+class Prompt:
+    """The program of a `.prompty` file: one template and the model that is asked."""
+
+    file: Path
+    template: str
+    model: Mapping[str, Any] = field(default_factory=dict)
+    """`api`, `configuration`, `parameters`, `response` as far as they are written; `${env:NAME}` stays as it is, so
+    that a secret is read where it is used."""
+    outputs: tuple[str, ...] = ()
+    """What is picked from an answer in JSON; empty is all of it."""
+    sample: Mapping[str, Any] = field(default_factory=dict)
+    """The inputs of a call without any."""
+    referenced: tuple[Path, ...] = ()
+    """The files that `${file:…}` names."""
+
+    @property
+    def api(self) -> str:
+        """`chat` or `completion`."""
+        return str(self.model.get("api") or "chat")
+
+
+@dataclass(frozen=True, slots=True)
 class Service:
     """How a flow in another language is served: the yaml's `service`."""
 
@@ -192,7 +209,7 @@ class Flow:
     """Shown in flow run names: the folder's, the callable's or the class's."""
     working_dir: Path
     """Absolute; first on the worker's `sys.path`, and its current directory."""
-    program: Dag | Entry
+    program: Dag | Entry | Prompt
     inputs: Mapping[str, FlowInput] = field(default_factory=dict)
     init: Mapping[str, FlowInput] = field(default_factory=dict)
     language: str = "python"
@@ -222,6 +239,8 @@ class Flow:
         named = [self.definition_file]
         if isinstance(self.program, Entry):
             named.append(self.program.file)
+        elif isinstance(self.program, Prompt):
+            named.extend(self.program.referenced)
         else:
             named.extend(self.working_dir / node.source for node in self.program.nodes if node.source)
         found = {file.resolve() for file in named if file is not None}
@@ -256,7 +275,8 @@ def load_flow(
 
     Args:
         source: A folder with `flow.dag.yaml` or `flow.flex.yaml`; a yaml, flex when it has `entry`, else a DAG; a
-            reference to a function or class; or a function, a class with `__call__`, any callable object.
+            `.prompty` file; a reference to a function or class; or a function, a class with `__call__`, any callable
+            object.
         working_dir: First on the worker's `sys.path`; relative sources are looked for here first. `None` is the flow
             file's folder; for a callable, the folder its module is imported from; else the current directory.
         variant: `${node.variant}`, of a DAG flow whose node has several; empty is each node's default.
@@ -295,9 +315,9 @@ def _flow_of_path(path: Path, working_dir: Path | None, variant: str) -> Flow:
     if file.suffix in {".yaml", ".yml"}:
         return replace(_flow_of_yaml(file, folder, variant), source=str(path))
     if file.suffix == ".prompty":
-        raise UnsupportedFeatureError(
-            f"{file}: .prompty flows are not supported yet. Call the prompt from a function and give that as the flow."
-        )
+        from prefect_batchflow.definition import prompty
+
+        return replace(prompty.flow_of_prompty(file, folder), source=str(path))
     if file.suffix == ".dll":
         entry = Entry(module=str(file), attribute="")
         return Flow(
@@ -308,7 +328,8 @@ def _flow_of_path(path: Path, working_dir: Path | None, variant: str) -> Flow:
             f"{file}: a Python file is no flow by itself. Name the function or class in it, as {file}:my_flow."
         )
     raise FlowDefinitionError(
-        f"{file}: expected a flow folder, a .yaml file or 'file.py:callable', found a {file.suffix or 'plain'} file."
+        f"{file}: expected a flow folder, a .yaml or .prompty file or 'file.py:callable', found a "
+        f"{file.suffix or 'plain'} file."
     )
 
 
@@ -366,7 +387,7 @@ def _existing(text: str, folder: Path | None) -> Path:
         return path
     nearest = next(parent for parent in path.parents if parent.is_dir())
     raise FlowNotFoundError(
-        f"No flow at {path}. Expected a flow folder, a .yaml file, 'module:callable', 'file.py:callable' or a "
+        f"No flow at {path}. Expected a flow folder, a .yaml or .prompty file, 'module:callable', 'file.py:callable' or a "
         f"callable. {nearest} holds {_candidates(nearest)}."
     )
 

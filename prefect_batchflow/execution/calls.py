@@ -17,8 +17,11 @@ from prefect_batchflow.exceptions import (
     BatchflowException,
     LineOutOfMemoryError,
     ScriptExecutionError,
+    SystemErrorException,
     ToolExecutionError,
+    UserErrorException,
     error_dict,
+    is_promptflows,
 )
 
 if TYPE_CHECKING:
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
 TEXT_LIMIT = 20_000
 """Characters of an exception's text, and of its traceback, that an error keeps."""
 
+_RAISED_BY_USERS = (BatchflowException, UserErrorException, SystemErrorException)
+"""promptflow's names for these are what flows import and derive from."""
 _OWN_FOLDER = f"{Path(__file__).parents[1]}{os.sep}"
 
 
@@ -213,7 +218,8 @@ def exception_text(exc: BaseException) -> str:
 def tool_error(node: str, exc: BaseException) -> dict[str, Any]:
     """The error dictionary of a node whose code raised.
 
-    Source: promptflow `_core/_errors.py`, `ToolExecutionError`.
+    promptflow's exceptions, and this package's, keep their codes; those that the user's code raises its text, too.
+    Source: promptflow `_core/_errors.py`, `ToolExecutionError`; `_core/flow_execution_context.py`, `_invoke_tool_inner`.
     """
     details = describe(exc)
     frame = exc.__traceback__
@@ -223,8 +229,13 @@ def tool_error(node: str, exc: BaseException) -> dict[str, Any]:
         code = frame.tb_frame.f_code
         details |= {"filename": code.co_filename, "lineno": frame.tb_lineno, "name": code.co_name}
     additional = {"ToolExecutionErrorDetails": details}
-    if isinstance(exc, BatchflowException):  # as promptflow's own exceptions in promptflow: it has its place already
-        return _failure(type(exc), node, exc, {**exc.additional_info, **additional}, exc.target)
+    if isinstance(exc, BatchflowException) or is_promptflows(exc):
+        # Never built again: a user's own class may take other arguments.
+        said = error_dict(exc)
+        if type(exc).__module__ == BatchflowException.__module__ and type(exc) not in _RAISED_BY_USERS:
+            said["message"] = f"Execution failure in '{node}': ({type(exc).__name__}) {said['message']}"
+        more = [{"type": name, "info": info} for name, info in additional.items()]
+        return {**said, "additionalInfo": [*said.get("additionalInfo", []), *more]}
     return _failure(ToolExecutionError, node, exc, additional, "Tool")
 
 
@@ -237,7 +248,7 @@ def script_error(entry: str, exc: BaseException) -> dict[str, Any]:
 
 
 def _failure(
-    kind: type[BatchflowException],
+    kind: type[ToolExecutionError | ScriptExecutionError],
     name: str,
     exc: BaseException,
     details: dict[str, Any],

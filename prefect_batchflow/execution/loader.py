@@ -30,6 +30,7 @@ from prefect_batchflow.definition.flow import (
     FlowInput,
     Literal,
     Node,
+    Prompt,
     Reference,
 )
 from prefect_batchflow.exceptions import (
@@ -46,7 +47,7 @@ from prefect_batchflow.execution.connecting import connect, connection_types, co
 from prefect_batchflow.execution.images import FlowImages
 from prefect_batchflow.execution.node_tools import FoundTool, tool_of_package, tool_of_source
 from prefect_batchflow.execution.nodes import DagProgram, EntryProgram, NodeTool, Program
-from prefect_batchflow.tools.context import log_metric
+from prefect_batchflow.tools.context import give_connections, log_metric
 from prefect_batchflow.tools.usage import count_model_calls
 
 if TYPE_CHECKING:
@@ -84,7 +85,8 @@ def load_program(
 
     Args:
         flow: From `load_flow`.
-        init_kwargs: Arguments of a class entry's constructor; the yaml's `init` adds defaults and types.
+        init_kwargs: Arguments of a class entry's constructor; the yaml's `init` adds defaults and types. `model` of a
+            prompty.
         connections: Name to promptflow's dictionary, or to a connection; the environment of this process completes them.
 
     Raises:
@@ -107,10 +109,13 @@ def load_program(
     count_model_calls()
     importlib.invalidate_caches()
     given = Connections(connections, os.environ)
+    give_connections(given.get)
     if isinstance(flow.program, Dag):
         if init_kwargs:
             raise _no_init(flow.name, "a DAG flow", init_kwargs)
         program: Program = _load_dag(flow, flow.program, given)
+    elif isinstance(flow.program, Prompt):
+        program = _load_prompt(flow, init_kwargs or {}, given)
     else:
         program = _load_entry(flow, flow.program, init_kwargs or {}, given)
     program.images = FlowImages(folder, flow.message_format, program.description.inputs)
@@ -257,7 +262,7 @@ def _converted_literals(
     connections: Connections,
     images: FlowImages,
 ) -> Inputs:
-    """The inputs with literals as their parameters' types; what `**kwargs` takes stays as it is."""
+    """The inputs with literals as their parameters' types, connections by name; what `**kwargs` takes stays as it is."""
     converted = dict(inputs)
     for name, value in inputs.items():
         kinds = connection_types(named[name].annotation) if name in named else []
@@ -308,6 +313,17 @@ def _literal_type(parameter: inspect.Parameter) -> str:
     if isinstance(annotation, type) and issubclass(annotation, Enum):
         annotation = str
     return _type_name(annotation, "object")
+
+
+# --- prompties ------------------------------------------------------------------------------------------------------
+
+
+def _load_prompt(flow: Flow, init_kwargs: Mapping[str, Any], connections: Connections) -> EntryProgram:
+    from prefect_batchflow.tools.prompty import AsyncPrompty
+
+    prompty = AsyncPrompty.of_flow(flow, init_kwargs, connections.get)
+    description = FlowDescription(inputs=flow.inputs, is_async=True, has_aggregation=False)
+    return EntryProgram(description, UserFunction(prompty, flow.name, is_async=True), parameters=list(flow.inputs))
 
 
 # --- callables ------------------------------------------------------------------------------------------------------

@@ -5,58 +5,17 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 from importlib.machinery import ModuleSpec, PathFinder
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from prefect_batchflow.connections import KINDS, AzureOpenAIModelConfiguration, OpenAIModelConfiguration
-from prefect_batchflow.tools.context import log_metric
-from prefect_batchflow.tools.python import (
-    DynamicList,
-    FilePath,
-    InputSetting,
-    PromptTemplate,
-    Secret,
-    ToolProvider,
-    tool,
-)
+from prefect_batchflow.exceptions import UnsupportedFeatureError
+from prefect_batchflow.promptflow_shim.names import MODULE_HINTS, PROVIDED, REPLACED
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from types import ModuleType
 
-
-class Later(NamedTuple):
-    """A name whose module is imported when the mirrored one is: not each worker needs it."""
-
-    module: str
-    name: str
-
-
-_MULTIMEDIA = "prefect_batchflow.tools.multimedia"
-
-MIRRORED: dict[str, dict[str, Any]] = {
-    "promptflow": {"tool": tool, "log_metric": log_metric, "ToolProvider": ToolProvider},
-    "promptflow._core": {},
-    "promptflow._core.tool": {
-        "tool": tool,
-        "ToolProvider": ToolProvider,
-        "InputSetting": InputSetting,
-        "DynamicList": DynamicList,
-    },
-    "promptflow._internal": {"tool": tool, "ToolProvider": ToolProvider},
-    "promptflow.connections": {**KINDS},
-    "promptflow.contracts": {},
-    "promptflow.contracts.multimedia": {"Image": Later(_MULTIMEDIA, "Image"), "Text": Later(_MULTIMEDIA, "Text")},
-    "promptflow.contracts.types": {"Secret": Secret, "PromptTemplate": PromptTemplate, "FilePath": FilePath},
-    "promptflow.core": {
-        "tool": tool,
-        "log_metric": log_metric,
-        "ToolProvider": ToolProvider,
-        "AzureOpenAIModelConfiguration": AzureOpenAIModelConfiguration,
-        "OpenAIModelConfiguration": OpenAIModelConfiguration,
-    },
-    "promptflow.entities": {"InputSetting": InputSetting, "DynamicList": DynamicList},
-}
-"""Import path to names. A new mirror is a row here."""
+_PACKAGE = __name__.partition(".")[0]
+_INSTALL = "install promptflow itself (pip install promptflow-core), or take it out of the flow's code."
 
 
 class ShimFinder:
@@ -65,17 +24,17 @@ class ShimFinder:
     @staticmethod
     def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
         """Give the spec of a mirrored module; refuse the rest of promptflow, pass on everything else."""
-        if name in MIRRORED:
-            spec = ModuleSpec(name, ShimFinder, origin=f"{__name__}.MIRRORED", is_package=True)  # type: ignore[arg-type]
-            # Parts of promptflow may be installed by themselves, as promptflow-tracing is.
-            spec.submodule_search_locations = _installed_folders() if name == "promptflow" else []
-            return spec
-        if not name.startswith("promptflow."):
+        if not name.startswith("promptflow.") and name != "promptflow":
             return None
-        installed = PathFinder.find_spec(name, path)
-        if installed is None:
+        # Parts of promptflow may be installed by themselves, as promptflow-tracing is; theirs come first.
+        installed = PathFinder.find_spec(name, path) if name not in ("promptflow", "promptflow.core") else None
+        if installed is not None and (installed.origin is not None or name not in PROVIDED):
+            return installed
+        if name not in PROVIDED:
             raise ModuleNotFoundError(_missing(name), name=name)
-        return installed
+        spec = ModuleSpec(name, ShimFinder, origin=f"{__name__}.ShimFinder", is_package=True)  # type: ignore[arg-type]
+        spec.submodule_search_locations = _installed_folders() if name == "promptflow" else []
+        return spec
 
     @staticmethod
     def create_module(spec: ModuleSpec) -> ModuleType | None:
@@ -83,31 +42,54 @@ class ShimFinder:
 
     @staticmethod
     def exec_module(module: ModuleType) -> None:
-        """Fill a mirrored module with its names."""
-        names = {
-            name: getattr(import_module(value.module), value.name) if isinstance(value, Later) else value
-            for name, value in MIRRORED[module.__name__].items()
-        }
-        module.__dict__.update(names, __getattr__=_refuser(module.__name__))
+        """Let a mirrored module give its names when they are asked for: a flow pays for what it imports."""
+        module.__dict__.update(__all__=sorted(PROVIDED[module.__name__]), __getattr__=_giver(module))
 
 
-def _refuser(module: str) -> Any:
-    def refuse(name: str) -> Any:
-        """Refuse a name that is not mirrored; `import` tries names beside submodules, hence the error's class."""
+def _giver(module: ModuleType) -> Callable[[str], Any]:
+    path = module.__name__
+
+    def give(name: str) -> Any:
+        """Import a name; refuse one that is not mirrored. `import` tries names beside submodules, hence the error's class."""
+        if home := PROVIDED[path].get(name):
+            where, _, what = home.partition(":")
+            value = getattr(import_module(f"{_PACKAGE}.{where}"), what)
+        elif name in REPLACED.get(path, {}):
+            value = _StandIn(name, (), {"__module__": path})
         # Inspection asks modules for any dunder, and `promptflow.core` is a submodule.
-        if name.startswith("__") or f"{module}.{name}" in MIRRORED:
-            raise AttributeError(f"module {module!r} has no attribute {name!r}")
-        raise ImportError(_missing(f"{module}.{name}"), name=module)
+        elif name.startswith("__") or f"{path}.{name}" in PROVIDED:
+            raise AttributeError(f"module {path!r} has no attribute {name!r}")
+        else:
+            raise ImportError(_missing(f"{path}.{name}"), name=path)
+        setattr(module, name, value)
+        return value
 
-    return refuse
+    return give
+
+
+class _StandIn(type):
+    """A class in the place of what is not provided: may be imported, annotated with and asked about, never used."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        raise UnsupportedFeatureError(cls._refusal())
+
+    def __getattr__(cls, name: str) -> Any:
+        # Inspection asks classes for any dunder.
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise UnsupportedFeatureError(cls._refusal())
+
+    def _refusal(cls) -> str:
+        known = next(base for base in cls.__mro__ if base.__name__ in REPLACED.get(base.__module__, {}))
+        hint = REPLACED[known.__module__][known.__name__]
+        return f"prefect_batchflow does not provide {known.__module__}.{known.__name__}. {hint}"
 
 
 def _missing(name: str) -> str:
-    provided = ", ".join(f"{module}.{found}" for module, names in MIRRORED.items() for found in names)
-    return (
-        f"prefect_batchflow does not provide {name}; there is {provided}. "
-        f"Install promptflow itself (pip install promptflow-core), or take {name} out of the flow's code."
-    )
+    parts = name.split(".")
+    hints = (MODULE_HINTS.get(".".join(parts[:length])) for length in range(len(parts), 1, -1))
+    hint = next(filter(None, hints), "")
+    return f"prefect_batchflow does not provide {name}. " + (f"{hint} Or {_INSTALL}" if hint else _INSTALL.capitalize())
 
 
 def install() -> bool:
@@ -130,7 +112,7 @@ def uninstall() -> None:
     """Take the mirror away again, modules included."""
     if ShimFinder in sys.meta_path:
         sys.meta_path.remove(ShimFinder)
-        for name in MIRRORED:
+        for name in PROVIDED:
             sys.modules.pop(name, None)
 
 

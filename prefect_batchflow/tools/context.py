@@ -7,8 +7,10 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+from prefect_batchflow.exceptions import GetConnectionError
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +61,29 @@ def current_context() -> RunContext | None:
     if context is None and len(_open) == 1:
         return next(iter(_open), None)
     return context
+
+
+_get_connection: Callable[[str], Any] | None = None
+
+
+def give_connections(get_connection: Callable[[str], Any]) -> None:
+    """Let code of this process have the run's connections by name; a worker has one run."""
+    global _get_connection
+    _get_connection = get_connection
+
+
+def connection_named(name: str) -> Any:
+    """The run's connection of a name.
+
+    Raises:
+        GetConnectionError: It was not given, or cannot be made; or nothing runs here.
+    """
+    if _get_connection is None:
+        raise GetConnectionError(
+            f"The connection {name!r} was asked for outside of a run, which is given connections. Give a key instead.",
+            target="Tool",
+        )
+    return _get_connection(name)
 
 
 def log_metric(key: str, value: Any, variant_id: str | None = None) -> None:

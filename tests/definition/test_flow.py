@@ -18,7 +18,7 @@ from prefect_batchflow.definition.flow import (
     FlowInput,
     load_flow,
 )
-from prefect_batchflow.exceptions import FlowDefinitionError, FlowNotFoundError, UnsupportedFeatureError
+from prefect_batchflow.exceptions import FlowDefinitionError, FlowNotFoundError
 
 DAG = """
 inputs: {x: {type: string}}
@@ -139,11 +139,6 @@ class TestNotFound:
         (folder / "flow.flex.yaml").write_text(FLEX)
 
         assert "flow.dag.yaml and flow.flex.yaml" in refusal(FlowDefinitionError, folder)
-
-    def test_a_prompty_is_not_supported_yet(self, tmp_path: Path) -> None:
-        (tmp_path / "chat.prompty").touch()
-
-        assert "chat.prompty" in refusal(UnsupportedFeatureError, tmp_path / "chat.prompty")
 
     def test_a_python_file_asks_for_a_name(self, folder: Path) -> None:
         assert f"{folder / 'main.py'}:my_flow" in refusal(FlowDefinitionError, folder / "main.py")

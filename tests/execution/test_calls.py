@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from prefect_batchflow.exceptions import SystemErrorException, UserErrorException
 from prefect_batchflow.execution.calls import (
     TEXT_LIMIT,
     Raised,
@@ -126,3 +127,16 @@ def test_errors_have_promptflows_form(make: Callable[..., dict[str, Any]], kind:
     assert error["message"] == "Execution failure in 'name': (ValueError) text"
     assert (error["code"], error["innerError"]) == ("UserError", {"code": kind, "innerError": None})
     assert [entry["type"] for entry in error["additionalInfo"]] == [details]
+
+
+def test_promptflows_exceptions_keep_their_codes_and_their_text() -> None:
+    class TooLong(UserErrorException):
+        def __init__(self, limit: int) -> None:
+            super().__init__(message_format="longer than {limit}", limit=limit, target="Tool")
+
+    error = tool_error("check", TooLong(3))
+
+    assert (error["code"], error["innerError"]) == ("UserError", {"code": "TooLong", "innerError": None})
+    assert (error["message"], error["referenceCode"]) == ("longer than 3", "Tool")
+    assert error["additionalInfo"][0]["type"] == "ToolExecutionErrorDetails"
+    assert tool_error("check", SystemErrorException("away"))["code"] == "SystemError"

@@ -193,8 +193,8 @@ class TestNodes:
         [
             ("import no_such_module_here", r"\(ModuleNotFoundError\).*Install what provides 'no_such_module_here'"),
             (
-                "from promptflow.core import Prompty",
-                r"\(ImportError\) prefect_batchflow does not provide promptflow\.core\.Prompty",
+                "from promptflow.core import Nothing",
+                r"\(ImportError\) prefect_batchflow does not provide promptflow\.core\.Nothing",
             ),
             ("def broken(:", r"\(SyntaxError\)"),
             ("1 / 0", r"\(ZeroDivisionError\) division by zero"),

@@ -117,25 +117,27 @@ def test_uninstalling_leaves_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("statement", "missing"),
+    ("statement", "missing", "told"),
     [
-        ("from promptflow.core import Prompty", "promptflow.core.Prompty"),
-        ("from promptflow import PFClient", "promptflow.PFClient"),
-        ("import promptflow.tracing", "promptflow.tracing"),
-        ("from promptflow.tracing import trace", "promptflow.tracing"),
-        ("from promptflow.core._errors import X", "promptflow.core._errors"),
-        ("import promptflow.core; promptflow.core.Flow", "promptflow.core.Flow"),
+        ("from promptflow.core import Nothing", "promptflow.core.Nothing", "Install promptflow itself"),
+        ("import promptflow.nothing", "promptflow.nothing", "Install promptflow itself"),
+        ("from promptflow.core._errors import X", "promptflow.core._errors", "pip install promptflow-core"),
+        ("import promptflow.core; promptflow.core.Nothing", "promptflow.core.Nothing", "Install promptflow itself"),
+        ("from promptflow.tools.aoai import chat", "promptflow.tools", "Use a node of the type llm or prompt"),
+        ("from promptflow.azure import PFClient", "promptflow.azure", "Run flows with `batchflow run`"),
+        ("from promptflow._sdk._pf_client import PFClient", "promptflow._sdk._pf_client", "BatchEngine"),
+        ("from promptflow._utils.logger_utils import logger", "promptflow._utils", "Use Python's logging"),
+        ("from promptflow.tracing._trace import _traced", "promptflow.tracing._trace", "Leave tracing out"),
     ],
 )
-def test_what_is_not_mirrored_says_what_to_do(statement: str, missing: str) -> None:
+def test_what_is_not_mirrored_says_what_to_do(statement: str, missing: str, told: str) -> None:
     install()
 
     with pytest.raises(ImportError) as caught:
         exec(statement, {})  # noqa: S102 - the statement as users have it
 
-    message = str(caught.value)
-    assert f"prefect_batchflow does not provide {missing}; there is promptflow.tool" in message
-    assert "pip install promptflow-core" in message
+    assert f"prefect_batchflow does not provide {missing}. " in str(caught.value)
+    assert told in str(caught.value)
 
 
 def test_inspection_of_the_mirror_raises_nothing() -> None:

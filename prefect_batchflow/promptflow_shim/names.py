@@ -1,0 +1,148 @@
+"""What of promptflow's modules is mirrored, where each name is, and what to use instead of the rest.
+
+Written by hand from the public names of promptflow 1.18.5.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+_CONNECTIONS: Final = {
+    name: f"connections:{name}"
+    for name in (
+        "AzureAIServicesConnection",
+        "AzureContentSafetyConnection",
+        "AzureOpenAIConnection",
+        "CognitiveSearchConnection",
+        "CustomConnection",
+        "CustomStrongTypeConnection",
+        "FormRecognizerConnection",
+        "OpenAIConnection",
+        "QdrantConnection",
+        "SerpConnection",
+        "ServerlessConnection",
+        "WeaviateConnection",
+    )
+}
+_TOOL: Final = {"tool": "tools.python:tool", "ToolProvider": "tools.python:ToolProvider"}
+_SETTINGS: Final = {"InputSetting": "tools.python:InputSetting", "DynamicList": "tools.python:DynamicList"}
+_LOG_METRIC: Final = {"log_metric": "tools.context:log_metric"}
+
+PROVIDED: Final[dict[str, dict[str, str]]] = {
+    "promptflow": {**_TOOL, **_LOG_METRIC, "log_flow_metric": "tools.context:log_metric"},
+    "promptflow._constants": {},
+    "promptflow._core": {},
+    "promptflow._core.metric_logger": _LOG_METRIC,
+    "promptflow._core.tool": {**_TOOL, **_SETTINGS},
+    "promptflow._internal": {
+        **_TOOL,
+        "AttrDict": "promptflow_shim.types:AttrDict",
+        "ToolExecutionError": "exceptions:ToolExecutionError",
+        "register_api_method": "promptflow_shim.types:registered",
+        "register_apis": "promptflow_shim.types:registered",
+        "register_builtin_method": "promptflow_shim.types:registered",
+        "register_builtins": "promptflow_shim.types:registered",
+        "register_connections": "promptflow_shim.types:registered",
+    },
+    "promptflow._sdk": {},
+    "promptflow._sdk.entities": _CONNECTIONS,
+    "promptflow.batch": {"BatchEngine": "engine:BatchEngine", "BatchResult": "results:BatchResult"},
+    "promptflow.client": {},
+    "promptflow.connections": _CONNECTIONS,
+    "promptflow.contracts": {},
+    "promptflow.contracts.run_info": {
+        "FlowRunInfo": "results:FlowRunInfo",
+        "RunInfo": "results:RunInfo",
+        "Status": "results:Status",
+    },
+    "promptflow.contracts.types": {
+        "AssistantDefinition": "promptflow_shim.types:AssistantDefinition",
+        "AttrDict": "promptflow_shim.types:AttrDict",
+        "FilePath": "tools.python:FilePath",
+        "PromptTemplate": "tools.python:PromptTemplate",
+        "Secret": "tools.python:Secret",
+    },
+    "promptflow.core": {
+        **_TOOL,
+        **_LOG_METRIC,
+        "AsyncPrompty": "tools.prompty:AsyncPrompty",
+        "AzureOpenAIModelConfiguration": "connections:AzureOpenAIModelConfiguration",
+        "ModelConfiguration": "connections:ModelConfiguration",
+        "OpenAIModelConfiguration": "connections:OpenAIModelConfiguration",
+        "Prompty": "tools.prompty:Prompty",
+    },
+    "promptflow.entities": {**_CONNECTIONS, **_SETTINGS},
+    "promptflow.exceptions": {
+        "ErrorCategory": "promptflow_shim.types:ErrorCategory",
+        "ErrorTarget": "promptflow_shim.types:ErrorTarget",
+        "PromptflowException": "exceptions:BatchflowException",
+        "SystemErrorException": "exceptions:SystemErrorException",
+        "UserErrorException": "exceptions:UserErrorException",
+        "ValidationException": "exceptions:ValidationError",
+    },
+    "promptflow.executor": {},
+    "promptflow.operations": {},
+    "promptflow.storage": {
+        "AbstractBatchRunStorage": "storage.custom:AbstractBatchRunStorage",
+        "AbstractRunStorage": "storage.custom:AbstractRunStorage",
+    },
+    "promptflow.tracing": {
+        "ThreadPoolExecutorWithContext": "promptflow_shim.tracing:ThreadPoolExecutorWithContext",
+        "start_trace": "promptflow_shim.tracing:start_trace",
+        "trace": "promptflow_shim.tracing:trace",
+    },
+}
+"""Import path to name to `module:name` below this package. A new name is a row here."""
+
+_BATCH: Final = "Run flows with `batchflow run`, or BatchEngine of prefect_batchflow."
+_CALL: Final = "Import the flow's function and call it, or run it with BatchEngine of prefect_batchflow."
+_RUNS: Final = "Runs are shown by `batchflow list` and `batchflow show`; BatchEngine's BatchResult has a run's results."
+_CONNECTION_SOURCE: Final = (
+    "Give `connections` to BatchEngine, or a block; a tool's parameter of a connection's type gets it."
+)
+_SERVICE: Final = {
+    "PFClient": _BATCH,
+    "load_flow": _CALL,
+    "load_run": "Use PromptflowRunStorage of prefect_batchflow.storage.promptflow_runs for a run that promptflow began.",
+}
+
+REPLACED: Final[dict[str, dict[str, str]]] = {
+    "promptflow": _SERVICE,
+    "promptflow._core.metric_logger": {
+        "MetricLoggerManager": "log_metric is enough: BatchResult.metrics has what was logged.",
+        "add_metric_logger": "BatchResult.metrics has what was logged.",
+        "remove_metric_logger": "BatchResult.metrics has what was logged.",
+    },
+    "promptflow._core.tool": {"ToolInvoker": "Call the tool's function: it stays what it is."},
+    "promptflow._internal": {
+        "ToolInvoker": "Call the tool's function: it stays what it is.",
+        "enable_cache": "Leave it out: promptflow never cached either.",
+    },
+    "promptflow._sdk.entities": {"FlowContext": _CALL, "Run": _RUNS, "ValidationResult": _BATCH},
+    "promptflow.client": _SERVICE,
+    "promptflow.connections": {"ConnectionProvider": _CONNECTION_SOURCE},
+    "promptflow.core": {"AsyncFlow": _CALL, "Flow": _CALL},
+    "promptflow.entities": {"FlowContext": _CALL, "Run": _RUNS},
+    "promptflow.executor": {"FlowExecutor": _BATCH, "FlowValidator": "Use load_flow of prefect_batchflow."},
+    "promptflow.operations": {
+        "ConnectionOperations": _CONNECTION_SOURCE,
+        "FlowOperations": _BATCH,
+        "RunOperations": _RUNS,
+    },
+    "promptflow.storage": {"AbstractCacheStorage": "Leave it out: promptflow never cached either."},
+}
+"""Import path to name to what to use instead: these can be imported, and raise when they are used."""
+
+MODULE_HINTS: Final[dict[str, str]] = {
+    "promptflow.tools": "Use a node of the type llm or prompt, or the openai package in a python node.",
+    "promptflow.azure": "Runs on Azure are none of this package's. " + _BATCH,
+    "promptflow._utils": "Use Python's logging for its loggers.",
+    "promptflow._sdk": _BATCH,
+    "promptflow._cli": _BATCH,
+    "promptflow.batch": _BATCH,
+    "promptflow.executor": _BATCH,
+    "promptflow.client": _BATCH,
+    "promptflow.contracts": "Annotate with plain types.",
+    "promptflow.tracing": "Leave tracing out: tokens are counted without it.",
+}
+"""What to use instead of anything else in a module or below it."""

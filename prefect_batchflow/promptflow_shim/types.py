@@ -1,0 +1,71 @@
+"""Small classes and marks of promptflow's that flows import and nothing here needs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class AttrDict(dict[str, Any]):
+    """A dict whose keys are attributes, too."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"no key {name!r}, there is {', '.join(map(repr, self)) or 'none'}") from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self[name] = value
+
+
+@dataclass
+class AssistantDefinition:
+    """What an assistant of OpenAI's is made of: plain data, which a tool may use as it likes."""
+
+    model: str = ""
+    instructions: str = ""
+    tools: list[Any] = field(default_factory=list)
+
+    @classmethod
+    def deserialize(cls, data: dict[str, Any]) -> AssistantDefinition:
+        """Take it from a dict; keys that are not there are empty."""
+        return cls(**{name: data[name] for name in ("model", "instructions", "tools") if name in data})
+
+    def serialize(self) -> dict[str, Any]:
+        """Give it as a dict."""
+        return asdict(self)
+
+
+class ErrorCategory(StrEnum):
+    """Whose error it is."""
+
+    USER_ERROR = "UserError"
+    SYSTEM_ERROR = "SystemError"
+    UNKNOWN = "Unknown"
+
+
+class ErrorTarget(StrEnum):
+    """The part that noticed, as `target` of an exception: the reference code of its error dictionary."""
+
+    EXECUTOR = "Executor"
+    BATCH = "Batch"
+    CORE = "Core"
+    FLOW_EXECUTOR = "FlowExecutor"
+    NODE_EXECUTOR = "NodeExecutor"
+    TOOL = "Tool"
+    AZURE_RUN_STORAGE = "AzureRunStorage"
+    RUNTIME = "Runtime"
+    UNKNOWN = "Unknown"
+    RUN_TRACKER = "RunTracker"
+    RUN_STORAGE = "RunStorage"
+    CONTROL_PLANE_SDK = "ControlPlaneSDK"
+    SERVING_APP = "ServingApp"
+    FLOW_INVOKER = "FlowInvoker"
+    FUNCTION_PATH = "FunctionPath"
+
+
+def registered(value: Any) -> Any:
+    """Give back what a package of tools registers; tools are found by its entry point here."""
+    return value

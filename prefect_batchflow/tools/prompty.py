@@ -1,0 +1,375 @@
+"""A `.prompty` file as a function: its template is rendered, the model is asked, its answer is what the file asks for."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
+
+from prefect_batchflow import connections as kinds
+from prefect_batchflow.definition.flow import Prompt, load_flow
+from prefect_batchflow.definition.prompty import problems_of_model
+from prefect_batchflow.exceptions import (
+    APIResponseValidationError,
+    FlowDefinitionError,
+    InvalidConnectionError,
+    InvalidOptionError,
+    InvalidOutputKeyError,
+    MissingRequiredInputError,
+    UnsupportedFeatureError,
+)
+from prefect_batchflow.tools.context import connection_named
+from prefect_batchflow.tools.llm import answer_of, call_model, call_model_sync, kind_of
+from prefect_batchflow.tools.prompt import Template, without_image_marks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from os import PathLike
+
+    from prefect_batchflow.definition.flow import Flow
+    from prefect_batchflow.tools.llm import Api
+
+_AZURE, _OPENAI = "AzureOpenAIConnection", "OpenAIConnection"
+_KINDS: Final = {
+    "azure_openai": _AZURE, "azure_open_ai": _AZURE, "azureopenai": _AZURE,
+    "openai": _OPENAI, "open_ai": _OPENAI,
+}  # fmt: skip
+"""What `type` of a configuration may be, in any case."""
+_VARIABLES: Final = {
+    _AZURE: {
+        "api_base": "AZURE_OPENAI_ENDPOINT",
+        "api_key": "AZURE_OPENAI_API_KEY",
+        "api_version": "OPENAI_API_VERSION",
+    },
+    _OPENAI: {"api_key": "OPENAI_API_KEY", "base_url": "OPENAI_BASE_URL", "organization": "OPENAI_ORG_ID"},
+}
+"""The variables of the environment that give what a configuration leaves out."""
+_NEEDED: Final = {_AZURE: "api_base", _OPENAI: "api_key"}
+_OTHER_FIELDS: Final = {_AZURE: ("auth_mode", "resource_id"), _OPENAI: ()}
+_NO_ADDRESS: Final = frozenset({"type", "connection", "model", "azure_deployment"})
+_VARIABLE: Final = re.compile(r"\$\{env:(?P<name>[^}]+)\}")
+
+
+class Prompty:
+    """A prompty that can be called, with its inputs by name: `Prompty.load("ask.prompty")(question="…")`.
+
+    Its model's tokens count for the line that runs.
+    Source: promptflow `core/_flow.py`, `Prompty`.
+    """
+
+    def __init__(self, path: str | PathLike[str], model: Mapping[str, Any] | None = None) -> None:
+        """Read a file.
+
+        Args:
+            path: The `.prompty` file.
+            model: As `load`'s.
+        """
+        self._set(load_flow(os.fspath(path)), model, connection_named)
+
+    @classmethod
+    def load(cls, source: str | PathLike[str], *, model: Mapping[str, Any] | None = None, **others: Any) -> Prompty:
+        """Read a file.
+
+        Args:
+            source: The `.prompty` file.
+            model: Takes the place of what the file's `model` says, key by key; its `configuration` may be an object, as
+                `AzureOpenAIModelConfiguration`.
+            others: Refused: other keys are changed in the file.
+
+        Raises:
+            InvalidFlowRequest: The file is wrong, or is none.
+            InvalidOptionError: `model` is wrong.
+        """
+        _refuse_others(others)
+        return cls(source, model)
+
+    @classmethod
+    def of_flow(cls, flow: Flow, init_kwargs: Mapping[str, Any], get_connection: Callable[[str], Any]) -> Prompty:
+        """Give the prompty of a flow, with its model's connection made.
+
+        Args:
+            flow: Its program is a `Prompt`.
+            init_kwargs: `model`, as `load`'s.
+            get_connection: Gives the connection of a name.
+        """
+        _refuse_others({name: value for name, value in init_kwargs.items() if name != "model"})
+        prompty = cls.__new__(cls)
+        prompty._set(flow, init_kwargs.get("model"), get_connection)
+        prompty._connect()
+        return prompty
+
+    def _set(self, flow: Flow, model: Mapping[str, Any] | None, get_connection: Callable[[str], Any]) -> None:
+        prompt = flow.program
+        if not isinstance(prompt, Prompt):
+            raise FlowDefinitionError(f"{flow.source} is no .prompty file. Give the path of one.")
+        self._flow = flow
+        self._prompt = prompt
+        self._given = model
+        self._model = _merged_model(prompt, model)
+        self._get_connection = get_connection
+        self._call: tuple[Any, dict[str, Any]] | None = None
+        place = str(prompt.file)
+        self._template = Template(without_image_marks(prompt.template), place)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # As a flow it travels to workers, which read the file again.
+        return type(self), (str(self._prompt.file), self._given)
+
+    @property
+    def _api(self) -> Api:
+        return cast("Literal['chat', 'completion']", self._model.get("api") or "chat")
+
+    def __call__(self, *args: Any, **inputs: Any) -> Any:
+        """Ask the model.
+
+        Args:
+            args: None: inputs are given by name.
+            inputs: Those of the file; none at all are those of its `sample`. `timeout`, unless it is an input: seconds.
+
+        Returns:
+            The text of the first choice; a dict of an answer in JSON; the message when it calls tools; with
+            `response: all` what openai's package gives; with `stream: true` a generator of texts.
+
+        Raises:
+            MissingRequiredInputError: Inputs without default were not given.
+            InvalidOutputKeyError: An answer in JSON lacks one of the `outputs`.
+        """
+        connection, parameters = self._asked(args, inputs)
+        return self._result(call_model_sync(connection, self._api, parameters), parameters)
+
+    def render(self, *args: Any, **inputs: Any) -> str:
+        """Give what the model would be asked: the prompt, or the messages of a chat as text."""
+        return str(self._rendered(self._complete(args, inputs)))
+
+    def estimate_token_count(self, *args: Any, **inputs: Any) -> int:
+        """Refuse: a tokenizer is not part of this package."""
+        raise UnsupportedFeatureError(
+            "Prompty.estimate_token_count is not provided. Count what `render` gives with tiktoken."
+        )
+
+    def _asked(self, args: tuple[Any, ...], inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """The connection, and the parameters of this call."""
+        timeout = inputs.pop("timeout", None) if "timeout" not in self._flow.inputs else None
+        rendered = self._rendered(self._complete(args, inputs))
+        connection, parameters = self._connect()
+        asked = {**parameters, "prompt" if self._api == "completion" else "messages": rendered}
+        return connection, asked if timeout is None else {**asked, "timeout": timeout}
+
+    def _complete(self, args: tuple[Any, ...], inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The inputs, defaults added; what the file does not declare is left out."""
+        if args:
+            raise InvalidOptionError(f"{self._prompt.file}: inputs are given by name, found {len(args)} without one.")
+        inputs = inputs or self._prompt.sample
+        declared = self._flow.inputs
+        missing = [name for name, found in declared.items() if found.required and name not in inputs]
+        if missing:
+            raise MissingRequiredInputError(
+                f"{self._prompt.file}: missing required inputs: {', '.join(missing)}; given were "
+                f"{', '.join(inputs) or 'none'}. Give them by name, or add a default.",
+                target="Core",
+            )
+        return {name: inputs.get(name, found.default) for name, found in declared.items()}
+
+    def _rendered(self, inputs: dict[str, Any]) -> Any:
+        if self._api == "completion":
+            return self._template.render(inputs)
+        return self._template.render_chat(inputs)
+
+    def _connect(self) -> tuple[Any, dict[str, Any]]:
+        """The connection and the model's parameters, made once."""
+        if self._call is None:
+            place = f"{self._prompt.file}, model"
+            model = _from_environment(self._model, place)
+            configuration = model.get("configuration") or {}
+            connection = _connection(configuration, f"{place}.configuration", self._get_connection)
+            name = configuration.get("azure_deployment") or configuration.get("model")
+            parameters = dict(model.get("parameters") or {})
+            self._call = connection, {"model": name, **parameters} if name else parameters
+            if not self._call[1].get("model"):
+                raise InvalidConnectionError(
+                    f"{place}.configuration names no model. Write `model: …`, or `azure_deployment: …` for Azure OpenAI."
+                )
+        return self._call
+
+    def _result(self, response: Any, parameters: Mapping[str, Any]) -> Any:
+        """What a call gives for an answer.
+
+        Source: promptflow `core/_prompty_utils.py`, `format_llm_response`.
+        """
+        if self._model.get("response") == "all":
+            return response
+        response_format = parameters.get("response_format")
+        if isinstance(response_format, dict) and response_format.get("type") == "json_object":
+            return self._picked(answer_of(response, self._api))
+        if isinstance(response, list):
+            return _pieces(response, self._api)
+        if self._api == "chat":
+            message = response.choices[0].message
+            if getattr(message, "tool_calls", None) or getattr(message, "function_call", None):
+                return answer_of(response, self._api, whole_message=True)
+        return answer_of(response, self._api)
+
+    def _picked(self, answer: str | None) -> Any:
+        try:
+            value = json.loads(answer or "")
+        except ValueError as exc:
+            raise APIResponseValidationError(
+                f"{self._prompt.file}: the answer should be JSON, as response_format says, found {(answer or '')[:200]!r} "
+                f"({exc}). Ask for JSON in the prompt, and allow more max_tokens.",
+                target="Tool",
+                status=200,
+                retry_after_sec=None,
+            ) from exc
+        missing = [name for name in self._prompt.outputs if not isinstance(value, dict) or name not in value]
+        if missing:
+            found = ", ".join(value) if isinstance(value, dict) else f"a {type(value).__name__}"
+            raise InvalidOutputKeyError(
+                f"{self._prompt.file}: the answer has no {', '.join(missing)}, which `outputs` names; it has "
+                f"{found or 'no keys'}. Ask for these keys in the prompt.",
+                target="Core",
+            )
+        return {name: value[name] for name in self._prompt.outputs} if self._prompt.outputs else value
+
+
+class AsyncPrompty(Prompty):
+    """The same to be awaited: `await AsyncPrompty.load("ask.prompty")(question="…")`."""
+
+    async def __call__(self, *args: Any, **inputs: Any) -> Any:
+        """Ask the model; see `Prompty`."""
+        connection, parameters = self._asked(args, inputs)
+        return self._result(await call_model(connection, self._api, parameters), parameters)
+
+
+def _refuse_others(given: Mapping[str, Any]) -> None:
+    if given:
+        raise InvalidOptionError(
+            f"A prompty takes `model` to change it, found {', '.join(given)} as well. Change that in the file."
+        )
+
+
+def _merged_model(prompt: Prompt, override: Any) -> dict[str, Any]:
+    """The file's `model` with what was given in its place, mapping by mapping.
+
+    A connection's name and its keys exclude each other: what is given puts out the other of the file.
+    """
+    if override is None:
+        return dict(prompt.model)
+    place = f"{prompt.file}: the `model` that was given"
+    if not isinstance(override, dict):
+        raise InvalidOptionError(f"{place} should be a dict, as the file's, found a {type(override).__name__}.")
+    unknown = override.keys() - {"api", "configuration", "parameters", "response"}
+    if unknown:
+        raise InvalidOptionError(
+            f"{place} has {', '.join(sorted(map(str, unknown)))}; expected api, configuration, parameters or response."
+        )
+    problems = problems_of_model(override)
+    if problems:
+        raise InvalidOptionError(f"{place}: {' '.join(problems)}")
+    configuration = override.get("configuration")
+    before = dict(prompt.model.get("configuration") or {})
+    if configuration is not None and not isinstance(configuration, dict):
+        configuration, before = _of_object(configuration, place), {}
+    elif configuration:
+        if configuration.get("connection"):
+            before = {key: value for key, value in before.items() if key in _NO_ADDRESS}
+        elif configuration.keys() - _NO_ADDRESS:
+            before.pop("connection", None)
+    merged = _merged(dict(prompt.model), {**override, "configuration": None})
+    merged["configuration"] = _merged(before, configuration or {})
+    return merged
+
+
+def _merged(before: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(before)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _of_object(configuration: Any, place: str) -> dict[str, Any]:
+    """A model configuration object, this package's or promptflow's, as a dict."""
+    types = {"AzureOpenAIModelConfiguration": "azure_openai", "OpenAIModelConfiguration": "openai"}
+    name = type(configuration).__name__
+    if name not in types:
+        raise InvalidOptionError(
+            f"{place}, configuration: expected a dict, an AzureOpenAIModelConfiguration or an OpenAIModelConfiguration, "
+            f"found a {name}."
+        )
+    fields = {field.name: getattr(configuration, field.name) for field in dataclasses.fields(configuration)}
+    return {"type": types[name], **{key: value for key, value in fields.items() if value is not None}}
+
+
+def _from_environment(value: Any, place: str) -> Any:
+    """A value with each `${env:NAME}` in its texts replaced; one that is not set is refused by its name."""
+    if isinstance(value, dict):
+        return {key: _from_environment(part, f"{place}.{key}") for key, part in value.items()}
+    if isinstance(value, list):
+        return [_from_environment(part, f"{place}[{index}]") for index, part in enumerate(value)]
+
+    def variable(match: re.Match[str]) -> str:
+        try:
+            return os.environ[match["name"]]
+        except KeyError:
+            raise InvalidConnectionError(
+                f"{place} is {match[0]}, and the environment has no {match['name']}. Set it for the process that runs the flow."
+            ) from None
+
+    return _VARIABLE.sub(variable, value) if isinstance(value, str) else value
+
+
+def _connection(configuration: Mapping[str, Any], place: str, get_connection: Callable[[str], Any]) -> Any:
+    """The connection that a configuration names, or that its keys and the environment make.
+
+    Source: promptflow `core/_prompty_utils.py`, `convert_model_configuration_to_connection`.
+    """
+    given = configuration.get("connection")
+    if given:
+        inline = sorted(key for key in configuration if key not in _NO_ADDRESS and configuration[key] is not None)
+        if inline:
+            raise InvalidConnectionError(
+                f"{place} has `connection`, and {', '.join(inline)} as well. Give one of the two."
+            )
+        found = get_connection(given) if isinstance(given, str) else given
+        if kind_of(found) is None:
+            raise InvalidConnectionError(
+                f"{place}: the connection is a {type(found).__name__}. Name one of the type AzureOpenAI or OpenAI."
+            )
+        return found
+    kind = _kind(configuration, place)
+    values = {key: value for key, value in configuration.items() if value}
+    if kind == _AZURE and "azure_endpoint" in values:
+        values["api_base"] = values["azure_endpoint"]
+    variables = _VARIABLES[kind]
+    fields = {name: values.get(name) or os.environ.get(variable) for name, variable in variables.items()}
+    fields |= {name: values.get(name) for name in _OTHER_FIELDS[kind]}
+    needed = _NEEDED[kind]
+    if not fields[needed]:
+        shown = "azure_endpoint" if needed == "api_base" else needed
+        raise InvalidConnectionError(
+            f"{place} has no {shown}. Write it there, as ${{env:NAME}} if it is a secret, set {variables[needed]} for the "
+            "process that runs the flow, or name a connection."
+        )
+    return getattr(kinds, kind)(**{name: value for name, value in fields.items() if value})
+
+
+def _kind(configuration: Mapping[str, Any], place: str) -> str:
+    said = configuration.get("type")
+    if said is None:
+        is_azure = any(configuration.get(key) for key in ("azure_deployment", "azure_endpoint", "api_base"))
+        return _AZURE if is_azure else _OPENAI
+    kind = _KINDS.get(str(said).lower())
+    if kind is None:
+        raise InvalidConnectionError(f"{place}: the type is {said!r}, expected 'azure_openai' or 'openai'.")
+    return kind
+
+
+def _pieces(chunks: list[Any], api: Api) -> Iterator[str]:
+    """The texts of a stream's first choice."""
+    for chunk in chunks:
+        if chunk.choices and chunk.choices[0].index == 0:
+            text = chunk.choices[0].delta.content if api == "chat" else chunk.choices[0].text
+            if text:
+                yield text

@@ -1,0 +1,206 @@
+"""Where promptflow itself is installed, flows use its decorators, metrics, traces and classes, and all of that reaches us.
+
+`BATCHFLOW_PROMPTFLOW_PYTHON` names a Python that has promptflow-core, pyyaml and openai; this package comes from the source
+folder. Lines run in that Python without Prefect, as in a worker process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+from model_server import ModelServer
+
+pytestmark = pytest.mark.promptflow
+
+SOURCE = Path(__file__).parents[2]
+RUN = """
+import asyncio, json, sys
+from prefect_batchflow.definition.flow import load_flow
+from prefect_batchflow.execution.loader import load_program
+from prefect_batchflow.execution.nodes import encode_record
+
+source, lines, connections = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
+program = load_program(load_flow(source), connections=connections)
+if program.description.is_async:
+    runs = [asyncio.run(program.run_line_async(n, inputs)) for n, inputs in enumerate(lines)]
+else:
+    runs = [program.run_line(n, inputs) for n, inputs in enumerate(lines)]
+runs = [json.loads(encode_record(dict(run))) for run in runs]
+done = [{"line_number": n, **run} for n, run in enumerate(runs) if run["status"] == "Completed"]
+metrics = program.aggregate(done)["metrics"] if program.description.has_aggregation else {}
+import promptflow.core
+print(json.dumps({"lines": runs, "metrics": metrics, "promptflow": promptflow.core.__file__}))
+"""
+
+
+def run(folder: Path, source: str, *lines: dict[str, Any], connections: Any = None) -> dict[str, Any]:
+    """Run lines in the Python that has promptflow."""
+    python = os.environ["BATCHFLOW_PROMPTFLOW_PYTHON"]
+    done = subprocess.run(
+        [python, "-c", RUN, source, json.dumps(lines), json.dumps(connections or {})],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(SOURCE), "HOME": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    assert "site-packages" in result["promptflow"]
+    return result
+
+
+def write(folder: Path, **files: str) -> None:
+    for name, text in files.items():
+        (folder / f"{name}.py").write_text(textwrap.dedent(text))
+
+
+def test_its_tool_and_its_log_metric(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        double="""
+            from promptflow.core import tool
+            @tool
+            def double(n: int) -> int:
+                return 2 * n
+        """,
+        total="""
+            from promptflow.core import log_metric, tool
+            @tool
+            def total(values: list):
+                log_metric("total", sum(values))
+        """,
+    )
+    (tmp_path / "flow.dag.yaml").write_text(
+        textwrap.dedent("""
+            inputs: {n: {type: int}}
+            outputs: {doubled: {type: int, reference: "${double.output}"}}
+            nodes:
+            - {name: double, type: python, source: {type: code, path: double.py}, inputs: {n: "${inputs.n}"}}
+            - name: total
+              type: python
+              source: {type: code, path: total.py}
+              inputs: {values: "${double.output}"}
+              aggregation: true
+        """)
+    )
+
+    result = run(tmp_path, ".", {"n": 1}, {"n": 2})
+
+    assert [line["output"] for line in result["lines"]] == [{"doubled": 2}, {"doubled": 4}]
+    assert result["metrics"] == {"total": 6}
+
+
+def test_its_tool_provider_and_its_exceptions(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        check="""
+            from promptflow.core import ToolProvider, tool
+            from promptflow.exceptions import ErrorTarget, UserErrorException
+            class TooLarge(UserErrorException):
+                pass
+            class Check(ToolProvider):
+                def __init__(self, limit: int):
+                    super().__init__()
+                    self.limit = limit
+                @tool
+                def check(self, n: int) -> int:
+                    if n > self.limit:
+                        raise TooLarge(message_format="{n} is too large", n=n, target=ErrorTarget.TOOL)
+                    return n
+        """,
+    )
+    (tmp_path / "flow.dag.yaml").write_text(
+        textwrap.dedent("""
+            inputs: {n: {type: int}}
+            outputs: {n: {type: int, reference: "${check.output}"}}
+            nodes:
+            - name: check
+              type: python
+              source: {type: code, path: check.py}
+              inputs: {n: "${inputs.n}", limit: 3}
+        """)
+    )
+
+    good, bad = run(tmp_path, ".", {"n": 1}, {"n": 4})["lines"]
+
+    assert good["output"] == {"n": 1}
+    assert (bad["error"]["code"], bad["error"]["innerError"]["code"]) == ("UserError", "TooLarge")
+    assert (bad["error"]["message"], bad["error"]["messageFormat"]) == ("4 is too large", "{n} is too large")
+    assert bad["error"]["referenceCode"].startswith("Tool")
+
+
+@pytest.mark.parametrize(
+    ("body", "output"),
+    [
+        ("def flow(n: int):\n    return n + 1", 2),
+        ("async def flow(n: int):\n    return n + 1", 2),
+        ("def flow(n: int):\n    yield 'a'\n    yield 'b'", "ab"),
+        ("async def flow(n: int):\n    yield 'a'\n    yield 'b'", "ab"),
+    ],
+    ids=["function", "async function", "generator", "async generator"],
+)
+def test_its_trace_leaves_every_kind_of_function_at_work(tmp_path: Path, body: str, output: Any) -> None:
+    write(tmp_path, main=f"from promptflow.tracing import trace\n@trace\n{body}\n")
+
+    (line,) = run(tmp_path, "main:flow", {"n": 1})["lines"]
+
+    assert (line["error"], line["output"]) == (None, {"output": output})
+
+
+def test_its_connection_classes_are_what_annotated_parameters_get(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        ask="""
+            from promptflow.connections import CustomConnection
+            from promptflow.core import tool
+            @tool
+            def ask(connection: CustomConnection) -> str:
+                assert type(connection) is CustomConnection, type(connection)
+                return connection.place
+        """,
+    )
+    (tmp_path / "flow.dag.yaml").write_text(
+        textwrap.dedent("""
+            inputs: {n: {type: int, default: 1}}
+            outputs: {place: {type: string, reference: "${ask.output}"}}
+            nodes:
+            - {name: ask, type: python, source: {type: code, path: ask.py}, inputs: {connection: mine}}
+        """)
+    )
+    connections = {"mine": {"type": "CustomConnection", "value": {"place": "here", "key": "k"}, "secret_keys": ["key"]}}
+
+    (line,) = run(tmp_path, ".", {"n": 1}, connections=connections)["lines"]
+
+    assert (line["error"], line["output"]) == (None, {"place": "here"})
+
+
+def test_the_tokens_of_its_prompty_are_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(
+        tmp_path,
+        main="""
+            from promptflow.core import Prompty
+            from promptflow.tracing import trace
+            @trace
+            def flow(question: str):
+                return Prompty.load("ask.prompty")(question=question)
+        """,
+    )
+    (tmp_path / "ask.prompty").write_text(
+        "---\nmodel: {configuration: {type: openai, model: m, base_url: '${env:PLACE}', api_key: k}, parameters: {}}\n"
+        "inputs: {question: {type: string}}\n---\nuser:\n{{question}}\n"
+    )
+    with ModelServer() as server:
+        monkeypatch.setenv("PLACE", server.base_url)
+        monkeypatch.setenv("PF_DISABLE_TRACING", "false")
+        (line,) = run(tmp_path, "main:flow", {"question": "How are you?"})["lines"]
+
+        assert (line["error"], line["output"]) == (None, {"output": "echo: How are you?"})
+        assert line["tokens"] == server.tokens
