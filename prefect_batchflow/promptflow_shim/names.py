@@ -50,6 +50,7 @@ PROVIDED: Final[dict[str, dict[str, str]]] = {
     "promptflow.client": {},
     "promptflow.connections": _CONNECTIONS,
     "promptflow.contracts": {},
+    "promptflow.contracts.multimedia": {"Image": "tools.multimedia:Image", "Text": "tools.multimedia:Text"},
     "promptflow.contracts.run_info": {
         "FlowRunInfo": "results:FlowRunInfo",
         "RunInfo": "results:RunInfo",
@@ -121,6 +122,7 @@ REPLACED: Final[dict[str, dict[str, str]]] = {
     "promptflow._sdk.entities": {"FlowContext": _CALL, "Run": _RUNS, "ValidationResult": _BATCH},
     "promptflow.client": _SERVICE,
     "promptflow.connections": {"ConnectionProvider": _CONNECTION_SOURCE},
+    "promptflow.contracts.multimedia": {"PFBytes": "Use Image."},
     "promptflow.core": {"AsyncFlow": _CALL, "Flow": _CALL},
     "promptflow.entities": {"FlowContext": _CALL, "Run": _RUNS},
     "promptflow.executor": {"FlowExecutor": _BATCH, "FlowValidator": "Use load_flow of prefect_batchflow."},

@@ -33,6 +33,7 @@ PUBLIC = {
     "promptflow.connections": "AzureAIServicesConnection AzureContentSafetyConnection AzureOpenAIConnection "
     "CognitiveSearchConnection ConnectionProvider CustomConnection CustomStrongTypeConnection FormRecognizerConnection "
     "OpenAIConnection SerpConnection ServerlessConnection",
+    "promptflow.contracts.multimedia": "Image PFBytes Text",
     "promptflow.contracts.run_info": "FlowRunInfo RunInfo Status",
     "promptflow.contracts.types": "AssistantDefinition AttrDict FilePath PromptTemplate Secret",
     "promptflow.core": "AsyncFlow AsyncPrompty AzureOpenAIModelConfiguration Flow ModelConfiguration "
