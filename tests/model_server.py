@@ -85,7 +85,7 @@ class ModelServer:
         self.script: deque[Reply] = deque()
         """What the next calls get, in turn; then comes what the percentages say."""
         self.answer: Callable[[dict[str, Any]], Reply] | None = None
-        """Decides of each call beyond the script by its body."""
+        """Decides by its body of each call beyond these."""
         self.hold_until = 0
         """No call is answered before so many are there at once."""
         self.tells_usage = True
@@ -191,14 +191,12 @@ class ModelServer:
     def _next(self, call: Call) -> Reply:
         if self.script:
             return self.script.popleft()
-        if self.answer is not None:
-            return self.answer(call.body)
         chance = self._random.random()
         if chance < self._rate_limited:
             return rate_limited("0.2")
         if chance < self._rate_limited + self._failing:
             return error_reply(500, "The server had an error", kind="server_error")
-        return Reply(delay_sec=self._delay_sec)
+        return Reply(delay_sec=self._delay_sec) if self.answer is None else self.answer(call.body)
 
     async def _reply(self, reply: Reply, call: Call, writer: asyncio.StreamWriter) -> bool:
         if reply.delay_sec:

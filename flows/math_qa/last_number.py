@@ -1,0 +1,17 @@
+"""The number that a worked solution ends with."""
+
+from __future__ import annotations
+
+import re
+
+NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+
+
+def last_number(text: str) -> str:
+    """Give the last number behind `####`, without commas and a decimal part of zeros; empty where there is none."""
+    _, mark, result = text.rpartition("####")
+    numbers = NUMBER.findall(result) if mark else []
+    if not numbers:
+        return ""
+    number = str(numbers[-1]).replace(",", "")
+    return number.rstrip("0").rstrip(".") if "." in number else number
