@@ -17,16 +17,19 @@
     │   │   │   ├── DuplicateNodeName         two nodes of one name
     │   │   │   ├── InvalidNodeReference      a node of the lines that refers to an aggregation node
     │   │   │   ├── EmptyOutputReference      an output of the flow that refers to nothing
-    │   │   │   ├── OutputReferenceNotFound   an output of the flow that refers to an unknown node or input
-    │   │   │   └── InvalidReferenceProperty  a node's output lacks what a reference asks for
+    │   │   │   └── OutputReferenceNotFound   an output of the flow that refers to an unknown node or input
+    │   │   ├── InputMappingError       `inputs_mapping` and the data do not fit
     │   │   └── InvalidOptionError      an option of the run is out of range or misspelt
     │   ├── FlowNotFoundError           nothing at the flow's path, or no such attribute
-    │   ├── InputMappingError           `inputs_mapping` and the data do not fit
     │   ├── InvalidUserData             the data cannot be read as its suffix says
-    │   │   └── EmptyInputsData         the data holds no line
-    │   ├── PythonLoadError             the flow's code cannot be imported
+    │   ├── EmptyInputsData             the data holds no line
+    │   ├── ToolValidationError
+    │   │   └── PythonParsingError
+    │   │       └── PythonLoadError     the flow's code cannot be imported
     │   ├── ResolveToolError            a node's tool cannot be found in its source
     │   ├── FlowEntryInitializationError   a class entry's constructor raised
+    │   ├── NodeReferenceError
+    │   │   └── InvalidReferenceProperty   a node's output lacks what a reference asks for
     │   ├── ToolExecutionError          a node's code raised
     │   ├── ScriptExecutionError        a callable flow's code raised
     │   ├── FlowOutputUnserializable    a line's output is not JSON
@@ -163,7 +166,11 @@ class OutputReferenceNotFound(InvalidFlowRequest):
     """Raised by `load_flow` for an output of the flow that refers to an unknown node or input."""
 
 
-class InvalidReferenceProperty(InvalidFlowRequest):
+class NodeReferenceError(UserErrorException):
+    """A reference to a node does not hold while a line runs; raised as one of its kinds."""
+
+
+class InvalidReferenceProperty(NodeReferenceError):  # noqa: N818 - promptflow's name
     """Raised while a line runs, for a reference into an output that lacks the key, attribute or index."""
 
 
@@ -175,7 +182,7 @@ class FlowNotFoundError(UserErrorException):
     """Raised by `load_flow` when nothing is at the path, or the module has no such attribute."""
 
 
-class InputMappingError(UserErrorException):
+class InputMappingError(ValidationError):
     """Raised before the first line runs, for a mapping that does not fit the data; lists all that is wrong."""
 
 
@@ -183,11 +190,19 @@ class InvalidUserData(UserErrorException):
     """Raised by the readers for data that cannot be read as its suffix says."""
 
 
-class EmptyInputsData(InvalidUserData):
+class EmptyInputsData(UserErrorException):
     """Raised before the first line runs, when the data holds none."""
 
 
-class PythonLoadError(UserErrorException):
+class ToolValidationError(UserErrorException):
+    """What a node is made of is wrong; raised as one of its kinds."""
+
+
+class PythonParsingError(ToolValidationError):
+    """The flow's Python code is wrong; raised as one of its kinds."""
+
+
+class PythonLoadError(PythonParsingError):
     """Raised by the loader when the flow's code cannot be imported or lacks the entry."""
 
 
