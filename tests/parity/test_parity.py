@@ -71,6 +71,7 @@ PENDING: set[str] = {
     "an_unknown_connection_in_a_python_node",
     "a_variant_by_default",
     "prompty_chat",
+    "prompty_without_parameters",
     "prompty_with_parameters",
     "prompty_with_json",
     "prompty_with_outputs_of_json",

@@ -214,6 +214,7 @@ model:
     api_key: key-of-a-test
     base_url: ${env:PARITY_MODEL}
 """
+PLAIN = MODEL + "  parameters:\n    max_tokens: 8\n"
 INPUTS = """
 inputs:
   text:
@@ -222,7 +223,8 @@ inputs:
     type: string
     default: terse
 """
-case("prompty_chat", prompty(MODEL + INPUTS), ROWS, **PROMPTY)
+case("prompty_without_parameters", prompty(MODEL + INPUTS), ROWS, **PROMPTY)
+case("prompty_chat", prompty(PLAIN + INPUTS), ROWS, **PROMPTY)
 case(
     "prompty_with_parameters",
     prompty(MODEL + "  parameters:\n    temperature: 0.5\n    max_tokens: 9" + INPUTS),
@@ -290,18 +292,18 @@ case(
 )
 case(
     "prompty_that_is_refused",
-    prompty(MODEL + INPUTS),
+    prompty(PLAIN + INPUTS),
     [{"text": "STATUS 400"}, {"text": "fine"}, {"text": "STATUS 401"}],
     **PROMPTY,
 )
-case("prompty_with_a_sample_only", prompty(MODEL + "sample:\n  text: sampled\n  kind: odd"), ROWS, **PROMPTY)
-case("prompty_with_sample_and_inputs", prompty(MODEL + INPUTS + "sample:\n  text: sampled"), ROWS, **PROMPTY)
+case("prompty_with_a_sample_only", prompty(PLAIN + "sample:\n  text: sampled\n  kind: odd"), ROWS, **PROMPTY)
+case("prompty_with_sample_and_inputs", prompty(PLAIN + INPUTS + "sample:\n  text: sampled"), ROWS, **PROMPTY)
 case("prompty_without_a_header", {"ask.prompty": "user:\n{{text}}\n"}, ROWS, **PROMPTY)
-case("prompty_completion", prompty(MODEL.replace("chat", "completion") + INPUTS, "{{kind}}: {{text}}"), ROWS, **PROMPTY)
-case("prompty_with_the_whole_response", prompty(MODEL + "  response: all" + INPUTS), ROWS, **PROMPTY)
+case("prompty_completion", prompty(PLAIN.replace("chat", "completion") + INPUTS, "{{kind}}: {{text}}"), ROWS, **PROMPTY)
+case("prompty_with_the_whole_response", prompty(PLAIN + "  response: all" + INPUTS), ROWS, **PROMPTY)
 case(
     "prompty_with_a_model_of_init",
-    prompty(MODEL + INPUTS),
+    prompty(PLAIN + INPUTS),
     ROWS,
     init={"model": {"parameters": {"max_tokens": 5}}},
     **PROMPTY,
