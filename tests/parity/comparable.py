@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from declared import Case
 
 _USER_DETAILS = {"ToolExecutionErrorDetails", "FlexFlowExecutionErrorDetails"}
+_USER_CODES = {"ToolExecutionError", "ScriptExecutionError"}
+"""Errors with other codes have messages of each side's own."""
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 
@@ -117,7 +119,7 @@ def error_facts(error: dict[str, Any]) -> dict[str, Any]:
         at = at.get("innerError") or {}
     facts: dict[str, Any] = {"codes": codes}
     for item in error.get("additionalInfo") or []:
-        if item["type"] in _USER_DETAILS:
+        if item["type"] in _USER_DETAILS and codes[-1] in _USER_CODES:
             facts["user_code"] = f"{item['info']['type']}: {item['info']['message']}"
     return facts
 
