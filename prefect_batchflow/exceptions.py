@@ -18,17 +18,15 @@
     │   │   │   ├── InvalidNodeReference      a node of the lines that refers to an aggregation node
     │   │   │   ├── EmptyOutputReference      an output of the flow that refers to nothing
     │   │   │   ├── OutputReferenceNotFound   an output of the flow that refers to an unknown node or input
-    │   │   │   ├── NodeInputValidationError  a connection of a type that the tool does not take
-    │   │   │   └── InvalidReferenceProperty  a node's output lacks what a reference asks for
+    │   │   │   └── NodeInputValidationError  a connection of a type that the tool does not take
+    │   │   ├── InputMappingError       `inputs_mapping` and the data do not fit
     │   │   ├── InvalidRequest          what was given with the flow does not serve it
     │   │   │   └── GetConnectionError        a connection is not there, or cannot be made
     │   │   ├── InvalidOptionError      an option of the run is out of range or misspelt
     │   │   └── InvalidImageInput       an image of the data or the flow cannot be read, or may not be
     │   ├── FlowNotFoundError           nothing at the flow's path, or no such attribute
-    │   ├── InputMappingError           `inputs_mapping` and the data do not fit
     │   ├── InvalidUserData             the data cannot be read as its suffix says
-    │   │   └── EmptyInputsData         the data holds no line
-    │   ├── PythonLoadError             the flow's code cannot be imported
+    │   ├── EmptyInputsData             the data holds no line
     │   ├── ResolveToolError            a node's tool cannot be found in its source, or not be given what it needs;
     │   │                               GetConnectionError and NodeInputValidationError are of this class, too
     │   ├── CoreError
@@ -36,12 +34,16 @@
     │   │   ├── MissingRequiredInputError  a prompty is called without an input that it needs
     │   │   └── InvalidOutputKeyError      a model's answer in JSON lacks what a prompty's outputs name
     │   ├── FlowEntryInitializationError   a class entry's constructor raised
+    │   ├── NodeReferenceError
+    │   │   └── InvalidReferenceProperty   a node's output lacks what a reference asks for
     │   ├── ToolExecutionError          a node's code raised
-    │   ├── ToolValidationError         what a prompt or model call is made of is wrong
+    │   ├── ToolValidationError         what a node's code, prompt or model call is made of is wrong
     │   │   ├── JinjaTemplateError                a template is no jinja2, or cannot be rendered
     │   │   ├── ChatAPIInvalidRole                a chat's prompt does not begin with a role
     │   │   ├── ChatAPIFunctionRoleInvalidFormat  a function's message without name
-    │   │   └── ChatAPIToolRoleInvalidFormat      a tool's message without the id of its call
+    │   │   ├── ChatAPIToolRoleInvalidFormat      a tool's message without the id of its call
+    │   │   └── PythonParsingError
+    │   │       └── PythonLoadError     the flow's code cannot be imported
     │   ├── OpenAIError                 a model call failed; leaves have the openai package's names
     │   │   ├── APIConnectionError          the service cannot be reached, or went away
     │   │   │   └── APITimeoutError         it did not answer in time
@@ -211,7 +213,11 @@ class OutputReferenceNotFound(InvalidFlowRequest):
     """Raised by `load_flow` for an output of the flow that refers to an unknown node or input."""
 
 
-class InvalidReferenceProperty(InvalidFlowRequest):
+class NodeReferenceError(UserErrorException):
+    """A reference to a node does not hold while a line runs; raised as one of its kinds."""
+
+
+class InvalidReferenceProperty(NodeReferenceError):  # noqa: N818 - promptflow's name
     """Raised while a line runs, for a reference into an output that lacks the key, attribute or index."""
 
 
@@ -231,7 +237,7 @@ class FlowNotFoundError(UserErrorException):
     """Raised by `load_flow` when nothing is at the path, or the module has no such attribute."""
 
 
-class InputMappingError(UserErrorException):
+class InputMappingError(ValidationError):
     """Raised before the first line runs, for a mapping that does not fit the data; lists all that is wrong."""
 
 
@@ -239,11 +245,19 @@ class InvalidUserData(UserErrorException):
     """Raised by the readers for data that cannot be read as its suffix says."""
 
 
-class EmptyInputsData(InvalidUserData):
+class EmptyInputsData(UserErrorException):
     """Raised before the first line runs, when the data holds none."""
 
 
-class PythonLoadError(UserErrorException):
+class ToolValidationError(UserErrorException):
+    """What a node's code, prompt or model call is made of is wrong; raised as one of its kinds."""
+
+
+class PythonParsingError(ToolValidationError):
+    """The flow's Python code is wrong; raised as one of its kinds."""
+
+
+class PythonLoadError(PythonParsingError):
     """Raised by the loader when the flow's code cannot be imported or lacks the entry."""
 
 
@@ -287,10 +301,6 @@ class FlowEntryInitializationError(UserErrorException):
 
 class ToolExecutionError(UserErrorException):
     """A node's code raised; the line fails with it."""
-
-
-class ToolValidationError(UserErrorException):
-    """What a prompt or a model call is made of is wrong; raised through its leaves."""
 
 
 class JinjaTemplateError(ToolValidationError):

@@ -19,7 +19,6 @@ from prefect_batchflow.exceptions import (
     FlowOutputUnserializable,
     ImageTooLargeError,
     InputNotFound,
-    InvalidFlowRequest,
     InvalidReferenceProperty,
     LineOutOfMemoryError,
     LoadMultimediaDataError,
@@ -262,7 +261,7 @@ class DagProgram(Program):
                     return _line_run(context, clock, inputs, error=error, metrics=metrics, nodes=nodes)
                 output[wanted.name] = found
             aggregated = {text: _plain_stream(value_of(r)) for text, r in self._aggregated.items()}
-        except InvalidFlowRequest as exc:
+        except (InputNotFound, InvalidReferenceProperty) as exc:
             return _line_run(context, clock, inputs, error=error_dict(exc), metrics=metrics, nodes=nodes)
         return _line_run(
             context, clock, inputs, output=output, aggregation_inputs=aggregated, metrics=metrics, nodes=nodes
@@ -287,7 +286,7 @@ class DagProgram(Program):
                     nodes.append(_bypassed_record(tool.name))
                     continue
                 arguments = tool.arguments(bypassed, value_of)
-            except InvalidFlowRequest as exc:
+            except (InputNotFound, InvalidReferenceProperty) as exc:
                 nodes.append(_node_record(tool.name, _Clock(), arguments, error=error_dict(exc)))
                 continue
             record, value = yield from _run_node(context, tool, arguments)

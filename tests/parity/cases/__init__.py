@@ -1,0 +1,1 @@
+"""The cases by area; `declared.all_cases` imports them all."""

@@ -1,0 +1,270 @@
+"""Where this package means to give something else than promptflow, and why; `docs/moving-from-promptflow.md` sums it up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What we give instead."""
+
+    why: str
+    ours: dict[str, Any]
+    """The facts that differ; the others are promptflow's. A refusal is `{"raised": codes}` alone."""
+
+
+_BEFORE = "Found before the first line is run and paid for."
+_REFUSED = (
+    "The same refusal by a class of ours: a definition is checked whole, and one error lists everything that is wrong."
+)
+_DATA = "Data stays as it was written; promptflow's pandas reshapes it."
+_MAPPING = "One error lists everything that is wrong with mapping and data, whatever its kind."
+_NAN = float("nan")
+
+DIFFERENCES: dict[str, Difference] = {
+    "an_exit_of_a_tool": Difference(
+        "`sys.exit` fails its line, with its place in the code; promptflow loses the worker and the next line.",
+        {
+            "completed_lines": 2,
+            "errors": {
+                "1": {
+                    "codes": ["UserError", "ToolExecutionError"],
+                    "user_code": "SystemExit: 3; the code called sys.exit(), which ends a line and not the run",
+                }
+            },
+            "failed_lines": 1,
+            "node_status": {"f.completed": 2, "f.failed": 1},
+            "outputs": [{"line_number": 0, "out": "good"}, {"line_number": 2, "out": "good"}],
+            "user_and_system_errors": [1, 0],
+        },
+    ),
+    "refused_unknown_section": Difference(
+        _BEFORE, {"raised": ["UserError", "ValidationError", "InvalidFlowRequest", "FlowDefinitionError"]}
+    ),
+    "refused_missing_source": Difference(
+        _REFUSED, {"raised": ["UserError", "ValidationError", "InvalidFlowRequest", "FlowDefinitionError"]}
+    ),
+    "refused_no_tool": Difference(_REFUSED, {"raised": ["UserError", "ResolveToolError"]}),
+    "refused_two_tools": Difference(_REFUSED, {"raised": ["UserError", "ResolveToolError"]}),
+    "refused_node_type": Difference(
+        _REFUSED, {"raised": ["UserError", "ValidationError", "InvalidFlowRequest", "UnsupportedFeatureError"]}
+    ),
+    "refused_literal_of_the_wrong_type": Difference(_REFUSED, {"raised": ["UserError", "ResolveToolError"]}),
+    "refused_input_type": Difference(_REFUSED, {"raised": ["UserError", "ValidationError", "InvalidFlowRequest"]}),
+    "refused_yaml": Difference(
+        _REFUSED, {"raised": ["UserError", "ValidationError", "InvalidFlowRequest", "FlowDefinitionError"]}
+    ),
+    "refused_flow_that_is_not_there": Difference(_REFUSED, {"raised": ["UserError", "FlowNotFoundError"]}),
+    "flex_types_of_the_annotations": Difference(
+        "Annotations give types, as a yaml's `inputs` do: cells of a csv are text.",
+        {
+            "completed_lines": 1,
+            "errors": {"1": {"codes": ["UserError", "ValidationError", "InvalidFlowRequest", "InputTypeError"]}},
+            "failed_lines": 1,
+            "outputs": [{"line_number": 0, "output": ["int", 5]}],
+            "user_and_system_errors": [1, 0],
+        },
+    ),
+    "flex_missing_argument": Difference(_MAPPING, {"raised": ["UserError", "ValidationError", "InputMappingError"]}),
+    "flex_any_keywords": Difference(
+        "`**given` gets what the mapping names; promptflow drops it.",
+        {"outputs": [{"line_number": 0, "output": ["text"]}, {"line_number": 1, "output": ["text"]}]},
+    ),
+    "flex_async_raises": Difference(
+        "What async code raises is the code's error as in sync code; promptflow counts a system error.",
+        {
+            "errors": {"0": {"codes": ["UserError", "ScriptExecutionError"], "user_code": "KeyError: 'one'"}},
+            "user_and_system_errors": [1, 0],
+        },
+    ),
+    "flex_class_without_call": Difference(
+        _REFUSED, {"raised": ["UserError", "ToolValidationError", "PythonParsingError", "PythonLoadError"]}
+    ),
+    "flex_aggregate_raises": Difference(
+        "An `__aggregate__` that raises is told in the error summary; promptflow only logs it.",
+        {
+            "aggregation_errors": {
+                "__aggregate__": {"codes": ["UserError", "ScriptExecutionError"], "user_code": "RuntimeError: no sum"}
+            }
+        },
+    ),
+    "flex_aggregate_logs_metrics": Difference(
+        "What `__aggregate__` logs and what it returns are both metrics; promptflow drops the first.",
+        {"metrics": {"logged": 1, "returned": 2}},
+    ),
+    "flex_aggregate_with_two_parameters": Difference(
+        _REFUSED, {"raised": ["UserError", "ToolValidationError", "PythonParsingError", "PythonLoadError"]}
+    ),
+    "flex_entry_of_the_wrong_form": Difference(
+        _REFUSED, {"raised": ["UserError", "ValidationError", "InvalidFlowRequest", "FlowDefinitionError"]}
+    ),
+    "flex_module_not_there": Difference(
+        _REFUSED, {"raised": ["UserError", "ValidationError", "InvalidFlowRequest", "FlowDefinitionError"]}
+    ),
+    "the_annotations_of_a_function_itself": Difference(
+        "Annotations give types, as a yaml's `inputs` do: cells of a csv are text.",
+        {"outputs": [{"line_number": 0, "output": [5, "7"]}, {"line_number": 1, "output": [6, "x"]}]},
+    ),
+    "nan_in_the_data": Difference(
+        _DATA,
+        {
+            "outputs": [
+                {"line_number": 0, "out": {"v": ["float", _NAN], "w": ["str", "nan"]}},
+                {"line_number": 1, "out": {"v": ["float", 1.0], "w": ["str", "x"]}},
+            ]
+        },
+    ),
+    "missing_in_all_rows": Difference(_MAPPING, {"raised": ["UserError", "ValidationError", "InputMappingError"]}),
+    "missing_in_some_rows": Difference(
+        "A value that is missing is no value; promptflow makes it the text `nan`.",
+        {"raised": ["UserError", "ValidationError", "InputMappingError"]},
+    ),
+    "blanks_in_a_reference": Difference(_MAPPING, {"raised": ["UserError", "ValidationError", "InputMappingError"]}),
+    "no_nested_access": Difference(_MAPPING, {"raised": ["UserError", "ValidationError", "InputMappingError"]}),
+    "a_column_that_is_nowhere": Difference(_MAPPING, {"raised": ["UserError", "ValidationError", "InputMappingError"]}),
+    "a_source_that_is_not_there": Difference(
+        _MAPPING, {"raised": ["UserError", "ValidationError", "InputMappingError"]}
+    ),
+    "a_file_that_is_not_there": Difference(
+        "A path with nothing at it is told as such; promptflow takes it for empty data.",
+        {"raised": ["UserError", "InvalidUserData"]},
+    ),
+    "line_numbers_of_some_rows": Difference(
+        _DATA + " A row without the number that others have is left out.",
+        {
+            "completed_lines": 1,
+            "node_status": {"show.completed": 1},
+            "outputs": [{"line_number": 5, "out": {"v": ["str", "a"]}}],
+            "total_lines": 1,
+        },
+    ),
+    "jsonl_of_another_suffix": Difference(
+        "A suffix that says nothing is refused; promptflow tries jsonl, and drops what it cannot read.",
+        {"raised": ["UserError", "InvalidUserData"]},
+    ),
+    "jsonl_with_a_bom": Difference(
+        "A byte order mark is no part of the first row.",
+        {
+            "aggregation_errors": {},
+            "batch_error": None,
+            "completed_lines": 1,
+            "errors": {},
+            "failed_lines": 0,
+            "metrics": {},
+            "node_status": {"show.completed": 1},
+            "outputs": [{"line_number": 0, "out": {"v": ["str", "a"]}}],
+            "status": "Completed",
+            "tokens": [0, 0, 0],
+            "total_lines": 1,
+            "user_and_system_errors": [0, 0],
+        },
+    ),
+    "whole_numbers_beside_fractions": Difference(
+        _DATA,
+        {"outputs": [{"line_number": 0, "out": {"v": ["int", 1]}}, {"line_number": 1, "out": {"v": ["float", 2.5]}}]},
+    ),
+    "large_whole_numbers": Difference(
+        _DATA,
+        {
+            "aggregation_errors": {},
+            "batch_error": None,
+            "completed_lines": 2,
+            "errors": {},
+            "failed_lines": 0,
+            "metrics": {},
+            "node_status": {"show.completed": 2},
+            "outputs": [
+                {"line_number": 0, "out": {"v": ["int", 10000000000000001]}},
+                {"line_number": 1, "out": {"v": ["int", 1180591620717411303424]}},
+            ],
+            "status": "Completed",
+            "tokens": [0, 0, 0],
+            "total_lines": 2,
+            "user_and_system_errors": [0, 0],
+        },
+    ),
+    "columns_named_like_dates": Difference(
+        _DATA, {"outputs": [{"line_number": 0, "out": {"created_at": ["str", "2024-01-02"], "date": ["int", 5]}}]}
+    ),
+    "reference_to_list_items": Difference(
+        "An index of an index is followed; promptflow takes it for an unknown section.",
+        {
+            "completed_lines": 2,
+            "errors": {},
+            "failed_lines": 0,
+            "node_status": {"first.completed": 2, "last.completed": 2},
+            "outputs": [{"line_number": 0, "out": "z"}, {"line_number": 1, "out": "z"}],
+            "user_and_system_errors": [0, 0],
+        },
+    ),
+    "an_input_that_the_tool_does_not_have": Difference(_BEFORE, {"raised": ["UserError", "ResolveToolError"]}),
+    "a_parameter_that_nobody_gives": Difference(_BEFORE, {"raised": ["UserError", "ResolveToolError"]}),
+    "a_generator_that_raises": Difference(
+        "What a generator raises is the tool's error, as what any tool raises.",
+        {
+            "errors": {
+                "0": {"codes": ["UserError", "ToolExecutionError"], "user_code": "ValueError: late"},
+                "1": {"codes": ["UserError", "ToolExecutionError"], "user_code": "ValueError: late"},
+            },
+            "node_status": {"f.failed": 2},
+            "user_and_system_errors": [2, 0],
+        },
+    ),
+    "a_worker_that_dies": Difference(
+        "A worker that dies costs its line; promptflow's costs the next one as well.",
+        {
+            "completed_lines": 2,
+            "errors": {"1": {"codes": ["UserError", "ProcessCrashError"]}},
+            "failed_lines": 1,
+            "node_status": {"f.completed": 2},
+            "outputs": [{"line_number": 0, "out": 1}, {"line_number": 2, "out": 3}],
+            "user_and_system_errors": [1, 0],
+        },
+    ),
+    "a_line_beyond_its_limit": Difference(
+        "The process of a line beyond its limit is ended: what its nodes came to is not known.",
+        {"node_status": {"f.completed": 2}},
+    ),
+    "an_async_line_beyond_its_limit": Difference(
+        "The line is ended from outside: what its nodes came to is not known.", {"node_status": {"f.completed": 2}}
+    ),
+    "activated_by_a_property": Difference(
+        "A property in brackets behind `output` is followed; promptflow takes it for an unknown section.",
+        {
+            "completed_lines": 3,
+            "errors": {},
+            "failed_lines": 0,
+            "node_status": {"f.bypassed": 1, "f.completed": 2, "first.completed": 3},
+            "outputs": [{"line_number": 0, "out": None}, {"line_number": 1, "out": 2}, {"line_number": 2, "out": 3}],
+            "user_and_system_errors": [0, 0],
+        },
+    ),
+    "an_output_into_a_bypassed_node": Difference(
+        "An output that refers to a bypassed node is null, its properties as well.",
+        {
+            "completed_lines": 3,
+            "errors": {},
+            "failed_lines": 0,
+            "outputs": [{"line_number": 0, "out": None}, {"line_number": 1, "out": 2}, {"line_number": 2, "out": None}],
+            "user_and_system_errors": [0, 0],
+        },
+    ),
+    "aggregation_of_unsorted_line_numbers": Difference(
+        "Lists of an aggregation are paired by line number; promptflow pairs values of different lines.",
+        {"metrics": {"differ": 0}},
+    ),
+    "environment_variables_of_the_yaml": Difference(
+        "A flow's environment variables are set; promptflow's engine leaves that to `pf run`.",
+        {"outputs": [{"line_number": number, "out": "yaml"} for number in range(3)]},
+    ),
+    "line_failures_are_raised": Difference(
+        "The line's failure is told as the user's error it is, with the result; promptflow raises a bare exception.",
+        {"raised": ["UserError", "LineFailureError"]},
+    ),
+    "resume_with_aggregation": Difference(
+        "Lists of an aggregation are in the order of the lines; promptflow puts old lines before new ones.",
+        {"metrics": {"tries": "1 2 1"}},
+    ),
+}

@@ -1,0 +1,190 @@
+"""The cases of `cases/`, run here and compared with what promptflow 1.18.5 made of them.
+
+What is compared: run status, counts, node status, outputs, metrics, tokens, the codes of errors, and what user code raised.
+Numbers strictly: 1, 1.0 and true differ. `record.py` made the recordings; a case that was changed since says so.
+
+A run of ours costs a second or two, most of it Prefect's task runs. So by default a case is run by its stages alone
+(`replay.run_stages`): the same functions and worker processes, without Prefect and without the run storage. Cases of what only
+`BatchEngine` does, and one of each area, go through the engine. `pytest -m parity` runs all of them through the engine.
+
+`DIFFERENCES` are meant: there our value is asserted, and that promptflow's is another.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from comparable import as_text, surroundings
+from declared import Case, all_cases
+from differences import DIFFERENCES
+from echo_model import running_model
+from record import recordings
+from replay import run_engine, run_stages
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+CASES = all_cases()
+RECORDED = {area: recordings(area) for area in sorted({case.area for case in CASES.values()})}
+PENDING: set[str] = {
+    "an_error_of_promptflow",
+    "image_by_path_beside_the_data",
+    "image_by_base64",
+    "image_as_plain_base64",
+    "image_that_is_not_there",
+    "image_that_is_none",
+    "image_of_a_private_address",
+    "images_in_a_list",
+    "an_image_given_on",
+    "an_image_made_by_a_node",
+    "an_image_in_the_vision_form",
+    "images_of_an_aggregation",
+    "flex_with_an_image",
+    "prompt_node",
+    "prompt_node_with_loops",
+    "prompt_node_with_blank_lines",
+    "prompt_node_with_an_unknown_variable",
+    "prompt_node_that_cannot_be_read",
+    "prompt_node_with_an_unsafe_template",
+    "prompt_node_with_markup_in_a_value",
+    "prompt_node_then_python",
+    "llm_chat",
+    "llm_chat_with_parameters",
+    "llm_chat_with_history",
+    "llm_chat_with_markdown_roles",
+    "llm_completion",
+    "llm_azure",
+    "llm_without_a_provider",
+    "llm_of_an_unknown_connection",
+    "llm_of_a_connection_of_another_kind",
+    "llm_of_an_unknown_api",
+    "llm_that_is_refused",
+    "llm_with_json",
+    "llm_template_without_roles",
+    "llm_then_aggregation",
+    "a_connection_in_a_python_node",
+    "an_openai_connection_in_a_python_node",
+    "an_unknown_connection_in_a_python_node",
+    "a_variant_by_default",
+    "prompty_chat",
+    "prompty_without_parameters",
+    "prompty_with_parameters",
+    "prompty_with_json",
+    "prompty_with_outputs_of_json",
+    "prompty_with_outputs_not_there",
+    "prompty_that_streams",
+    "prompty_with_a_tool_call",
+    "prompty_with_a_missing_input",
+    "prompty_that_is_refused",
+    "prompty_with_a_sample_only",
+    "prompty_with_sample_and_inputs",
+    "prompty_without_a_header",
+    "prompty_completion",
+    "prompty_with_the_whole_response",
+    "prompty_with_a_model_of_init",
+    "a_class_of_tools",
+    "environment_variables_of_the_yaml",
+    "a_tool_of_a_package",
+    "a_tool_of_a_package_that_is_not_there",
+}
+"""Cases of features that are not built yet."""
+BY_ENGINE = {
+    "one_node",
+    "two_sources_by_line_number",
+    "aggregation_over_completed_lines_only",
+    "a_tool_that_raises",
+    "refused_import",
+    "flex_aggregate",
+    "sample_ticket_triage",
+}
+"""Cases that go through the engine by default, besides those that only it can run."""
+
+
+@pytest.fixture(scope="module")
+def model_url() -> Iterator[str]:
+    with running_model() as address:
+        yield address
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where a case's files go; modules that are imported from it are forgotten afterwards."""
+    path = tmp_path / "flow"
+    path.mkdir()
+    monkeypatch.syspath_prepend(str(path))
+    yield path
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None) or "").startswith(str(path)):
+            del sys.modules[name]
+
+
+def needs_engine(case: Case) -> bool:
+    return case.resumes or "raise_on_line_failure" in case.run
+
+
+def expected(case: Case) -> dict[str, Any]:
+    """What promptflow gave."""
+    recorded = RECORDED[case.area]["cases"].get(case.name)
+    again = f"python tests/parity/record.py --only {case.name}"
+    assert recorded is not None, f"The case {case.name} has no recording. Make one: {again}"
+    assert recorded["case"] == case.digest(), f"The case {case.name} has changed since it was recorded. Again: {again}"
+    return dict(recorded["result"])
+
+
+def compare(case: Case, ours: dict[str, Any]) -> None:
+    """Equal, but for what `DIFFERENCES` says of the case."""
+    theirs = expected(case)
+    difference = DIFFERENCES.get(case.name)
+    if difference is None:
+        assert as_text(ours) == as_text(theirs)
+        return
+    meant = {**({} if "raised" in difference.ours or "raised" in theirs else theirs), **difference.ours}
+    assert as_text(meant) != as_text(theirs), f"promptflow does the same: take {case.name} out of DIFFERENCES"
+    assert as_text(ours) == as_text(meant), difference.why
+
+
+QUICK = [name for name in CASES if name not in PENDING]
+
+
+@pytest.mark.parametrize("name", [n for n in QUICK if not (n in BY_ENGINE or needs_engine(CASES[n]))])
+@pytest.mark.filterwarnings("ignore:.*is left out")
+def test_the_stages_give_what_promptflow_gave(name: str, folder: Path, model_url: str) -> None:
+    case = CASES[name]
+    sources = case.write(folder, model_url)
+    with surroundings(case, model_url):
+        compare(case, run_stages(case, folder, sources, model_url))
+
+
+@pytest.mark.parametrize("name", [n for n in QUICK if n in BY_ENGINE or needs_engine(CASES[n])])
+@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.filterwarnings("ignore:.*is left out")
+def test_the_engine_gives_what_promptflow_gave(name: str, folder: Path, storage: Path, model_url: str) -> None:
+    by_engine(CASES[name], folder, storage, model_url)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", [n for n in QUICK if not (n in BY_ENGINE or needs_engine(CASES[n]))])
+@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.filterwarnings("ignore:.*is left out")
+def test_the_engine_gives_it_for_every_case(name: str, folder: Path, storage: Path, model_url: str) -> None:
+    by_engine(CASES[name], folder, storage, model_url)
+
+
+def by_engine(case: Case, folder: Path, storage: Path, model_url: str) -> None:
+    sources = case.write(folder, model_url)
+    with surroundings(case, model_url):
+        compare(case, run_engine(case, folder, sources, model_url, storage))
+    shutil.rmtree(storage, ignore_errors=True)
+
+
+def test_every_difference_is_that_of_a_case() -> None:
+    assert set(DIFFERENCES) <= set(CASES)
+    assert set(CASES) >= PENDING
+
+
+def test_every_recording_is_that_of_a_case() -> None:
+    assert {name for told in RECORDED.values() for name in told["cases"]} <= set(CASES)
