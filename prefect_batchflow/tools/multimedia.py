@@ -163,13 +163,15 @@ def _is_text_dict(value: dict[Any, Any]) -> bool:
 
 def holds_images(value: Any, message_format: str) -> bool:
     """Whether lists and dicts of data have something in them, at any depth, that `load_images` changes."""
-    if type(value) is list:
-        return any(holds_images(part, message_format) for part in value if type(part) in (dict, list))
-    if type(value) is not dict:
-        return False
-    if is_image_dict(value, message_format) or (message_format == OPENAI_VISION and _is_text_dict(value)):
-        return True
-    return any(holds_images(part, message_format) for part in value.values() if type(part) in (dict, list))
+    level = [value]
+    while level := [part for part in level if type(part) in (dict, list)]:
+        for part in level:
+            if is_image_dict(part, message_format):
+                return True
+            if message_format == OPENAI_VISION and type(part) is dict and _is_text_dict(part):
+                return True
+        level = [child for part in level for child in (part.values() if type(part) is dict else part)]
+    return False
 
 
 def load_images(value: Any, folder: str | None, message_format: str) -> Any:

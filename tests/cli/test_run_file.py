@@ -87,7 +87,7 @@ def test_what_is_not_supported_is_refused_by_name_all_at_once(tmp_path: Path) ->
 
     told = caught.value.message
     assert [name for name in ("connections",) if f"'{name}'" not in told] == []
-    assert "Read keys from the environment" in told
+    assert "its block with --connection" in told
 
 
 def test_what_is_not_supported_but_empty_asks_for_nothing(tmp_path: Path) -> None:
