@@ -377,6 +377,34 @@ def show(
     return COMPLETED
 
 
+@app.command(sort_key=4)
+def check(
+    flow: Annotated[
+        str, Parameter(name="FLOW", help="A flow folder, a yaml or .prompty file, module:attr or path/to/file.py:attr.")
+    ],
+    /,
+    *,
+    variant: Variant = "",
+    working_dir: Annotated[
+        str, Parameter(group=RUN, metavar="FOLDER", help="Folder the flow's code runs in. [default: the flow's own]")
+    ] = "",
+    screen: Screen = _PLAIN,
+) -> int:
+    """Say what a flow needs to run here, without running any of its code: connections, packages, what is not supported.
+
+    Exit status: 0 nothing stops it, 1 something does.
+    """
+    from prefect_batchflow.cli import view
+    from prefect_batchflow.cli.flow_check import check_flow
+
+    checked = check_flow(flow, working_dir or None, variant)
+    if screen.json:
+        view.print_json(view.check_document(checked))
+    else:
+        view.print_check(checked)
+    return COMPLETED if checked.runs else RUN_FAILED
+
+
 # --- running --------------------------------------------------------------------------------------------------------
 
 

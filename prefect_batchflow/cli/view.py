@@ -1,4 +1,6 @@
-"""What the command line shows: progress, a run, a list of runs, an error; for people by rich, for programs as JSON.
+"""What the command line shows: progress, a run, a list of runs, a check of a flow, an error.
+
+For people by rich, for programs as JSON.
 
 Texts of rows, errors and names are printed as plain text: no markup is read in them, no control character leaves.
 """
@@ -8,6 +10,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from rich.console import Console
@@ -30,7 +33,9 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
+    from prefect_batchflow.cli.flow_check import FlowCheck, Level
     from prefect_batchflow.cli.runs import Listing, StoredRun
+    from prefect_batchflow.definition.flow import FlowInput
     from prefect_batchflow.live import ProgressReport
     from prefect_batchflow.results import BatchResult
 
@@ -364,6 +369,71 @@ def _print_notes(out: Console, notes: Iterable[str]) -> None:
             out.print()
             out.print(Text("Notes", style="bold"))
         out.print(_indented(2, printable(note)))
+
+
+# --- a check of a flow ----------------------------------------------------------------------------------------------
+
+_LEVELS: Final[dict[Level, tuple[str, str]]] = {
+    "stops": ("Stops it", "red"),
+    "needs": ("To be given", "yellow"),
+    "note": ("Notes", ""),
+}
+
+
+def print_check(checked: FlowCheck) -> None:
+    """Show what a flow is and what it needs."""
+    out = console()
+    problems, needs = len(checked.of("stops")), len(checked.of("needs"))
+    verdict = (
+        f"cannot run here, {problems} thing{'s' * (problems > 1)} to mend"
+        if problems
+        else f"can run once {needs} thing{'s are' if needs > 1 else ' is'} given"
+        if needs
+        else "can run"
+    )
+    kind = f", a {checked.kind}," if checked.kind else ""
+    colour = "red" if problems else "yellow" if needs else "green"
+    name = one_line(checked.name or checked.source, 200)
+    out.print(Text.assemble((f"{name}{kind} {verdict}", f"bold {colour}")))
+    inputs = {item.name: _input_text(item) for item in checked.inputs}
+    _print_facts(out, inputs, "Inputs")
+    nodes = {
+        node.name: f"{node.type:<10}  {node.source}" + f"  ({node.how})" * bool(node.how) for node in checked.nodes
+    }
+    _print_facts(out, nodes, "Nodes")
+    for level, (title, style) in _LEVELS.items():
+        findings = checked.of(level)
+        if findings:
+            out.print()
+            out.print(Text(title, style="bold"))
+        for finding in findings:
+            out.print(_indented(2, (one_line(finding.place), style)))
+            out.print(_indented(4, printable(finding.text)))
+    if checked.runs:
+        out.print()
+        out.print(Text("Run it"))
+        command = f"batchflow run {shlex.quote(checked.source)} --data ROWS.jsonl"
+        out.print(Text("  " + printable(command), style="bold"), soft_wrap=True)
+
+
+def check_document(checked: FlowCheck) -> dict[str, Any]:
+    """The same for programs."""
+    return {
+        "flow": checked.source,
+        "name": checked.name,
+        "kind": checked.kind,
+        "runs": checked.runs,
+        "inputs": [
+            {"name": item.name, "type": item.type} | ({} if item.required else {"default": item.default})
+            for item in checked.inputs
+        ],
+        "nodes": [asdict(node) for node in checked.nodes],
+        "findings": [asdict(finding) for finding in checked.findings],
+    }
+
+
+def _input_text(item: FlowInput) -> str:
+    return item.type if item.required else f"{item.type}, {value_text(item.default)} where a row has none"
 
 
 # --- a list of runs -------------------------------------------------------------------------------------------------

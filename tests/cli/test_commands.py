@@ -117,7 +117,7 @@ def test_each_command_has_help(batchflow: Callable[..., Shown], words: list[str]
 
 
 def test_every_command_is_in_the_help_test() -> None:
-    assert {name for name in commands.app if not name.startswith("-")} == {"run", "resume", "list", "show"}
+    assert {name for name in commands.app if not name.startswith("-")} == {"run", "resume", "list", "show", "check"}
 
 
 def test_version_names_this_package_and_prefect(batchflow: Callable[..., Shown]) -> None:

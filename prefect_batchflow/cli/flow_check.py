@@ -1,0 +1,304 @@
+"""What a flow needs to run here, found out without running any of its code: `batchflow check`."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import sys
+from dataclasses import dataclass, field
+from importlib.machinery import PathFinder
+from typing import TYPE_CHECKING, Literal
+
+from prefect_batchflow.definition.flow import Dag, Entry, Prompt, load_flow
+from prefect_batchflow.definition.source_imports import imports_of
+from prefect_batchflow.exceptions import BatchflowException, FlowDefinitionError, FlowNotFoundError
+from prefect_batchflow.promptflow_shim.names import MODULE_HINTS, PROVIDED, REPLACED
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from prefect_batchflow.definition.flow import Flow, FlowInput, Node
+    from prefect_batchflow.definition.source_imports import SourceImport
+
+Level = Literal["stops", "needs", "note"]
+"""`stops`: it cannot run like this. `needs`: whoever runs it must bring something. `note`: good to know."""
+
+_ENVIRONMENT = re.compile(r"\$\{env:(?P<name>[^}]+)\}")
+_MODEL_PACKAGES = ("openai", "jinja2")
+_MODEL_EXTRA = "pip install 'prefect-batchflow[llm]'"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is to be known before the flow runs."""
+
+    level: Level
+    place: str
+    """A node, a file with its line, or the flow's own file."""
+    text: str
+    """What is so, and what to do."""
+
+
+@dataclass(frozen=True)
+class CheckedNode:
+    """One node, as it is shown."""
+
+    name: str
+    type: str
+    source: str
+    how: str
+    """Aggregation, activate, connection: what sets it apart; empty for a plain one."""
+
+
+@dataclass
+class FlowCheck:
+    """What was found."""
+
+    source: str
+    name: str = ""
+    kind: str = ""
+    """Such as `DAG flow`; empty when it could not be read."""
+    inputs: list[FlowInput] = field(default_factory=list)
+    nodes: list[CheckedNode] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def runs(self) -> bool:
+        """Whether nothing stops it."""
+        return all(finding.level != "stops" for finding in self.findings)
+
+    def of(self, level: Level) -> list[Finding]:
+        """The findings of one level."""
+        return [finding for finding in self.findings if finding.level == level]
+
+
+def check_flow(source: str, working_dir: str | None = None, variant: str = "") -> FlowCheck:
+    """Read a flow and the sources it is made of; nothing of it is imported.
+
+    Args:
+        source: As for `load_flow`.
+        working_dir: As for `load_flow`.
+        variant: As for `load_flow`.
+
+    Raises:
+        FlowNotFoundError: There is nothing to check.
+    """
+    checked = FlowCheck(source)
+    try:
+        flow = load_flow(source, working_dir, variant=variant)
+    except FlowNotFoundError:
+        raise
+    except BatchflowException as exc:
+        checked.findings.append(Finding("stops", source, exc.message))
+        return checked
+    checked.name, checked.inputs = flow.name, list(flow.inputs.values())
+    checked.kind = _kind(flow)
+    if isinstance(flow.program, Dag):
+        checked.nodes = [_shown(node) for node in flow.program.nodes]
+    checked.findings = list(_findings(flow))
+    return checked
+
+
+def _kind(flow: Flow) -> str:
+    if flow.language != "python":
+        return f"flow in {flow.language}"
+    if isinstance(flow.program, Dag):
+        return "DAG flow"
+    return "prompty" if isinstance(flow.program, Prompt) else "flex flow"
+
+
+def _shown(node: Node) -> CheckedNode:
+    how = []
+    if node.aggregation:
+        how.append("once, after all lines")
+    if node.activate is not None:
+        when = node.activate.when
+        how.append(f"when {getattr(when, 'text', None) or when!r} is {node.activate.expected!r}")
+    if node.connection:
+        how.append(f"connection {node.connection}")
+    return CheckedNode(node.name, node.type, node.package_tool or node.source, ", ".join(how))
+
+
+def _findings(flow: Flow) -> Iterator[Finding]:
+    if flow.language != "python":
+        yield from _of_service(flow)
+        return
+    yield from _of_models(flow)
+    yield from _of_environment(flow)
+    yield from _of_sources(flow)
+
+
+# --- other languages, models, environment ---------------------------------------------------------------------------
+
+
+def _of_service(flow: Flow) -> Iterator[Finding]:
+    from prefect_batchflow.execution.executor import executor_for, registered_languages
+
+    place = _name(flow.definition_file, flow)
+    command = flow.service.command if flow.service is not None else ()
+    if executor_for(flow) is None:
+        known = ", ".join(["python", *registered_languages()])
+        text = (
+            f"Flows in {flow.language} have no executor here; {known} have. Register one with BatchEngine.register_executor, "
+            "or say in the yaml how its service is started: `service: {command: […]}`, see docs/other-languages.md."
+        )
+        yield Finding("needs", place, text)
+    elif command and shutil.which(command[0]) is None and not (flow.working_dir / command[0]).is_file():
+        yield Finding("stops", place, f"The program '{command[0]}' of its service is not on the PATH. Install it.")
+
+
+def _of_models(flow: Flow) -> Iterator[Finding]:
+    program = flow.program
+    if isinstance(program, Dag):
+        asking = [node for node in program.nodes if node.type in ("llm", "prompt")]
+        places = [f"node '{node.name}'" for node in asking]
+        packages = _MODEL_PACKAGES if any(node.type == "llm" for node in asking) else _MODEL_PACKAGES[1:]
+        for node in program.nodes:
+            if node.connection:
+                yield Finding("needs", f"node '{node.name}'", _connection_text(node.connection))
+    elif isinstance(program, Prompt):
+        places, packages = [_name(program.file, flow)], _MODEL_PACKAGES
+        configuration = program.model.get("configuration") or {}
+        if name := configuration.get("connection"):
+            yield Finding("needs", places[0], _connection_text(str(name)))
+    else:
+        return
+    missing = [name for name in packages if PathFinder.find_spec(name) is None]
+    if places and missing:
+        yield Finding("stops", places[0], f"It needs {' and '.join(missing)}, not installed here: {_MODEL_EXTRA}")
+
+
+def _connection_text(name: str) -> str:
+    return (
+        f"It asks for the connection '{name}'. Run with --connection {name}=BLOCK, or save a Prefect block of its name, "
+        "or give `connections` to BatchEngine; see docs/connections.md."
+    )
+
+
+def _of_environment(flow: Flow) -> Iterator[Finding]:
+    """What `${env:NAME}` in the flow's own file asks for and is not set."""
+    file = flow.definition_file
+    if file is None:
+        return
+    names = dict.fromkeys(match["name"] for match in _ENVIRONMENT.finditer(file.read_text("utf-8", "replace")))
+    for name in names:
+        if name not in os.environ:
+            yield Finding("needs", _name(file, flow), f"${{env:{name}}}: the variable {name} is not set here. Set it.")
+
+
+# --- sources --------------------------------------------------------------------------------------------------------
+
+
+def _of_sources(flow: Flow) -> Iterator[Finding]:
+    """Node sources and entries, and all of the flow's own modules that they import."""
+    program = flow.program
+    waiting: list[Path] = []
+    if isinstance(program, Dag):
+        for node in program.nodes:
+            file = (flow.working_dir / node.source).resolve()
+            if node.type == "python" and node.source and file not in waiting:
+                waiting.append(file)
+                yield from _of_tool(node, file, flow)
+    elif isinstance(program, Entry) and program.file is not None:
+        waiting.append(program.file)
+    seen = set(waiting)
+    while waiting:
+        file = waiting.pop(0)
+        try:
+            imports = list(imports_of(file))
+        except FlowDefinitionError as exc:
+            yield Finding("stops", _name(file, flow), exc.message)
+            continue
+        for imported in imports:
+            if imported.module.partition(".")[0] == "promptflow":
+                yield from _of_promptflow(imported, flow)
+                continue
+            own = _own_module(imported, flow)
+            if own is None:
+                yield from _of_package(imported, flow)
+            elif own not in seen:
+                seen.add(own)
+                waiting.append(own)
+
+
+def _of_tool(node: Node, file: Path, flow: Flow) -> Iterator[Finding]:
+    """Whether the file has one tool; decorators are known by their name only, since nothing is imported."""
+    try:
+        body = ast.parse(file.read_bytes()).body
+    except (OSError, SyntaxError, ValueError, RecursionError):
+        return  # said with its imports
+    tools = [
+        statement.name
+        for statement in body
+        if (isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef) and _names_tool(statement.decorator_list))
+        or (isinstance(statement, ast.ClassDef) and any(_last_name(base) == "ToolProvider" for base in statement.bases))
+    ]
+    if len(tools) > 1:
+        text = f"{file.name} has {len(tools)} tools: {', '.join(tools)}. Expected one; put each into a file of its own."
+        yield Finding("stops", f"node '{node.name}'", text)
+    elif not tools:
+        text = f"no function of {file.name} has @tool above it. Put @tool, from promptflow.core, above the one that is meant."
+        yield Finding("stops", f"node '{node.name}'", text)
+
+
+def _names_tool(decorators: Sequence[ast.expr]) -> bool:
+    return any(_last_name(d.func if isinstance(d, ast.Call) else d) == "tool" for d in decorators)
+
+
+def _last_name(expression: ast.expr) -> str:
+    return str(getattr(expression, "attr", getattr(expression, "id", "")))
+
+
+def _of_promptflow(imported: SourceImport, flow: Flow) -> Iterator[Finding]:
+    module, name = imported.module, imported.name
+    place = f"{_name(imported.file, flow)}, line {imported.line}"
+    path = f"{module}.{name}" if name else module
+    provided = module in PROVIDED and (not name or name == "*" or name in PROVIDED[module])
+    if provided or path in PROVIDED:
+        return
+    if hint := REPLACED.get(module, {}).get(name):
+        yield Finding("note", place, f"{path} can be imported, and raises when it is used. {hint}")
+        return
+    parts = path.split(".")
+    hints = (MODULE_HINTS.get(".".join(parts[:length])) for length in range(len(parts), 1, -1))
+    hint = next(filter(None, hints), "Take it out, or install promptflow-core, which is used where it is installed.")
+    text = f"{path} is not provided here. {hint}"
+    yield Finding("stops" if imported.always and not _is_installed("promptflow.core", flow) else "note", place, text)
+
+
+def _own_module(imported: SourceImport, flow: Flow) -> Path | None:
+    """The file of a module that belongs to the flow; of `from package import module` the module's."""
+    base = flow.working_dir.joinpath(*imported.module.split("."))
+    candidates = [base.with_suffix(".py"), base / "__init__.py"]
+    if imported.name:
+        candidates.insert(0, base / f"{imported.name}.py")
+    return next((file.resolve() for file in candidates if file.is_file()), None)
+
+
+def _of_package(imported: SourceImport, flow: Flow) -> Iterator[Finding]:
+    name = imported.module.partition(".")[0]
+    if name in sys.stdlib_module_names or _is_installed(name, flow):
+        return
+    place = f"{_name(imported.file, flow)}, line {imported.line}"
+    text = f"The module '{name}' is not installed here, nor in {flow.working_dir}. Install the package that has it."
+    yield Finding("stops" if imported.always else "note", place, text)
+
+
+def _is_installed(module: str, flow: Flow) -> bool:
+    search: Sequence[str] | None = [str(flow.working_dir), *sys.path]
+    for part in module.split("."):
+        spec = PathFinder.find_spec(part, search)
+        if spec is None:
+            return False
+        search = list(spec.submodule_search_locations or [])
+    return True
+
+
+def _name(file: Path | None, flow: Flow) -> str:
+    if file is None:
+        return flow.name
+    folder = flow.working_dir
+    return str(file.relative_to(folder)) if file.is_relative_to(folder) else str(file)

@@ -1,0 +1,45 @@
+"""The sample `flows/math_qa`: a model call a line, with tokens and metrics that are the server's own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from model_server import Reply, rate_limited
+
+from prefect_batchflow import BatchEngine, Status
+
+if TYPE_CHECKING:
+    from model_server import ModelServer
+
+SAMPLE = Path(__file__).parents[1] / "flows" / "math_qa"
+ROWS = [json.loads(line) for line in (SAMPLE / "problems.jsonl").read_text().splitlines()]
+UNSURE = ROWS[3]["question"]
+WRONG = ROWS[5]["question"]
+
+
+def solve(body: dict[str, Any]) -> Reply:
+    """The worked answer of the data, but for two questions."""
+    question = body["messages"][-1]["content"]
+    answers = {row["question"]: row["answer"] for row in ROWS} | {UNSURE: "I do not know.", WRONG: "#### 1,000"}
+    return Reply(message={"role": "assistant", "content": answers[question]})
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_each_line_asks_the_model_once_and_the_metrics_are_right(model_server: ModelServer, storage: Path) -> None:
+    model_server.answer = solve
+    model_server.script.append(rate_limited("0.05"))
+    connection = {"type": "OpenAIConnection", "value": {"api_key": "k", "base_url": model_server.base_url}}
+    engine = BatchEngine(SAMPLE, connections={"open_ai_connection": connection}, run_storage_url=str(storage))
+
+    result = engine.run({"data": SAMPLE / "problems.jsonl"})
+
+    lines = len(ROWS)
+    assert (result.status, result.completed_lines, result.failed_lines) == (Status.Completed, lines, 0)
+    assert result.metrics == {"accuracy": round((lines - 2) / lines, 4), "without_number": round(1 / lines, 4)}
+    assert (model_server.answered, model_server.call_count) == (lines, lines + 1)
+    tokens = result.system_metrics
+    assert {name: getattr(tokens, name) for name in model_server.tokens} == model_server.tokens
+    assert result.node_status["solve.completed"] == lines
