@@ -106,8 +106,9 @@ def flow(tmp_path: Path) -> str:
         (["resume"], ["RUN", "--workers", "--limit", "--on-change", "--storage", "--debug"]),
         (["list"], ["--storage", "--limit", "--json"]),
         (["show"], ["RUN", "--storage", "--json"]),
+        (["check"], ["FLOW", "--variant", "--working-dir", "--json"]),
     ],
-    ids=["batchflow", "run", "resume", "list", "show"],
+    ids=["batchflow", "run", "resume", "list", "show", "check"],
 )
 def test_each_command_has_help(batchflow: Callable[..., Shown], words: list[str], parts: list[str]) -> None:
     shown = batchflow(*words, "--help")

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
-from model_server import ModelServer
+from model_server import ModelServer, Reply
 
 pytestmark = pytest.mark.promptflow
 
@@ -35,13 +36,15 @@ runs = [json.loads(encode_record(dict(run))) for run in runs]
 done = [{"line_number": n, **run} for n, run in enumerate(runs) if run["status"] == "Completed"]
 metrics = program.aggregate(done)["metrics"] if program.description.has_aggregation else {}
 import promptflow.core
-print(json.dumps({"lines": runs, "metrics": metrics, "promptflow": promptflow.core.__file__}))
+print(json.dumps({"lines": runs, "metrics": metrics, "promptflow": getattr(promptflow.core, "__file__", "")}))
 """
 
 
-def run(folder: Path, source: str, *lines: dict[str, Any], connections: Any = None) -> dict[str, Any]:
-    """Run lines in the Python that has promptflow."""
-    python = os.environ["BATCHFLOW_PROMPTFLOW_PYTHON"]
+def run(
+    folder: Path, source: str, *lines: dict[str, Any], connections: Any = None, installed: bool = True
+) -> dict[str, Any]:
+    """Run lines in the Python that has promptflow, or in this one, which has it not."""
+    python = os.environ["BATCHFLOW_PROMPTFLOW_PYTHON"] if installed else sys.executable
     done = subprocess.run(
         [python, "-c", RUN, source, json.dumps(lines), json.dumps(connections or {})],
         cwd=folder,
@@ -53,7 +56,7 @@ def run(folder: Path, source: str, *lines: dict[str, Any], connections: Any = No
     )
     assert done.returncode == 0, done.stderr
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    assert "site-packages" in result["promptflow"]
+    assert ("site-packages" in result["promptflow"]) == installed
     return result
 
 
@@ -204,3 +207,38 @@ def test_the_tokens_of_its_prompty_are_counted_once(tmp_path: Path, monkeypatch:
 
         assert (line["error"], line["output"]) == (None, {"output": "echo: How are you?"})
         assert line["tokens"] == server.tokens
+
+
+SAMPLES = SOURCE / "flows"
+
+
+@pytest.mark.parametrize(
+    ("source", "data", "lines"),
+    [
+        ("ticket_triage", "tickets.jsonl", 30),
+        ("code_eval/evaluate.py:evaluate", "problems.jsonl", 4),
+        ("math_qa", "problems.jsonl", 8),
+        ("qa_prompty/ask.prompty", "questions.jsonl", 3),
+    ],
+    ids=["ticket_triage", "code_eval", "math_qa", "qa_prompty"],
+)
+def test_each_sample_gives_the_same_with_and_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, data: str, lines: int
+) -> None:
+    folder = SAMPLES / source.partition("/")[0]
+    rows = [{"audience": "a child", **json.loads(line)} for line in (folder / data).read_text().splitlines()[:lines]]
+    message = {"role": "assistant", "content": json.dumps({"answer": "#### 55", "confidence": 1})}
+    results = []
+    with ModelServer() as server:
+        server.answer = lambda _: Reply(message=message)
+        monkeypatch.setenv("OPENAI_API_KEY", "k")
+        monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+        spec = {"type": "OpenAIConnection", "value": {"api_key": "k", "base_url": server.base_url}}
+        for installed in (True, False):
+            connections = {"open_ai_connection": spec}
+            result = run(tmp_path, str(SAMPLES / source), *rows, connections=connections, installed=installed)
+            told = ("status", "inputs", "output", "error", "metrics", "tokens")
+            results.append(([{key: line[key] for key in told} for line in result["lines"]], result["metrics"]))
+
+    assert results[0] == results[1]
+    assert [line["status"] for line in results[0][0]] == ["Completed"] * lines
