@@ -97,6 +97,13 @@ def load_program(
         InvalidOptionError: `init_kwargs` for a flow that is no class.
         UnsupportedFeatureError: Another language, or a tool of a kind that is not supported.
     """
+    given = Connections(connections, os.environ)
+    give_connections(given)
+    return program_of(flow, init_kwargs or {}, given)
+
+
+def program_of(flow: Flow, init_kwargs: Mapping[str, Any], connections: Connections) -> Program:
+    """The same with connections that are there already: for a flow that another one's code calls."""
     if flow.language != "python":
         raise UnsupportedFeatureError(
             f"The flow '{flow.name}' is written in {flow.language}. Register an executor for it: "
@@ -108,16 +115,14 @@ def load_program(
     mirrored = promptflow_shim.install()
     count_model_calls()
     importlib.invalidate_caches()
-    given = Connections(connections, os.environ)
-    give_connections(given.get)
     if isinstance(flow.program, Dag):
         if init_kwargs:
             raise _no_init(flow.name, "a DAG flow", init_kwargs)
-        program: Program = _load_dag(flow, flow.program, given)
+        program: Program = _load_dag(flow, flow.program, connections)
     elif isinstance(flow.program, Prompt):
-        program = _load_prompt(flow, init_kwargs or {}, given)
+        program = _load_prompt(flow, init_kwargs, connections)
     else:
-        program = _load_entry(flow, flow.program, init_kwargs or {}, given)
+        program = _load_entry(flow, flow.program, init_kwargs, connections)
     program.images = FlowImages(folder, flow.message_format, program.description.inputs)
     if not mirrored and program.description.has_aggregation:
         _take_promptflow_metrics()

@@ -66,8 +66,10 @@ PROVIDED: Final[dict[str, dict[str, str]]] = {
     "promptflow.core": {
         **_TOOL,
         **_LOG_METRIC,
+        "AsyncFlow": "execution.called_flow:AsyncFlow",
         "AsyncPrompty": "tools.prompty:AsyncPrompty",
         "AzureOpenAIModelConfiguration": "connections:AzureOpenAIModelConfiguration",
+        "Flow": "execution.called_flow:Flow",
         "ModelConfiguration": "connections:ModelConfiguration",
         "OpenAIModelConfiguration": "connections:OpenAIModelConfiguration",
         "Prompty": "tools.prompty:Prompty",
@@ -123,7 +125,6 @@ REPLACED: Final[dict[str, dict[str, str]]] = {
     "promptflow.client": _SERVICE,
     "promptflow.connections": {"ConnectionProvider": _CONNECTION_SOURCE},
     "promptflow.contracts.multimedia": {"PFBytes": "Use Image."},
-    "promptflow.core": {"AsyncFlow": _CALL, "Flow": _CALL},
     "promptflow.entities": {"FlowContext": _CALL, "Run": _RUNS},
     "promptflow.executor": {"FlowExecutor": _BATCH, "FlowValidator": "Use load_flow of prefect_batchflow."},
     "promptflow.operations": {

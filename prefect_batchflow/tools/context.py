@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from prefect_batchflow.exceptions import GetConnectionError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
+
+    from prefect_batchflow.connections import Connections
 
 logger = logging.getLogger(__name__)
 
@@ -63,13 +65,18 @@ def current_context() -> RunContext | None:
     return context
 
 
-_get_connection: Callable[[str], Any] | None = None
+_connections: Connections | None = None
 
 
-def give_connections(get_connection: Callable[[str], Any]) -> None:
+def give_connections(connections: Connections) -> None:
     """Let code of this process have the run's connections by name; a worker has one run."""
-    global _get_connection
-    _get_connection = get_connection
+    global _connections
+    _connections = connections
+
+
+def given_connections() -> Connections | None:
+    """The run's connections; `None` outside of a run."""
+    return _connections
 
 
 def connection_named(name: str) -> Any:
@@ -78,12 +85,12 @@ def connection_named(name: str) -> Any:
     Raises:
         GetConnectionError: It was not given, or cannot be made; or nothing runs here.
     """
-    if _get_connection is None:
+    if _connections is None:
         raise GetConnectionError(
             f"The connection {name!r} was asked for outside of a run, which is given connections. Give a key instead.",
             target="Tool",
         )
-    return _get_connection(name)
+    return _connections.get(name)
 
 
 def log_metric(key: str, value: Any, variant_id: str | None = None) -> None:

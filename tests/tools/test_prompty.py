@@ -50,7 +50,7 @@ def no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     """No key of this machine, and no connections of another test."""
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "AZURE_OPENAI_API_KEY", "AZURE_OPENAI_ENDPOINT"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(context, "_get_connection", None)
+    monkeypatch.setattr(context, "_connections", None)
 
 
 @pytest.fixture
@@ -288,14 +288,14 @@ class TestModel:
 
     def test_a_connection_by_name_is_the_runs(self, write: Any, server: ModelServer) -> None:
         file = write(configuration="{connection: mine, model: m}")
-        context.give_connections(Connections({"mine": OpenAIConnection("k5", base_url=server.base_url)}).get)
+        context.give_connections(Connections({"mine": OpenAIConnection("k5", base_url=server.base_url)}))
 
         Prompty.load(file)(question="a")
 
         assert server.calls[-1].headers["authorization"] == "bearer k5"
 
     def test_a_connection_that_is_given_puts_the_files_keys_out(self, write: Any, server: ModelServer) -> None:
-        context.give_connections(Connections({"mine": OpenAIConnection("k6", base_url=server.base_url)}).get)
+        context.give_connections(Connections({"mine": OpenAIConnection("k6", base_url=server.base_url)}))
 
         Prompty.load(write(), model={"configuration": {"connection": "mine"}})(question="a")
 
