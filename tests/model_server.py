@@ -214,14 +214,15 @@ class ModelServer:
             return True
         assert found is not None
         answer = _answer(found["api"], call.body, found["deployment"], reply)
-        usage = answer["usage"]
+        if reply.fault != "reset":
+            # Before it is sent: whoever has the answer may ask at once what was counted.
+            self.answered += 1
+            self.prompt_tokens += answer["usage"]["prompt_tokens"]
+            self.completion_tokens += answer["usage"].get("completion_tokens", 0)
         if call.body.get("stream"):
             await self._stream(writer, reply, answer, call.body)
         else:
             await self._send(writer, reply, json.dumps(answer).encode(), "application/json")
-        self.answered += 1
-        self.prompt_tokens += usage["prompt_tokens"]
-        self.completion_tokens += usage.get("completion_tokens", 0)
         return True
 
     async def _send(self, writer: asyncio.StreamWriter, reply: Reply, body: bytes, kind: str) -> None:
