@@ -29,6 +29,7 @@ from prefect_batchflow.exceptions import (
 from prefect_batchflow.execution.loader import load_program
 from prefect_batchflow.tools import context
 from prefect_batchflow.tools.context import running
+from prefect_batchflow.tools.multimedia import Image
 from prefect_batchflow.tools.prompty import AsyncPrompty, Prompty
 
 if TYPE_CHECKING:
@@ -328,6 +329,16 @@ class TestAsAFlow:
         assert list(program.description.inputs) == ["question", "tone"]
         assert (line["status"], line["output"]) == ("Completed", {"output": "echo: a"})
         assert line["tokens"] == server.tokens
+
+    def test_an_image_is_a_part_of_the_message(self, write: Any, server: ModelServer) -> None:
+        front = "inputs:\n  picture: {type: image}\n"
+        prompty = Prompty.load(write(front, template="user:\nLook:\n![image]({{picture}})\n"))
+
+        prompty(picture=Image(b"\x89PNG", "image/png"))
+
+        (message,) = sent(server)["messages"]
+        assert [part["type"] for part in message["content"]] == ["text", "image_url"]
+        assert message["content"][1]["image_url"]["url"] == "data:image/png;base64,iVBORw=="
 
     def test_a_stream_is_joined_and_a_dict_is_the_outputs(self, write: Any, server: ModelServer) -> None:
         program = load_program(load_flow(write(model="  parameters: {stream: true}\n")))
