@@ -268,7 +268,7 @@ def plain(text: str):
 
 
 @pytest.fixture
-def package(flows: Flows, tmp_path: Path) -> None:
+def package(fresh_imports: None, flows: Flows, tmp_path: Path) -> None:
     (tmp_path / "site").mkdir()
     sys.path.insert(0, str(tmp_path / "site"))
     tools = {
