@@ -14,6 +14,8 @@ OnChange = Literal["refuse", "reuse", "rerun"]
 DEFAULT_LINE_TIMEOUT_SEC = 600.0
 DEFAULT_WORKER_COUNT = 4
 DEFAULT_MAX_CONCURRENCY = 64
+MAX_NOT_BEFORE_SEC = 300.0
+"""What a service asks for beyond that is not waited for before a line's next attempt."""
 
 
 class LinePolicy(BaseModel):
@@ -34,7 +36,8 @@ class LinePolicy(BaseModel):
     jitter: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Each delay varies at random around itself, by up to this share."""
     retry_on: tuple[str, ...] = ()
-    """Error codes that are retried (any code of the chain, as `LineExecutionTimeoutError`); empty retries all."""
+    """Errors that are retried: any code of the chain, as `LineExecutionTimeoutError`, or the class of what the flow's code
+    raised, as `RateLimitError`; empty retries all."""
 
     def delays(self) -> list[float]:
         """The seconds before each retry, `retries` of them, jitter not included."""
@@ -49,7 +52,24 @@ class LinePolicy(BaseModel):
             if node.get("code") in self.retry_on:
                 return True
             node = node.get("innerError")
-        return False
+        return any(info.get("type") in self.retry_on for info in _infos(error))
+
+
+def not_before_sec(error: dict[str, Any]) -> float:
+    """The seconds that an error says to wait before another attempt, as a service's `Retry-After`; 0 if it says nothing.
+
+    Args:
+        error: An error dictionary; a `retry_after_sec` in its `additionalInfo` counts, up to `MAX_NOT_BEFORE_SEC`.
+    """
+    asked = [info.get("retry_after_sec") for info in _infos(error)]
+    return min(max((sec for sec in asked if isinstance(sec, int | float) and sec > 0), default=0.0), MAX_NOT_BEFORE_SEC)
+
+
+def _infos(error: dict[str, Any]) -> list[dict[str, Any]]:
+    """The facts of an error dictionary, which a service in another language may have made."""
+    entries = error.get("additionalInfo")
+    infos = [entry.get("info") for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+    return [info for info in infos if isinstance(info, dict)]
 
 
 class RunOptions(BaseModel):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from typing import TYPE_CHECKING, Any, cast
 
 from prefect import Task, task
@@ -20,6 +21,7 @@ from prefect.states import Cancelled, Completed
 from prefect.utilities.math import clamped_poisson_interval
 
 from prefect_batchflow.exceptions import BatchflowException, UnexpectedError, innermost_code
+from prefect_batchflow.settings import not_before_sec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -101,6 +103,8 @@ class LineRunner:
         self._records = records
         self._settle = settle
         self._persisted = persisted
+        self._not_before: dict[int, float] = {}
+        """By line, the moment its next attempt may begin, where the failed one's error names one; monotonic."""
         self._attempts: set[asyncio.Task[LineOutcome | None]] = set()
         self._gathering = _Group()
         self._writing: asyncio.Task[None] | None = None
@@ -129,7 +133,7 @@ class LineRunner:
         work = asyncio.ensure_future(self.executor.run_line(line, attempt=attempt, timeout_sec=self.policy.timeout_sec))
         self._attempts.add(work)
         try:
-            return await work
+            outcome = await work
         except asyncio.CancelledError:
             if self.stopped and work.cancelled():
                 return None
@@ -141,6 +145,10 @@ class LineRunner:
             self._attempts.discard(work)
             # The caller was cancelled, not the work: it must not go on unseen.
             work.cancel()
+        asked = not_before_sec(outcome.receipt.error or {})
+        if asked and not self.is_final(outcome.receipt):
+            self._not_before[line.line_number] = time.monotonic() + asked
+        return outcome
 
     def enter(self, lines: int = 1) -> None:
         """Lines are about to be run."""
@@ -156,6 +164,12 @@ class LineRunner:
         if self._writing is not None:
             await asyncio.wait({self._writing}, timeout=limit_sec)
         self._settle = lambda _: None
+
+    async def wait_turn(self, line: Line) -> None:
+        """Wait until a line's next attempt may begin, as the service that refused the last one asked."""
+        moment = self._not_before.pop(line.line_number, None)
+        if moment is not None:
+            await self.pause(moment - time.monotonic())
 
     async def pause(self, delay_sec: float) -> None:
         """Wait before the next attempt, or until the run is stopped."""
@@ -235,6 +249,8 @@ def line_task(runner: LineRunner, run_tag: str) -> Task[[Chunk], Any]:
         line = chunk.lines[0]
         task_run = _task_run(run_tag)
         if task_run.run_count > 1:
+            # Prefect has waited as the policy says; this is what is left of what the service asked for.
+            await runner.wait_turn(line)
             runner.enter()
         outcome = await runner.attempt(line, task_run.run_count)
         runner.leave()
@@ -324,6 +340,7 @@ class _ChunkRun:
             await self._runner.pause(
                 clamped_poisson_interval(delay, policy.jitter) if policy.jitter and delay else delay
             )
+            await self._runner.wait_turn(line)
             self._runner.enter()
 
     async def _keep(self) -> None:

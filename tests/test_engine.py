@@ -357,6 +357,65 @@ def test_a_failed_line_is_retried_and_each_attempt_is_recorded(
     assert sorted((record["attempt"], record["status"]) for record in records) == [(1, "Failed"), (2, "Completed")]
 
 
+REFUSED_ONCE = """
+import os, time
+
+class TooMany(Exception):
+    pass
+
+def main(n: int, folder: str, wait_sec: float):
+    with open(f"{folder}/seen", "a") as seen:
+        seen.write(f"{n} {time.monotonic()}\\n")
+    if n == 0 and not os.path.exists(f"{folder}/refused"):
+        os.mkdir(f"{folder}/refused")
+        error = TooMany("later")
+        error.retry_after_sec = wait_sec
+        raise error
+    return n
+"""
+
+
+@pytest.mark.parametrize("granularity", ["line", "chunk"])
+def test_a_retry_waits_as_long_as_the_service_asks_and_holds_no_worker(
+    granularity: str, storage: Path, write_rows: Callable[..., Path], tmp_path: Path
+) -> None:
+    flow = tmp_path / "refused.py"
+    flow.write_text(REFUSED_ONCE)
+    rows = [{"n": n, "folder": str(tmp_path), "wait_sec": 0.6} for n in range(4)]
+    engine = BatchEngine(
+        f"{flow}:main",
+        granularity=granularity,
+        retries=1,
+        retry_on="TooMany",
+        worker_count=1,
+        run_storage_url=str(storage),
+    )
+
+    assert engine.run({"data": write_rows(rows)}).completed_lines == 4
+
+    seen = [(int(n), float(moment)) for n, moment in map(str.split, (tmp_path / "seen").read_text().splitlines())]
+    assert [n for n, _ in seen] == [0, 1, 2, 3, 0]
+    assert seen[-1][1] - seen[0][1] >= 0.6
+
+
+@pytest.mark.parametrize("granularity", ["line", "chunk"])
+def test_the_wait_that_a_service_asks_for_ends_with_the_run(
+    granularity: str, storage: Path, write_rows: Callable[..., Path], tmp_path: Path
+) -> None:
+    flow = tmp_path / "refused.py"
+    flow.write_text(REFUSED_ONCE)
+    rows = [{"n": 0, "folder": str(tmp_path), "wait_sec": 250}]
+    engine = BatchEngine(
+        f"{flow}:main", granularity=granularity, retries=1, batch_timeout_sec=1.5, run_storage_url=str(storage)
+    )
+
+    result = engine.run({"data": write_rows(rows)})
+
+    assert result.error_summary.batch_error_dict is not None
+    assert result.error_summary.batch_error_dict["innerError"]["code"] == "BatchRunTimeoutError"
+    assert len((tmp_path / "seen").read_text().splitlines()) == 1
+
+
 def test_only_the_named_errors_are_retried(storage: Path, write_rows: Callable[..., Path], tmp_path: Path) -> None:
     flow = tmp_path / "witness.py"
     flow.write_text("def main(file: str):\n    open(file, 'a').write('x')\n    raise RuntimeError('no')\n")

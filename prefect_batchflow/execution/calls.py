@@ -23,6 +23,7 @@ from prefect_batchflow.exceptions import (
     error_dict,
     is_promptflows,
 )
+from prefect_batchflow.tools.retry_after import wait_asked_by
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
@@ -192,6 +193,8 @@ async def join_text_async(chunks: AsyncIterator[Any]) -> str:
 def describe(exc: BaseException) -> dict[str, Any]:
     """Give type, message and traceback of what user code raised; the traceback begins in user code.
 
+    With `retry_after_sec` if it says how long to wait before another try, as a model service does.
+
     Source: promptflow `_core/_errors.py`, `tool_traceback`.
     """
     user_frames = _user_frames(exc.__traceback__)
@@ -199,7 +202,9 @@ def describe(exc: BaseException) -> dict[str, Any]:
         trace = "".join(TracebackException(type(exc), exc, user_frames).format())
     except Exception:  # noqa: BLE001 - formatting asks a user's class for its text, and may run out of memory
         trace = ""
-    return {"type": type(exc).__name__, "message": exception_text(exc), "traceback": _shortened(trace)}
+    described = {"type": type(exc).__name__, "message": exception_text(exc), "traceback": _shortened(trace)}
+    asked = wait_asked_by(exc)
+    return described if asked is None else {**described, "retry_after_sec": asked}
 
 
 def exception_text(exc: BaseException) -> str:

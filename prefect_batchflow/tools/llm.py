@@ -7,13 +7,11 @@ or a little later each time; what is not, or does not help, becomes one of our e
 from __future__ import annotations
 
 import asyncio
-import email.utils
 import functools
 import importlib
 import json
 import logging
 import random
-import time
 from threading import Thread
 from typing import TYPE_CHECKING, Any, Final, Literal
 from weakref import WeakKeyDictionary
@@ -30,6 +28,7 @@ from prefect_batchflow.exceptions import (
     RateLimitError,
     ToolValidationError,
 )
+from prefect_batchflow.tools.retry_after import retry_after_sec
 from prefect_batchflow.tools.usage import count_model_calls
 
 if TYPE_CHECKING:
@@ -165,22 +164,6 @@ def is_transient(error: OpenAIError) -> bool:
         return False
     status = _fact(error, "status")
     return isinstance(error, APIConnectionError | InternalServerError | RateLimitError) or status in (408, 409)
-
-
-def retry_after_sec(headers: Mapping[str, str]) -> float | None:
-    """The wait that a service asks for, from `retry-after-ms` or `Retry-After`, in seconds or as a date."""
-    for name, divisor in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
-        try:
-            seconds = float(headers.get(name, "")) / divisor
-        except ValueError:
-            continue
-        if seconds == seconds:  # and not NaN
-            return max(0.0, seconds)
-    try:
-        moment = email.utils.parsedate_to_datetime(headers.get("retry-after", ""))
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return max(0.0, moment.timestamp() - time.time())
 
 
 def kind_of(connection: Any) -> str | None:

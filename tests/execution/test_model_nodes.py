@@ -20,6 +20,7 @@ from prefect_batchflow.exceptions import (
     innermost_code,
 )
 from prefect_batchflow.execution.loader import load_program
+from prefect_batchflow.settings import LinePolicy, not_before_sec
 from prefect_batchflow.tools.prompt import PromptResult
 
 if TYPE_CHECKING:
@@ -211,6 +212,18 @@ def test_an_error_of_the_model_is_the_nodes(flows: Flows, model_server: ModelSer
     assert (error["code"], error["innerError"]["code"]) == ("UserError", "OpenAIError")
     assert innermost_code(error) == "AuthenticationError"
     assert [info["type"] for info in error["additionalInfo"]] == ["OpenAIErrorDetails", "ToolExecutionErrorDetails"]
+
+
+def test_a_refused_call_tells_when_its_line_may_be_tried_again(flows: Flows, model_server: ModelServer) -> None:
+    spent = error_reply(
+        429, "You exceeded your quota", code="insufficient_quota", kind="insufficient_quota", retry_after="8"
+    )
+    model_server.script.append(spent)
+
+    error = run(flows.llm(api="chat"), question="x")["error"]
+
+    assert not_before_sec(error) == 8
+    assert LinePolicy(retry_on=("RateLimitError",)).retries_error(error)
 
 
 def test_a_template_that_cannot_be_rendered_fails_its_line(flows: Flows) -> None:

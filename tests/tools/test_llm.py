@@ -20,7 +20,8 @@ from prefect_batchflow.exceptions import (
 )
 from prefect_batchflow.tools import llm
 from prefect_batchflow.tools.context import running
-from prefect_batchflow.tools.llm import answer_of, call_model, call_model_sync, delay_before_retry, retry_after_sec
+from prefect_batchflow.tools.llm import answer_of, call_model, call_model_sync, delay_before_retry
+from prefect_batchflow.tools.retry_after import retry_after_sec
 
 
 @dataclass

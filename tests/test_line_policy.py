@@ -1,0 +1,85 @@
+"""`LinePolicy`: which errors are retried, and how long the next attempt waits."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import pytest
+
+from prefect_batchflow.exceptions import APITimeoutError, InternalServerError, RateLimitError, error_dict
+from prefect_batchflow.execution.calls import script_error, tool_error
+from prefect_batchflow.settings import MAX_NOT_BEFORE_SEC, LinePolicy, not_before_sec
+
+
+class Response:
+    """What openai, httpx and requests hang on their exceptions."""
+
+    headers: ClassVar = {"retry-after": "7"}
+
+
+class TooManyError(Exception):
+    """An exception of an HTTP client."""
+
+    response = Response()
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        pytest.param(error_dict(RateLimitError("x")), "RateLimitError", id="a rate limit"),
+        pytest.param(error_dict(RateLimitError("x")), "OpenAIError", id="any error of the model"),
+        pytest.param(error_dict(APITimeoutError("x")), "APIConnectionError", id="a timeout is a failed connection"),
+        pytest.param(error_dict(InternalServerError("x")), "InternalServerError", id="a failing service"),
+        pytest.param(tool_error("n", RateLimitError("x")), "RateLimitError", id="what a node's call raised"),
+        pytest.param(tool_error("n", TooManyError()), "TooManyError", id="what a node's code raised"),
+        pytest.param(script_error("f", RateLimitError("x")), "RateLimitError", id="what a callable's call raised"),
+        pytest.param(script_error("f", KeyError("x")), "ScriptExecutionError", id="whatever a callable raised"),
+    ],
+)
+def test_an_error_is_retried_by_its_codes_and_by_the_class_that_was_raised(error: dict[str, Any], code: str) -> None:
+    assert LinePolicy(retry_on=(code,)).retries_error(error)
+    assert not LinePolicy(retry_on=("AuthenticationError",)).retries_error(error)
+
+
+@pytest.mark.parametrize("make", [tool_error, script_error])
+@pytest.mark.parametrize(
+    "exc",
+    [RateLimitError("x", retry_after_sec=7.0, additional_info={"OpenAIErrorDetails": {"status": 429}}), TooManyError()],
+    ids=["ours", "a client's"],
+)
+def test_the_wait_that_a_service_asks_for_is_in_the_lines_error(make: Any, exc: Exception) -> None:
+    assert not_before_sec(make("name", exc)) == 7.0
+
+
+@pytest.mark.parametrize(
+    ("asked", "waited"),
+    [
+        (0.5, 0.5),
+        (3600, MAX_NOT_BEFORE_SEC),
+        (math.inf, MAX_NOT_BEFORE_SEC),
+        (math.nan, 0),
+        (-1, 0),
+        ("9", 0),
+        (None, 0),
+    ],
+)
+def test_a_wait_is_bounded_and_what_is_none_is_not_waited_for(asked: Any, waited: float) -> None:
+    info = {"type": "OpenAIErrorDetails", "info": {"retry_after_sec": asked}}
+    assert not_before_sec({"code": "UserError", "additionalInfo": [info]}) == waited
+
+
+@pytest.mark.parametrize("entries", [None, "text", ["text"], [{"type": "x"}], [{"info": "text"}]], ids=repr)
+def test_an_error_that_a_foreign_service_made_up_asks_for_nothing(entries: Any) -> None:
+    error = {"code": "SystemError", "additionalInfo": entries}
+    assert not_before_sec(error) == 0
+    assert not LinePolicy(retry_on=("RateLimitError",)).retries_error(error)
+
+
+def test_an_exception_whose_attributes_raise_asks_for_nothing() -> None:
+    class OddError(Exception):
+        @property
+        def response(self) -> Response:
+            raise RuntimeError("no response")
+
+    assert not_before_sec(tool_error("n", OddError())) == 0
