@@ -18,7 +18,10 @@
     │   │   │   ├── InvalidNodeReference      a node of the lines that refers to an aggregation node
     │   │   │   ├── EmptyOutputReference      an output of the flow that refers to nothing
     │   │   │   ├── OutputReferenceNotFound   an output of the flow that refers to an unknown node or input
+    │   │   │   ├── InvalidConnectionType     an llm node's connection serves no models
     │   │   │   └── NodeInputValidationError  a connection of a type that the tool does not take
+    │   │   ├── APINotFound             an llm node's api is unknown
+    │   │   ├── PackageToolNotFoundError   no installed package has the tool
     │   │   ├── InputMappingError       `inputs_mapping` and the data do not fit
     │   │   ├── InvalidRequest          what was given with the flow does not serve it
     │   │   │   └── GetConnectionError        a connection is not there, or cannot be made
@@ -28,7 +31,8 @@
     │   ├── InvalidUserData             the data cannot be read as its suffix says
     │   ├── EmptyInputsData             the data holds no line
     │   ├── ResolveToolError            a node's tool cannot be found in its source, or not be given what it needs;
-    │   │                               GetConnectionError and NodeInputValidationError are of this class, too
+    │   │                               GetConnectionError, InvalidConnectionType, NodeInputValidationError, APINotFound and
+    │   │                               PackageToolNotFoundError are of this class, too
     │   ├── CoreError
     │   │   ├── InvalidConnectionError     a connection or model configuration cannot be made of its values
     │   │   ├── MissingRequiredInputError  a prompty is called without an input that it needs
@@ -277,6 +281,18 @@ class GetConnectionError(InvalidRequest, ResolveToolError):
 
 class NodeInputValidationError(InvalidFlowRequest, ResolveToolError):
     """Raised by the loader for an input whose connection is of a type that the tool does not take."""
+
+
+class InvalidConnectionType(InvalidFlowRequest, ResolveToolError):  # noqa: N818 - promptflow's name
+    """Raised by the loader for an llm node whose connection serves no models."""
+
+
+class APINotFound(ValidationError, ResolveToolError):  # noqa: N818 - promptflow's name
+    """Raised by the loader for an llm node with an unknown api."""
+
+
+class PackageToolNotFoundError(ValidationError, ResolveToolError):
+    """Raised by the loader for a tool that no installed package has."""
 
 
 class CoreError(UserErrorException):

@@ -178,6 +178,7 @@ class _Preparation:
         self._folders = folders
         self._message_format = message_format
         self._typed = [(name, i.type, CONVERTERS[i.type]) for name, i in flow_inputs.items() if i.type in CONVERTERS]
+        self._nullable = {name for name, i in flow_inputs.items() if i.nullable}
 
     def line(self, number: int, rows: Sequence[Row]) -> Line:
         """The line of these rows, one a source."""
@@ -233,9 +234,9 @@ class _Preparation:
                 if default is None:
                     left_null.add(name)
         for name, type_name, convert in self._typed:
-            if name in left_null:
-                continue
             value = inputs[name]
+            if value is None and (name in left_null or name in self._nullable):
+                continue
             kind: type[UserErrorException]
             try:
                 inputs[name] = convert(value)

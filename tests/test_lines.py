@@ -97,6 +97,13 @@ class TestInputs:
 
         assert line.inputs == {"n": 4, "s": "None", "o": [1], "x": "12", "e": "12"}
 
+    def test_null_of_an_annotated_parameter_stays_null(self) -> None:
+        annotated = [FlowInput(name, type_name, nullable=True) for name, type_name in (("s", "string"), ("n", "int"))]
+
+        lines = lines_of({"data": [{"s": None, "n": None}, {"s": 1, "n": "2"}]}, inputs_of(*annotated))
+
+        assert [line.inputs for line in lines] == [{"s": None, "n": None}, {"s": "1", "n": 2}]
+
     def test_an_input_called_line_number_gets_the_number(self) -> None:
         source = [{"line_number": "7", "q": "x"}]
 

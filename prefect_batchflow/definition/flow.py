@@ -54,6 +54,9 @@ class FlowInput:
     as they are."""
     default: Any = NO_DEFAULT
     description: str = ""
+    nullable: bool = False
+    """Whether null stays null whatever the type: so where a callable's annotation gives it. A yaml's `string` makes "None"
+    of null, as promptflow does."""
 
     @property
     def required(self) -> bool:

@@ -459,7 +459,7 @@ def _aggregate_of(target: Any) -> UserFunction | None:
 
 
 def _described_inputs(declared: Mapping[str, FlowInput], parameters: Any, *, takes_any: bool) -> dict[str, FlowInput]:
-    """A callable's inputs: names from its signature, types and defaults from the yaml first.
+    """A callable's inputs: names from its signature, types and defaults from the yaml first; null stays null where it has none.
 
     A default of the code that is no JSON is not told: such a parameter is left to Python, unless the mapping names it.
     """
@@ -475,7 +475,7 @@ def _described_inputs(declared: Mapping[str, FlowInput], parameters: Any, *, tak
             default = parameter.default
         type_name = known.type if known is not None else _type_name(parameter.annotation, "any")
         description = known.description if known is not None else ""
-        inputs[parameter.name] = FlowInput(parameter.name, type_name, default, description)
+        inputs[parameter.name] = FlowInput(parameter.name, type_name, default, description, nullable=known is None)
     if takes_any:
         inputs |= {name: known for name, known in declared.items() if name not in inputs}
     return inputs

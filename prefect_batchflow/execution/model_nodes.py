@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow.definition.flow import Literal, Reference
-from prefect_batchflow.exceptions import NodeInputValidationError, ResolveToolError
+from prefect_batchflow.exceptions import APINotFound, InvalidConnectionType, NodeInputValidationError, ResolveToolError
 from prefect_batchflow.execution.calls import UserFunction
 from prefect_batchflow.execution.nodes import NodeTool
 from prefect_batchflow.tools.prompt import Template, as_chat_lists, without_image_marks
@@ -103,12 +103,12 @@ def llm_node(flow: Flow, node: Node, connections: Connections) -> NodeTool:
 
     place = f"Node '{node.name}'"
     if node.api not in ("", *APIS):
-        raise ResolveToolError(f"{place}: unknown api '{node.api}'. Expected chat or completion.", target="Tool")
+        raise APINotFound(f"{place}: unknown api '{node.api}'. Expected chat or completion.", target="Tool")
     api: Api = "completion" if node.api == "completion" else "chat"
     connection = connections.get(node.connection, f"node '{node.name}'")
     kind = kind_of(connection)
     if kind is None:
-        raise ResolveToolError(
+        raise InvalidConnectionType(
             f"{place}: the connection '{node.connection}' is a {type(connection).__name__}, which serves no models here. "
             f"Expected one of {', '.join(PROVIDERS)}.",
             target="Tool",

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
-from prefect_batchflow.exceptions import ResolveToolError
+from prefect_batchflow.exceptions import PackageToolNotFoundError, ResolveToolError
 from prefect_batchflow.execution.calls import exception_text, passes_through
 
 if TYPE_CHECKING:
@@ -55,8 +55,9 @@ def find_package_tool(name: str) -> PackageTool:
         name: The id, as in `source: {type: package, tool: …}`.
 
     Raises:
-        ResolveToolError: No installed package has it, or its definition lacks the module or the function; the message
-            lists the tools that there are, and the packages whose listing failed.
+        PackageToolNotFoundError: No installed package has it; the message lists the tools that there are, and the packages
+            whose listing failed.
+        ResolveToolError: Its definition lacks the module or the function.
     Source: promptflow `_core/tools_manager.py`, `collect_package_tools` and `ToolLoader.load_package_tool`.
     """
     tools, failures = _collected(tuple(sys.path))
@@ -64,7 +65,7 @@ def find_package_tool(name: str) -> PackageTool:
     if found is None:
         found = next((tool for tool in tools.values() if name in _former_names(tool.definition)), None)
     if found is None:
-        raise ResolveToolError(
+        raise PackageToolNotFoundError(
             f"No installed package has the tool '{name}'. {_what_there_is(name, tools)}{_failed(failures)}"
             f"{_install_hint(name)}",
             target="Executor",

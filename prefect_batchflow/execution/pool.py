@@ -392,7 +392,7 @@ class WorkerPool:
 
 def _description(head: dict[str, Any]) -> FlowDescription:
     inputs = {
-        i["name"]: FlowInput(i["name"], i["type"], i.get("default", NO_DEFAULT), i["description"])
+        i["name"]: FlowInput(i["name"], i["type"], i.get("default", NO_DEFAULT), i["description"], i["nullable"])
         for i in head["inputs"]
     }
     return FlowDescription(inputs, is_async=head["is_async"], has_aggregation=head["has_aggregation"])

@@ -56,7 +56,13 @@ def _ready(program: Program) -> bytes:
     # Pickled by nobody: the description is rebuilt from plain JSON at the other end.
     description = program.description
     inputs = [
-        {"name": i.name, "type": i.type, "description": i.description, **({} if i.required else {"default": i.default})}
+        {
+            "name": i.name,
+            "type": i.type,
+            "description": i.description,
+            "nullable": i.nullable,
+            **({} if i.required else {"default": i.default}),
+        }
         for i in description.inputs.values()
     ]
     head = {

@@ -53,7 +53,8 @@ CONVERTERS: Mapping[str, Callable[[Any], Any]] = {
     "list": to_list,
     "object": to_object,
 }
-"""By type name; values of other types pass as they are. `int` cuts 4.7 to 4, `string` makes "None" of null."""
+"""By type name; values of other types pass as they are. `int` cuts 4.7 to 4, `string` makes "None" of null.
+Null of a nullable input is not brought here."""
 
 
 def _from_json(text: str) -> Any:

@@ -463,7 +463,10 @@ class TestEntries:
         program = entry("def Run(x: str, n: int = 2): return x * n")
 
         assert output(program, x="ab") == {"output": "abab"}
-        assert program.description.inputs == {"x": FlowInput("x", "string"), "n": FlowInput("n", "int", 2)}
+        assert program.description.inputs == {
+            "x": FlowInput("x", "string", nullable=True),
+            "n": FlowInput("n", "int", 2, nullable=True),
+        }
         assert not program.description.has_aggregation
 
     def test_a_class_is_built_once(self, entry: Load) -> None:
@@ -689,7 +692,7 @@ class TestDescription:
             "a": FlowInput("a", "string", description="first"),
             "b": FlowInput("b", "string", "yaml"),
             "c": FlowInput("c", "string", "code"),
-            "d": FlowInput("d", "any", None),
+            "d": FlowInput("d", "any", None, nullable=True),
         }
 
     def test_a_default_that_is_no_json_is_left_to_python(self, entry: Load) -> None:
@@ -702,7 +705,10 @@ class TestDescription:
     def test_keyword_arguments_of_any_name_take_all_mapped_inputs(self, entry: Load) -> None:
         program = entry("def Run(a, *args, **rest): return rest", "inputs: {extra: {type: int}}")
 
-        assert program.description.inputs == {"a": FlowInput("a", "any"), "extra": FlowInput("extra", "int")}
+        assert program.description.inputs == {
+            "a": FlowInput("a", "any", nullable=True),
+            "extra": FlowInput("extra", "int"),
+        }
         assert output(program, a=1, extra=2, more=3) == {"extra": 2, "more": 3}
 
     def test_mapped_inputs_without_parameter_are_left_out(self, entry: Load) -> None:

@@ -63,6 +63,7 @@ class TestStart:
         assert list(description.inputs) == ["question", "depth"]
         assert description.inputs["question"].required
         assert (description.inputs["depth"].type, description.inputs["depth"].default) == ("int", 3)
+        assert description.inputs["depth"].nullable
         assert (description.is_async, description.has_aggregation) == (False, False)
 
     @pytest.mark.parametrize(

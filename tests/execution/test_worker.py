@@ -118,8 +118,8 @@ class TestLoading:
         assert head == {
             "op": "ready",
             "inputs": [
-                {"name": "question", "type": "string", "description": ""},
-                {"name": "depth", "type": "int", "description": "", "default": 3},
+                {"name": "question", "type": "string", "description": "", "nullable": True},
+                {"name": "depth", "type": "int", "description": "", "nullable": True, "default": 3},
             ],
             "is_async": True,
             "has_aggregation": False,

@@ -23,7 +23,55 @@ _DATA = "Data stays as it was written; promptflow's pandas reshapes it."
 _MAPPING = "One error lists everything that is wrong with mapping and data, whatever its kind."
 _NAN = float("nan")
 
+
+def _completed(*, outputs: list[dict[str, Any]], tokens: list[int]) -> dict[str, Any]:
+    """All facts of a run without failures, where promptflow refuses."""
+    return {
+        "aggregation_errors": {},
+        "batch_error": None,
+        "completed_lines": len(outputs),
+        "errors": {},
+        "failed_lines": 0,
+        "metrics": {},
+        "node_status": {},
+        "outputs": outputs,
+        "status": "Completed",
+        "tokens": tokens,
+        "total_lines": len(outputs),
+        "user_and_system_errors": [0, 0],
+    }
+
+
+def _whole_response(text: str, prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
+    """A chat completion as the openai package has it."""
+    message = dict.fromkeys(["annotations", "audio", "function_call", "refusal", "tool_calls"])
+    message |= {"content": f'gpt({{"max_tokens": 8}}): system=Be terse.; user={text}', "role": "assistant"}
+    usage = {
+        "completion_tokens": completion_tokens,
+        "completion_tokens_details": None,
+        "prompt_tokens": prompt_tokens,
+        "prompt_tokens_details": None,
+        "total_tokens": prompt_tokens + completion_tokens,
+    }
+    return {
+        **dict.fromkeys(["metadata", "moderation", "service_tier", "system_fingerprint"]),
+        "choices": [{"finish_reason": "stop", "index": 0, "logprobs": None, "message": message}],
+        "created": 0,
+        "id": "parity",
+        "model": "gpt",
+        "object": "chat.completion",
+        "usage": usage,
+    }
+
+
+_PIXEL = {
+    "data:image/png;base64": "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
+}
+_KEPT = "A line's record holds its images whole; they become files, named by their content, when outputs are written."
+
 DIFFERENCES: dict[str, Difference] = {
+    "an_image_given_on": Difference(_KEPT, {"outputs": [{"line_number": 0, "out": _PIXEL}]}),
+    "an_image_made_by_a_node": Difference(_KEPT, {"outputs": [{"line_number": 0, "out": {"image": _PIXEL, "n": 1}}]}),
     "an_exit_of_a_tool": Difference(
         "`sys.exit` fails its line, with its place in the code; promptflow loses the worker and the next line.",
         {
@@ -266,5 +314,109 @@ DIFFERENCES: dict[str, Difference] = {
     "resume_with_aggregation": Difference(
         "Lists of an aggregation are in the order of the lines; promptflow puts old lines before new ones.",
         {"metrics": {"tries": "1 2 1"}},
+    ),
+    "flex_with_an_image": Difference(
+        "An image of the data is an `Image` for a callable too, as for a node; promptflow hands its dictionary on.",
+        {"outputs": [{"line_number": 0, "output": "Image"}]},
+    ),
+    "prompt_node_that_cannot_be_read": Difference(
+        "A template that is no jinja2 is the user's to mend; promptflow counts a system error.",
+        {"raised": ["UserError", "ToolValidationError", "JinjaTemplateError"]},
+    ),
+    "an_openai_connection_in_a_python_node": Difference(
+        "A key that a flow returns is masked in its record and outputs; promptflow writes it.",
+        {
+            "outputs": [
+                {"line_number": number, "out": ["OpenAIConnection", "**data_scrubbed**", None]} for number in range(2)
+            ]
+        },
+    ),
+    "prompty_without_parameters": Difference(
+        "`model.parameters` may be left out; promptflow's batch breaks without it, a call of the prompty does not.",
+        _completed(
+            outputs=[
+                {"line_number": 0, "output": "gpt({}): system=Be terse.; user=one"},
+                {"line_number": 1, "output": "gpt({}): system=Be terse.; user=two words"},
+            ],
+            tokens=[16, 7, 9],
+        ),
+    ),
+    "prompty_with_outputs_not_there": Difference(
+        "The same error, with the file, the keys, and what to do.",
+        {
+            "errors": {
+                number: {
+                    "codes": ["UserError", "ScriptExecutionError"],
+                    "user_code": "InvalidOutputKeyError: <folder>/ask.prompty: the answer has no other, which `outputs` "
+                    "names; it has said, count. Ask for these keys in the prompt.",
+                }
+                for number in ("0", "1")
+            }
+        },
+    ),
+    "prompty_with_a_tool_call": Difference(
+        "A tool call is the message that has it; promptflow's batch gives null.",
+        {
+            "outputs": [
+                {
+                    "line_number": number,
+                    "annotations": None,
+                    "audio": None,
+                    "content": None,
+                    "function_call": None,
+                    "refusal": None,
+                    "role": "assistant",
+                    "tool_calls": [
+                        {
+                            "function": {"arguments": f'{{"text": "user={text}"}}', "name": "look_up"},
+                            "id": "call",
+                            "type": "function",
+                        }
+                    ],
+                }
+                for number, text in enumerate(["one", "two words"])
+            ]
+        },
+    ),
+    "prompty_that_is_refused": Difference(
+        "A refused call is an error of the class that openai has for it; promptflow wraps it into one of its own.",
+        {
+            "errors": {
+                number: {
+                    "codes": ["UserError", "ScriptExecutionError"],
+                    "user_code": f"{kind}: Error code: {status}. as asked: {status}",
+                }
+                for number, kind, status in (("0", "BadRequestError", 400), ("2", "AuthenticationError", 401))
+            }
+        },
+    ),
+    "prompty_with_a_sample_only": Difference(
+        "The inputs are those of the sample, and come from the data; promptflow runs the sample itself for each line.",
+        {"raised": ["UserError", "ValidationError", "InputMappingError"]},
+    ),
+    "prompty_without_a_header": Difference(
+        _REFUSED, {"raised": ["UserError", "ValidationError", "InvalidFlowRequest", "FlowDefinitionError"]}
+    ),
+    "prompty_with_the_whole_response": Difference(
+        "`response: all` gives the response; promptflow cannot write it.",
+        {
+            "completed_lines": 2,
+            "errors": {},
+            "failed_lines": 0,
+            "outputs": [
+                {"line_number": number, "output": _whole_response(text, prompt_tokens, completion_tokens)}
+                for number, (text, prompt_tokens, completion_tokens) in enumerate([("one", 3, 5), ("two words", 4, 6)])
+            ],
+            "user_and_system_errors": [0, 0],
+        },
+    ),
+    "prompty_with_a_model_of_init": Difference(
+        "The model of `init` counts; promptflow loses it in its workers.",
+        {
+            "outputs": [
+                {"line_number": number, "output": f'gpt({{"max_tokens": 5}}): system=Be terse.; user={text}'}
+                for number, text in enumerate(["one", "two words"])
+            ]
+        },
     ),
 }

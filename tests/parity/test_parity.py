@@ -30,68 +30,6 @@ if TYPE_CHECKING:
 
 CASES = all_cases()
 RECORDED = {area: recordings(area) for area in sorted({case.area for case in CASES.values()})}
-PENDING: set[str] = {
-    "an_error_of_promptflow",
-    "image_by_path_beside_the_data",
-    "image_by_base64",
-    "image_as_plain_base64",
-    "image_that_is_not_there",
-    "image_that_is_none",
-    "image_of_a_private_address",
-    "images_in_a_list",
-    "an_image_given_on",
-    "an_image_made_by_a_node",
-    "an_image_in_the_vision_form",
-    "images_of_an_aggregation",
-    "flex_with_an_image",
-    "prompt_node",
-    "prompt_node_with_loops",
-    "prompt_node_with_blank_lines",
-    "prompt_node_with_an_unknown_variable",
-    "prompt_node_that_cannot_be_read",
-    "prompt_node_with_an_unsafe_template",
-    "prompt_node_with_markup_in_a_value",
-    "prompt_node_then_python",
-    "llm_chat",
-    "llm_chat_with_parameters",
-    "llm_chat_with_history",
-    "llm_chat_with_markdown_roles",
-    "llm_completion",
-    "llm_azure",
-    "llm_without_a_provider",
-    "llm_of_an_unknown_connection",
-    "llm_of_a_connection_of_another_kind",
-    "llm_of_an_unknown_api",
-    "llm_that_is_refused",
-    "llm_with_json",
-    "llm_template_without_roles",
-    "llm_then_aggregation",
-    "a_connection_in_a_python_node",
-    "an_openai_connection_in_a_python_node",
-    "an_unknown_connection_in_a_python_node",
-    "a_variant_by_default",
-    "prompty_chat",
-    "prompty_without_parameters",
-    "prompty_with_parameters",
-    "prompty_with_json",
-    "prompty_with_outputs_of_json",
-    "prompty_with_outputs_not_there",
-    "prompty_that_streams",
-    "prompty_with_a_tool_call",
-    "prompty_with_a_missing_input",
-    "prompty_that_is_refused",
-    "prompty_with_a_sample_only",
-    "prompty_with_sample_and_inputs",
-    "prompty_without_a_header",
-    "prompty_completion",
-    "prompty_with_the_whole_response",
-    "prompty_with_a_model_of_init",
-    "a_class_of_tools",
-    "environment_variables_of_the_yaml",
-    "a_tool_of_a_package",
-    "a_tool_of_a_package_that_is_not_there",
-}
-"""Cases of features that are not built yet."""
 BY_ENGINE = {
     "one_node",
     "two_sources_by_line_number",
@@ -147,10 +85,7 @@ def compare(case: Case, ours: dict[str, Any]) -> None:
     assert as_text(ours) == as_text(meant), difference.why
 
 
-QUICK = [name for name in CASES if name not in PENDING]
-
-
-@pytest.mark.parametrize("name", [n for n in QUICK if not (n in BY_ENGINE or needs_engine(CASES[n]))])
+@pytest.mark.parametrize("name", [n for n in CASES if not (n in BY_ENGINE or needs_engine(CASES[n]))])
 @pytest.mark.filterwarnings("ignore:.*is left out")
 def test_the_stages_give_what_promptflow_gave(name: str, folder: Path, model_url: str) -> None:
     case = CASES[name]
@@ -159,7 +94,7 @@ def test_the_stages_give_what_promptflow_gave(name: str, folder: Path, model_url
         compare(case, run_stages(case, folder, sources, model_url))
 
 
-@pytest.mark.parametrize("name", [n for n in QUICK if n in BY_ENGINE or needs_engine(CASES[n])])
+@pytest.mark.parametrize("name", [n for n in CASES if n in BY_ENGINE or needs_engine(CASES[n])])
 @pytest.mark.usefixtures("prefect_server")
 @pytest.mark.filterwarnings("ignore:.*is left out")
 def test_the_engine_gives_what_promptflow_gave(name: str, folder: Path, storage: Path, model_url: str) -> None:
@@ -167,7 +102,9 @@ def test_the_engine_gives_what_promptflow_gave(name: str, folder: Path, storage:
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("name", [n for n in QUICK if not (n in BY_ENGINE or needs_engine(CASES[n]))])
+@pytest.mark.parametrize(
+    "name", [n for n in CASES if not (n in BY_ENGINE or needs_engine(CASES[n]) or n.startswith("an_image_"))]
+)
 @pytest.mark.usefixtures("prefect_server")
 @pytest.mark.filterwarnings("ignore:.*is left out")
 def test_the_engine_gives_it_for_every_case(name: str, folder: Path, storage: Path, model_url: str) -> None:
@@ -183,7 +120,6 @@ def by_engine(case: Case, folder: Path, storage: Path, model_url: str) -> None:
 
 def test_every_difference_is_that_of_a_case() -> None:
     assert set(DIFFERENCES) <= set(CASES)
-    assert set(CASES) >= PENDING
 
 
 def test_every_recording_is_that_of_a_case() -> None:

@@ -58,6 +58,18 @@ case(
     [{"n": "5"}, {"n": "x"}],
     **FLEX,
 )
+case(
+    "flex_null_for_annotations",
+    flex("def main(n: int, text: str): return [n, text]"),
+    [{"n": None, "text": None}],
+    **FLEX,
+)
+case(
+    "flex_null_for_a_text_of_the_yaml",
+    flex("def main(text: str): return [text]", inputs={"text": {"type": "string"}}),
+    [{"text": None}],
+    **FLEX,
+)
 case("flex_missing_argument", flex("def main(text, other): return text"), ROWS, **FLEX)
 case("flex_column_of_no_argument", flex("def main(text): return text"), [{"text": "a", "other": 1}], **FLEX)
 case("flex_any_keywords", flex("def main(**given): return sorted(given)"), ROWS, {"text": "${data.text}"}, **FLEX)

@@ -283,7 +283,7 @@ case(
 case(
     "prompty_with_a_missing_input",
     prompty(
-        MODEL
+        PLAIN
         + "inputs:\n  text:\n    type: string\n  other:\n    type: string\n  kind:\n    type: string\n    default: x"
     ),
     ROWS,
