@@ -1,7 +1,9 @@
 """Calling user code: once for sync and async alike, never raising what it raised, and what to say of that.
 
 A program is a generator of calls: it yields `(function, args, kwargs)` and is sent the result, or `Raised`. `drive`
-makes the calls in this thread; `drive_async` awaits async functions and calls the others in a thread.
+makes the calls in this thread; `drive_async` awaits async functions and calls the others in a thread. A program whose parts
+may run at once yields `Begin`, with branches that are such generators themselves, and is sent what those returned that are
+done by then; `END` gives it the rest.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import sys
 from pathlib import Path
 from traceback import TracebackException
 from types import AsyncGeneratorType, GeneratorType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from prefect_batchflow.exceptions import (
     BatchflowException,
@@ -26,11 +28,15 @@ from prefect_batchflow.exceptions import (
 from prefect_batchflow.tools.retry_after import wait_asked_by
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
+    from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator, Sequence
+    from contextvars import Context
     from types import TracebackType
 
+    from prefect_batchflow.execution.branches import Tasks, Threads
+
     Call = tuple["UserFunction", tuple[Any, ...], dict[str, Any]]
-    Steps = Generator[Call, Any, dict[str, Any]]
+    Step: TypeAlias = Call | "Begin"
+    Steps = Generator[Step, Any, Any]
 
 TEXT_LIMIT = 20_000
 """Characters of an exception's text, and of its traceback, that an error keeps."""
@@ -62,6 +68,37 @@ class Raised:
         self.error = error
 
 
+class Canceled(BaseException):
+    """Thrown into a branch that was ended while its call ran."""
+
+
+class Branch:
+    """A part of a program that may run beside others of it."""
+
+    __slots__ = ("context", "is_async", "name", "steps")
+
+    def __init__(self, name: str, steps: Steps, context: Context, *, is_async: bool) -> None:
+        self.name = name
+        self.steps = steps
+        self.context = context
+        """What it runs in, its own."""
+        self.is_async = is_async
+        """Whether it runs on the event loop, and can be cancelled."""
+
+
+class Begin:
+    """Begin branches, and wait until at least one of all that were begun is done: its name and what it returned."""
+
+    __slots__ = ("branches",)
+
+    def __init__(self, branches: Sequence[Branch]) -> None:
+        self.branches = branches
+
+
+END = Begin(())
+"""End the branches that run: names and returned values of all that had begun."""
+
+
 class Stream:
     """What a generator gave, read to its end where it was made, so that several readers each get the whole."""
 
@@ -83,26 +120,48 @@ async def _replay_async(chunks: list[Any]) -> AsyncIterator[Any]:
         yield chunk
 
 
-def drive(steps: Steps) -> dict[str, Any]:
-    """Make the calls of a program in this thread, and give what it returns."""
+def drive(steps: Steps) -> Any:
+    """Make the calls of a program in this thread, and give what it returns; branches run on threads."""
+    threads: Threads | None = None
     result = None
     try:
         while True:
-            result = _attempt(*steps.send(result))
+            step = steps.send(result)
+            if isinstance(step, tuple):
+                result = _attempt(*step)
+                continue
+            if threads is None:
+                from prefect_batchflow.execution.branches import Threads
+
+                threads = Threads()
+            result = threads.end() if step is END else threads.begin(step.branches)
     except StopIteration as stop:
-        returned: dict[str, Any] = stop.value
-        return returned
+        return stop.value
+    finally:
+        if threads is not None:
+            threads.close()
 
 
-async def drive_async(steps: Steps) -> dict[str, Any]:
+async def drive_async(steps: Steps) -> Any:
     """Make the calls of a program, async functions on this event loop and others in a thread; give what it returns."""
+    tasks: Tasks | None = None
     result = None
     try:
         while True:
-            result = await _attempt_async(*steps.send(result))
+            step = steps.send(result)
+            if isinstance(step, tuple):
+                result = await _attempt_async(*step)
+                continue
+            if tasks is None:
+                from prefect_batchflow.execution.branches import Tasks
+
+                tasks = Tasks()
+            result = await (tasks.end() if step is END else tasks.begin(step.branches))
     except StopIteration as stop:
-        returned: dict[str, Any] = stop.value
-        return returned
+        return stop.value
+    finally:
+        if tasks is not None:
+            await tasks.abandon()
 
 
 def _call(function: UserFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

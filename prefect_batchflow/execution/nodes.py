@@ -10,6 +10,7 @@ import logging
 import os
 from datetime import UTC, datetime
 from enum import Enum
+from itertools import pairwise
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,10 @@ from prefect_batchflow.exceptions import (
     error_dict,
 )
 from prefect_batchflow.execution.calls import (
+    END,
+    Begin,
+    Branch,
+    Canceled,
     Raised,
     Stream,
     UserFunction,
@@ -37,13 +42,13 @@ from prefect_batchflow.execution.calls import (
     script_error,
     tool_error,
 )
-from prefect_batchflow.tools.context import running
+from prefect_batchflow.tools.context import inside, running
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 
     from prefect_batchflow.definition.flow import Activate, FlowDescription, FlowOutput
-    from prefect_batchflow.execution.calls import Call, Steps
+    from prefect_batchflow.execution.calls import Step, Steps
     from prefect_batchflow.execution.images import FlowImages, Origins
     from prefect_batchflow.tools.context import RunContext
 
@@ -90,12 +95,14 @@ class Program:
     def aggregate(self, lines: list[CompletedLine]) -> AggregationRun:
         """Run the aggregation over completed lines in this thread."""
         with running() as context:
-            return drive(self._image_aggregation(context, _by_number(lines)))
+            run: AggregationRun = drive(self._image_aggregation(context, _by_number(lines)))
+            return run
 
     async def aggregate_async(self, lines: list[CompletedLine]) -> AggregationRun:
         """Run the aggregation over completed lines on this event loop, its sync functions in threads."""
         with running() as context:
-            return await drive_async(self._image_aggregation(context, _by_number(lines)))
+            run: AggregationRun = await drive_async(self._image_aggregation(context, _by_number(lines)))
+            return run
 
     def _image_line(self, context: RunContext, inputs: dict[str, Any], images: Origins) -> Steps:
         """A line whose inputs have images in them, which its record keeps as they came."""
@@ -204,8 +211,28 @@ class NodeTool:
         return dict(arguments)
 
 
+class _Walk:
+    """How far a line has come."""
+
+    __slots__ = ("bypassed", "given", "nodes", "values")
+
+    def __init__(self, inputs: dict[str, Any]) -> None:
+        # User code may change what it is given; the record, and aggregation after it, keep what came.
+        self.given = _copy(inputs)
+        self.values: dict[str, Any] = {}
+        self.bypassed: set[str] = set()
+        self.nodes: list[dict[str, Any]] = []
+        """The records of nodes, in the order of the flow."""
+
+    def value_of(self, reference: Reference) -> Any:
+        return _look_up(reference, self.given, self.values, self.bypassed)
+
+
 class DagProgram(Program):
-    """The nodes of a DAG flow, one after another: each comes after what it refers to."""
+    """The nodes of a DAG flow: each comes after what it refers to.
+
+    Those of a line that need not wait for each other run at once, those of an aggregation one after another.
+    """
 
     def __init__(
         self,
@@ -227,45 +254,97 @@ class DagProgram(Program):
             if reference.section == "node" and reference.name not in after_lines
         }
         self._awaited = {tool.name: tool.waits_for & after_lines for tool in aggregation_tools}
+        # An order is the only one there is if each node refers to the one before it.
+        self._is_chain = all(before.name in tool.waits_for for before, tool in pairwise(line_tools))
+        self._waits = {tool.name: tool.waits_for for tool in line_tools}
 
     def _line(self, context: RunContext, inputs: dict[str, Any]) -> Steps:
         clock = _Clock()
-        # User code may change what it is given; the record, and aggregation after it, keep what came.
-        given = _copy(inputs)
-        values: dict[str, Any] = {}
-        nodes: list[dict[str, Any]] = []
-        metrics: dict[str, Any] = {}
+        walk = _Walk(inputs)
         output: dict[str, Any] = {}
-        bypassed: set[str] = set()
-
-        def value_of(reference: Reference) -> Any:
-            return _look_up(reference, given, values, bypassed)
-
+        aggregated: dict[str, Any] = {}
         try:
-            for tool in self._line_tools:
-                if tool.is_bypassed(bypassed, value_of):
-                    bypassed.add(tool.name)
-                    nodes.append(_bypassed_record(tool.name))
-                    continue
-                arguments = tool.arguments(bypassed, value_of)
-                record, values[tool.name] = yield from _run_node(context, tool, arguments)
-                nodes.append(record)
-                metrics |= record["metrics"]
-                if record["error"] is not None:
-                    return _line_run(context, clock, inputs, error=record["error"], metrics=metrics, nodes=nodes)
-            for wanted in self._outputs:
+            error = yield from self._in_turn(context, walk) if self._is_chain else self._at_once(context, walk)
+            for wanted in self._outputs if error is None else ():
                 value = wanted.value
-                found = yield from _joined(value_of(value) if isinstance(value, Reference) else _copy(value.value))
+                found = yield from _joined(walk.value_of(value) if isinstance(value, Reference) else _copy(value.value))
                 if isinstance(found, Raised):
                     error = tool_error(_origin(wanted), found.error)
-                    return _line_run(context, clock, inputs, error=error, metrics=metrics, nodes=nodes)
+                    break
                 output[wanted.name] = found
-            aggregated = {text: _plain_stream(value_of(r)) for text, r in self._aggregated.items()}
+            if error is None:
+                aggregated = {text: _plain_stream(walk.value_of(r)) for text, r in self._aggregated.items()}
         except (InputNotFound, InvalidReferenceProperty) as exc:
-            return _line_run(context, clock, inputs, error=error_dict(exc), metrics=metrics, nodes=nodes)
+            error = error_dict(exc)
+        # Beside branches, the line's own: what threads logged that user code has started.
+        metrics = {} if self._is_chain else dict(context.metrics)
+        for record in walk.nodes:
+            metrics |= record["metrics"]
+        if error is not None:
+            return _line_run(context, clock, inputs, error=error, metrics=metrics, nodes=walk.nodes)
         return _line_run(
-            context, clock, inputs, output=output, aggregation_inputs=aggregated, metrics=metrics, nodes=nodes
+            context, clock, inputs, output=output, aggregation_inputs=aggregated, metrics=metrics, nodes=walk.nodes
         )
+
+    def _in_turn(self, context: RunContext, walk: _Walk) -> Generator[Step, Any, dict[str, Any] | None]:
+        """Run the nodes one after another; gives the error of the one that failed."""
+        for tool in self._line_tools:
+            if tool.is_bypassed(walk.bypassed, walk.value_of):
+                walk.bypassed.add(tool.name)
+                walk.nodes.append(_bypassed_record(tool.name))
+                continue
+            arguments = tool.arguments(walk.bypassed, walk.value_of)
+            record, walk.values[tool.name] = yield from _run_node(context, tool, arguments)
+            walk.nodes.append(record)
+            if record["error"] is not None:
+                error: dict[str, Any] = record["error"]
+                return error
+        return None
+
+    def _at_once(self, context: RunContext, walk: _Walk) -> Generator[Step, Any, dict[str, Any] | None]:
+        """Run each node as soon as all that it refers to is done; gives the error of the first one that failed."""
+        records: dict[str, dict[str, Any]] = {}
+        waiting = list(self._line_tools)
+        running: set[str] = set()
+        error: dict[str, Any] | None = None
+        while error is None:
+            try:
+                ready = self._ready(context, walk, waiting, records)
+            except (InputNotFound, InvalidReferenceProperty) as exc:
+                error = error_dict(exc)
+                break
+            running.update(branch.name for branch in ready)
+            if not running:
+                break
+            for name, (record, value) in (yield Begin(ready)):
+                running.remove(name)
+                records[name], walk.values[name] = record, value
+                error = error or record["error"]
+        if running:
+            records.update({name: record for name, (record, _) in (yield END)})
+        walk.nodes += [records[tool.name] for tool in self._line_tools if tool.name in records]
+        return error
+
+    def _ready(
+        self, context: RunContext, walk: _Walk, waiting: list[NodeTool], records: dict[str, dict[str, Any]]
+    ) -> list[Branch]:
+        """Take those out of `waiting` that wait no more; those that are bypassed get their record here."""
+        ready = []
+        done = walk.values.keys() | walk.bypassed
+        # In the order of the flow, in which a node comes after all that it refers to: one look at each is enough.
+        for tool in list(waiting):
+            if not self._waits[tool.name] <= done:
+                continue
+            waiting.remove(tool)
+            if tool.is_bypassed(walk.bypassed, walk.value_of):
+                walk.bypassed.add(tool.name)
+                done.add(tool.name)
+                records[tool.name] = _bypassed_record(tool.name)
+                continue
+            own = context.of_node()
+            steps = _run_node(own, tool, tool.arguments(walk.bypassed, walk.value_of))
+            ready.append(Branch(tool.name, steps, inside(own), is_async=tool.function.is_async))
+        return ready
 
     def _aggregation(self, context: RunContext, lines: Sequence[CompletedLine]) -> Steps:
         values: dict[str, Any] = {}
@@ -488,16 +567,21 @@ def _line_run(
 
 def _run_node(
     context: RunContext, tool: NodeTool, arguments: dict[str, Any]
-) -> Generator[Call, Any, tuple[dict[str, Any], Any]]:
+) -> Generator[Step, Any, tuple[dict[str, Any], Any]]:
     """Call one node's function; gives its record and its value."""
     clock = _Clock()
     context.metrics = {}
     replayed = {name: v.replay() if isinstance(v, Stream) else v for name, v in arguments.items()}
-    value = yield tool.function, (), replayed
+    try:
+        value = yield tool.function, (), replayed
+    except Canceled as exc:
+        value = exc
     shown = {name: _plain_stream(argument) for name, argument in arguments.items()} | tool.connections
     if isinstance(value, Raised):
         error = tool_error(tool.name, value.error)
         return _node_record(tool.name, clock, shown, error=error, metrics=context.metrics), None
+    if isinstance(value, Canceled):
+        return {**_node_record(tool.name, clock, shown, metrics=context.metrics), "status": "Canceled"}, None
     return _node_record(tool.name, clock, shown, output=_plain_stream(value), metrics=context.metrics), value
 
 
@@ -531,7 +615,7 @@ def _plain_stream(value: Any) -> Any:
     return value.text if isinstance(value, Stream) else value
 
 
-def _joined(value: Any) -> Generator[Call, Any, Any]:
+def _joined(value: Any) -> Generator[Step, Any, Any]:
     """A value of an output, with a stream read to its end; `Raised` if that raised."""
     if isinstance(value, Stream):
         return value.text

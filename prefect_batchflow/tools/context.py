@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import Context, ContextVar, copy_context
 from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow.exceptions import GetConnectionError
@@ -30,8 +30,14 @@ class RunContext:
         self.tokens = {"total_tokens": 0, "prompt_tokens": 0, "completion_tokens": 0}
         """Sums over the model calls of the whole line."""
 
+    def of_node(self) -> RunContext:
+        """One for a node that runs beside others: metrics of its own, tokens in the sums of the line."""
+        context = RunContext(self.line_number)
+        context.tokens = self.tokens
+        return context
+
     def add_tokens(self, prompt_tokens: int, completion_tokens: int) -> None:
-        """Count one model call."""
+        """Count one model call; whoever calls from several threads takes a lock."""
         self.tokens["prompt_tokens"] += prompt_tokens
         self.tokens["completion_tokens"] += completion_tokens
         self.tokens["total_tokens"] += prompt_tokens + completion_tokens
@@ -52,6 +58,13 @@ def running(line_number: int | None = None) -> Iterator[RunContext]:
     finally:
         _open.discard(context)
         _current.reset(token)
+
+
+def inside(context: RunContext) -> Context:
+    """A copy of the context that runs here, in which what is logged belongs to `context`."""
+    copied = copy_context()
+    copied.run(_current.set, context)
+    return copied
 
 
 def current_context() -> RunContext | None:
