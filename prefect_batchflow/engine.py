@@ -36,6 +36,7 @@ OPTIONS = frozenset(
         "run_storage_url",
         "environment_variables",
         "variant",
+        "node_connections",
         "listener",
     }
 )
@@ -57,10 +58,10 @@ class BatchEngine:
         worker_count: Worker processes; `None` or 0 is `PF_WORKER_COUNT`, else 4.
         init_kwargs: Arguments of a class entry's constructor; any picklable values, never kept by the run.
         **kwargs: `granularity`, `max_concurrency`, `line_memory_mb`, `retries`, `retry_delay_sec`, `retry_backoff`,
-            `retry_jitter`, `retry_on`, `on_change`, `variant` as `batch_run` has them; `run_storage_url`, its `storage`;
-            `listener`, called with each `ProgressReport`. promptflow's `batch_use_async` is taken and has no effect: async
-            code always runs on an event loop. `environment_variables` are set in the workers before the flow's code is
-            imported, over those of its yaml; the run keeps their names only.
+            `retry_jitter`, `retry_on`, `on_change`, `variant`, `node_connections` as `batch_run` has them;
+            `run_storage_url`, its `storage`; `listener`, called with each `ProgressReport`. promptflow's `batch_use_async` is
+            taken and has no effect: async code always runs on an event loop. `environment_variables` are set in the workers
+            before the flow's code is imported, over those of its yaml; the run keeps their names only.
 
     Raises:
         FlowNotFoundError: Nothing is at `flow_file`.
@@ -87,7 +88,12 @@ class BatchEngine:
             raise InvalidOptionError(
                 f"BatchEngine takes no {', '.join(unknown)}. It takes {', '.join(sorted(OPTIONS))}."
             )
-        self._flow: Flow = load_flow(flow_file, working_dir, variant=kwargs.get("variant", ""))
+        self._flow: Flow = load_flow(
+            flow_file,
+            working_dir,
+            variant=kwargs.get("variant", ""),
+            node_connections=kwargs.get("node_connections"),
+        )
         self._flow_object = None if isinstance(flow_file, str | os.PathLike) else flow_file
         self._connections = connections
         self._storage = storage

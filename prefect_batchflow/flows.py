@@ -87,6 +87,7 @@ async def batch_run(
     output_dir: str = "",
     working_dir: str = "",
     variant: str = "",
+    node_connections: dict[str, dict[str, str]] = {},  # noqa: B006 - see above
     environment_variables: dict[str, Any] = {},  # noqa: B006 - see above
 ) -> State[Any]:
     """Run a flow over a dataset, line by line.
@@ -122,6 +123,8 @@ async def batch_run(
         output_dir: A folder on the worker's machine that gets the outputs too.
         working_dir: Folder the flow's code runs in; empty is the flow's own.
         variant: A node's variant, as ${node.variant_1}; empty is each node's default.
+        node_connections: Node of a flow.dag.yaml to what it has in place of its own connection, deployment_name or model, as
+            {"answer": {"connection": "other_ai"}}.
         environment_variables: Set in the workers before the flow's code is imported, over those of its yaml. Prefect keeps
             them in clear with the other parameters.
     """
@@ -131,6 +134,7 @@ async def batch_run(
             flow=flow,
             working_dir=working_dir or None,
             variant=variant,
+            node_connections=node_connections,
             environment_variables=environment_texts(environment_variables),
             data={**({"data": data} if data else {}), **more_data},
             inputs_mapping=inputs_mapping,

@@ -107,7 +107,7 @@ MOST_TASK_RUNS = 200
 """Chunks grow so that a run has no more: what a person can look through, and a server takes in within seconds."""
 LINES_AHEAD = 100
 """Lines of the next chunk that are begun before the one before ends: beginning a task run takes longer than short lines."""
-FLOW_PARTS = frozenset({"flow", "init", "variant", "environment"})
+FLOW_PARTS = frozenset({"flow", "init", "variant", "node_connections", "environment"})
 """The fingerprints that must be the same for lines of another run to be this run's."""
 LONGEST_NAME = 100
 """Characters of a literal that may be a connection's name."""
@@ -167,6 +167,7 @@ class BatchRun:
             self.live.flow if self.live.flow is not None else self.request.flow,
             self.request.working_dir,
             variant=self.request.variant,
+            node_connections=self.request.node_connections,
         )
         self.working_dir = self.flow.working_dir
         with contextlib.ExitStack() as copy:
@@ -408,6 +409,7 @@ class BatchRun:
             "flow": fingerprint_files(self.flow.files, self.flow.working_dir),
             "init": fingerprint(dict(init_kwargs)),
             **({"variant": fingerprint(parse_variant(self.request.variant))} if self.request.variant else {}),
+            **({"node_connections": fingerprint(chosen)} if (chosen := self.request.node_connections) else {}),
             **({"environment": fingerprint(dict(environment))} if (environment := self._environment_variables) else {}),
         }
 
@@ -419,6 +421,7 @@ class BatchRun:
             flow=self.flow.source,
             working_dir=str(self.working_dir),
             variant=self.request.variant,
+            node_connections=self.request.node_connections,
             environment_names=sorted(self._environment_variables),
             data={name: _absolute(url, self.request.base_dir) for name, url in self.request.data.items()},
             run=self.request.run,

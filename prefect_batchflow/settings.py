@@ -126,6 +126,8 @@ class BatchRequest(BaseModel):
     """What `load_flow` takes; for an object in memory its name, for people."""
     variant: str = ""
     """`${node.variant}` of a DAG flow; empty is each node's default."""
+    node_connections: dict[str, dict[str, str]] = {}
+    """Node of a DAG flow to the connections, deployment and model that it has in this run."""
     working_dir: str | None = None
     """`None` is the flow's own folder."""
     data: dict[str, str] = {}

@@ -12,7 +12,8 @@ from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL
 
 from prefect_batchflow import BatchEngine, Status
 from prefect_batchflow.blocks import OpenAIConnectionBlock
-from prefect_batchflow.exceptions import GetConnectionError, InvalidOptionError
+from prefect_batchflow.cli.commands import main
+from prefect_batchflow.exceptions import GetConnectionError, InvalidOptionError, RunChangedError
 from prefect_batchflow.flows import run_batch
 from prefect_batchflow.live import LiveRun
 
@@ -128,3 +129,47 @@ def test_a_connection_that_was_not_given_stops_the_run_before_it_begins(flow: Pa
         engine.run({"data": "data.jsonl"}, {"x": "${data.x}"})
     assert CANARY not in str(caught.value)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_connection_chosen_for_a_node_is_part_of_the_run(flow: Path, tmp_path: Path) -> None:
+    given = CONNECTIONS | {"their": {"type": "OpenAIConnection", "value": {"api_key": CANARY, "base_url": "theirs"}}}
+
+    def run(**options: Any) -> BatchResult:
+        engine = BatchEngine(flow, connections=given, run_storage_url=str(tmp_path / "runs"), worker_count=1, **options)
+        return engine.run({"data": "data.jsonl"}, {"x": "${data.x}"}, run_id="chosen", max_lines_count=1)
+
+    assert run(node_connections={"a": {"c": "their"}}).completed_lines == 1
+    assert files_with("<OpenAIConnection 'their', keys: organization, base_url, api_key> theirs", tmp_path / "runs")
+    assert run(node_connections={"a": {"c": "their"}}).completed_lines == 1
+    with pytest.raises(RunChangedError, match="the choice of connections for nodes changed"):
+        run(node_connections={"a": {"c": "my"}})
+    with pytest.raises(RunChangedError, match="the choice of connections for nodes is no longer there"):
+        run()
+
+
+def test_a_choice_that_the_tool_does_not_take_stops_the_run_before_it_begins(flow: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidOptionError, match="Node 'a': 'x' was chosen as a connection"):
+        run_of(flow, tmp_path, node_connections={"a": {"x": "their"}})
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_file_chooses_connections_and_a_resume_keeps_them(
+    flow: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("theirs", "others"):
+        OpenAIConnectionBlock(api_key=CANARY, base_url=name).save(name, overwrite=True)
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "flow: flow\ndata: flow/data.jsonl\ncolumn_mapping: {x: '${data.x}'}\nconnections: {a: {c: theirs}}\n"
+    )
+    options = ["--storage", str(tmp_path / "runs"), "--workers", "1"]
+
+    written = main(["run", "--file", str(file), "--run-id", "written", "--limit", "1", *options])
+    typed = main(["run", "--file", str(file), "--run-id", "typed", "--connections", "a.c=others", *options])
+    again = capsys.readouterr().out
+    resumed = main(["resume", "typed", *options])
+
+    assert (written, typed, resumed) == (0, 3, 3)
+    assert files_with("<OpenAIConnection 'theirs'", tmp_path / "runs" / "written")
+    assert files_with("<OpenAIConnection 'others'", tmp_path / "runs" / "typed")
+    assert "--node-connections a.c=others" in again.replace("\n", " ")

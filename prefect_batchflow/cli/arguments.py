@@ -264,6 +264,27 @@ def environment_of(texts: Iterable[str]) -> dict[str, str]:
     return values
 
 
+def node_connections_of(texts: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Read `NODE.INPUT=NAME` texts of `--node-connections`, node to input to name.
+
+    Raises:
+        InvalidOptionError: One lacks a part, or two say something of the same input.
+    """
+    chosen: dict[str, dict[str, str]] = {}
+    for text in texts:
+        place, equals, value = text.partition("=")
+        node, dot, name = place.strip().partition(".")
+        if not (equals and dot and node and name and value):
+            raise InvalidOptionError(
+                f"--node-connections takes NODE.INPUT=NAME, as answer.connection=other or answer.model=gpt-4o, found {text!r}. "
+                "Give the option once for each. The Prefect block that has a connection is said by --connection NAME=BLOCK."
+            )
+        if name in chosen.setdefault(node, {}):
+            raise InvalidOptionError(f"--node-connections gives '{node}.{name}' twice: keep one of them.")
+        chosen[node][name] = value
+    return chosen
+
+
 def sources(texts: Iterable[str], *, needed: bool = True) -> dict[str, str]:
     """Read the data's sources, `URL` or `name=URL`; the one without a name is `data`.
 

@@ -26,6 +26,7 @@ from prefect_batchflow.cli.arguments import (
     OptionFlags,
     assignments,
     environment_of,
+    node_connections_of,
     parameters_of,
     sources,
 )
@@ -128,6 +129,17 @@ Variant = Annotated[
         help="The variant that a node of a flow.dag.yaml has in this run. [default: each node's default]",
     ),
 ]
+NodeConnections = Annotated[
+    list[str] | None,
+    Parameter(
+        name=("--node-connections", "--connections"),
+        group=RUN,
+        metavar="NODE.INPUT=NAME",
+        help="What a node of a flow.dag.yaml has in place of its own, as answer.connection=other_ai, "
+        "answer.deployment_name=big, answer.model=gpt-4o; of a python node also a parameter that takes a connection. May be "
+        "given several times.",
+    ),
+]
 EnvironmentVariables = Annotated[
     list[str] | None,
     Parameter(
@@ -174,8 +186,8 @@ def run(
         str,
         Parameter(
             metavar="YAML",
-            help="A run file of promptflow: flow, data, column_mapping, name, run, init, variant. What is typed besides wins "
-            "over it.",
+            help="A run file of promptflow: flow, data, column_mapping, name, run, init, variant, connections. What is typed "
+            "besides wins over it.",
         ),
     ] = "",
     data: Annotated[
@@ -230,6 +242,7 @@ def run(
         str, Parameter(group=RUN, metavar="FOLDER", help="Folder the flow's code runs in. [default: the flow's own]")
     ] = "",
     variant: Variant = "",
+    node_connections: NodeConnections = None,
     environment_variables: EnvironmentVariables = None,
     flags: OptionFlags = _NO_FLAGS,
     screen: Screen = _PLAIN,
@@ -252,7 +265,8 @@ def run(
     urls = {**written.data, **sources(data or [], needed=not (written.data or run))}
     mapping, init_kwargs = assignments("--map", map or []), assignments("--init", init or [])
     variant = variant or written.variant
-    loaded = load_flow(flow, working_dir or None, variant=variant)
+    chosen = _joined(written.node_connections, node_connections_of(node_connections or []))
+    loaded = load_flow(flow, working_dir or None, variant=variant, node_connections=chosen)
     _peek(urls)
     begun = _promptflow_run(resume_from)
     run_id = run_id or written.run_id
@@ -260,6 +274,7 @@ def run(
         "flow": loaded.source or flow,
         "working_dir": _absolute(working_dir),
         "variant": variant,
+        "node_connections": chosen,
         **_data_parameters(urls),
         "inputs_mapping": {**written.inputs_mapping, **mapping},
         "init_kwargs": {**written.init_kwargs, **init_kwargs},
@@ -317,6 +332,7 @@ def resume(
         "flow": manifest.flow,
         "working_dir": manifest.working_dir,
         "variant": manifest.variant,
+        "node_connections": manifest.node_connections,
         **_data_parameters(manifest.data),
         "run": manifest.run or "",
         "inputs_mapping": manifest.inputs_mapping,
@@ -328,6 +344,11 @@ def resume(
         **flags.given(),
     }
     return _run(parameters, storage, screen, environment=environment)
+
+
+def _joined(written: Mapping[str, dict[str, str]], typed: Mapping[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    """What a run file says of nodes, with what was typed in its place, input by input."""
+    return {node: {**written.get(node, {}), **typed.get(node, {})} for node in (*written, *typed)}
 
 
 def _blocks_of(texts: list[str] | None) -> dict[str, str]:
@@ -385,6 +406,7 @@ def check(
     /,
     *,
     variant: Variant = "",
+    node_connections: NodeConnections = None,
     working_dir: Annotated[
         str, Parameter(group=RUN, metavar="FOLDER", help="Folder the flow's code runs in. [default: the flow's own]")
     ] = "",
@@ -397,7 +419,7 @@ def check(
     from prefect_batchflow.cli import view
     from prefect_batchflow.cli.flow_check import check_flow
 
-    checked = check_flow(flow, working_dir or None, variant)
+    checked = check_flow(flow, working_dir or None, variant, node_connections_of(node_connections or []))
     if screen.json:
         view.print_json(view.check_document(checked))
     else:

@@ -17,7 +17,7 @@ from prefect_batchflow.exceptions import BatchflowException, FlowDefinitionError
 from prefect_batchflow.promptflow_shim.names import MODULE_HINTS, PROVIDED, REPLACED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from prefect_batchflow.definition.flow import Flow, FlowInput, Node
@@ -75,20 +75,26 @@ class FlowCheck:
         return [finding for finding in self.findings if finding.level == level]
 
 
-def check_flow(source: str, working_dir: str | None = None, variant: str = "") -> FlowCheck:
+def check_flow(
+    source: str,
+    working_dir: str | None = None,
+    variant: str = "",
+    node_connections: Mapping[str, Mapping[str, str]] | None = None,
+) -> FlowCheck:
     """Read a flow and the sources it is made of; nothing of it is imported.
 
     Args:
         source: As for `load_flow`.
         working_dir: As for `load_flow`.
         variant: As for `load_flow`.
+        node_connections: As for `load_flow`.
 
     Raises:
         FlowNotFoundError: There is nothing to check.
     """
     checked = FlowCheck(source)
     try:
-        flow = load_flow(source, working_dir, variant=variant)
+        flow = load_flow(source, working_dir, variant=variant, node_connections=node_connections)
     except FlowNotFoundError:
         raise
     except BatchflowException as exc:

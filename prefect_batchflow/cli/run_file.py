@@ -13,14 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from prefect_batchflow.definition.document import environment_texts, read_document, says_nothing
+from prefect_batchflow.definition.node_connections import check_node_connections
 from prefect_batchflow.exceptions import InvalidOptionError, UnsupportedFeatureError
 
-TAKEN = ("name", "flow", "data", "column_mapping", "run", "init", "variant", "environment_variables")
+TAKEN = ("name", "flow", "data", "column_mapping", "run", "init", "variant", "connections", "environment_variables")
 WITHOUT_MEANING = ("display_name", "description", "tags", "properties", "resources", "identity", "runtime")
 """Keys for people, and for Azure."""
-NOT_SUPPORTED = {
-    "connections": "Name the connection in the node, its block with --connection, and remove the key.",
-}
 _SILENT = ("$schema",)
 
 
@@ -40,6 +38,8 @@ class RunFile:
     """The run it is built on."""
     init_kwargs: dict[str, Any] = field(default_factory=dict)
     variant: str = ""
+    node_connections: dict[str, dict[str, str]] = field(default_factory=dict)
+    """The key `connections`."""
     environment_variables: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     """What of the file has no effect."""
@@ -53,7 +53,7 @@ def read_run_file(text: str) -> RunFile:
 
     Raises:
         InvalidOptionError: There is no such file, or a key has a value that it cannot have.
-        UnsupportedFeatureError: It asks for what is not supported; the message lists all of that.
+        UnsupportedFeatureError: It names what Azure keeps.
         FlowDefinitionError: It is no YAML with keys.
     """
     file = Path(text).expanduser().absolute()
@@ -63,7 +63,6 @@ def read_run_file(text: str) -> RunFile:
             f"--file {text}: expected a run file of promptflow, a yaml, found {found}. Check the path."
         )
     document = read_document(file, "run", "`flow`, `data`, `column_mapping`")
-    _refuse_unsupported(file, document)
     flow, working_dir = _flow(file, _text(file, document, "flow"))
     data = _text(file, document, "data")
     return RunFile(
@@ -75,21 +74,15 @@ def read_run_file(text: str) -> RunFile:
         run=_text(file, document, "run"),
         init_kwargs=_init(file, document.get("init")),
         variant=_text(file, document, "variant"),
+        node_connections=check_node_connections(document.get("connections") or {}, f"{file}: 'connections'"),
         environment_variables=_environment(file, document.get("environment_variables")),
         notes=tuple(_notes(file, document)),
     )
 
 
-def _refuse_unsupported(file: Path, document: dict[str, Any]) -> None:
-    found = [name for name in NOT_SUPPORTED if not says_nothing(document.get(name))]
-    if found:
-        told = " ".join(f"'{name}' is not supported. {NOT_SUPPORTED[name]}" for name in found)
-        raise UnsupportedFeatureError(f"{file}: {told}")
-
-
 def _notes(file: Path, document: dict[str, Any]) -> list[str]:
     notes = []
-    known = (*TAKEN, *NOT_SUPPORTED, *WITHOUT_MEANING)
+    known = (*TAKEN, *WITHOUT_MEANING)
     if idle := [name for name in WITHOUT_MEANING if not says_nothing(document.get(name))]:
         notes.append(f"{file.name}: keys without an effect here: {', '.join(idle)}.")
     for name in document:

@@ -28,7 +28,7 @@ from prefect_batchflow.report.markdown import one_line, seconds_text, value_text
 from prefect_batchflow.results import Status, summary_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
     from types import TracebackType
 
     from rich.console import RenderableType
@@ -279,11 +279,19 @@ def next_commands(run: StoredRun, storage_option: str = "") -> list[tuple[str, s
             run.failed,
             *mapping,
             *(["--variant", manifest.variant] if manifest.variant else []),
+            *_node_connections(manifest.node_connections),
             *words_of(manifest.options),
             *storage,
         ]
         commands.append(("Run the failed lines as a run of their own:", again))
     return [(purpose, shlex.join(words)) for purpose, words in commands]
+
+
+def _node_connections(chosen: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
+    """What was chosen for nodes, as it is typed."""
+    for node, inputs in chosen.items():
+        for name, value in inputs.items():
+            yield from ("--node-connections", f"{node}.{name}={value}")
 
 
 def _mapped(inputs_mapping: Iterable[str]) -> Iterator[str]:

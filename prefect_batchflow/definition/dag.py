@@ -22,6 +22,7 @@ from prefect_batchflow.definition.document import (
 )
 from prefect_batchflow.definition.flow import Activate, Dag, Flow, FlowOutput, Literal, Node, Reference
 from prefect_batchflow.definition.includes import is_there, read_includes
+from prefect_batchflow.definition.node_connections import with_node_connections
 from prefect_batchflow.definition.variants import with_variants
 from prefect_batchflow.exceptions import (
     DuplicateNodeName,
@@ -66,7 +67,13 @@ OUTPUT_KEYS = frozenset({"type", "reference", "description", "evaluation_only", 
 _PROPERTY = re.compile(r"\.(?P<name>\w+)|\['(?P<single>.*?)'\]|\[\"(?P<double>.*?)\"\]|\[(?P<index>\d+)\]")
 
 
-def flow_of_document(document: dict[str, Any], file: Path, working_dir: Path, variant: str = "") -> Flow:
+def flow_of_document(
+    document: dict[str, Any],
+    file: Path,
+    working_dir: Path,
+    variant: str = "",
+    node_connections: Mapping[str, Mapping[str, str]] | None = None,
+) -> Flow:
     """Give the flow of a parsed flow.dag.yaml.
 
     Of a flow in another language inputs, outputs, `service` and whether a node aggregates are read: its executor knows
@@ -77,9 +84,10 @@ def flow_of_document(document: dict[str, Any], file: Path, working_dir: Path, va
         file: The yaml.
         working_dir: Where its sources are.
         variant: `${node.variant}` for this run; empty is each node's default.
+        node_connections: Node to the connections that it has in this run, as `load_flow` takes them.
 
     Raises:
-        InvalidOptionError: There is no such node or variant.
+        InvalidOptionError: There is no such node or variant, or the node takes no such connection.
         InvalidFlowRequest: The message lists every problem; its class is the problems' own if they share one.
     """
     problems = Problems(file)
@@ -112,6 +120,7 @@ def flow_of_document(document: dict[str, Any], file: Path, working_dir: Path, va
     environment = read_environment(document, problems)
     includes = read_includes(document, file.parent, problems)
     document = with_variants(document, variant, problems)
+    document = with_node_connections(document, node_connections or {}, problems)
     nodes = _read_nodes(document, working_dir, includes, problems)
     _check_references(nodes, inputs, problems)
     outputs = _check_outputs(outputs, nodes, inputs, problems)
@@ -124,6 +133,7 @@ def flow_of_document(document: dict[str, Any], file: Path, working_dir: Path, va
         inputs,
         definition_file=file,
         variant=variant,
+        node_connections=node_connections or {},
         environment_variables=environment,
         additional_includes=includes,
         message_format=message_format,

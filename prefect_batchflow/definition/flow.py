@@ -10,8 +10,9 @@ import re
 import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from prefect_batchflow.definition.node_connections import check_node_connections
 from prefect_batchflow.exceptions import FlowDefinitionError, FlowNotFoundError, InvalidOptionError
 
 if TYPE_CHECKING:
@@ -224,6 +225,8 @@ class Flow:
     """Of a flow in another language, what its yaml says of the process that serves it."""
     variant: str = ""
     """`${node.variant}`, if one was chosen for a node."""
+    node_connections: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """What was chosen for nodes, as `load_flow` takes it; their definitions have it already."""
     additional_includes: tuple[Path, ...] = ()
     """Files and folders, absolute, that are merged with its folder for a run: see `merged_copy`."""
     message_format: str = MESSAGE_FORMATS[0]
@@ -271,8 +274,19 @@ class FlowDescription:
     has_aggregation: bool
 
 
+class _Choices(NamedTuple):
+    """What a run chooses for nodes of a flow.dag.yaml."""
+
+    variant: str
+    node_connections: Mapping[str, Mapping[str, str]]
+
+
 def load_flow(
-    source: str | Path | Callable[..., Any], working_dir: str | Path | None = None, *, variant: str = ""
+    source: str | Path | Callable[..., Any],
+    working_dir: str | Path | None = None,
+    *,
+    variant: str = "",
+    node_connections: Mapping[str, Mapping[str, str]] | None = None,
 ) -> Flow:
     """Give the flow of a folder, a file, `module:attr`, `path/to/file.py:attr` or a callable.
 
@@ -283,21 +297,29 @@ def load_flow(
         working_dir: First on the worker's `sys.path`; relative sources are looked for here first. `None` is the flow
             file's folder; for a callable, the folder its module is imported from; else the current directory.
         variant: `${node.variant}`, of a DAG flow whose node has several; empty is each node's default.
+        node_connections: Node of a DAG flow to what it has in this run: names of connections, by `connection` or by the
+            tool's parameter, and `deployment_name` and `model`.
 
     Raises:
         FlowNotFoundError: Nothing at the path; the message lists what is there instead.
         InvalidFlowRequest: The definition is wrong, or asks for what is not supported; the message lists every problem.
-        InvalidOptionError: The flow has no such variant; the message lists those that there are.
+        InvalidOptionError: The flow has no such variant or node; the message lists those that there are.
     """
-    flow = _load_flow(source, working_dir, variant)
+    choices = _Choices(variant, check_node_connections(node_connections or {}, "node_connections"))
+    flow = _load_flow(source, working_dir, choices)
     if variant and flow.variant != variant:
         raise InvalidOptionError(
             f"The variant {variant!r} was chosen, but '{flow.name}' is no flow.dag.yaml, and has none. Leave it out."
         )
+    if node_connections and flow.node_connections != node_connections:
+        raise InvalidOptionError(
+            f"Connections were chosen for the nodes {', '.join(map(repr, node_connections))}, but '{flow.name}' is no "
+            "flow.dag.yaml of Python nodes, and has none. Leave them out; a flow's own code names its connections."
+        )
     return flow
 
 
-def _load_flow(source: str | Path | Callable[..., Any], working_dir: str | Path | None, variant: str) -> Flow:
+def _load_flow(source: str | Path | Callable[..., Any], working_dir: str | Path | None, choices: _Choices) -> Flow:
     from prefect_batchflow.definition import flex
 
     folder = None if working_dir is None else Path(working_dir).resolve()
@@ -309,14 +331,14 @@ def _load_flow(source: str | Path | Callable[..., Any], working_dir: str | Path 
             return flex.flow_of_file(_existing(match["file"], folder), match["attribute"], folder)
         if match := re.fullmatch(r"(?P<module>\w+(\.\w+)*):(?P<attribute>\w+(\.\w+)*)", text):
             return flex.flow_of_module(match["module"], match["attribute"], folder)
-    return _flow_of_path(_existing(text, folder), folder, variant)
+    return _flow_of_path(_existing(text, folder), folder, choices)
 
 
-def _flow_of_path(path: Path, working_dir: Path | None, variant: str) -> Flow:
+def _flow_of_path(path: Path, working_dir: Path | None, choices: _Choices) -> Flow:
     file = _definition_in(path) if path.is_dir() else path
     folder = working_dir or file.parent
     if file.suffix in {".yaml", ".yml"}:
-        return replace(_flow_of_yaml(file, folder, variant), source=str(path))
+        return replace(_flow_of_yaml(file, folder, choices), source=str(path))
     if file.suffix == ".prompty":
         from prefect_batchflow.definition import prompty
 
@@ -361,17 +383,18 @@ def merged_copy(flow: Flow, folder: Path) -> tuple[Flow, list[str]]:
     del document["additional_includes"]
     file = folder / flow.definition_file.name
     file.write_text(yaml.safe_dump(document, allow_unicode=True, sort_keys=False), encoding="utf-8")
-    return replace(load_flow(file, folder, variant=flow.variant), name=flow.name, source=flow.source), notes
+    merged = load_flow(file, folder, variant=flow.variant, node_connections=flow.node_connections)
+    return replace(merged, name=flow.name, source=flow.source), notes
 
 
-def _flow_of_yaml(file: Path, working_dir: Path, variant: str) -> Flow:
+def _flow_of_yaml(file: Path, working_dir: Path, choices: _Choices) -> Flow:
     from prefect_batchflow.definition import dag, flex
     from prefect_batchflow.definition.document import read_document
 
     document = read_document(file)
     if "entry" in document:
         return flex.flow_of_document(document, file, working_dir)
-    return dag.flow_of_document(document, file, working_dir, variant)
+    return dag.flow_of_document(document, file, working_dir, choices.variant, choices.node_connections)
 
 
 def _locate(text: str, folder: Path | None) -> Path:

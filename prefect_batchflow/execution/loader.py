@@ -33,6 +33,7 @@ from prefect_batchflow.definition.flow import (
     Prompt,
     Reference,
 )
+from prefect_batchflow.definition.node_connections import refuse_other_inputs
 from prefect_batchflow.exceptions import (
     FlowEntryInitializationError,
     InvalidConnectionError,
@@ -150,7 +151,9 @@ def _tool_of_node(
     flow: Flow, node: Node, modules: dict[Path, ModuleType], connections: Connections, images: FlowImages
 ) -> NodeTool:
     if node.type == "python":
-        return _node_tool(node, _found_tool(flow, node, modules), connections, images)
+        found = _found_tool(flow, node, modules)
+        _check_choice(flow, node, found)
+        return _node_tool(node, found, connections, images)
     from prefect_batchflow.execution import model_nodes
 
     if node.type == "prompt":
@@ -158,6 +161,7 @@ def _tool_of_node(
     if node.type == "llm":
         return model_nodes.llm_node(flow, node, connections)
     found = _found_tool(flow, node, modules)
+    _check_choice(flow, node, found)
     signature = _signature(found.function) or inspect.Signature()
     names = _named_parameters(signature)
     prompt = next((name for name, p in names.items() if _literal_type(p) == "prompt_template"), None)
@@ -212,6 +216,17 @@ def _found_tool(flow: Flow, node: Node, modules: dict[Path, ModuleType]) -> Foun
     if file not in modules:
         modules[file] = _import_file(file, f"node '{node.name}'")
     return tool_of_source(node.name, _own(modules[file]), file)
+
+
+def _check_choice(flow: Flow, node: Node, found: FoundTool) -> None:
+    """See that what was chosen for the node, beside the model, is a connection for its tool."""
+    if not (chosen := flow.node_connections.get(node.name)):
+        return
+    signatures = [_signature(found.function)]
+    if found.owner is not None:
+        signatures.append(_signature(inspect.getattr_static(found.owner, "__init__")))
+    named = {name: p for signature in signatures if signature for name, p in _named_parameters(signature).items()}
+    refuse_other_inputs(node.name, chosen, (name for name, p in named.items() if connection_types(p.annotation)))
 
 
 def _method(

@@ -53,6 +53,8 @@ class Manifest(BaseModel):
     working_dir: str
     variant: str = ""
     """`${node.variant}`, if one was chosen."""
+    node_connections: dict[str, dict[str, str]] = {}
+    """Node to the connections, deployment and model that were chosen for it, if any."""
     environment_names: list[str] = []
     """Names of the run's environment variables; their values, which may be keys, are not kept."""
     data: dict[str, str]
@@ -104,6 +106,7 @@ def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
         "flow": "the flow's files",
         "init": "the init arguments",
         "variant": "the variant",
+        "node_connections": "the choice of connections for nodes",
         "environment": "the environment variables",
     }
     changed = []

@@ -13,6 +13,7 @@ from prefect_batchflow.cli.arguments import (
     OptionFlags,
     assignments,
     environment_of,
+    node_connections_of,
     parameters_of,
     sources,
     value_of,
@@ -178,3 +179,33 @@ def test_an_environment_variable_without_a_part_is_refused_without_its_text(text
         environment_of(["A=1", text])
 
     assert "s3cret" not in str(caught.value)
+
+
+def test_connections_of_nodes_are_read_node_by_node() -> None:
+    texts = ["a.connection=my_ai", "a.deployment_name=gpt-4=x", "b.search=s"]
+
+    assert node_connections_of(texts) == {
+        "a": {"connection": "my_ai", "deployment_name": "gpt-4=x"},
+        "b": {"search": "s"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("texts", "part"),
+    [
+        (
+            ["my_ai=block"],
+            "takes NODE.INPUT=NAME, as answer.connection=other or answer.model=gpt-4o, found 'my_ai=block'",
+        ),
+        (["a.connection"], "found 'a.connection'"),
+        (["a.=x"], "found 'a.=x'"),
+        ([".c=x"], "found '.c=x'"),
+        (["a.c="], "found 'a.c='"),
+        (["a.c=x", "a.c=y"], "gives 'a.c' twice"),
+    ],
+)
+def test_a_connection_of_a_node_that_lacks_a_part_is_refused(texts: list[str], part: str) -> None:
+    with pytest.raises(InvalidOptionError) as caught:
+        node_connections_of(texts)
+
+    assert part in str(caught.value)

@@ -106,7 +106,7 @@ def flow(tmp_path: Path) -> str:
         (["resume"], ["RUN", "--workers", "--limit", "--on-change", "--storage", "--debug"]),
         (["list"], ["--storage", "--limit", "--json"]),
         (["show"], ["RUN", "--storage", "--json"]),
-        (["check"], ["FLOW", "--variant", "--working-dir", "--json"]),
+        (["check"], ["FLOW", "--variant", "--node-connections", "--working-dir", "--json"]),
     ],
     ids=["batchflow", "run", "resume", "list", "show", "check"],
 )
@@ -147,6 +147,8 @@ def test_help_imports_neither_prefect_nor_pydantic() -> None:
         (["run", "{flow}", "--data", "nothing.jsonl"], "nothing.jsonl not found"),
         (["run", "{flow}", "--data", "{data}", "--map", "text"], "--map takes name=value"),
         (["run", "{flow}", "--data", "{data}", "--init", "text"], "--init takes name=value"),
+        (["run", "{flow}", "--data", "{data}", "--connections", "c=b"], "--connection NAME=BLOCK"),
+        (["run", "{flow}", "--data", "{data}", "--node-connections", "a.c=b"], "is no flow.dag.yaml"),
         (["run", "{flow}", "--data", "{data}", "--run-id", "../x"], "is no name for a run"),
         (["run", "{flow}", "--run", "a/b"], "is no name for a run"),
         (["run", "{flow}", "--data", "{data}", "--resume-from", "a b"], "is no name for a run"),

@@ -37,6 +37,8 @@ column_mapping:
   times: 2
 init:
   model: small
+connections:
+  answer: {connection: other_ai, deployment_name: big}
 """
 
     assert read_run_file(write(tmp_path, text)) == RunFile(
@@ -46,6 +48,7 @@ init:
         run_id="nightly",
         run="base",
         init_kwargs={"model": "small"},
+        node_connections={"answer": {"connection": "other_ai", "deployment_name": "big"}},
     )
 
 
@@ -79,19 +82,10 @@ def test_init_may_be_a_file_beside_the_run_file(tmp_path: Path, name: str, text:
     assert read_run_file(write(tmp_path, f"init: {name}\n")).init_kwargs == {"model": "small"}
 
 
-def test_what_is_not_supported_is_refused_by_name_all_at_once(tmp_path: Path) -> None:
-    text = "flow: .\nconnections: {node: {connection: c}}\n"
+def test_keys_that_are_empty_ask_for_nothing(tmp_path: Path) -> None:
+    text = "flow: .\nenvironment_variables: {}\nvariant:\nconnections:\n"
 
-    with pytest.raises(UnsupportedFeatureError) as caught:
-        read_run_file(write(tmp_path, text))
-
-    told = caught.value.message
-    assert [name for name in ("connections",) if f"'{name}'" not in told] == []
-    assert "its block with --connection" in told
-
-
-def test_what_is_not_supported_but_empty_asks_for_nothing(tmp_path: Path) -> None:
-    assert read_run_file(write(tmp_path, "flow: .\nenvironment_variables: {}\nvariant:\n")).notes == ()
+    assert read_run_file(write(tmp_path, text)) == RunFile(flow=str(tmp_path))
 
 
 def test_keys_without_a_meaning_and_unknown_ones_are_notes(tmp_path: Path) -> None:
@@ -117,6 +111,18 @@ def test_keys_without_a_meaning_and_unknown_ones_are_notes(tmp_path: Path) -> No
         ("init: 3\n", InvalidOptionError, "'init' is 3, expected names and their values"),
         ("init: nowhere.json\n", InvalidOptionError, "nowhere.json, expected a json file"),
         ("init: run.yaml\n", InvalidOptionError, "run.yaml, expected a json file"),
+        (
+            "connections: answer.connection=c\n",
+            InvalidOptionError,
+            "run.yaml: 'connections': expected {node: {connection",
+        ),
+        ("connections: {answer: c}\n", InvalidOptionError, "'connections', node 'answer': expected {node: {connection"),
+        ("connections: {a: {model: 4}}\n", InvalidOptionError, "node 'a', 'model': expected a name, as text, found 4"),
+        (
+            "connections: {a: {connection: }}\n",
+            InvalidOptionError,
+            "'connection': expected a name, as text, found None",
+        ),
         ("data: azureml:rows:1\n", UnsupportedFeatureError, "Download it"),
     ],
     ids=lambda value: value.strip() if isinstance(value, str) else "",

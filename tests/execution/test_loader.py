@@ -39,14 +39,17 @@ pytestmark = pytest.mark.usefixtures("fresh_imports")
 def node(tmp_path: Path) -> Load:
     """Load a flow of one node `a` whose source is given, with these inputs in its yaml."""
 
-    def load(source: str, inputs: str = "{x: '${inputs.x}'}", **more: Any) -> Program:
+    def load(
+        source: str, inputs: str = "{x: '${inputs.x}'}", chosen: dict[str, str] | None = None, **more: Any
+    ) -> Program:
         (tmp_path / "tool.py").write_text(dedent(source))
         (tmp_path / "flow.dag.yaml").write_text(
             "inputs: {x: {type: string}}\n"
             "outputs: {out: {type: string, reference: '${a.output}'}}\n"
             f"nodes: [{{name: a, type: python, source: {{type: code, path: tool.py}}, inputs: {inputs}}}]\n"
         )
-        return load_program(load_flow(tmp_path), **more)
+        flow = load_flow(tmp_path, node_connections={"a": chosen} if chosen else None)
+        return load_program(flow, **more)
 
     return load
 
@@ -793,6 +796,38 @@ class TestConnections:
     def test_the_record_has_the_connections_name(self, node: Load) -> None:
         program = node(self.source("OpenAIConnection"), "{c: open}", connections=self.GIVEN)
         assert program.run_line(0, {"x": "a"})["nodes"][0]["inputs"] == {"c": "open"}
+
+    def test_a_connection_chosen_for_the_run_takes_the_place_of_the_nodes(self, node: Load) -> None:
+        source = self.source("OpenAIConnection | CustomConnection")
+        for inputs in ("{c: open}", "{}"):
+            program = node(source, inputs, {"c": "custom"}, connections=self.GIVEN)
+            assert output(program, x="a") == {"out": "CustomConnection k"}
+
+    def test_the_class_of_a_tool_takes_one_too(self, node: Load) -> None:
+        source = """
+            from promptflow.core import ToolProvider, tool
+            from promptflow.connections import CustomConnection
+            class Search(ToolProvider):
+                def __init__(self, c: CustomConnection): self.c = c
+                @tool
+                def find(self, model: str = "") -> str: return f"{self.c.api_key} {model}"
+            """
+        program = node(source, "{}", {"c": "custom", "model": "m"}, connections=self.GIVEN)
+        assert output(program, x="a") == {"out": "k m"}
+
+    def test_only_connections_and_models_are_chosen_for_a_run(self, node: Load) -> None:
+        source = """
+            from promptflow.core import tool
+            from promptflow.connections import CustomConnection
+            @tool
+            def a(c: CustomConnection, d: CustomConnection | None = None, x: str = "") -> str: return x
+            """
+        with pytest.raises(InvalidOptionError) as caught:
+            node(source, "{c: custom}", {"x": "text", "y": "z", "d": "custom"}, connections=self.GIVEN)
+        assert "Node 'a': 'x', 'y' was chosen as a connection for this run, but its tool takes a connection as" in str(
+            caught.value
+        )
+        assert "as 'c', 'd'. Choose one of these, or 'deployment_name', 'model'" in str(caught.value)
 
     @pytest.mark.parametrize(
         ("annotation", "value", "message"),

@@ -46,7 +46,7 @@ def test_the_form_describes_every_parameter(api: PrefectAPI, name: str) -> None:
     # A form shows a field for each of these, and tabs for anything else.
     assert {
         parameter for parameter, field in properties.items() if field.get("type") not in ("string", "integer", "number")
-    } == {"inputs_mapping", "more_data", "init_kwargs", "connections", "environment_variables"}
+    } == {"inputs_mapping", "more_data", "init_kwargs", "connections", "node_connections", "environment_variables"}
 
 
 @pytest.mark.parametrize(
