@@ -24,9 +24,13 @@ if TYPE_CHECKING:
 OPTIONS = frozenset(
     {
         "batch_use_async",
+        "fail_fast",
         "granularity",
         "line_memory_mb",
         "max_concurrency",
+        "max_failed_lines",
+        "max_failed_percent",
+        "max_same_errors",
         "on_change",
         "retries",
         "retry_backoff",
@@ -58,10 +62,11 @@ class BatchEngine:
         worker_count: Worker processes; `None` or 0 is `PF_WORKER_COUNT`, else 4.
         init_kwargs: Arguments of a class entry's constructor; any picklable values, never kept by the run.
         **kwargs: `granularity`, `max_concurrency`, `line_memory_mb`, `retries`, `retry_delay_sec`, `retry_backoff`,
-            `retry_jitter`, `retry_on`, `on_change`, `variant`, `node_connections` as `batch_run` has them;
-            `run_storage_url`, its `storage`; `listener`, called with each `ProgressReport`. promptflow's `batch_use_async` is
-            taken and has no effect: async code always runs on an event loop. `environment_variables` are set in the workers
-            before the flow's code is imported, over those of its yaml; the run keeps their names only.
+            `retry_jitter`, `retry_on`, `fail_fast`, `max_failed_lines`, `max_failed_percent`, `max_same_errors`, `on_change`,
+            `variant`, `node_connections` as `batch_run` has them; `run_storage_url`, its `storage`; `listener`, called with
+            each `ProgressReport`. promptflow's `batch_use_async` is taken and has no effect: async code always runs on an
+            event loop. `environment_variables` are set in the workers before the flow's code is imported, over those of its
+            yaml; the run keeps their names only.
 
     Raises:
         FlowNotFoundError: Nothing is at `flow_file`.

@@ -64,6 +64,7 @@ _LOOK = "Read the traceback in the records of these lines, mend the flow or the 
 _ADVICE: dict[str, str] = {
     "LineExecutionTimeoutError": "Raise `line_timeout_sec`, or look at what these lines wait for.",
     "BatchRunTimeoutError": "Resume the run: finished lines are kept. Or raise `batch_timeout_sec` or `worker_count`.",
+    "BatchFailureLimitError": "Mend what the lines fail of, then resume: finished lines are kept. Or raise the limit.",
     "LineOutOfMemoryError": "Raise `line_memory_mb`, or let a line hold less at once.",
     "ProcessCrashError": "The worker process died in these lines: look for native code, `os._exit` or deep recursion.",
     "InputTypeError": "Correct these values in the data, or the input's type in the flow.",

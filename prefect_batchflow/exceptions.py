@@ -414,6 +414,10 @@ class BatchRunTimeoutError(UserErrorException):
     """The run met its time limit; in `error_summary.batch_error_dict`."""
 
 
+class BatchFailureLimitError(UserErrorException):
+    """More lines failed than the run's options allow; in `error_summary.batch_error_dict`."""
+
+
 class ProcessCrashError(UserErrorException):
     """A line's worker process died while it ran; the line fails with it."""
 

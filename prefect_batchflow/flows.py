@@ -32,6 +32,7 @@ from prefect_batchflow.settings import (
     DEFAULT_MAX_CONCURRENCY,
     DEFAULT_WORKER_COUNT,
     BatchRequest,
+    FailurePolicy,
     Granularity,
     LinePolicy,
     OnChange,
@@ -76,6 +77,10 @@ async def batch_run(
     line_timeout_sec: Annotated[float, Field(gt=0)] = DEFAULT_LINE_TIMEOUT_SEC,
     line_memory_mb: Annotated[int, Field(ge=0)] = 0,
     batch_timeout_sec: Annotated[float, Field(ge=0)] = 0.0,
+    fail_fast: bool = False,
+    max_failed_lines: Annotated[int, Field(ge=0)] = 0,
+    max_failed_percent: Annotated[float, Field(ge=0, le=100)] = 0.0,
+    max_same_errors: Annotated[int, Field(ge=0)] = 0,
     retries: Annotated[int, Field(ge=0)] = 0,
     retry_delay_sec: Annotated[float, Field(ge=0)] = 0.0,
     retry_backoff: Annotated[float, Field(ge=1)] = 2.0,
@@ -110,6 +115,11 @@ async def batch_run(
         line_timeout_sec: Seconds a line may run, counted from when a worker has it.
         line_memory_mb: MiB a line may add to its worker's memory; 0 is no limit.
         batch_timeout_sec: Seconds the whole run may take; 0 is no limit.
+        fail_fast: End the run with the first line that failed.
+        max_failed_lines: End the run when more lines failed; 0 is no limit.
+        max_failed_percent: End the run when a larger share of the ended lines failed, as soon as 20 or all have ended; 0 is no
+            limit.
+        max_same_errors: End the run when so many lines in a row failed with the same error; 0 is no limit.
         retries: Further attempts for a line that failed.
         retry_delay_sec: Seconds before the first retry.
         retry_backoff: Each further delay is the one before times this.
@@ -153,6 +163,12 @@ async def batch_run(
                     backoff=retry_backoff,
                     jitter=retry_jitter,
                     retry_on=tuple(code.strip() for code in retry_on.split(",") if code.strip()),
+                ),
+                failures=FailurePolicy(
+                    fail_fast=fail_fast,
+                    max_failed_lines=max_failed_lines or None,
+                    max_failed_percent=max_failed_percent or None,
+                    max_same_errors=max_same_errors or None,
                 ),
                 batch_timeout_sec=batch_timeout_sec or None,
                 worker_count=worker_count,

@@ -47,6 +47,7 @@ from prefect_batchflow.execution.executor import (
     registered_languages,
 )
 from prefect_batchflow.execution.pool import WorkerPool
+from prefect_batchflow.failure_limits import FailureLimits
 from prefect_batchflow.inputs.places import is_local_path, local_path
 from prefect_batchflow.inputs.readers import Source, open_source
 from prefect_batchflow.lines import Line, check, chunks, input_hash, read_lines
@@ -447,8 +448,15 @@ class BatchRun:
         """Feed the lines that are not done to a window of task runs, and count what comes back."""
         total = self.inventory.total_lines
         chunk_size = _chunk_size(self.options.granularity, total)
+        limits = self.limits = FailureLimits(self.options.failures, total)
+
+        def ended(receipt: Receipt) -> None:
+            if (error := limits.add(receipt)) is not None and self.batch_error is None:
+                self.batch_error = error
+                runner.on_failure()
+
         runner = self.runner = LineRunner(
-            self.executor, self.records, self.options.policy, self.tally.add, self._persisted
+            self.executor, self.records, self.options.policy, self.tally.add, ended=ended, persisted=self._persisted
         )
         make_task = line_task if chunk_size is None else chunk_task
         run_task = functools.partial(self._run_task, make_task(runner, f"run:{self.request.run_id}"))
@@ -525,6 +533,7 @@ class BatchRun:
                 done = index.completed(line.line_number, input_hash(line.inputs)) if index.lines else None
                 if done is not None:
                     self.reused_lines += 1
+                    self.limits.add_reused()
                     self.tally.add(done)
                     continue
                 if line.line_number in index.lines:

@@ -72,6 +72,21 @@ def _infos(error: dict[str, Any]) -> list[dict[str, Any]]:
     return [info for info in infos if isinstance(info, dict)]
 
 
+class FailurePolicy(BaseModel):
+    """What of its failed lines a run bears. Beyond it the run ends, with what it has; a resume goes on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    fail_fast: bool = False
+    """End with the first line that failed."""
+    max_failed_lines: Annotated[int, Field(ge=1)] | None = None
+    """End when more lines failed; `None` is no limit."""
+    max_failed_percent: Annotated[float, Field(gt=0, le=100)] | None = None
+    """End when a larger share of the ended lines failed, as soon as 20 or all have ended; `None` is no limit."""
+    max_same_errors: Annotated[int, Field(ge=1)] | None = None
+    """End when so many lines in a row, as they end, failed with the same error; `None` is no limit."""
+
+
 class RunOptions(BaseModel):
     """All options of a batch run but its flow, data and mapping."""
 
@@ -79,6 +94,8 @@ class RunOptions(BaseModel):
 
     policy: LinePolicy = LinePolicy()
     """Limit and retries of a line."""
+    failures: FailurePolicy = FailurePolicy()
+    """How many lines may fail."""
     batch_timeout_sec: Annotated[float, Field(gt=0)] | None = None
     """Seconds the whole run may take; `None` is no limit."""
     worker_count: Annotated[int, Field(ge=1, le=1024)] = DEFAULT_WORKER_COUNT

@@ -75,6 +75,7 @@ class LineRunner:
         records: Keeps them.
         policy: Limit and retries of a line.
         settle: Called once a line with its final receipt, after its record is safe.
+        ended: Called once a line with its final receipt, as soon as there is one.
         persisted: Called with each segment's outcomes once they are safe, retried attempts included.
     """
 
@@ -84,6 +85,8 @@ class LineRunner:
         records: RunRecords,
         policy: LinePolicy,
         settle: Callable[[Receipt], None],
+        *,
+        ended: Callable[[Receipt], None] | None = None,
         persisted: Callable[[Sequence[LineOutcome]], None] | None = None,
     ) -> None:
         self.executor = executor
@@ -102,6 +105,7 @@ class LineRunner:
         self._stopping = asyncio.Event()
         self._records = records
         self._settle = settle
+        self._ended = ended
         self._persisted = persisted
         self._not_before: dict[int, float] = {}
         """By line, the moment its next attempt may begin, where the failed one's error names one; monotonic."""
@@ -145,8 +149,10 @@ class LineRunner:
             self._attempts.discard(work)
             # The caller was cancelled, not the work: it must not go on unseen.
             work.cancel()
-        asked = not_before_sec(outcome.receipt.error or {})
-        if asked and not self.is_final(outcome.receipt):
+        if self.is_final(outcome.receipt):
+            if self._ended is not None:
+                self._ended(outcome.receipt)
+        elif asked := not_before_sec(outcome.receipt.error or {}):
             self._not_before[line.line_number] = time.monotonic() + asked
         return outcome
 

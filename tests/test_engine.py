@@ -341,6 +341,34 @@ def test_batch_timeout_gives_a_partial_result_that_can_resume(
 
 
 @pytest.mark.parametrize("granularity", ["line", "chunk"])
+@pytest.mark.parametrize("limit", [{"fail_fast": True}, {"max_failed_lines": 2}, {"max_same_errors": 3}], ids=str)
+def test_a_run_that_goes_wrong_ends_and_resumes(
+    granularity: str, limit: dict[str, Any], storage: Path, write_rows: Callable[..., Path], tmp_path: Path
+) -> None:
+    flow = tmp_path / "failing.py"
+    flow.write_text(
+        "import os\ndef main(n: int, mended: str):\n    if n > 4 and not os.path.exists(mended): raise KeyError(n)\n"
+        "    return n\n"
+    )
+    data = write_rows([{"n": n, "mended": str(tmp_path / "mended")} for n in range(60)])
+    options: dict[str, Any] = {"worker_count": 1, "granularity": granularity, "run_storage_url": str(storage)}
+
+    part = BatchEngine(f"{flow}:main", **options, **limit).run({"data": data}, run_id="r")
+
+    assert part.status is Status.Failed
+    assert part.error_summary.batch_error_dict is not None
+    assert part.error_summary.batch_error_dict["innerError"]["code"] == "BatchFailureLimitError"
+    assert part.completed_lines == 5
+    assert 1 <= part.failed_lines < 55
+    assert part.completed_lines + part.failed_lines + part.canceled_lines + part.not_started_lines == 60
+
+    (tmp_path / "mended").touch()
+    whole = BatchEngine(f"{flow}:main", **options, **limit).run({"data": data}, run_id="r")
+
+    assert (whole.status, whole.completed_lines) == (Status.Completed, 60)
+
+
+@pytest.mark.parametrize("granularity", ["line", "chunk"])
 def test_a_failed_line_is_retried_and_each_attempt_is_recorded(
     granularity: str, storage: Path, write_rows: Callable[..., Path], tmp_path: Path
 ) -> None:

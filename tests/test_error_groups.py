@@ -150,6 +150,7 @@ def test_an_error_without_message_or_code_has_a_group_too() -> None:
         ("ProcessCrashError", "", "worker process died"),
         ("InputTypeError", "", "input's type"),
         ("BatchRunTimeoutError", "", "Resume"),
+        ("BatchFailureLimitError", "", "resume"),
         ("ToolExecutionError", "(ModuleNotFoundError) No module named 'openai.types'", "`openai.types` is missing"),
         ("ToolExecutionError", "(RateLimitError) Error code: 429 - slow down", "max_concurrency"),
         ("ScriptExecutionError", "(AuthenticationError) Incorrect API key", "credentials"),

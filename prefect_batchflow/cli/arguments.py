@@ -96,6 +96,38 @@ class OptionFlags:
             help="Seconds the whole run may take; 0 is no limit. [default: 0]",
         ),
     ] = None
+    fail_fast: Annotated[
+        bool | None,
+        _option(group=LIMITS, negative="", help="End the run with the first line that failed. [default: no]"),
+    ] = None
+    max_failed_lines: Annotated[
+        int | None,
+        _option(
+            group=LIMITS,
+            metavar="N",
+            validator=Number(gte=0),
+            help="End the run when more lines failed; 0 is no limit. [default: 0]",
+        ),
+    ] = None
+    max_failed_percent: Annotated[
+        float | None,
+        _option(
+            group=LIMITS,
+            metavar="PERCENT",
+            validator=Number(gte=0, lte=100),
+            help="End the run when a larger share of the ended lines failed, as soon as 20 or all have ended; 0 is no limit. "
+            "[default: 0]",
+        ),
+    ] = None
+    max_same_errors: Annotated[
+        int | None,
+        _option(
+            group=LIMITS,
+            metavar="N",
+            validator=Number(gte=0),
+            help="End the run when so many lines in a row failed with the same error; 0 is no limit. [default: 0]",
+        ),
+    ] = None
     max_lines_count: Annotated[
         int | None,
         _option(
@@ -177,6 +209,10 @@ def parameters_of(options: RunOptions) -> dict[str, Any]:
         "line_timeout_sec": policy.timeout_sec,
         "line_memory_mb": options.line_memory_mb or 0,
         "batch_timeout_sec": options.batch_timeout_sec or 0.0,
+        "fail_fast": options.failures.fail_fast,
+        "max_failed_lines": options.failures.max_failed_lines or 0,
+        "max_failed_percent": options.failures.max_failed_percent or 0.0,
+        "max_same_errors": options.failures.max_same_errors or 0,
         "max_lines_count": options.max_lines_count or 0,
         "granularity": options.granularity,
         "retries": policy.retries,
@@ -196,7 +232,9 @@ def words_of(options: RunOptions) -> list[str]:
         if value == defaults.get(name) or name == "max_lines_count":
             continue
         flag_names = get_args(hint)[1].name or (f"--{name.replace('_', '-')}",)
-        words += [flag_names[0], f"{value:g}" if isinstance(value, float) else str(value)]
+        words.append(flag_names[0])
+        if not isinstance(value, bool):
+            words.append(f"{value:g}" if isinstance(value, float) else str(value))
     return words
 
 

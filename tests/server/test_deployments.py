@@ -45,7 +45,9 @@ def test_the_form_describes_every_parameter(api: PrefectAPI, name: str) -> None:
     assert [parameter for parameter, field in properties.items() if not field.get("description")] == []
     # A form shows a field for each of these, and tabs for anything else.
     assert {
-        parameter for parameter, field in properties.items() if field.get("type") not in ("string", "integer", "number")
+        parameter
+        for parameter, field in properties.items()
+        if field.get("type") not in ("string", "integer", "number", "boolean")
     } == {"inputs_mapping", "more_data", "init_kwargs", "connections", "node_connections", "environment_variables"}
 
 
