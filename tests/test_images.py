@@ -67,24 +67,42 @@ def total(pictures: list, looked: list, values: list):
     return looked
 """
 CLASS = """
+from base64 import b64decode
+from pathlib import Path
 from promptflow.contracts.multimedia import Image
+
+def loaded(picture):
+    assert type(picture) is dict
+    ((key, said),) = picture.items()
+    return Image(b64decode(said) if key.endswith("base64") else Path(said).read_bytes(), "image/png")
 
 class Flow:
     def __call__(self, picture: Image, n: int = 0) -> dict:
-        return {"copies": [picture] * n, "n": n}
+        return {"copies": [loaded(picture)] * n, "n": n}
 
     def __aggregate__(self, lines: list) -> dict:
-        assert all(isinstance(copy, Image) for line in lines for copy in line.copies)
-        return {"bytes": sum(len(copy) for line in lines for copy in line.copies)}
+        return {"bytes": sum(len(loaded(copy)) for line in lines for copy in line.copies)}
 
 
 async def alone(picture: Image) -> Image:
-    return picture
+    return loaded(picture)
+
+
+def given(picture: Image, more: list) -> dict:
+    return {"given": [picture, more]}
 
 
 def plain(text: str) -> dict:
     import sys
     return {"image_code": [name for name in sys.modules if "multimedia" in name]}
+"""
+
+AGAIN = """
+from pathlib import Path
+from promptflow.contracts.multimedia import Image
+
+def again(copies: list) -> dict:
+    return {"again": Image(Path(copies[1]["data:image/png;path"]).read_bytes(), "image/png")}
 """
 
 
@@ -199,7 +217,7 @@ def test_an_image_that_may_not_be_read_fails_its_line(runs: Runs, picture: Any, 
 
 
 def test_a_class_flow_and_its_aggregation(runs: Runs) -> None:
-    runs.rows({"picture": "pictures/a.png", "n": 2}, {"picture": {"data:image/png;base64": B64}, "n": 1})
+    runs.rows({"picture": path_of("pictures/a.png"), "n": 2}, {"picture": {"data:image/png;base64": B64}, "n": 1})
 
     rows = runs.run(flow="Flow", inputs_mapping=N)
 
@@ -215,10 +233,30 @@ def test_an_async_flow(runs: Runs) -> None:
     assert "leads out of" in runs.errors()[0]
 
 
+def test_a_callable_gets_image_dictionaries_with_paths_that_can_be_opened(runs: Runs) -> None:
+    """As in promptflow, whatever the parameter's annotation; the record has them as they were written."""
+    address = {"data:image/png;url": "http://127.0.0.1:9/x"}
+    runs.rows(
+        {"picture": path_of("pictures/none.png"), "more": [{"deep": path_of("pictures/b.jpg")}, address]},
+        {"picture": "pictures/a.png", "more": ["a.png"]},
+        {"picture": path_of("x\0"), "more": []},
+    )
+
+    rows = runs.run(flow="given", granularity="chunk")
+
+    there = str((runs.data / "pictures").resolve())
+    assert rows[0]["given"] == [path_of(f"{there}/none.png"), [{"deep": path_of(f"{there}/b.jpg")}, address]]
+    assert rows[1]["given"] == ["pictures/a.png", ["a.png"]]
+    assert "The path 'x\\x00' is none" in runs.errors()[0]
+    (records,) = (runs.storage / "r" / "records").iterdir()
+    first = json.loads(json.loads(records.read_text())["result"].splitlines()[1])
+    assert first["inputs"]["picture"] == path_of("pictures/none.png")
+
+
 def test_another_run_reads_the_images_of_this_one(runs: Runs) -> None:
-    runs.rows({"picture": "pictures/a.png", "n": 2})
+    runs.rows({"picture": path_of("pictures/a.png"), "n": 2})
     runs.run(flow="Flow", inputs_mapping=N)
-    (runs.dag / "again.py").write_text("def again(copies: list) -> dict:\n    return {'again': copies[1]}\n")
+    (runs.dag / "again.py").write_text(AGAIN)
 
     runs.live = LiveRun(notes=[])
     request = {"flow": f"{runs.dag / 'again.py'}:again", "run": "r", "run_id": "s", "storage": str(runs.storage)}
@@ -230,19 +268,19 @@ def test_another_run_reads_the_images_of_this_one(runs: Runs) -> None:
 
 
 def test_another_run_reads_the_images_of_one_on_another_storage(runs: Runs) -> None:
-    runs.rows({"picture": "pictures/a.png", "n": 2})
+    runs.rows({"picture": path_of("pictures/a.png"), "n": 2})
     storage = "memory://images-of-a-run"
     with pytest.raises(FileNotFoundError):
         runs.run(flow="Flow", storage=storage, inputs_mapping=N)
 
-    (runs.dag / "again.py").write_text("def again(copies: list) -> dict:\n    return {'size': len(copies[1])}\n")
+    (runs.dag / "again.py").write_text(AGAIN)
     runs.live = LiveRun(notes=[])
     request = {"flow": f"{runs.dag / 'again.py'}:again", "run": "r", "run_id": "s", "storage": storage}
     run_batch(
         {**request, "inputs_mapping": {"copies": "${run.outputs.copies}"}, "output_dir": str(runs.folder)}, runs.live
     )
 
-    assert json.loads((runs.folder / "output.jsonl").read_text()) == {"line_number": 0, "size": 16}
+    assert json.loads((runs.folder / "output.jsonl").read_text()) == {"line_number": 0, "again": path_of(PNG_FILE)}
 
 
 def test_a_resume_goes_on_where_data_has_moved(runs: Runs) -> None:
@@ -271,7 +309,7 @@ def test_literals_of_the_mapping_are_the_flows(runs: Runs) -> None:
 
 def test_images_too_large_for_a_record_fail_their_line(runs: Runs) -> None:
     (runs.data / "big.png").write_bytes(PNG + bytes(9 * 1024 * 1024))
-    runs.rows({"picture": "big.png", "n": 4}, {"picture": "big.png", "n": 1})
+    runs.rows({"picture": path_of("big.png"), "n": 4}, {"picture": path_of("big.png"), "n": 1})
 
     rows = runs.run(flow="Flow", inputs_mapping=N)
 

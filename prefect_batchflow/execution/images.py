@@ -1,4 +1,6 @@
-"""A flow's images in a worker: loaded before its code gets them, plain JSON again in its records.
+"""A flow's images in a worker: loaded before nodes and prompts get them, plain JSON again in its records.
+
+A callable gets image dictionaries as they are written, with paths that it can open: so promptflow has it.
 
 What it needs is imported by the first line that has an image; a flow that has none pays a look into `sys.modules` a line.
 """
@@ -29,15 +31,19 @@ class FlowImages:
         working_dir: The flow's folder, where plain paths are looked for first, as in promptflow.
         message_format: How it writes images.
         inputs: Its inputs, of which those of type image are images whatever their form.
+        loads: Whether its code gets images; a callable does not.
     """
 
-    def __init__(self, working_dir: str, message_format: str, inputs: Mapping[str, FlowInput]) -> None:
+    def __init__(
+        self, working_dir: str, message_format: str, inputs: Mapping[str, FlowInput], *, loads: bool = True
+    ) -> None:
         self._working_dir = working_dir
         self._format = message_format
+        self._loads = loads
         self._image_inputs = {name for name, declared in inputs.items() if declared.type == "image"}
 
     def loaded(self, inputs: dict[str, Any], origins: Origins) -> dict[str, Any]:
-        """Give a line's inputs with its images loaded; the given ones stay as they are.
+        """Give a line's inputs with its images as its code gets them; the given ones stay as they are.
 
         Raises:
             LoadMultimediaDataError: One cannot be, or may not be; the message names its input.
@@ -49,9 +55,11 @@ class FlowImages:
         return given
 
     def _loaded_input(self, name: str, value: Any, folder: str | None) -> Any:
-        from prefect_batchflow.tools.multimedia import load_image, load_images
+        from prefect_batchflow.tools.multimedia import load_image, load_images, place_images
 
         try:
+            if not self._loads:
+                return place_images(value, folder, self._format)
             if name in self._image_inputs:
                 return load_image(value, (self._working_dir, folder), self._format)
             return load_images(value, folder, self._format)
@@ -71,11 +79,13 @@ class FlowImages:
         return load_image(value, (self._working_dir,), self._format)
 
     def reloaded(self, line: Mapping[str, Any]) -> dict[str, Any]:
-        """Give a completed line as aggregation gets it: its images loaded again.
+        """Give a completed line as aggregation gets it: its images loaded again, where the line's code had them loaded.
 
         Raises:
             LoadMultimediaDataError: One cannot be any more.
         """
+        if not self._loads:
+            return dict(line)
         from prefect_batchflow.tools.multimedia import load_images
 
         loaded = {**line, "inputs": self.loaded(line["inputs"], line["images"])}

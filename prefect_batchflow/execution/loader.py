@@ -124,7 +124,9 @@ def program_of(flow: Flow, init_kwargs: Mapping[str, Any], connections: Connecti
         program = _load_prompt(flow, init_kwargs, connections)
     else:
         program = _load_entry(flow, flow.program, init_kwargs, connections)
-    program.images = FlowImages(folder, flow.message_format, program.description.inputs)
+    program.images = FlowImages(
+        folder, flow.message_format, program.description.inputs, loads=not isinstance(flow.program, Entry)
+    )
     if not mirrored and program.description.has_aggregation:
         _take_promptflow_metrics()
     return program

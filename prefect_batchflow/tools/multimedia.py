@@ -196,6 +196,33 @@ def load_images(value: Any, folder: str | None, message_format: str) -> Any:
     return {key: load_images(part, folder, message_format) for key, part in value.items()}
 
 
+def place_images(value: Any, folder: str | None, message_format: str) -> Any:
+    """Give the value with each path in its image dictionaries as a place that can be opened; nothing is read.
+
+    Args:
+        value: JSON.
+        folder: What paths are relative to, and may not leave; `None` where there is none: they stay as they are.
+        message_format: `basic` or `openai-vision`.
+
+    Raises:
+        InvalidImageInput: A path leads out of the folder, or is none.
+    """
+    if type(value) is list:
+        return [place_images(part, folder, message_format) for part in value]
+    if type(value) is not dict:
+        return value
+    if not is_image_dict(value, message_format):
+        return {key: place_images(part, folder, message_format) for key, part in value.items()}
+    mime_type, resource, content = _told(value, message_format)
+    if resource != "path" or folder is None or not isinstance(content, str):
+        return value
+    try:
+        place = place_within(content, folder)
+    except ValueError as exc:  # a null byte
+        raise InvalidImageInput(f"The path {shorten(content)} is none: {exc}.") from exc
+    return path_dict(mime_type or _ANY, place, message_format)
+
+
 def load_image(value: Any, folders: Sequence[str | None], message_format: str) -> Any:
     """Give the image that an input of type image stands for.
 
@@ -234,16 +261,19 @@ def load_image(value: Any, folders: Sequence[str | None], message_format: str) -
     raise problem
 
 
-def _of_dict(value: dict[str, Any], folder: str | None, message_format: str) -> Any:
-    if message_format == BASIC:
-        ((key, content),) = value.items()
-        match = _KEY.fullmatch(key)
-        assert match is not None, "that is what made it an image"
-        mime_type, resource = match[1], match[2]
-    else:
-        mime_type = None
+def _told(value: dict[str, Any], message_format: str) -> tuple[str | None, str, Any]:
+    """What an image dictionary says: the type, whether it is a `path`, a `url` or `base64`, and that itself."""
+    if message_format != BASIC:
         resource = "path" if value["type"] == "image_file" else "url"
-        content = value[value["type"]][resource]
+        return None, resource, value[value["type"]][resource]
+    ((key, content),) = value.items()
+    match = _KEY.fullmatch(key)
+    assert match is not None, "that is what made it an image"
+    return match[1], match[2], content
+
+
+def _of_dict(value: dict[str, Any], folder: str | None, message_format: str) -> Any:
+    mime_type, resource, content = _told(value, message_format)
     if not isinstance(content, str) or not content:
         raise InvalidImageInput(f"The {resource} of an image should be a text, found {shorten(content)}.")
     if resource == "path":
@@ -316,8 +346,7 @@ def read_within(path: str, folder: str | None) -> bytes:
             "image as base64 text."
         )
     try:
-        is_local = "://" not in folder or folder.startswith(("file://", "local://"))
-        return _read_local(path, re.sub(r"^\w+://", "", folder)) if is_local else _read_remote(path, folder)
+        return _read_local(path, folder) if _is_local(folder) else _read_remote(path, folder)
     except InvalidImageInput:
         raise
     except FileNotFoundError:
@@ -339,11 +368,27 @@ def shown_folder(folder: str) -> str:
     return shown_url(folder)
 
 
-def _read_local(path: str, folder: str) -> bytes:
-    root = os.path.realpath(folder)
-    target = os.path.realpath(os.path.join(root, path))  # noqa: PTH118 - an absolute path counts as it is
-    if not target.startswith(root.rstrip("/") + "/"):
+def place_within(path: str, folder: str) -> str:
+    """Give the place of a file below a folder: an absolute path, or a URL where the folder is one. Nothing is read.
+
+    Raises:
+        InvalidImageInput: It leads out of the folder.
+    """
+    if not _is_local(folder):
+        return _url_within(path, folder)
+    root = os.path.realpath(re.sub(r"^\w+://", "", folder))
+    target = os.path.join(root, path)  # noqa: PTH118 - an absolute path counts as it is
+    if not os.path.realpath(target).startswith(root.rstrip("/") + "/"):
         raise _leads_out(path, folder)
+    return target
+
+
+def _is_local(folder: str) -> bool:
+    return "://" not in folder or folder.startswith(("file://", "local://"))
+
+
+def _read_local(path: str, folder: str) -> bytes:
+    target = os.path.realpath(place_within(path, folder))
     # Links were followed above; none may have come into the last place since, and a pipe must not hold the line.
     descriptor = os.open(target, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb") as file:  # noqa: PTH123 - it is open already
@@ -352,13 +397,17 @@ def _read_local(path: str, folder: str) -> bytes:
         return _within_limit(file.read(MAX_IMAGE_BYTES + 1), path)
 
 
-def _read_remote(path: str, folder: str) -> bytes:
+def _url_within(path: str, folder: str) -> str:
     folder = folder.rstrip("/")
     inner = path.removeprefix(f"{folder}/")
     if inner.startswith("/") or "://" in inner or "::" in inner or ".." in re.split(r"[/\\]", unquote(inner)):
         raise _leads_out(path, folder)
-    url = f"{folder}/{inner}"
-    if folder.startswith(("http://", "https://")):
+    return f"{folder}/{inner}"
+
+
+def _read_remote(path: str, folder: str) -> bytes:
+    url = _url_within(path, folder)
+    if url.startswith(("http://", "https://")):
         return _fetched(url)
     from fsspec.core import url_to_fs
 

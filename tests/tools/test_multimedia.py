@@ -21,6 +21,7 @@ from prefect_batchflow.tools.multimedia import (
     load_image,
     load_images,
     mark_images,
+    place_images,
     placeheld,
     read_within,
 )
@@ -285,3 +286,34 @@ class TestPrompts:
         ]
         assert values["more"][1] == "x"
         assert len(parts) == 2
+
+
+class TestPlaced:
+    """Image dictionaries as a callable gets them: with a place that it can open, nothing read."""
+
+    @pytest.mark.parametrize("before", ["", "file://"])
+    def test_paths_become_absolute_at_any_depth(self, folder: str, before: str) -> None:
+        root = os.path.realpath(folder)
+        value = {"x": [{"data:image/png;path": "none.png"}, {"data:image/png;base64": "?"}], "y": "a.png"}
+
+        placed = place_images(value, before + folder, "basic")
+
+        assert placed == {**value, "x": [{"data:image/png;path": f"{root}/none.png"}, value["x"][1]]}
+        assert value["x"][0] == {"data:image/png;path": "none.png"}
+
+    def test_a_path_on_another_storage_becomes_a_url(self) -> None:
+        placed = place_images({"data:image/png;path": "deep/a.png"}, "s3://bucket/rows/", "basic")
+
+        assert placed == {"data:image/png;path": "s3://bucket/rows/deep/a.png"}
+
+    def test_what_lies_in_no_folder_stays(self) -> None:
+        assert place_images({"data:image/png;path": "a.png"}, None, "basic") == {"data:image/png;path": "a.png"}
+
+    @pytest.mark.parametrize("path", ["../secret.png", "/etc/passwd", "link.png", "out/c.png"])
+    def test_a_path_that_leads_out_is_refused(self, folder: str, path: str) -> None:
+        with pytest.raises(InvalidImageInput, match="leads out of"):
+            place_images([{"data:image/png;path": path}], folder, "basic")
+
+    def test_one_with_a_null_byte_is_none(self, folder: str) -> None:
+        with pytest.raises(InvalidImageInput, match=r"is none: .*null byte"):
+            place_images({"data:image/png;path": "a\0.png"}, folder, "basic")

@@ -111,3 +111,75 @@ case(
     [{"image": BY_TEXT}],
     **FLEX,
 )
+SEEN = """
+    from pathlib import Path
+    from promptflow.contracts.multimedia import Image
+
+    def seen(value):
+        if isinstance(value, list):
+            return [seen(part) for part in value]
+        if isinstance(value, dict):
+            return {key: seen(part) for key, part in value.items()}
+        if isinstance(value, str) and value.endswith(".png"):
+            return [Path(value).name, Path(value).is_absolute(), Path(value).is_file()]
+        return type(value).__name__ if isinstance(value, bytes) else value
+"""
+case(
+    "flex_with_an_image_parameter",
+    flex(SEEN + "\n    def main(image: Image): return {'seen': seen(image)}"),
+    [{"image": BY_TEXT}, {"image": TEXT}],
+    **FLEX,
+)
+case(
+    "flex_with_images_by_path",
+    flex(SEEN + "\n    def main(image, more: list): return {'seen': seen([image, more])}")
+    | FILES
+    | {
+        "rows.jsonl": '{"image": {"data:image/png;path": "dot.png"}, "more": [{"deep": {"data:image/png;path": "dot.png"}}]}\n'
+        '{"image": {"data:image/png;path": "no.png"}, "more": ["dot.png", {"data:image/png;path": "sub/../dot.png"}]}\n'
+    },
+    data={"data": "rows.jsonl"},
+    **FLEX,
+)
+case(
+    "flex_with_an_image_input_by_path",
+    flex(SEEN + "\n    def main(image): return {'seen': seen(image)}", inputs={"image": {"type": "image"}})
+    | FILES
+    | {"rows.jsonl": LINES + '{"image": "dot.png"}\n'},
+    data={"data": "rows.jsonl"},
+    **FLEX,
+)
+case(
+    "flex_with_an_image_in_the_vision_form",
+    flex(SEEN + "\n    def main(image): return {'seen': seen(image)}")
+    | FILES
+    | {"rows.jsonl": '{"image": {"type": "image_file", "image_file": {"path": "dot.png"}}}\n'},
+    data={"data": "rows.jsonl"},
+    **FLEX,
+)
+case(
+    "flex_that_makes_an_image_for_its_aggregation",
+    flex(
+        SEEN + "\n    class Main:\n"
+        "        def __call__(self, n: int):\n"
+        "            image = Image(bytes(n), 'image/png')\n"
+        "            return {'image': image, 'many': [image]}\n"
+        "        def __aggregate__(self, lines):\n"
+        "            kinds = [type(part).__name__ for line in lines for part in (line.image, line.many[0])]\n"
+        "            return {'kinds': ' '.join(kinds)}",
+        "Main",
+    ),
+    [{"n": 3}],
+    **FLEX,
+)
+case(
+    "flex_that_gives_its_image_to_its_aggregation",
+    flex(
+        SEEN + "\n    class Main:\n"
+        "        def __call__(self, image): return image\n"
+        "        def __aggregate__(self, lines): return {'kinds': ' '.join(str(isinstance(line, dict)) for line in lines)}",
+        "Main",
+    ),
+    [{"image": BY_TEXT}],
+    **FLEX,
+)
