@@ -25,6 +25,7 @@ from prefect_batchflow.blocks import open_storage
 from prefect_batchflow.connection_blocks import find_connections, load_connections
 from prefect_batchflow.connections import MISSING
 from prefect_batchflow.definition.flow import Dag, FlowDescription, Literal, load_flow, merged_copy
+from prefect_batchflow.definition.run_folder import run_folder
 from prefect_batchflow.definition.variants import parse_variant
 from prefect_batchflow.exceptions import (
     BatchflowException,
@@ -173,10 +174,8 @@ class BatchRun:
         self.working_dir = self.flow.working_dir
         with contextlib.ExitStack() as copy:
             if self.flow.additional_includes:
-                folder = copy.enter_context(
-                    tempfile.TemporaryDirectory(prefix="batchflow-", ignore_cleanup_errors=True)
-                )
-                self.flow, notes = await asyncio.to_thread(merged_copy, self.flow, Path(folder))
+                folder = await asyncio.to_thread(copy.enter_context, run_folder())
+                self.flow, notes = await asyncio.to_thread(merged_copy, self.flow, folder)
                 for note in notes:
                     self._note(note)
             return await self._run_loaded()
