@@ -374,13 +374,17 @@ def place_within(path: str, folder: str) -> str:
     Raises:
         InvalidImageInput: It leads out of the folder.
     """
-    if not _is_local(folder):
-        return _url_within(path, folder)
+    return _local_within(path, folder)[0] if _is_local(folder) else _url_within(path, folder)
+
+
+def _local_within(path: str, folder: str) -> tuple[str, str]:
+    """An absolute path, and the same with links followed."""
     root = os.path.realpath(re.sub(r"^\w+://", "", folder))
-    target = os.path.join(root, path)  # noqa: PTH118 - an absolute path counts as it is
-    if not os.path.realpath(target).startswith(root.rstrip("/") + "/"):
+    place = os.path.join(root, path)  # noqa: PTH118 - an absolute path counts as it is
+    target = os.path.realpath(place)
+    if not target.startswith(root.rstrip("/") + "/"):
         raise _leads_out(path, folder)
-    return target
+    return place, target
 
 
 def _is_local(folder: str) -> bool:
@@ -388,7 +392,7 @@ def _is_local(folder: str) -> bool:
 
 
 def _read_local(path: str, folder: str) -> bytes:
-    target = os.path.realpath(place_within(path, folder))
+    _, target = _local_within(path, folder)
     # Links were followed above; none may have come into the last place since, and a pipe must not hold the line.
     descriptor = os.open(target, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb") as file:  # noqa: PTH123 - it is open already
