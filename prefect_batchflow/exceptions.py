@@ -19,7 +19,9 @@
     │   │   │   ├── EmptyOutputReference      an output of the flow that refers to nothing
     │   │   │   ├── OutputReferenceNotFound   an output of the flow that refers to an unknown node or input
     │   │   │   ├── InvalidConnectionType     an llm node's connection serves no models
-    │   │   │   └── NodeInputValidationError  a connection of a type that the tool does not take
+    │   │   │   └── NodeInputValidationError  a literal or a connection of a type that the tool does not take
+    │   │   ├── InvalidSource           a node's source is not there; a FlowDefinitionError, too
+    │   │   ├── InvalidFlexFlowEntry    an `entry` is no module:name; a FlowDefinitionError, too
     │   │   ├── APINotFound             an llm node's api is unknown
     │   │   ├── PackageToolNotFoundError   no installed package has the tool
     │   │   ├── InputMappingError       `inputs_mapping` and the data do not fit
@@ -47,7 +49,10 @@
     │   │   ├── ChatAPIFunctionRoleInvalidFormat  a function's message without name
     │   │   ├── ChatAPIToolRoleInvalidFormat      a tool's message without the id of its call
     │   │   └── PythonParsingError
+    │   │       ├── NoToolDefined         a node's file has no function with @tool
+    │   │       ├── MultipleToolsDefined  it has several
     │   │       └── PythonLoadError     the flow's code cannot be imported
+    │   ├── InvalidAggregationFunction  an __aggregate__ takes something else than the outputs
     │   ├── OpenAIError                 a model call failed; leaves have the openai package's names
     │   │   ├── APIConnectionError          the service cannot be reached, or went away
     │   │   │   └── APITimeoutError         it did not answer in time
@@ -67,6 +72,7 @@
     │   ├── FlowOutputUnserializable    a line's output is not JSON
     │   ├── LineExecutionTimeoutError   a line met its time limit
     │   ├── BatchRunTimeoutError        the run met its time limit
+    │   ├── BatchFailureLimitError      more of its lines failed than its options allow
     │   ├── ProcessCrashError           a line's process died
     │   │   └── LineOutOfMemoryError    a line asked for more than its memory limit
     │   ├── LineFailureError            `raise_on_line_failure`, after everything was written
@@ -88,7 +94,7 @@ from __future__ import annotations
 
 import traceback
 from string import Formatter
-from typing import Any, TypeGuard
+from typing import Any, ClassVar, TypeGuard
 
 
 class BatchflowException(Exception):  # noqa: N818 - promptflow's bases end in Exception, and codes drop that suffix
@@ -101,6 +107,9 @@ class BatchflowException(Exception):  # noqa: N818 - promptflow's bases end in E
         additional_info: Named facts for readers of the error dictionary, `{type: info}`.
         facts: Anything else a caller may want; each becomes an attribute.
     """
+
+    _not_in_codes: ClassVar[frozenset[str]] = frozenset()
+    """Names of the classes above it that its codes leave out, where promptflow's class of its name stands elsewhere."""
 
     def __init__(
         self,
@@ -136,7 +145,12 @@ class BatchflowException(Exception):  # noqa: N818 - promptflow's bases end in E
 
         Source: promptflow `exceptions.py`, `error_codes`.
         """
-        chain = [c for c in reversed(cls.__mro__) if issubclass(c, BatchflowException) and c is not BatchflowException]
+        chain = [
+            c
+            for c in reversed(cls.__mro__)
+            if issubclass(c, BatchflowException) and c is not BatchflowException
+            if c is cls or c.__name__ not in cls._not_in_codes
+        ]
         roots = {"UserErrorException": "UserError", "SystemErrorException": "SystemError"}
         return [roots.get(c.__name__, c.__name__) for c in chain] or ["SystemError"]
 
@@ -171,6 +185,18 @@ class InvalidFlowRequest(ValidationError):  # noqa: N818 - promptflow's name
 
 class FlowDefinitionError(InvalidFlowRequest):
     """Raised by `load_flow` for a file that is unreadable or is no flow."""
+
+
+class InvalidSource(FlowDefinitionError):  # noqa: N818 - promptflow's name
+    """Raised by `load_flow` for a node whose source is not there, or no file of the flow."""
+
+    _not_in_codes: ClassVar[frozenset[str]] = frozenset({"InvalidFlowRequest", "FlowDefinitionError"})
+
+
+class InvalidFlexFlowEntry(FlowDefinitionError):  # noqa: N818 - promptflow's name
+    """Raised by `load_flow` for an `entry` that is no `module:name`."""
+
+    _not_in_codes: ClassVar[frozenset[str]] = frozenset({"InvalidFlowRequest", "FlowDefinitionError"})
 
 
 class UnsupportedFeatureError(InvalidFlowRequest):
@@ -268,19 +294,28 @@ class PythonLoadError(PythonParsingError):
 class ResolveToolError(UserErrorException):
     """Raised by the loader when a node's tool cannot be found in its source, or not be given what it needs."""
 
-    @classmethod
-    def codes(cls) -> list[str]:
-        """Those of the leaf without this class, which promptflow wraps around it and leaves out, too."""
-        codes = super().codes()
-        return codes if cls is ResolveToolError else [code for code in codes if code != "ResolveToolError"]
+    _not_in_codes: ClassVar[frozenset[str]] = frozenset({"ResolveToolError"})
+    """promptflow wraps it around its leaves, and leaves it out."""
 
 
 class GetConnectionError(InvalidRequest, ResolveToolError):
     """Raised by the loader for a connection that was not given, or that cannot be made of what was."""
 
 
+class NoToolDefined(PythonParsingError, ResolveToolError):  # noqa: N818 - promptflow's name
+    """Raised by the loader for a node whose file has no function with `@tool`."""
+
+
+class MultipleToolsDefined(PythonParsingError, ResolveToolError):  # noqa: N818 - promptflow's name
+    """Raised by the loader for a node whose file has several functions with `@tool`."""
+
+
+class InvalidAggregationFunction(UserErrorException):
+    """Raised by the loader for an `__aggregate__` that does not take the list of outputs."""
+
+
 class NodeInputValidationError(InvalidFlowRequest, ResolveToolError):
-    """Raised by the loader for an input whose connection is of a type that the tool does not take."""
+    """Raised by the loader for an input that its tool does not take: a literal or a connection of another type."""
 
 
 class InvalidConnectionType(InvalidFlowRequest, ResolveToolError):  # noqa: N818 - promptflow's name

@@ -31,6 +31,7 @@ from prefect_batchflow.exceptions import (
     InputNotFound,
     InputReferenceNotFound,
     InvalidNodeReference,
+    InvalidSource,
     NodeCircularDependency,
     NodeReferenceNotFound,
     OutputReferenceNotFound,
@@ -274,12 +275,12 @@ def _read_source(
         return "", str(tool)
     path = source.get("path")
     if not isinstance(path, str) or not path:
-        problems.add(FlowDefinitionError, place, f"expected 'source' with the 'path' of a file, found {source!r}.")
+        problems.add(InvalidSource, place, f"expected 'source' with the 'path' of a file, found {source!r}.")
         return "", ""
     if not is_there(path, working_dir, includes):
         pattern = "*.py" if entry["type"] == "python" else "*.jinja2"
         there = ", ".join(sorted(file.name for file in working_dir.glob(pattern))[:10]) or f"no {pattern}"
-        problems.add(FlowDefinitionError, place, f"no file '{path}' in {working_dir}, which holds {there}.")
+        problems.add(InvalidSource, place, f"no file '{path}' in {working_dir}, which holds {there}.")
         return "", ""
     return path, str(tool)
 

@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from prefect_batchflow.definition.flow import MESSAGE_FORMATS, NO_DEFAULT, FlowInput, Service
-from prefect_batchflow.exceptions import FlowDefinitionError, InvalidFlowRequest, UnsupportedFeatureError
+from prefect_batchflow.exceptions import (
+    FlowDefinitionError,
+    InvalidFlowRequest,
+    UnsupportedFeatureError,
+    UserErrorException,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -48,9 +53,9 @@ class Problems:
     """All that is wrong with one flow file, raised together."""
 
     file: Path
-    found: list[tuple[type[InvalidFlowRequest], str]] = field(default_factory=list)
+    found: list[tuple[type[UserErrorException], str]] = field(default_factory=list)
 
-    def add(self, kind: type[InvalidFlowRequest], place: str, text: str) -> None:
+    def add(self, kind: type[UserErrorException], place: str, text: str) -> None:
         """Note one problem: `place` within the file, and what was found, expected and to be done."""
         self.found.append((kind, f"{place}: {text}"))
 

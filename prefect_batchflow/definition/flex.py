@@ -25,7 +25,7 @@ from prefect_batchflow.definition.document import (
 )
 from prefect_batchflow.definition.flow import Entry, Flow
 from prefect_batchflow.definition.includes import is_there, read_includes
-from prefect_batchflow.exceptions import FlowDefinitionError
+from prefect_batchflow.exceptions import FlowDefinitionError, InvalidFlexFlowEntry, PythonLoadError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -151,7 +151,7 @@ def _entry_of_text(
     match = re.fullmatch(r"(?P<module>[^:]+):(?P<attribute>\w+(\.\w+)*)", text) if isinstance(text, str) else None
     if match is None:
         expected = "expected 'module:function' or 'module:Class'"
-        problems.add(FlowDefinitionError, "top level", f"'entry' is {text!r}, {expected}.")
+        problems.add(InvalidFlexFlowEntry, "top level", f"'entry' is {text!r}, {expected}.")
         return Entry("", "")
     module, attribute = match["module"].strip(), match["attribute"]
     if module.endswith(".py"):
@@ -166,7 +166,7 @@ def _entry_of_text(
             return Entry(module, attribute, sample_init=sample_init)
         there = ", ".join(sorted(path.name for path in working_dir.glob("*.py"))[:10]) or "no Python file"
         expected = f"expected a module in {working_dir}, which holds {there}, or an installed one"
-        problems.add(FlowDefinitionError, "top level", f"'entry' names '{match['module']}', {expected}.")
+        problems.add(PythonLoadError, "top level", f"'entry' names '{match['module']}', {expected}.")
     return Entry(module, attribute, file=file, sample_init=sample_init)
 
 

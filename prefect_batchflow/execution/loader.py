@@ -36,9 +36,11 @@ from prefect_batchflow.definition.flow import (
 from prefect_batchflow.definition.node_connections import refuse_other_inputs
 from prefect_batchflow.exceptions import (
     FlowEntryInitializationError,
+    InvalidAggregationFunction,
     InvalidConnectionError,
     InvalidImageInput,
     InvalidOptionError,
+    NodeInputValidationError,
     PythonLoadError,
     ResolveToolError,
     UnsupportedFeatureError,
@@ -300,7 +302,9 @@ def _converted_literals(
                     images.literal(value.value) if is_image else _converted(value.value, type_name)
                 )
             except (ValueError, InvalidImageInput) as exc:
-                raise ResolveToolError(f"{place}, input '{name}' is {value.value!r}: {exc}", target="Tool") from exc
+                raise NodeInputValidationError(
+                    f"{place}, input '{name}' is {value.value!r}: {exc}", target="Tool"
+                ) from exc
     return converted
 
 
@@ -469,7 +473,7 @@ def _aggregate_of(target: Any) -> UserFunction | None:
     name = f"{type(target).__qualname__}.__aggregate__"
     signature = _signature(aggregate)
     if signature is not None and len(signature.parameters) != 1:
-        raise PythonLoadError(
+        raise InvalidAggregationFunction(
             f"{name}{signature} should take one parameter beside self: the list of the lines' outputs."
         )
     return UserFunction(aggregate, name, is_async=_is_async(aggregate))

@@ -6,7 +6,7 @@ import inspect
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from prefect_batchflow.exceptions import ResolveToolError
+from prefect_batchflow.exceptions import MultipleToolsDefined, NoToolDefined, ResolveToolError
 from prefect_batchflow.tools.python import is_tool
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ def tool_of_source(node: str, own: Iterable[Any], file: Path) -> FoundTool:
         file: For messages.
 
     Raises:
-        ResolveToolError: There is none, or there are several.
+        NoToolDefined: There is none.
+        MultipleToolsDefined: There are several.
     Source: promptflow `_core/tool_meta_generator.py`, `collect_tool_function_in_module`.
     """
     own = list(own)
@@ -55,13 +56,13 @@ def tool_of_source(node: str, own: Iterable[Any], file: Path) -> FoundTool:
         return tools[0]
     if tools:
         names = ", ".join(sorted(tool.function.__qualname__ for tool in tools))
-        raise ResolveToolError(
+        raise MultipleToolsDefined(
             f"Node '{node}': {file} has {len(tools)} functions with @tool: {names}. Expected one; put each into a file "
             "of its own.",
             target="Tool",
         )
     functions = ", ".join(value.__qualname__ for value in own) or "none"
-    raise ResolveToolError(
+    raise NoToolDefined(
         f"Node '{node}': {file} has no function with @tool; its functions: {functions}. Put @tool, from "
         "promptflow.core, above the one that is meant.",
         target="Tool",

@@ -17,6 +17,7 @@ from prefect_batchflow.exceptions import (
     InputReferenceNotFound,
     InvalidFlowRequest,
     InvalidNodeReference,
+    InvalidSource,
     NodeCircularDependency,
     NodeReferenceNotFound,
     OutputReferenceNotFound,
@@ -259,7 +260,7 @@ class TestRefused:
 
     def test_a_template_that_is_not_there_and_what_is(self, tmp_path: Path) -> None:
         (tmp_path / "other.jinja2").touch()
-        with pytest.raises(FlowDefinitionError, match=r"no file 'ask.jinja2' in .*, which holds other.jinja2"):
+        with pytest.raises(InvalidSource, match=r"no file 'ask.jinja2' in .*, which holds other.jinja2"):
             load(tmp_path, node("a", type="prompt", source={"type": "code", "path": "ask.jinja2"}))
 
     @pytest.mark.parametrize("tool", [None, "", 5])
@@ -273,7 +274,7 @@ class TestRefused:
             load(tmp_path, node("a", source=source))
 
     def test_a_source_that_is_not_there_and_what_is(self, tmp_path: Path) -> None:
-        with pytest.raises(FlowDefinitionError, match=r"node 'a': no file 'tol\.py' in .* which holds tool\.py"):
+        with pytest.raises(InvalidSource, match=r"node 'a': no file 'tol\.py' in .* which holds tool\.py"):
             load(tmp_path, node("a", source={"path": "tol.py"}))
 
     def test_no_inputs_since_a_batch_runs_over_them(self, tmp_path: Path) -> None:

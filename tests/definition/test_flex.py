@@ -21,7 +21,9 @@ from prefect_batchflow.definition.flow import Entry, Flow, FlowInput, Service, l
 from prefect_batchflow.exceptions import (
     FlowDefinitionError,
     FlowNotFoundError,
+    InvalidFlexFlowEntry,
     InvalidFlowRequest,
+    PythonLoadError,
     UnsupportedFeatureError,
 )
 
@@ -131,12 +133,12 @@ class TestYaml:
 
     @pytest.mark.parametrize("text", ["main", "main:", ":run", "main:run:x", "main:run-it", "5", "[a]", ""])
     def test_another_form_of_entry_is_refused(self, tmp_path: Path, text: str) -> None:
-        with pytest.raises(FlowDefinitionError, match="expected 'module:function' or 'module:Class'"):
+        with pytest.raises(InvalidFlexFlowEntry, match="expected 'module:function' or 'module:Class'"):
             self.load(tmp_path, f"entry: {json.dumps(text) if text.endswith(':') else text}\n")
 
     @pytest.mark.parametrize("entry", ["mian:run", "main.sub:run", "mian.py:run"])
     def test_a_module_that_is_not_there_and_what_is(self, tmp_path: Path, entry: str) -> None:
-        with pytest.raises(FlowDefinitionError, match=r"'entry' names .* which holds main\.py"):
+        with pytest.raises(PythonLoadError, match=r"'entry' names .* which holds main\.py"):
             self.load(tmp_path, f"entry: {entry}\n")
 
     @pytest.mark.parametrize("key", ["nodes: [a]", "model: x"])

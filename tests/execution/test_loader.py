@@ -16,6 +16,7 @@ from tool_package import install_package
 from prefect_batchflow.definition.flow import FlowInput, load_flow
 from prefect_batchflow.exceptions import (
     FlowEntryInitializationError,
+    InvalidAggregationFunction,
     InvalidOptionError,
     PythonLoadError,
     ResolveToolError,
@@ -547,14 +548,15 @@ class TestEntries:
             ("Run = 5", r"'Run' of main_module is 5\. Expected a function or a class with __call__"),
             ("class Run: ...", "The class 'Run' of main_module has no __call__"),
             ("import no_such_module_here", r"The module 'main_module' of the entry 'Run' cannot be imported"),
-            (
-                "class Run:\n    def __call__(self): ...\n    def __aggregate__(self, a, b): ...",
-                r"Run\.__aggregate__\(a, b\) should take one parameter",
-            ),
         ],
     )
     def test_an_entry_that_cannot_be_run(self, entry: Load, source: str, text: str) -> None:
         with pytest.raises(PythonLoadError, match=text):
+            entry(source)
+
+    def test_an_aggregation_takes_one_list(self, entry: Load) -> None:
+        source = "class Run:\n    def __call__(self): ...\n    def __aggregate__(self, a, b): ..."
+        with pytest.raises(InvalidAggregationFunction, match=r"Run\.__aggregate__\(a, b\) should take one parameter"):
             entry(source)
 
     @pytest.mark.parametrize(

@@ -16,9 +16,7 @@ class Difference:
 
 
 _BEFORE = "Found before the first line is run and paid for."
-_REFUSED = (
-    "The same refusal by a class of ours: a definition is checked whole, and one error lists everything that is wrong."
-)
+_NAMED = "A user error that names the place; promptflow breaks on it with an error of Python's, or one without a name."
 _DATA = "Data stays as it was written; promptflow's pandas reshapes it."
 _MAPPING = "One error lists everything that is wrong with mapping and data, whatever its kind."
 _NAN = float("nan")
@@ -103,20 +101,14 @@ DIFFERENCES: dict[str, Difference] = {
     "refused_unknown_section": Difference(
         _BEFORE, {"raised": ["UserError", "ValidationError", "InvalidFlowRequest", "FlowDefinitionError"]}
     ),
-    "refused_missing_source": Difference(
-        _REFUSED, {"raised": ["UserError", "ValidationError", "InvalidFlowRequest", "FlowDefinitionError"]}
-    ),
-    "refused_no_tool": Difference(_REFUSED, {"raised": ["UserError", "ResolveToolError"]}),
-    "refused_two_tools": Difference(_REFUSED, {"raised": ["UserError", "ResolveToolError"]}),
     "refused_node_type": Difference(
-        _REFUSED, {"raised": ["UserError", "ValidationError", "InvalidFlowRequest", "UnsupportedFeatureError"]}
+        _NAMED, {"raised": ["UserError", "ValidationError", "InvalidFlowRequest", "UnsupportedFeatureError"]}
     ),
-    "refused_literal_of_the_wrong_type": Difference(_REFUSED, {"raised": ["UserError", "ResolveToolError"]}),
-    "refused_input_type": Difference(_REFUSED, {"raised": ["UserError", "ValidationError", "InvalidFlowRequest"]}),
+    "refused_input_type": Difference(_NAMED, {"raised": ["UserError", "ValidationError", "InvalidFlowRequest"]}),
     "refused_yaml": Difference(
-        _REFUSED, {"raised": ["UserError", "ValidationError", "InvalidFlowRequest", "FlowDefinitionError"]}
+        _NAMED, {"raised": ["UserError", "ValidationError", "InvalidFlowRequest", "FlowDefinitionError"]}
     ),
-    "refused_flow_that_is_not_there": Difference(_REFUSED, {"raised": ["UserError", "FlowNotFoundError"]}),
+    "refused_flow_that_is_not_there": Difference(_NAMED, {"raised": ["UserError", "FlowNotFoundError"]}),
     "flex_types_of_the_annotations": Difference(
         "Annotations give types, as a yaml's `inputs` do: cells of a csv are text.",
         {
@@ -140,7 +132,7 @@ DIFFERENCES: dict[str, Difference] = {
         },
     ),
     "flex_class_without_call": Difference(
-        _REFUSED, {"raised": ["UserError", "ToolValidationError", "PythonParsingError", "PythonLoadError"]}
+        _NAMED, {"raised": ["UserError", "ToolValidationError", "PythonParsingError", "PythonLoadError"]}
     ),
     "flex_aggregate_raises": Difference(
         "An `__aggregate__` that raises is told in the error summary; promptflow only logs it.",
@@ -153,15 +145,6 @@ DIFFERENCES: dict[str, Difference] = {
     "flex_aggregate_logs_metrics": Difference(
         "What `__aggregate__` logs and what it returns are both metrics; promptflow drops the first.",
         {"metrics": {"logged": 1, "returned": 2}},
-    ),
-    "flex_aggregate_with_two_parameters": Difference(
-        _REFUSED, {"raised": ["UserError", "ToolValidationError", "PythonParsingError", "PythonLoadError"]}
-    ),
-    "flex_entry_of_the_wrong_form": Difference(
-        _REFUSED, {"raised": ["UserError", "ValidationError", "InvalidFlowRequest", "FlowDefinitionError"]}
-    ),
-    "flex_module_not_there": Difference(
-        _REFUSED, {"raised": ["UserError", "ValidationError", "InvalidFlowRequest", "FlowDefinitionError"]}
     ),
     "the_annotations_of_a_function_itself": Difference(
         "Annotations give types, as a yaml's `inputs` do: cells of a csv are text.",
@@ -403,7 +386,7 @@ DIFFERENCES: dict[str, Difference] = {
         {"raised": ["UserError", "ValidationError", "InputMappingError"]},
     ),
     "prompty_without_a_header": Difference(
-        _REFUSED, {"raised": ["UserError", "ValidationError", "InvalidFlowRequest", "FlowDefinitionError"]}
+        _NAMED, {"raised": ["UserError", "ValidationError", "InvalidFlowRequest", "FlowDefinitionError"]}
     ),
     "prompty_with_the_whole_response": Difference(
         "`response: all` gives the response; promptflow cannot write it.",
