@@ -5,7 +5,6 @@ from __future__ import annotations
 import heapq
 import re
 import warnings
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow.definition.document import (
@@ -16,13 +15,13 @@ from prefect_batchflow.definition.document import (
     read_inputs,
     read_language,
     read_message_format,
-    read_service,
     refuse_other_keys,
     says_nothing,
 )
 from prefect_batchflow.definition.flow import Activate, Dag, Flow, FlowOutput, Literal, Node, Reference
 from prefect_batchflow.definition.includes import is_there, read_includes
 from prefect_batchflow.definition.node_connections import with_node_connections
+from prefect_batchflow.definition.other_language import flow_of_service
 from prefect_batchflow.definition.variants import with_variants
 from prefect_batchflow.exceptions import (
     DuplicateNodeName,
@@ -99,22 +98,14 @@ def flow_of_document(
         problems.add(InputNotFound, "top level", "no 'inputs'. Declare what each line brings: a batch runs over them.")
     outputs = _read_outputs(document, problems)
     if language != "python":
-        service, environment = read_service(document, problems), read_environment(document, problems)
-        includes = read_includes(document, file.parent, problems)
-        problems.raise_any()
-        if any(node.get("aggregation") for node in document.get("nodes") or [] if isinstance(node, dict)):
-            service = replace(service, aggregation=True)
-        program = Dag((), outputs)
-        return Flow(
-            file.parent.name,
+        return flow_of_service(
+            document,
+            file,
             working_dir,
-            program,
+            Dag((), outputs),
             inputs,
+            problems,
             language=language,
-            definition_file=file,
-            service=service,
-            environment_variables=environment,
-            additional_includes=includes,
             message_format=message_format,
         )
     refuse_other_keys(document, FLOW_KEYS, "top level", problems)

@@ -20,11 +20,11 @@ from prefect_batchflow.definition.document import (
     read_inputs,
     read_language,
     read_message_format,
-    read_service,
     refuse_other_keys,
 )
 from prefect_batchflow.definition.flow import Entry, Flow
 from prefect_batchflow.definition.includes import is_there, read_includes
+from prefect_batchflow.definition.other_language import flow_of_service
 from prefect_batchflow.exceptions import FlowDefinitionError, InvalidFlexFlowEntry, PythonLoadError
 
 if TYPE_CHECKING:
@@ -58,21 +58,8 @@ def flow_of_document(document: dict[str, Any], file: Path, working_dir: Path) ->
     read_message_format(document, problems, known=("basic",))
     inputs = read_inputs(document, "inputs", problems, empty_is_none=True)
     if language != "python":
-        service, environment = read_service(document, problems), read_environment(document, problems)
-        includes = read_includes(document, file.parent, problems)
-        problems.raise_any()
         entry = Entry(module="", attribute=str(document["entry"]))
-        return Flow(
-            file.parent.name,
-            working_dir,
-            entry,
-            inputs,
-            language=language,
-            definition_file=file,
-            service=service,
-            environment_variables=environment,
-            additional_includes=includes,
-        )
+        return flow_of_service(document, file, working_dir, entry, inputs, problems, language=language)
     refuse_other_keys(document, FLOW_KEYS, "top level", problems)
     environment = read_environment(document, problems)
     includes = read_includes(document, file.parent, problems)
