@@ -182,7 +182,7 @@ async def batch_run(
         if current_flow_run().deployment_id is not None:
             check_roots(request, os.environ.get(ROOTS_VARIABLE, ""))
         work = asyncio.ensure_future(BatchRun(request, live).run())
-        with signals_cancel(live.cancel, work.cancel):
+        with signals_cancel(lambda reason, drain: live.cancel(reason, drain=drain), work.cancel):
             result = await _uncancelled(work, live)
     except BatchflowException as exc:
         live.failure = exc

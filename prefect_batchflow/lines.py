@@ -31,7 +31,7 @@ from prefect_batchflow.inputs.types import CONVERSION_ERRORS, CONVERTERS
 from prefect_batchflow.tools.multimedia import holds_images
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from prefect_batchflow.definition.flow import FlowInput
     from prefect_batchflow.inputs.formats import Row
@@ -67,6 +67,7 @@ def check(
     max_lines_count: int | None = None,
     *,
     row_faults: RowFaults = "refuse",
+    is_stopped: Callable[[], bool] = lambda: False,
 ) -> Inventory:
     """Read all data once and find everything that is wrong, before a line is run and paid for.
 
@@ -77,6 +78,7 @@ def check(
         max_lines_count: Rows read from each source; `None` is all.
         row_faults: Whether a row that cannot be read, or lacks a column that others have, stops the run or becomes a
             failed line. An unreadable row in a source with line numbers of its own always stops it.
+        is_stopped: Asked now and then; reading ends when nobody waits for it any more.
 
     Raises:
         InvalidUserData: Data that cannot be read; the message lists what is wrong with the mapping, too.
@@ -85,7 +87,7 @@ def check(
     """
     required = _required(flow_inputs)
     optional = [name for name in flow_inputs if name not in required]
-    return Checker(sources, required, optional, inputs_mapping or {}, row_faults).run(max_lines_count)
+    return Checker(sources, required, optional, inputs_mapping or {}, row_faults, is_stopped).run(max_lines_count)
 
 
 def read_lines(

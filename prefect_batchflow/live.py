@@ -70,30 +70,42 @@ class LiveRun:
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
         self._reason: str | None = None
-        self._on_cancel: Callable[[], None] | None = None
+        self._drains = False
+        self._on_cancel: Callable[[bool], object] | None = None
 
     @property
     def cancel_reason(self) -> str | None:
         """Who cancelled the run; `None` while nobody did."""
         return self._reason
 
-    def cancel(self, reason: str = "Canceled by the caller.") -> None:
-        """Ask the run to end, from any thread; the first reason stays."""
+    @property
+    def drains(self) -> bool:
+        """Whether it was cancelled, and the lines that run may come to their ends."""
+        return self._drains
+
+    def cancel(self, reason: str = "Canceled by the caller.", *, drain: bool = False) -> None:
+        """Ask the run to end, from any thread; the first reason stays.
+
+        Args:
+            reason: Who asks.
+            drain: Give the lines that run some seconds to end; a second call without it takes them away.
+        """
         with self._lock:
-            if self._reason is not None:
+            if self._reason is not None and (drain or not self._drains):
                 return
-            self._reason = reason
+            self._reason = self._reason or reason
+            self._drains = drain
             on_cancel = self._on_cancel
         if on_cancel is not None:
-            on_cancel()
+            on_cancel(drain)
 
-    def when_cancelled(self, call: Callable[[], None]) -> None:
-        """Have `call` made once, from any thread, when the run is cancelled, or at once if it is."""
+    def when_cancelled(self, call: Callable[[bool], object]) -> None:
+        """Have `call` made, from any thread, when the run is cancelled, or at once if it is; given whether it drains."""
         with self._lock:
             self._on_cancel = call
             cancelled = self._reason is not None
         if cancelled:
-            call()
+            call(self._drains)
 
 
 _live: contextvars.ContextVar[LiveRun | None] = contextvars.ContextVar("live_run", default=None)

@@ -14,7 +14,7 @@ import tempfile
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 from prefect.context import FlowRunContext
@@ -98,9 +98,11 @@ from prefect_batchflow.tasks import Chunk, LineRunner, chunk_task, completed_lin
 from prefect_batchflow.window import Window
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 
     from prefect.client.schemas.objects import FlowRun
+
+T = TypeVar("T")
 
 LINE_GRANULARITY_UP_TO = 1_000
 """Lines for which `auto` makes a task run each."""
@@ -119,6 +121,8 @@ WRITE_GRACE_SEC = 5.0
 """How long the write that is going on when a run is stopped may take; what is not written by then is not done."""
 STOP_GRACE_SEC = 3.0
 """How long the lines of a stopped run may take to end and be written."""
+DRAIN_SEC = 5.0
+"""How long lines that run may go on after the first Ctrl-C; with what follows, the run ends within 10 s of it."""
 REPORT_EVERY_SEC = 0.25
 LOOK_FOR_CANCEL_EVERY_SEC = 2.0
 
@@ -157,6 +161,8 @@ class BatchRun:
         self.clock = time.monotonic()
         self.batch_error: BatchflowException | None = None
         self.runner: LineRunner | None = None
+        self._is_stopped = False
+        """By somebody, by the run's time limit, or by a failure that is no line's."""
         self.changed_lines: set[int] = set()
         """Lines that an earlier session has no fitting record of: what it has does not count any more."""
         self.numbers: set[int] | None = None
@@ -185,25 +191,54 @@ class BatchRun:
         self.connections = {**await load_connections(self.request.connections), **(self.live.connections or {})}
         self.executor = self._executor()
         try:
-            self.flow = self.flow.described(description := await self._start())
-            self.files = await open_storage(self.request.storage)
-            self.sources = await self._open_sources()
-            self.inventory = await asyncio.to_thread(
-                check, self.sources, self.flow.inputs, self.request.inputs_mapping, self.options.max_lines_count
-            )
-            if any(source.own_numbers for source in self.inventory.sources):
-                self.numbers = set()
-            for note in self.inventory.notes:
-                self._note(note)
-            await self._check_before_writing()
+            description = await self._unless_stopped(self._prepare())
+            if description is None:
+                return await self._stopped_before_lines()
             async with Lease(self.files, self.keys, self._on_lease_lost):
                 index = await self._open_run()
                 await self._run_lines(index)
-                if description.has_aggregation and not self._stopped:
+                if description.has_aggregation and not self._is_stopped:
                     await self._aggregate()
                 return await self._report()
         finally:
             await self.executor.close()
+
+    async def _prepare(self) -> FlowDescription:
+        """Load the flow, open the storage and check the data: all that may refuse the run, and writes nothing."""
+        self.flow = self.flow.described(description := await self._start())
+        self.files = await open_storage(self.request.storage)
+        self.sources = await self._open_sources()
+        self.inventory = await asyncio.to_thread(
+            check,
+            self.sources,
+            self.flow.inputs,
+            self.request.inputs_mapping,
+            self.options.max_lines_count,
+            is_stopped=lambda: self._is_stopped,
+        )
+        if any(source.own_numbers for source in self.inventory.sources):
+            self.numbers = set()
+        for note in self.inventory.notes:
+            self._note(note)
+        await self._check_before_writing()
+        return description
+
+    async def _unless_stopped(self, stage: Coroutine[Any, Any, T]) -> T | None:
+        """What a stage gives; `None` when the run is stopped before it ends."""
+        work = asyncio.ensure_future(stage)
+        try:
+            with self._stopping(work.cancel):
+                await asyncio.wait({work})
+        finally:
+            work.cancel()
+        return None if work.cancelled() else work.result()
+
+    async def _stopped_before_lines(self) -> BatchResult:
+        """The result of a run of which nobody knows the lines; nothing of it is in the storage."""
+        self._note("Stopped before the data was read: no line has begun, and nothing was written.")
+        self.live.result = self._batch_result(total_lines=0)
+        await self._hand_in()
+        return self.live.result
 
     def _on_lease_lost(self, exc: RunInUseError) -> None:
         if self.runner is not None:
@@ -439,10 +474,6 @@ class BatchRun:
 
     # --- lines -------------------------------------------------------------------------------------------------------
 
-    @property
-    def _stopped(self) -> bool:
-        return self.runner is not None and self.runner.stopped
-
     async def _run_lines(self, index: RecordIndex) -> None:
         """Feed the lines that are not done to a window of task runs, and count what comes back."""
         total = self.inventory.total_lines
@@ -548,11 +579,21 @@ class BatchRun:
     def _stopping(self, also: Callable[[], object]) -> Iterator[None]:
         """Let a cancel, the run's time limit or a failing storage stop the lines, and what `also` stops."""
         runner, loop = self.runner, asyncio.get_running_loop()
-        assert runner is not None
+        timers: list[asyncio.TimerHandle] = []
 
         def stop() -> None:
-            runner.stop()
+            self._is_stopped = True
+            if runner is not None:
+                runner.stop()
             also()
+
+        def drain() -> None:
+            if runner is None:
+                stop()
+                return
+            self._is_stopped = True
+            runner.stop(drain=True)
+            timers.append(loop.call_later(DRAIN_SEC, stop))
 
         def on_limit() -> None:
             limit = self.options.batch_timeout_sec
@@ -562,21 +603,17 @@ class BatchRun:
             )
             stop()
 
-        timer = None
         if self.options.batch_timeout_sec is not None:
             left = self.options.batch_timeout_sec - (time.monotonic() - self.clock)
-            timer = loop.call_later(max(left, 0), on_limit)
-        runner.on_failure = stop
-
-        def on_cancel() -> None:
-            loop.call_soon_threadsafe(stop)
-
-        self.live.when_cancelled(on_cancel)
+            timers.append(loop.call_later(max(left, 0), on_limit))
+        if runner is not None:
+            runner.on_failure = stop
+        self.live.when_cancelled(lambda drains: loop.call_soon_threadsafe(drain if drains else stop))
         try:
             yield
         finally:
-            self.live.when_cancelled(lambda: None)
-            if timer is not None:
+            self.live.when_cancelled(lambda _: None)
+            for timer in timers:
                 timer.cancel()
 
     async def _watch(self, progress: Progress, window: Window) -> None:
@@ -650,23 +687,19 @@ class BatchRun:
 
     async def _aggregate(self) -> None:
         """Run the aggregation, unless the run is stopped before it ends."""
-        work = asyncio.ensure_future(
-            aggregate(
-                self.executor,
-                self._newest_records(),
-                run_id=self.request.run_id,
-                image_folders={"": str(self.flow.working_dir), **{s.name: s.folder for s in self.sources}},
-                timeout_sec=self.options.policy.timeout_sec,
-            )
+        work = aggregate(
+            self.executor,
+            self._newest_records(),
+            run_id=self.request.run_id,
+            image_folders={"": str(self.flow.working_dir), **{s.name: s.folder for s in self.sources}},
+            timeout_sec=self.options.policy.timeout_sec,
         )
-        with self._stopping(work.cancel):
-            await asyncio.wait({work})
+        aggregation = await self._unless_stopped(work)
         if self.runner is not None and self.runner.failure is not None:
             raise self.runner.failure
-        if work.cancelled():
+        if aggregation is None:
             self._note("The aggregation was stopped before it ended; there are no metrics.")
             return
-        aggregation = work.result()
         self.tally.add_aggregation(aggregation)
         if self.live.run_storage is not None:
             for info in aggregation.node_run_infos.values():
@@ -675,14 +708,7 @@ class BatchRun:
 
     async def _report(self) -> BatchResult:
         """Sum up, write the files people take away, and show it in Prefect."""
-        canceled = self._stopped and self.batch_error is None
-        result = self.tally.batch_result(
-            self.inventory.total_lines,
-            self.start_time,
-            datetime.now(UTC),
-            status=Status.Canceled if canceled else Status.Completed,
-            batch_error=error_dict(self.batch_error) if self.batch_error else None,
-        )
+        result = self._batch_result(self.inventory.total_lines)
         await write_outputs(
             self.files, self.keys, self._newest_records(), result, self.output_dir, self.flow.message_format
         )
@@ -691,6 +717,16 @@ class BatchRun:
         self.live.result = result
         await self._hand_in()
         return result
+
+    def _batch_result(self, total_lines: int) -> BatchResult:
+        canceled = self._is_stopped and self.batch_error is None
+        return self.tally.batch_result(
+            total_lines,
+            self.start_time,
+            datetime.now(UTC),
+            status=Status.Canceled if canceled else Status.Completed,
+            batch_error=error_dict(self.batch_error) if self.batch_error else None,
+        )
 
     async def _write_artifacts(self, result: BatchResult) -> None:
         run_id = self.request.run_id
@@ -727,9 +763,9 @@ class BatchRun:
         if not has_own_server():
             return
         # A stopped run has task runs that never reported; its caller waits for the result.
-        most_sec = STOP_GRACE_SEC if self._stopped else None
+        most_sec = STOP_GRACE_SEC if self._is_stopped else None
         missing = await wait_until_recorded(self.flow_run.id, self.task_runs, most_sec)
-        if missing and not self._stopped:
+        if missing and not self._is_stopped:
             self._note(
                 f"{missing} of {self.task_runs} task runs had not reached Prefect's own server when the run ended; its "
                 "records are whole. With a server that keeps running (prefect server start) none are missed."

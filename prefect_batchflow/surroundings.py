@@ -28,27 +28,30 @@ if TYPE_CHECKING:
     from uuid import UUID
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SIGNALS_UNTIL_GIVEN_UP = 3
 ANSWER_SEC = 5.0
 GONE_AFTER_SEC = 10.0
 """A server that takes so long for the simplest answer counts as gone; a busy one took 1.1 s at most."""
 
 
 @contextlib.contextmanager
-def signals_cancel(cancel: Callable[[str], None], abandon: Callable[[], object]) -> Iterator[None]:
-    """Let the first signal cancel the run, and the second one give it up; the third finds the caller's own handlers.
+def signals_cancel(cancel: Callable[[str, bool], None], abandon: Callable[[], object]) -> Iterator[None]:
+    """Let signals end the run, each one more firmly.
 
+    The first Ctrl-C drains: lines that run may end, for some seconds. A second signal, or SIGTERM and SIGHUP at once, ends
+    the lines too, still with a partial result. The third gives the run up, and the fourth finds the caller's own handlers.
     Only in the main thread, since elsewhere signals reach nothing; signals that are ignored, as under `nohup`, stay so.
 
     Args:
-        cancel: Ends the run with a partial result; given why.
-        abandon: Ends it at once, without.
+        cancel: Ends the run with a partial result; given why, and whether it drains.
+        abandon: Ends it without.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     loop = asyncio.get_running_loop()
     before = {n: handler for n in SIGNALS if (handler := signal.getsignal(n)) is not signal.SIG_IGN}
-    heard = False
+    heard = 0
 
     def restore() -> None:
         for number, handler in before.items():
@@ -58,11 +61,11 @@ def signals_cancel(cancel: Callable[[str], None], abandon: Callable[[], object])
 
     def on_signal(number: signal.Signals) -> None:
         nonlocal heard
-        if heard:
+        heard += 1
+        if heard == SIGNALS_UNTIL_GIVEN_UP:
             restore()
             abandon()
-        heard = True
-        cancel(f"Canceled by {number.name}.")
+        cancel(f"Canceled by {number.name}.", heard == 1 and number == signal.SIGINT)
 
     for number in before:
         loop.add_signal_handler(number, on_signal, number)

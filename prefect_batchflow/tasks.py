@@ -109,18 +109,27 @@ class LineRunner:
         self._persisted = persisted
         self._not_before: dict[int, float] = {}
         """By line, the moment its next attempt may begin, where the failed one's error names one; monotonic."""
-        self._attempts: set[asyncio.Task[LineOutcome | None]] = set()
+        self._attempts: dict[asyncio.Task[LineOutcome], int] = {}
+        """Those that go on, and the numbers of their lines."""
+        self._ended_lines = False
         self._gathering = _Group()
         self._writing: asyncio.Task[None] | None = None
 
-    def stop(self) -> None:
-        """Let no line go on: those that run are ended, those that wait are not begun. Idempotent."""
-        if not self.stopped:
-            self.stopped = True
-            self._stopping.set()
-            self.canceled = self.executor.running()
-        for attempt in self._attempts:
-            attempt.cancel()
+    def stop(self, *, drain: bool = False) -> None:
+        """Let no line begin or be tried again, and end those that run. Idempotent.
+
+        Args:
+            drain: Leave those that run to their own ends, until a call without it.
+        """
+        self.stopped = True
+        self._stopping.set()
+        running = self.executor.running()
+        if not drain and not self._ended_lines:
+            self._ended_lines = True
+            self.canceled = running
+        for attempt, number in self._attempts.items():
+            if not (drain and number in running):
+                attempt.cancel()
 
     def is_final(self, receipt: Receipt) -> bool:
         """Whether no further attempt follows."""
@@ -135,7 +144,7 @@ class LineRunner:
         if self.stopped:
             return None
         work = asyncio.ensure_future(self.executor.run_line(line, attempt=attempt, timeout_sec=self.policy.timeout_sec))
-        self._attempts.add(work)
+        self._attempts[work] = line.line_number
         try:
             outcome = await work
         except asyncio.CancelledError:
@@ -146,7 +155,7 @@ class LineRunner:
             self.fail(exc)
             raise
         finally:
-            self._attempts.discard(work)
+            self._attempts.pop(work, None)
             # The caller was cancelled, not the work: it must not go on unseen.
             work.cancel()
         if self.is_final(outcome.receipt):

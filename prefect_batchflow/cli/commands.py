@@ -76,6 +76,9 @@ OWN_SERVER_TEXT: Final = (
     "and PREFECT_API_URL set to its address."
 )
 
+ENDS_TEXT: Final = "The lines in work are ended, what is done is kept."
+DRAINS_TEXT: Final = "The lines in work have some seconds to end; again ends them now."
+
 app = App(
     name="batchflow",
     help=(
@@ -454,7 +457,7 @@ def _run(
             last[:] = [report]
             progress.update(report)
             if live.cancel_reason:
-                progress.say(f"{live.cancel_reason} The lines in work are ended, what is done is kept.")
+                progress.say(f"{live.cancel_reason} {DRAINS_TEXT if live.drains else ENDS_TEXT}")
 
         live = LiveRun(listener=listen, resume_storage=begun, environment_variables=environment)
         if has_own_server():
@@ -465,6 +468,10 @@ def _run(
             if live.cancel_reason or is_signal(exc.__cause__):
                 raise KeyboardInterrupt from exc
             raise
+        if result.total_lines == 0:  # stopped before its data was read: there is no run to show
+            if error := result.error_summary.batch_error_dict:
+                raise BatchRunTimeoutError(str(error["message"]))
+            raise KeyboardInterrupt
         stored = _awaited(_read(run_id, storage))
     if live.tally is not None:
         stored = replace(stored, error_groups=live.tally.error_groups)

@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from prefect_batchflow.execution import wire
-from prefect_batchflow.execution.replies import LineOutput, Writer, aggregate_reply, line_reply
+from prefect_batchflow.execution.replies import LineOutput, Printed, Writer, aggregate_reply, line_reply
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,12 +71,13 @@ async def _host(program: Program, fd: int, write: Writer, lines_at_once: int, sc
     running: dict[int, asyncio.Task[None]] = {}
     cancelled: set[int] = set()
     """Those that the engine wants ended."""
+    outputs: dict[int, Printed] = {}
     unpacker = wire.Unpacker()
     closed = asyncio.Event()
 
     async def run_line(head: dict[str, Any], body: bytes) -> None:
         threads.job.set(head["id"])
-        printed = LineOutput.begin()
+        printed = outputs[head["id"]] = LineOutput.begin()
         inputs = json.loads(body)
         try:
             record = await program.run_line_async(head["line_number"], inputs, head.get("images"))
@@ -96,8 +97,9 @@ async def _host(program: Program, fd: int, write: Writer, lines_at_once: int, sc
             cancelled.add(key)
             task.cancel()
             loop.call_later(OBEY_WITHIN_SEC, look_after, key)
-        # Said whether or not the line obeys: it shows that the loop still turns.
-        write(wire.pack({"op": "canceled", "id": key}))
+        # Said whether or not the line obeys: it shows that the loop still turns. No record follows that has its output.
+        printed = outputs[key].text(scrubber) if key in outputs else ""
+        write(wire.pack({"op": "canceled", "id": key}, printed.encode("utf-8", "backslashreplace")))
 
     def look_after(key: int) -> None:
         if key in running or threads.are_busy_with(key):
@@ -106,6 +108,7 @@ async def _host(program: Program, fd: int, write: Writer, lines_at_once: int, sc
 
     def on_end(key: int, task: asyncio.Task[None]) -> None:
         del running[key]
+        outputs.pop(key, None)
         cancelled.discard(key)
         if task.cancelled():
             return

@@ -140,9 +140,7 @@ class WorkerPool:
             error = error_dict(exc)
         else:
             return LineOutcome(_receipt(line, attempt, reply), record, inputs)
-        assert job.worker is not None, "a job that nobody had neither times out nor crashes"
-        logs = job.worker.tail if self._lines_per_worker == 1 else ""
-        return failed_outcome(line, attempt=attempt, error=error, duration_sec=job.duration_sec, logs=logs)
+        return failed_outcome(line, attempt=attempt, error=error, duration_sec=job.duration_sec, logs=job.logs)
 
     async def aggregate(self, lines: Sequence[Mapping[str, Any]], *, timeout_sec: float) -> dict[str, Any]:
         """Run the aggregation in a worker; a crash or a hang of it is its error, like an exception."""

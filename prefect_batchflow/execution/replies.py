@@ -19,7 +19,7 @@ LOG_LIMIT = 64 * 1024
 """Characters of a line's output that its record keeps."""
 
 
-class _Printed:
+class Printed:
     """What one line printed: its beginning, for a line that prints without end must not fill the memory."""
 
     def __init__(self) -> None:
@@ -49,9 +49,9 @@ class LineOutput(io.TextIOBase):
     What is passed on is read there only when the line's process dies; a copy in the line's record is enough otherwise.
     """
 
-    _printed: ContextVar[_Printed | None] = ContextVar("_printed", default=None)
+    _printed: ContextVar[Printed | None] = ContextVar("_printed", default=None)
 
-    only: ClassVar[_Printed | None] = None
+    only: ClassVar[Printed | None] = None
     """Of the one line that runs, if lines come one at a time: its threads have no context of it."""
 
     def __init__(self, fd: int) -> None:
@@ -81,14 +81,14 @@ class LineOutput(io.TextIOBase):
         return len(text)
 
     @classmethod
-    def begin(cls) -> _Printed:
+    def begin(cls) -> Printed:
         """Keep what is printed from here on, in this context."""
-        printed = _Printed()
+        printed = Printed()
         cls._printed.set(printed)
         return printed
 
 
-def line_reply(head: dict[str, Any], record: dict[str, Any], printed: _Printed, scrubber: Scrubber) -> bytes:
+def line_reply(head: dict[str, Any], record: dict[str, Any], printed: Printed, scrubber: Scrubber) -> bytes:
     """A line's record, and of it what the engine needs to know at once."""
     record["line_number"] = head["line_number"]
     record["attempt"] = head["attempt"]

@@ -67,6 +67,8 @@ class Job:
     """When its worker began it, on the monotonic clock."""
     deadline: asyncio.TimerHandle | None = None
     timed_out: bool = False
+    logs: str = ""
+    """What it has printed, of one that comes to no answer."""
     deaths: int = 0
     """How many workers died of themselves when it was the next one and not begun."""
 
@@ -112,6 +114,8 @@ class WorkerProcess:
         """It gets no more lines, and ends with those it has."""
         self._gone = False
         self._tail = bytearray()
+        self._tail_of: Job | None = None
+        """The one job whose output the tail is; `None` when several run, or ran."""
         self._scrubber = scrubber
         self._line_sec: float | None = None
         """What its lines take, smoothed."""
@@ -150,7 +154,7 @@ class WorkerProcess:
 
     @property
     def tail(self) -> str:
-        """The end of what it printed since its current job began, without secrets."""
+        """The end of what it printed since its current job began, or its first of several, without secrets."""
         text = bytes(self._tail).decode("utf-8", "replace")
         is_cut = len(self._tail) == TAIL_BYTES
         return self._scrubber.end(text) if is_cut else self._scrubber.text(text)
@@ -216,10 +220,11 @@ class WorkerProcess:
         for job in jobs:
             job.worker = self
             self.jobs[job.key] = job
-            if self.lines_at_once > 1:
-                self._begin(job)
-            elif len(self.jobs) == 1:
+            if len(self.jobs) == 1:
                 self._tail.clear()
+                self._begin(job)
+            elif self.lines_at_once > 1:
+                self._tail_of = None
                 self._begin(job)
         self._stdin.write(b"".join(wire.pack({**job.head, "id": job.key}, job.body) for job in jobs))
 
@@ -266,6 +271,8 @@ class WorkerProcess:
             self._stdin.write(wire.pack({"op": "cancel", "id": job.key}))
 
     def _begin(self, job: Job) -> None:
+        if self.lines_at_once == 1 or len(self.jobs) == 1:
+            self._tail_of = job
         job.began = time.monotonic()
         job.deadline = asyncio.get_running_loop().call_later(job.timeout_sec, self._on_deadline, job)
 
@@ -316,6 +323,7 @@ class WorkerProcess:
             if op != "canceled":
                 self._answered(job, head, body)
             elif job.timed_out:
+                job.logs = body.decode()
                 self._drop(job)
                 if not job.answer.done():
                     job.answer.set_exception(TimeoutError())
@@ -370,6 +378,8 @@ class WorkerProcess:
             begun -= self._take_permits_back().count(wire.RUN)
         self._close_permits()
         self.jobs.clear()
+        if self._tail_of is not None:
+            self._tail_of.logs = self.tail
         for job in jobs:
             if job.deadline is not None:
                 job.deadline.cancel()

@@ -14,7 +14,7 @@ from prefect_batchflow.inputs.formats import shorten
 from prefect_batchflow.inputs.survey import MAX_LISTED, Problems, SourceSummary, Survey, places_of, survey_source
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from prefect_batchflow.inputs.readers import Source
 
@@ -46,6 +46,7 @@ class Checker:
         optional: The flow's inputs with one.
         given: `inputs_mapping` as the user wrote it.
         row_faults: What a row costs that cannot be read, or lacks a column that others have.
+        is_stopped: Whether nobody waits for the answer any more.
     """
 
     sources: Sequence[Source]
@@ -53,6 +54,7 @@ class Checker:
     optional: Collection[str]
     given: Mapping[str, Any]
     row_faults: RowFaults = "refuse"
+    is_stopped: Callable[[], bool] = lambda: False
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -129,7 +131,7 @@ class Checker:
                     wanted[source_name].add(column)
         for source in self.sources:
             try:
-                self.surveys[source.name] = survey_source(source, wanted[source.name], max_rows)
+                self.surveys[source.name] = survey_source(source, wanted[source.name], max_rows, self.is_stopped)
             except InvalidUserData as exc:
                 self._bad_data.add(exc.message)
         if self._bad_data.count:

@@ -12,12 +12,15 @@ from prefect_batchflow.exceptions import InvalidUserData
 from prefect_batchflow.inputs.mapping import LINE_NUMBER, parse_line_number
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from prefect_batchflow.inputs.readers import Source
 
 MAX_LISTED = 20
 """Problems listed in a message; the others are counted."""
+
+ROWS_UNASKED = 1_000
+"""Rows read before it is asked again whether reading was stopped."""
 
 _MAX_COLUMNS = 10_000
 
@@ -87,16 +90,22 @@ class Survey:
     """Rows left out since they have no `line_number` where others have."""
 
 
-def survey_source(source: Source, columns: Collection[str], max_rows: int | None = None) -> Survey:
+def survey_source(
+    source: Source,
+    columns: Collection[str],
+    max_rows: int | None = None,
+    is_stopped: Callable[[], bool] = lambda: False,
+) -> Survey:
     """Read a source once, a row in memory at a time.
 
     Args:
         source: What to read.
         columns: The columns whose absence is of interest.
         max_rows: Rows to read; `None` is all. One more is looked at, to tell whether there are more.
+        is_stopped: Asked every `ROWS_UNASKED` rows; once it is true, reading ends.
 
     Raises:
-        InvalidUserData: The source as a whole cannot be read.
+        InvalidUserData: The source as a whole cannot be read, or reading was stopped.
     """
     digest = hashlib.sha256()
     met: dict[str, None] = {}
@@ -107,6 +116,8 @@ def survey_source(source: Source, columns: Collection[str], max_rows: int | None
     rows = source.rows(digest.update)
     for position, row in enumerate(islice(rows, max_rows)):
         count = position + 1
+        if count % ROWS_UNASKED == 0 and is_stopped():
+            raise InvalidUserData(f"Source '{source.name}': reading was stopped after {count} rows.")
         if row.error:
             unreadable.add(row.error.message)
             continue

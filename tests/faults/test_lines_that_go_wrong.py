@@ -1,0 +1,101 @@
+"""F3, F4, F5: lines that crash, hang and eat memory cost themselves only, each in its own class, and leave nothing behind."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import pytest
+from faulted_run import FLOW, FaultedRun
+from pools import is_alive
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterTags
+from waiting import wait_until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(240)]
+
+LIMIT_SEC = 2.0
+GONE_AFTER_LIMIT_SEC = 2.0
+CRASHED, HUNG, OUT_OF_MEMORY = "ProcessCrashError", "LineExecutionTimeoutError", "LineOutOfMemoryError"
+CODES = {
+    "segfault": CRASHED,
+    "exit": CRASHED,
+    "stack": CRASHED,
+    "kill": CRASHED,
+    "hang in C": HUNG,
+    "hang with a grandchild": HUNG,
+    "stop": HUNG,
+    "memory": OUT_OF_MEMORY,
+    "raise": "ScriptExecutionError",
+}
+STATES = {CRASHED: "ProcessCrashed", HUNG: "TimedOut", OUT_OF_MEMORY: "OutOfMemory", "ScriptExecutionError": "Failed"}
+
+
+class Hanging:
+    """The processes that are to be ended by the limit, and how long each of them lived."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "held"
+        self.lived: dict[int, float] = {}
+        self._began: dict[int, float] = {}
+
+    def look(self) -> None:
+        """Take in which have begun, and which are gone since the last look."""
+        if self._path.exists():
+            lines = self._path.read_text().splitlines()
+            self._began = {int(pid): float(moment) for pid, moment in map(str.split, lines)}
+        for pid, moment in self._began.items():
+            if pid not in self.lived and not is_alive(pid):
+                self.lived[pid] = time.monotonic() - moment
+
+
+@pytest.mark.parametrize("granularity", ["line", "chunk"])
+def test_each_line_fails_in_its_own_class_and_no_other_line_fails(granularity: str, tmp_path: Path) -> None:
+    faults = [*CODES, *[""] * 11] * 5
+    options = ["--granularity", granularity, "--line-timeout", str(LIMIT_SEC), "--line-memory-mb", "64"]
+    run = FaultedRun(tmp_path, faults, *options)
+    hanging = Hanging(tmp_path)
+
+    process = run.start()
+    wait_until(lambda: hanging.look() or process.poll() is not None, description="the run ends", timeout_sec=100)
+    hanging.look()
+
+    assert process.returncode == 3, "lines failed"
+    assert run.codes() == {n: CODES[fault] for n, fault in enumerate(faults) if fault}
+    assert len(hanging.lived) == 4 * 5
+    assert max(hanging.lived.values()) < LIMIT_SEC + GONE_AFTER_LIMIT_SEC
+    printed = {n: record["logs"] for n, record in run.records().items() if faults[n]}
+    assert all(f"line {n} does: {faults[n]}\n" in text for n, text in printed.items()), printed
+    if granularity == "line":
+        expected = Counter(STATES[CODES[fault]] if fault else "Completed" for fault in faults)
+        wait_until(lambda: task_run_states("r") == expected, description=f"Prefect shows {expected}")
+    run.check_invariants()
+
+
+@pytest.mark.parametrize("fault", ["exit", "hang in C"])
+def test_an_async_line_that_takes_the_others_with_it_fails_alone(fault: str, tmp_path: Path) -> None:
+    faults = [fault if n == 30 else "waits for ever" if n == 45 else "" for n in range(60)]
+    flow = FLOW.replace(":main", ":main_async")
+    run = FaultedRun(tmp_path, faults, "--line-timeout", str(LIMIT_SEC), "--max-concurrency", "8", flow=flow)
+
+    assert run.ended(run.start()) == 3
+
+    assert run.codes() == {30: CODES[fault], 45: HUNG}
+    records = run.records()
+    assert {record["attempt"] for record in records.values()} == {1}
+    assert [f"line {n} does: {faults[n]}\n" in records[n]["logs"] for n in (30, 45)] == [True, True]
+    run.check_invariants()
+
+
+def task_run_states(run_id: str) -> Counter[str]:
+    """How many task runs of a run the server shows in each state."""
+    tagged = TaskRunFilter(tags=TaskRunFilterTags(all_=[f"run:{run_id}"]))
+    found: Counter[str] = Counter()
+    with get_client(sync_client=True) as client:
+        while page := client.read_task_runs(task_run_filter=tagged, limit=200, offset=found.total()):
+            found.update(str(task_run.state_name) for task_run in page)
+    return found
