@@ -69,7 +69,7 @@ _KEPT = "A line's record holds its images whole; they become files, named by the
 
 DIFFERENCES: dict[str, Difference] = {
     "an_image_given_on": Difference(_KEPT, {"outputs": [{"line_number": 0, "out": _PIXEL}]}),
-    "flex_that_makes_an_image_for_its_aggregation": Difference(
+    "an_image_made_for_an_aggregation": Difference(
         _KEPT,
         {
             "outputs": [

@@ -158,7 +158,7 @@ case(
     **FLEX,
 )
 case(
-    "flex_that_makes_an_image_for_its_aggregation",
+    "an_image_made_for_an_aggregation",
     flex(
         SEEN + "\n    class Main:\n"
         "        def __call__(self, n: int):\n"
