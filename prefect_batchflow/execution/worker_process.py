@@ -234,11 +234,17 @@ class WorkerProcess:
         return jobs if self.lines_at_once > 1 else jobs[:1]
 
     def recall(self) -> list[Job]:
-        """Take back the jobs that it has not begun."""
+        """Take back the jobs that it has not begun, but the first one.
+
+        That one stays, with its limit, also where the system has not let the worker begin it yet: a worker without jobs
+        is one that waits for some, and this one would not be known to.
+        """
         permits = self._take_permits_back()
-        os.write(self._permits, wire.SKIP * len(permits))
         jobs = list(self.jobs.values())
-        jobs = jobs[len(jobs) - permits.count(wire.RUN) :]
+        begun = len(jobs) - permits.count(wire.RUN)
+        first = permits.find(wire.RUN) if begun == 0 and jobs else -1
+        os.write(self._permits, bytes((wire.RUN if at == first else wire.SKIP)[0] for at in range(len(permits))))
+        jobs = jobs[max(begun, 1) :]
         for job in jobs:
             del self.jobs[job.key]
         return jobs
@@ -273,7 +279,7 @@ class WorkerProcess:
     def _begin(self, job: Job) -> None:
         if self.lines_at_once == 1 or len(self.jobs) == 1:
             self._tail_of = job
-        job.began = time.monotonic()
+        job.began, job.timed_out = time.monotonic(), False
         job.deadline = asyncio.get_running_loop().call_later(job.timeout_sec, self._on_deadline, job)
 
     def _on_deadline(self, job: Job) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -116,6 +118,48 @@ async def test_the_end_of_a_worker_costs_no_line_behind_it(
     assert code_of(outcomes[BAD]) == code_of_bad
     assert began(tmp_path) == list(range(LINES))
     assert max(most_ahead) > 1
+
+
+@pytest.fixture
+def stopped(monkeypatch: pytest.MonkeyPatch) -> list[WorkerProcess]:
+    """The worker that gets no turn, as on a busy machine: the first that is sent several jobs, before it begins one."""
+    workers: list[WorkerProcess] = []
+    take = WorkerProcess.take
+
+    def stopping(self: WorkerProcess, jobs: list[Job]) -> None:
+        if not workers and not self.jobs and len(jobs) > 1:
+            workers.append(self)
+            os.kill(self.pid, signal.SIGSTOP)
+        take(self, jobs)
+
+    monkeypatch.setattr(WorkerProcess, "take", stopping)
+    return workers
+
+
+async def test_a_worker_that_gets_no_turn_for_a_while_runs_its_lines_then(
+    tmp_path: Path, stopped: list[WorkerProcess]
+) -> None:
+    async with running_pool(flow_of(tmp_path, code("pass")), worker_count=1) as pool:
+        tasks = [asyncio.create_task(run(pool, number, n=number)) for number in range(LINES)]
+        await eventually(lambda: stopped and len(stopped[0].jobs) <= 1, description="what was sent ahead is taken back")
+        os.kill(stopped[0].pid, signal.SIGCONT)
+        async with asyncio.timeout(30):
+            outcomes = await asyncio.gather(*tasks)
+
+    assert [outcome.parsed()["output"] for outcome in outcomes] == [{"output": number} for number in range(LINES)]
+    assert began(tmp_path) == list(range(LINES))
+
+
+async def test_a_worker_that_never_gets_a_turn_is_replaced_at_the_limit_of_its_line(
+    tmp_path: Path, stopped: list[WorkerProcess]
+) -> None:
+    async with running_pool(flow_of(tmp_path, code("pass")), worker_count=1) as pool:
+        async with asyncio.timeout(30):
+            outcomes = await asyncio.gather(*(run(pool, n, n=n, timeout_sec=2.0) for n in range(LINES)))
+
+    assert len(stopped) == 1
+    assert [outcome.parsed()["output"] for outcome in outcomes] == [{"output": number} for number in range(LINES)]
+    assert began(tmp_path) == list(range(LINES))
 
 
 async def test_a_line_sent_ahead_is_cancelled_without_its_worker(tmp_path: Path, most_ahead: list[int]) -> None:
