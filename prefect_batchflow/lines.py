@@ -137,12 +137,14 @@ def chunks(lines: Iterable[Line], size: int) -> Iterator[list[Line]]:
         yield chunk
 
 
+INPUT_HASH_DIGITS = 16
+
 _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 
 def input_hash(inputs: Mapping[str, Any]) -> str:
     """Give the 16 hexadecimal digits by which a resume knows a line's inputs again, whatever their order."""
-    return hashlib.sha256(_canonical(inputs).encode()).hexdigest()[:16]
+    return hashlib.sha256(_canonical(inputs).encode()).hexdigest()[:INPUT_HASH_DIGITS]
 
 
 def _unchanged(source: Source, summary: SourceSummary) -> Iterator[Row]:

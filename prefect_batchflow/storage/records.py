@@ -10,10 +10,16 @@ Nothing is overwritten. Of several records of one line the one of the newest ses
 
 from __future__ import annotations
 
+import asyncio
+import collections
+import contextlib
 import hashlib
 import heapq
+import itertools
 import json
-from dataclasses import dataclass, field
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from prefect.results import ResultStore
@@ -21,11 +27,12 @@ from prefect.serializers import Serializer
 from pydantic import Field
 
 from prefect_batchflow.exceptions import RecordCorruptError, StorageError
+from prefect_batchflow.lines import INPUT_HASH_DIGITS
 from prefect_batchflow.results import Receipt, Status, Tokens, receipt_error
 from prefect_batchflow.storage.keys import RunKeys, SegmentName
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
     from pathlib import Path
 
     from prefect.filesystems import WritableFileSystem
@@ -33,6 +40,8 @@ if TYPE_CHECKING:
     from prefect_batchflow.execution.executor import LineOutcome
 
 FORMAT = 1
+READ_AHEAD = 8
+"""Segments read at once, where all are read."""
 SEGMENT_TYPE = "batchflow-segment"
 _MALFORMED = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
 
@@ -97,18 +106,18 @@ class Stored:
         return (self.session, self.receipt.attempt)
 
 
-@dataclass(slots=True)
 class RecordIndex:
-    """The newest record of each line that has one."""
+    """The newest record of each line that has one; some 200 bytes a completed line, since a run may have a million."""
 
-    lines: dict[int, Stored] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.lines: Mapping[int, Stored] = (lines := _Lines())
+        self._lines = lines
 
     def add(self, stored: Stored) -> None:
         """Count a record in, if it is newer than what is known."""
-        number = stored.receipt.line_number
-        known = self.lines.get(number)
-        if known is None or stored.order >= known.order:
-            self.lines[number] = stored
+        known = self._lines.order(stored.receipt.line_number)
+        if known is None or stored.order >= known:
+            self._lines.keep(stored)
 
     def completed(self, line_number: int, input_hash: str) -> Receipt | None:
         """The receipt of a line that is done, with just these inputs; else `None`."""
@@ -116,6 +125,81 @@ class RecordIndex:
         if stored is None or stored.receipt.status != "Completed" or stored.input_hash != input_hash:
             return None
         return stored.receipt
+
+
+class _Lines(Mapping[int, Stored]):
+    """What is known of lines, by line_number: completed ones packed, for they are many and alike."""
+
+    _PACKED = struct.Struct("<IIdQQQI8s")
+    """Session, attempt, seconds, tokens, which nodes, input hash."""
+
+    def __init__(self) -> None:
+        self._packed: dict[int, bytes] = {}
+        self._whole: dict[int, Stored] = {}
+        self._nodes: list[tuple[tuple[str, Status], ...]] = []
+        self._place: dict[tuple[tuple[str, Status], ...], int] = {}
+        """Of each, in `_nodes`."""
+
+    def keep(self, stored: Stored) -> None:
+        """Know this of its line, and nothing that was known before."""
+        number = stored.receipt.line_number
+        packed = self._pack(stored)
+        if packed is None:
+            self._whole[number] = stored
+            self._packed.pop(number, None)
+        else:
+            self._packed[number] = packed
+            self._whole.pop(number, None)
+
+    def order(self, number: int) -> tuple[int, int] | None:
+        """The `Stored.order` of what is known of a line."""
+        if (packed := self._packed.get(number)) is not None:
+            session, attempt, *_ = self._PACKED.unpack(packed)
+            return session, attempt
+        return None if (stored := self._whole.get(number)) is None else stored.order
+
+    def __getitem__(self, number: int) -> Stored:
+        if (packed := self._packed.get(number)) is None:
+            return self._whole[number]
+        session, attempt, duration_sec, total, prompt, completion, nodes, input_hash = self._PACKED.unpack(packed)
+        receipt = Receipt(
+            line_number=number,
+            status=Status.Completed,
+            attempt=attempt,
+            duration_sec=duration_sec,
+            tokens=Tokens(total, prompt, completion),
+            nodes=self._nodes[nodes],
+        )
+        return Stored(receipt, session, input_hash.hex())
+
+    def __iter__(self) -> Iterator[int]:
+        yield from self._packed
+        yield from self._whole
+
+    def __len__(self) -> int:
+        return len(self._packed) + len(self._whole)
+
+    def __contains__(self, number: object) -> bool:
+        return number in self._packed or number in self._whole
+
+    def _pack(self, stored: Stored) -> bytes | None:
+        receipt = stored.receipt
+        if receipt.status is not Status.Completed or len(stored.input_hash) != INPUT_HASH_DIGITS:
+            return None
+        place = self._place.setdefault(receipt.nodes, len(self._nodes))
+        if place == len(self._nodes):
+            self._nodes.append(receipt.nodes)
+        try:
+            return self._PACKED.pack(
+                stored.session,
+                receipt.attempt,
+                receipt.duration_sec,
+                *receipt.tokens,
+                place,
+                bytes.fromhex(stored.input_hash),
+            )
+        except (struct.error, ValueError):  # what was taken over from elsewhere may count or hash otherwise
+            return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,15 +283,35 @@ class RunRecords:
     async def scan(self) -> tuple[RecordIndex, list[str]]:
         """The newest record of each line, and a note for each segment that is damaged: its lines count as not done."""
         index, damaged = RecordIndex(), []
-        for name in await self.segments():
-            try:
-                segment = await self.read(name)
-            except RecordCorruptError as exc:
-                damaged.append(str(exc))
-                continue
-            for stored in segment.stored:
-                index.add(stored)
+        async with contextlib.aclosing(self._read_ahead(await self.segments())) as segments:
+            async for segment in segments:
+                if isinstance(segment, RecordCorruptError):
+                    damaged.append(str(segment))
+                    continue
+                for stored in segment.stored:
+                    index.add(stored)
         return index, damaged
+
+    async def _read_ahead(self, names: Iterable[SegmentName]) -> AsyncGenerator[Segment | RecordCorruptError]:
+        """Segments in order, or how they are damaged; some are read at once, since a storage far away answers late."""
+        waiting = iter(names)
+        ahead: collections.deque[asyncio.Task[Segment | RecordCorruptError]] = collections.deque()
+        try:
+            while True:
+                for name in itertools.islice(waiting, READ_AHEAD - len(ahead)):
+                    ahead.append(asyncio.ensure_future(self._read_or_damage(name)))
+                if not ahead:
+                    return
+                yield await ahead.popleft()
+        finally:
+            for reading in ahead:
+                reading.cancel()
+
+    async def _read_or_damage(self, name: SegmentName) -> Segment | RecordCorruptError:
+        try:
+            return await self.read(name)
+        except RecordCorruptError as exc:
+            return exc
 
     async def newest(self) -> AsyncIterator[tuple[Stored, dict[str, Any]]]:
         """Each line's newest record, by line_number; holds only the segments that overlap."""
@@ -299,6 +403,7 @@ def _decode(text: bytes, name: SegmentName, place: str) -> Segment:
             raise RecordCorruptError(f"The records at {place} are not those that its name tells. Was it renamed?")
         records = body.split(b"\n")[:-1]
         stored = []
+        alike: dict[str, tuple[tuple[str, Status], ...]] = {}
         for entry, record in zip(header["receipts"], records, strict=True):
             number, input_hash, status, attempt, duration_sec, tokens, nodes = entry
             error = json.loads(record)["error"] if status != "Completed" else None
@@ -308,10 +413,20 @@ def _decode(text: bytes, name: SegmentName, place: str) -> Segment:
                 attempt=attempt,
                 duration_sec=duration_sec,
                 tokens=Tokens(*tokens),
-                nodes=tuple((node, Status(node_status)) for node, node_status in nodes),
+                nodes=_nodes_of(nodes, alike),
                 error=None if error is None else receipt_error(error),
             )
             stored.append(Stored(receipt, header["session"], input_hash))
     except _MALFORMED as exc:
         raise RecordCorruptError(f"The records at {place} have not the form of a segment: {exc}.") from exc
     return Segment(name, stored, records)
+
+
+def _nodes_of(
+    nodes: list[list[str]], alike: dict[str, tuple[tuple[str, Status], ...]]
+) -> tuple[tuple[str, Status], ...]:
+    """The nodes of a receipt, one object for all lines whose nodes ended alike, as nearly all of a segment do."""
+    text = repr(nodes)
+    if (known := alike.get(text)) is None:
+        known = alike[text] = tuple((node, Status(status)) for node, status in nodes)
+    return known
