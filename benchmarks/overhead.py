@@ -13,6 +13,7 @@ import sys
 from measuring import Group, Preset, Work, command_line, measure_all
 from results import ms_a_line, table
 
+NAME = "overhead"
 ALL = ("promptflow", "inspect", "map", "bare", "auto", "line", "chunk")
 QUICK = Preset([Group(ALL, [100])], rounds=1)
 FULL = Preset(
@@ -24,7 +25,7 @@ FULL = Preset(
 def main() -> int:
     """Measure, and print a table of ms a line and one of ratios."""
     given = command_line(__doc__, QUICK, FULL)
-    results = measure_all("overhead", given, Work())
+    results = measure_all(NAME, given, Work())
     return results.tell(table("ms a line", results.rows(ms_a_line)), table("ratio, pair by pair", results.pairs()))
 
 

@@ -58,14 +58,14 @@ class Results:
         """Those that did."""
         return [measurement for measurement in self.measurements if "failed" in measurement]
 
+    def size(self, measurement: Measurement, *, varying: bool = True) -> str:
+        """Lines and lines at once, of the two those that differ between measurements; else those that do not."""
+        words = {"lines": f"{measurement['lines']:,} lines", "at_once": f"{measurement['at_once']} at once"}
+        return ", ".join(words[key] for key in words if varying == (len({m[key] for m in self.measurements}) > 1))
+
     def label(self, measurement: Measurement) -> str:
         """The contender, with lines and lines at once where the results have several of them."""
-        words = [measurement["contender"]]
-        if len({m["lines"] for m in self.measurements}) > 1:
-            words.append(f"{measurement['lines']:,} lines")
-        if len({m["at_once"] for m in self.measurements}) > 1:
-            words.append(f"{measurement['at_once']} at once")
-        return ", ".join(words)
+        return ", ".join(filter(None, [measurement["contender"], self.size(measurement)]))
 
     def rows(self, value: Callable[[Measurement], float | None]) -> dict[str, list[float]]:
         """By label, the values of all rounds; a measurement without a value is left out."""
