@@ -12,7 +12,7 @@ from typing import Any
 
 from contenders.job import memory_kb
 
-SAMPLE_EVERY_SEC = 0.25
+SAMPLE_EVERY_SEC = 0.1
 
 
 @dataclass
