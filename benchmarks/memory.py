@@ -9,6 +9,7 @@ Peaks are the kernel's own (VmHWM). `grown` is the peak without what was residen
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
 from measuring import Group, Preset, Work, command_line, measure_all
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from results import Measurement
 
 NAME = "memory"
-QUICK = Preset([Group(["promptflow", "inspect", "map", "auto"], [100, 1_000])], rounds=1)
+SHARES = (0.25, 0.5, 0.75, 0.95)
+QUICK = Preset([Group(["promptflow", "inspect", "map", "auto"], [50, 200])], rounds=1)
 FULL = Preset(
     [
         Group(["inspect", "map"], [1_000, 10_000]),
@@ -44,6 +46,19 @@ def grown_mb(measurement: Measurement) -> float:
     return float((measurement["peak"] - measurement["resident_before"]) / 1024)
 
 
+def resident_mb(measurement: Measurement, share: float) -> float | None:
+    """What the engine's process had after that share of its life; `None` when it was too short to be looked at."""
+    samples = measurement["samples"]
+    return samples[min(int(share * len(samples)), len(samples) - 1)][1] / 1024 if samples else None
+
+
+def over_the_run(results: Results) -> dict[str, list[float]]:
+    """What it had by quarters: does memory grow with the lines that are done?"""
+    rows = {share: results.rows(partial(resident_mb, share=share)) for share in SHARES}
+    labels = list(rows[SHARES[0]])
+    return {f"{label}, at {share:.0%}": rows[share][label] for label in labels for share in SHARES}
+
+
 def main() -> int:
     """Measure, and print peaks, growth and ms a line."""
     given = command_line(__doc__, QUICK, FULL)
@@ -51,6 +66,7 @@ def main() -> int:
     return results.tell(
         table("parent's peak, MB", results.rows(peak_mb), 1),
         table("parent's memory grown, MB", results.rows(grown_mb), 1),
+        table("parent over its life, MB", over_the_run(results), 1),
         table("largest child's peak, MB", results.rows(worker_peak_mb), 1),
         table("ms a line", results.rows(ms_a_line)),
     )
