@@ -121,7 +121,9 @@ class Bench:
             measured |= self._run(cell, limit_sec, run_id)
         except (RuntimeError, subprocess.TimeoutExpired) as exc:
             measured["failed"] = str(exc)
-        expected = before.task_runs + cell.lines if contender.task_run_a_line and "failed" not in measured else None
+        # A run that is resumed, or failed, makes fewer task runs than lines.
+        is_known = contender.task_run_a_line and not run_id and "failed" not in measured
+        expected = before.task_runs + cell.lines if is_known else None
         settled = self.server.settle(expected, limit_sec=limit_sec)
         measured["server"] = asdict(self.server.load().since(before))
         if "failed" in measured:
