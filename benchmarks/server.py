@@ -2,26 +2,44 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
+from processes import cpu_sec_of_session, end_group
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
 START_SEC = 90.0
 STEADY_SEC = 3.0
 """The counts must stay as they are for so long before the server counts as settled."""
-UNFINISHED = {"task_runs": {"state": {"type": {"any_": ["SCHEDULED", "PENDING", "RUNNING"]}}}}
+LOOK_EVERY_SEC = 0.5
+_UNFINISHED = {"state": {"type": {"any_": ["SCHEDULED", "PENDING", "RUNNING", "CANCELLING"]}}}
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a server has taken in since it started."""
+
+    task_runs: int
+    database_bytes: int
+    cpu_sec: float
+
+    def since(self, before: Load) -> Load:
+        """What came after `before`."""
+        return Load(
+            self.task_runs - before.task_runs,
+            self.database_bytes - before.database_bytes,
+            self.cpu_sec - before.cpu_sec,
+        )
 
 
 @dataclass(frozen=True)
@@ -29,14 +47,26 @@ class Server:
     """A running server."""
 
     api_url: str
+    database: Path
+    session: int
+    """Of all its processes."""
 
-    def count(self, task_run_filter: Mapping[str, Any] | None = None) -> int:
-        """How many task runs the server knows of; all, without a filter."""
-        response = httpx.post(f"{self.api_url}/task_runs/count", json=task_run_filter or {}, timeout=60)
+    def count(self, kind: str = "task_runs", *, unfinished: bool = False) -> int:
+        """How many `task_runs` or `flow_runs` the server knows of."""
+        wanted = {kind: _UNFINISHED} if unfinished else {}
+        response = httpx.post(f"{self.api_url}/{kind}/count", json=wanted, timeout=60)
         response.raise_for_status()
         return int(response.json())
 
-    def settle(self, expected: int | None, *, limit_sec: float) -> bool:
+    def load(self) -> Load:
+        """Up to now; pages of the database that are free again are not counted."""
+        with closing(sqlite3.connect(f"file:{self.database}?mode=ro", uri=True, timeout=60)) as database:
+            ask = "SELECT (page_count - freelist_count) * page_size"
+            tables = "pragma_page_count, pragma_freelist_count, pragma_page_size"
+            ((size,),) = database.execute(f"{ask} FROM {tables}")
+        return Load(self.count(), int(size), cpu_sec_of_session(self.session))
+
+    def settle(self, expected: int | None, *, limit_sec: float) -> float | None:
         """Wait until the server has digested what its clients sent.
 
         Args:
@@ -44,18 +74,20 @@ class Server:
             limit_sec: Give up after so long.
 
         Returns:
-            Whether it has: the expected count, none unfinished, and no change for `STEADY_SEC`.
+            The moment, on the monotonic clock, since which it has: the expected count, no run unfinished, and no change
+            for `STEADY_SEC`. `None` when it has not.
         """
         end = time.monotonic() + limit_sec
         before, steady_since = -1, time.monotonic()
         while (now := time.monotonic()) < end:
-            total, unfinished = self.count(), self.count(UNFINISHED)
+            total = self.count()
+            unfinished = self.count(unfinished=True) or self.count("flow_runs", unfinished=True)
             if total != before or unfinished or expected not in (None, total):
                 before, steady_since = total, now
             elif now - steady_since >= STEADY_SEC:
-                return True
-            time.sleep(0.5)
-        return False
+                return steady_since
+            time.sleep(LOOK_EVERY_SEC)
+        return None
 
 
 @contextmanager
@@ -68,12 +100,12 @@ def prefect_server(env: Mapping[str, str], log: Path) -> Iterator[Server]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    server = Server(f"http://127.0.0.1:{port}/api")
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with log.open("wb") as out:
         process = subprocess.Popen(
             command, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
         )
+    server = Server(f"http://127.0.0.1:{port}/api", Path(env["PREFECT_HOME"]) / "prefect.db", process.pid)
     try:
         wait_until_healthy(server, process, log)
         yield server
@@ -93,17 +125,3 @@ def wait_until_healthy(server: Server, process: subprocess.Popen[bytes], log: Pa
         time.sleep(0.2)
     tail = log.read_text(errors="replace")[-2000:]
     raise RuntimeError(f"The Prefect server was not healthy within {START_SEC:.0f} s; its log ends:\n{tail}")
-
-
-def end_group(process: subprocess.Popen[bytes]) -> None:
-    """End a process that was started in a session of its own, and whatever it started: asked first, then killed."""
-    for number, grace_sec in ((signal.SIGTERM, 15), (signal.SIGKILL, 5)):
-        try:
-            os.killpg(process.pid, number)
-        except ProcessLookupError:
-            break
-        try:
-            process.wait(grace_sec)
-        except subprocess.TimeoutExpired:
-            continue
-    process.wait(5)

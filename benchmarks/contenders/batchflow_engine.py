@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 def prepare(job: Job) -> Callable[[], int]:
-    """The engine with the granularity asked for, and every other option at its default."""
-    engine = BatchEngine(job.flow, worker_count=job.workers, granularity=job.granularity)
+    """The engine with the granularity asked for, and every other option but the lines at once at its default."""
+    engine = BatchEngine(job.flow, worker_count=job.at_once, max_concurrency=job.at_once, granularity=job.granularity)
 
     def run() -> int:
-        result = engine.run({"data": str(job.data)}, {"text": "${data.text}"}, job.output_dir)
+        result = engine.run({"data": job.data}, {"text": "${data.text}"}, job.output_dir, run_id=job.run_id or None)
         return result.completed_lines
 
     return run

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,34 +19,72 @@ if TYPE_CHECKING:
 class Job:
     """One measurement."""
 
-    flow: Path
-    """The trivial flow's folder."""
-    data: Path
+    flow: str
+    """A folder with a `flow.dag.yaml` of one node."""
+    data: str
     """A jsonl file with a column `text`."""
-    output_dir: Path
-    lines: int
-    workers: int
+    output_dir: str
+    completed_lines: int
+    """Those that must complete; the data may have others, which fail."""
+    at_once: int
+    """Worker processes, threads, or lines on an event loop."""
     granularity: str = ""
-    """For our own engine only."""
+    """For our own engine only, as is the next."""
+    run_id: str = ""
+    """Resumes the run of this name, where there is one."""
+
+    @property
+    def on_event_loop(self) -> int:
+        """Lines at once where they share an event loop: a peer is not held to as few as there are workers."""
+        return max(self.at_once, 16)
 
     def texts(self) -> list[str]:
         """The column `text`, for contenders that read no files themselves."""
-        with self.data.open(encoding="utf-8") as rows:
+        with Path(self.data).open(encoding="utf-8") as rows:
             return [json.loads(row)["text"] for row in rows]
+
+    def line_function(self) -> Callable[[str], Any]:
+        """The function of the flow's node, undecorated, for contenders that know no flows: all run the same code."""
+        undecorated = ModuleType("promptflow.core")
+        undecorated.tool = lambda function: function  # type: ignore[attr-defined]  # a stand-in
+        sys.modules |= {"promptflow": ModuleType("promptflow"), "promptflow.core": undecorated}
+        (source,) = Path(self.flow).glob("*.py")
+        spec = importlib.util.spec_from_file_location(source.stem, source)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[source.stem] = module
+        spec.loader.exec_module(module)
+        return getattr(module, source.stem)  # type: ignore[no-any-return]  # named as its file
 
 
 def measure(prepare: Callable[[Job], Callable[[], int]]) -> None:
-    """Run a contender over the job on the command line and print `{"seconds": …}` as the last line.
+    """Run a contender over the job on the command line; print a JSON object as the last line.
+
+    It has `seconds`, `begun` and `ended` on the monotonic clock, and in kB the process's memory `resident_before` the
+    run, with all imports done, and its `peak`.
 
     Args:
         prepare: Makes all ready, untimed, and gives the call to be timed, which returns the lines completed.
     """
-    flow, data, output_dir, lines, workers, granularity = sys.argv[1:]
-    job = Job(Path(flow), Path(data), Path(output_dir), int(lines), int(workers), granularity)
+    job = Job(**json.loads(sys.argv[1]))
     run = prepare(job)
-    start = time.perf_counter()
+    resident_before = memory_kb("VmRSS")
+    begun = time.monotonic()
     completed = run()
-    seconds = time.perf_counter() - start
-    if completed != job.lines:
-        sys.exit(f"{sys.argv[0]}: {completed} of {job.lines} lines completed; a partial run is no measurement")
-    print(json.dumps({"seconds": seconds}), flush=True)
+    ended = time.monotonic()
+    if completed != job.completed_lines:
+        sys.exit(
+            f"{sys.argv[0]}: {completed} of {job.completed_lines} lines completed; a partial run is no measurement"
+        )
+    figures = {"seconds": ended - begun, "begun": begun, "ended": ended}
+    print(json.dumps(figures | {"resident_before": resident_before, "peak": memory_kb("VmHWM")}), flush=True)
+
+
+def memory_kb(field: str, pid: int | str = "self") -> int:
+    """A field of the process's `/proc/PID/status`; 0 when it is gone."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return next((int(row.split()[1]) for row in status.splitlines() if row.startswith(f"{field}:")), 0)

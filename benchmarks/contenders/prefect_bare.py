@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from typing import TYPE_CHECKING
 
 from job import Job, measure
@@ -12,18 +13,15 @@ from prefect.cache_policies import NO_CACHE
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-WINDOW = 16
-"""Task runs awaited at once; they wait for nothing, so that more brings no speed."""
-
-
-@task(cache_policy=NO_CACHE, persist_result=False, cache_result_in_memory=False)
-async def upper(text: str) -> str:
-    """What the trivial flow's node does."""
-    return text.upper()
-
 
 def prepare(job: Job) -> Callable[[], int]:
-    """`WINDOW` takers share the lines."""
+    """`on_event_loop` takers share the lines."""
+    function = job.line_function()
+
+    @task(cache_policy=NO_CACHE, persist_result=False, cache_result_in_memory=False)
+    async def line(text: str) -> str:
+        answer = function(text)
+        return str(await answer if inspect.isawaitable(answer) else answer)
 
     @flow
     async def windowed() -> int:
@@ -32,11 +30,11 @@ def prepare(job: Job) -> Callable[[], int]:
         async def take() -> int:
             done = 0
             for text in waiting:
-                await upper(text)
+                await line(text)
                 done += 1
             return done
 
-        return sum(await asyncio.gather(*(take() for _ in range(WINDOW))))
+        return sum(await asyncio.gather(*(take() for _ in range(job.on_event_loop))))
 
     return lambda: asyncio.run(windowed())
 

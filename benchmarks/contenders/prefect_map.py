@@ -13,18 +13,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-@task(cache_policy=NO_CACHE)
-def upper(text: str) -> str:
-    """What the trivial flow's node does."""
-    return text.upper()
-
-
 def prepare(job: Job) -> Callable[[], int]:
     """What a Prefect user writes first."""
+    line = task(cache_policy=NO_CACHE)(job.line_function())
 
-    @flow(task_runner=ThreadPoolTaskRunner(max_workers=job.workers))  # type: ignore[arg-type]  # Prefect's is invariant
+    @flow(task_runner=ThreadPoolTaskRunner(max_workers=job.at_once))  # type: ignore[arg-type]  # Prefect's is invariant
     def mapped() -> int:
-        return len(upper.map(job.texts()).result())
+        return len(line.map(job.texts()).result())
 
     return mapped
 

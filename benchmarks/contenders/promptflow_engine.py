@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from job import Job, measure
@@ -13,10 +14,11 @@ if TYPE_CHECKING:
 
 def prepare(job: Job) -> Callable[[], int]:
     """The engine as its users call it, with its default storage, which keeps nothing."""
-    engine = BatchEngine(job.flow / "flow.dag.yaml", working_dir=job.flow, worker_count=job.workers)
+    flow = Path(job.flow)
+    engine = BatchEngine(flow / "flow.dag.yaml", working_dir=flow, worker_count=job.at_once)
 
     def run() -> int:
-        result = engine.run({"data": str(job.data)}, {"text": "${data.text}"}, job.output_dir)
+        result = engine.run({"data": job.data}, {"text": "${data.text}"}, Path(job.output_dir))
         return int(result.completed_lines)
 
     return run
