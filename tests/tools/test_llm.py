@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from model_server import ModelServer, Reply, at, error_reply, rate_limited
@@ -22,6 +22,9 @@ from prefect_batchflow.tools import llm
 from prefect_batchflow.tools.context import running
 from prefect_batchflow.tools.llm import answer_of, call_model, call_model_sync, delay_before_retry
 from prefect_batchflow.tools.retry_after import retry_after_sec
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
 
 
 @dataclass
@@ -50,9 +53,12 @@ def delays(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     waited: list[float] = []
     sleep = asyncio.sleep
 
-    async def note(delay: float) -> None:
+    def note(delay: float) -> Coroutine[Any, Any, None]:
+        # Threads of Prefect, which other tests have started, sleep as well.
+        if sys._getframe(1).f_globals is not vars(llm):
+            return sleep(delay)
         waited.append(delay)
-        await sleep(0)
+        return sleep(0)
 
     monkeypatch.setattr(llm.asyncio, "sleep", note)
     return waited
