@@ -44,7 +44,7 @@ async def lease_of(files: RunStorageBlock, keys: RunKeys) -> dict[str, Any]:
 
 async def forge(files: RunStorageBlock, keys: RunKeys, **facts: Any) -> None:
     """Leave the lease of another engine of this process, but for `facts`."""
-    lease = {"owner": "other", **lease_module._this_process(), "renewed_at": time.time(), "released": False, **facts}
+    lease = {"owner": "other", **lease_module.this_process(), "renewed_at": time.time(), "released": False, **facts}
     await files.write_path(keys.lease, json.dumps(lease).encode())
 
 
@@ -59,7 +59,7 @@ def process(code: str, cwd: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 class TestEveryStorage:
-    async def test_a_second_engine_of_this_process_is_refused_by_name(
+    async def test_a_second_engine_ofthis_process_is_refused_by_name(
         self, files: RunStorageBlock, keys: RunKeys
     ) -> None:
         async with Lease(files, keys):
