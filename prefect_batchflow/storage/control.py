@@ -93,6 +93,10 @@ class Driver:
                 logger.warning("Cannot write %s: (%s) %s", self._keys.control, type(exc).__name__, exc)
 
     async def _write(self) -> None:
+        # A write that is given up goes on in its thread, and must not come after the next one.
+        await asyncio.shield(self._write_in_turn())
+
+    async def _write_in_turn(self) -> None:
         async with self._writing:
             self._beats += 1
             control = {
