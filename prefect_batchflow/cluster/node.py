@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.context import TaskRunContext
+from prefect.filesystems import LocalFileSystem
 from prefect.results import ResultStore
 from prefect.states import Cancelled, Completed, Failed
 from pydantic import SecretStr
@@ -356,4 +357,6 @@ def _assignment() -> Assignment:
 
 
 def _in_memory(report: Report) -> Any:
-    return ResultStore(cache_result_in_memory=False).create_result_record(report)
+    # A store that names a storage asks no server for the default one.
+    store = ResultStore(result_storage=LocalFileSystem(), cache_result_in_memory=False)
+    return store.create_result_record(report)

@@ -59,7 +59,7 @@ def process(code: str, cwd: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 class TestEveryStorage:
-    async def test_a_second_engine_ofthis_process_is_refused_by_name(
+    async def test_a_second_engine_of_this_process_is_refused_by_name(
         self, files: RunStorageBlock, keys: RunKeys
     ) -> None:
         async with Lease(files, keys):
