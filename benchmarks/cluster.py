@@ -10,6 +10,7 @@ outputs differ, or a line did not complete.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -50,6 +51,7 @@ def main() -> int:
         "--dask-address", default="", help="a scheduler that runs; otherwise one is started for the run"
     )
     parser.add_argument("--ray-address", default="", help="the same for Ray")
+    parser.add_argument("--api-url", default="", help="a Prefect server that runs; otherwise one is started")
     given = parser.parse_args()
     addresses = {"dask": given.dask_address, "ray": given.ray_address}
     print(f"{' '.join(sys.argv)}\n{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}")
@@ -60,7 +62,8 @@ def main() -> int:
         data.write_text("".join(json.dumps({"text": f"text {n}"}) + "\n" for n in range(given.lines)))
         env = {**os.environ, "PREFECT_HOME": str(folder / "home"), "PREFECT_LOGGING_LEVEL": "WARNING"}
         env["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
-        with prefect_server(env, folder / "server.log") as server:
+        with contextlib.ExitStack() as stack:
+            api_url = given.api_url or stack.enter_context(prefect_server(env, folder / "server.log")).api_url
             for kind in given.contenders.split(","):
                 asked = {"kind": kind, "address": addresses.get(kind, ""), "workers": given.workers}
                 places = {"flow": str(FLOW), "data": str(data), "storage": str(folder / "runs")}
@@ -68,7 +71,7 @@ def main() -> int:
                 script.write_text(RUN)
                 done = subprocess.run(
                     [sys.executable, str(script), json.dumps({**asked, **places})],
-                    env={**env, "PREFECT_API_URL": server.api_url},
+                    env={**env, "PREFECT_API_URL": api_url},
                     stdout=subprocess.PIPE,
                     text=True,
                     timeout=LIMIT_SEC,

@@ -59,8 +59,8 @@ class Cluster(ABC):
             raise
         except Exception as exc:
             raise ClusterError(
-                f"{self._name} cannot be reached: ({type(exc).__name__}) {exc}. See that it runs, and that "
-                "task_runner_address is right."
+                f"{self._name} cannot be reached: ({type(exc).__name__}) {str(exc).rstrip('.')}. See that it runs, "
+                "and that task_runner_address is right."
             ) from exc
         if places < 1:
             raise ClusterError(f"{self._name} has no worker. Start some, and resume the run.")

@@ -120,6 +120,8 @@ OTHER = RunOptions(
     max_concurrency=7,
     line_memory_mb=512,
     granularity="chunk",
+    task_runner="dask",
+    task_runner_address="tcp://127.0.0.1:8786",
     max_lines_count=9,
     on_change="rerun",
 )

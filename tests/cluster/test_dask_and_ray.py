@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -223,8 +222,14 @@ def test_prefect_gets_the_task_runs_and_no_secret(dask: RealCluster, tmp_path: P
 @pytest.mark.usefixtures("dask", "ray")
 def test_outputs_are_the_same_bytes_from_processes_dask_and_ray(dask: RealCluster, ray: RealCluster) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "cluster.py"), "--lines", "200"]
-    addresses = ["--dask-address", dask.address, "--ray-address", ray.address]
-    began = time.monotonic()
+    addresses = [
+        "--dask-address",
+        dask.address,
+        "--ray-address",
+        ray.address,
+        "--api-url",
+        str(PREFECT_API_URL.value()),
+    ]
     done = subprocess.run([*command, *addresses], capture_output=True, text=True, timeout=150, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "the same bytes" in done.stdout, f"{time.monotonic() - began:.0f} s: {done.stdout}"
+    assert "the same bytes" in done.stdout
