@@ -242,6 +242,14 @@ def parameters_of(options: RunOptions) -> dict[str, Any]:
     }
 
 
+def parameters_of_resume(options: RunOptions, flags: OptionFlags) -> dict[str, Any]:
+    """The options of an earlier start with those that are given now in their place; another task runner has no old address."""
+    given = flags.given()
+    if "task_runner" in given:
+        given = {"task_runner_address": "", **given}
+    return {**parameters_of(options), **given}
+
+
 def words_of(options: RunOptions) -> list[str]:
     """The options that are not the defaults, as they are typed: `["--line-timeout", "5"]`; `--limit` left out."""
     values, defaults = parameters_of(options), parameters_of(type(options)())
