@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 import threading
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
@@ -205,6 +206,17 @@ class RayCluster(Cluster):
     """Ray: a task for each CPU, each in a process."""
 
     kind = "ray"
+
+    async def connect(self) -> int:
+        """Connect, as others do, and keep SIGTERM for those who had it.
+
+        Ray puts a handler of its own in C over it, which aborts the process 3 s later, whatever the run does meanwhile.
+        """
+        try:
+            return await super().connect()
+        finally:
+            if threading.current_thread() is threading.main_thread() and (handler := signal.getsignal(signal.SIGTERM)):
+                signal.signal(signal.SIGTERM, handler)
 
     def _task_runner(self) -> Any:
         try:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import os
 import pickle
+import signal
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -277,6 +280,27 @@ class TestRefusals:
         for cluster in (DaskCluster, RayCluster):
             monkeypatch.setattr(cluster, "_task_runner", lambda _: None)
         assert [type(cluster_of(kind, "", 1)) for kind in ("dask", "ray")] == [DaskCluster, RayCluster]
+
+
+class TestSignals:
+    async def test_what_ray_does_to_sigterm_is_undone(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Its handler is in C, so that Python's own goes on saying what it was."""
+        ignore = 1  # SIG_IGN of the C library
+
+        def take_sigterm(_: RayCluster) -> int:
+            ctypes.CDLL(None).signal(int(signal.SIGTERM), ignore)
+            return 2
+
+        monkeypatch.setattr(RayCluster, "_task_runner", lambda _: None)
+        monkeypatch.setattr(RayCluster, "_connect", take_sigterm)
+        heard: list[int] = []
+        before = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+        try:
+            assert await RayCluster("", 2).connect() == 2
+            os.kill(os.getpid(), signal.SIGTERM)
+            await eventually(lambda: heard, description="SIGTERM is heard", timeout_sec=5)
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
 
 class TestSecrets:
