@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from outcomes import outcome_of
 from pools import flow_of
 from prefect.states import Completed, Crashed
 from waiting import eventually
@@ -265,9 +266,16 @@ class TestRefusals:
             files = RunStorageBlock(url=run.description.storage_url)
             async with Driver(files, KEYS, 2):
                 await asyncio.wait_for(running, timeout=5)
-        assert isinstance(run.runner.failure, RunInUseError | type(None))
         index, _ = await run.records.scan()
         assert 99 not in index.lines
+
+    async def test_nor_what_it_had_not_written_yet(self, a_run: Callable[..., Any]) -> None:
+        async with a_run() as run:
+            files = RunStorageBlock(url=run.description.storage_url)
+            records = node._ChunkRecords(files, KEYS, run.description, lambda: True)
+            with pytest.raises(RunInUseError, match="started again elsewhere"):
+                await records.append([outcome_of(0)])
+        assert await run.records.segments() == []
 
     def test_a_cluster_without_its_package(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in ("prefect_dask", "ray", "prefect_ray"):
