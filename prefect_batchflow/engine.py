@@ -38,6 +38,8 @@ OPTIONS = frozenset(
         "retry_jitter",
         "retry_on",
         "run_storage_url",
+        "task_runner",
+        "task_runner_address",
         "environment_variables",
         "variant",
         "node_connections",
@@ -63,10 +65,10 @@ class BatchEngine:
         init_kwargs: Arguments of a class entry's constructor; any picklable values, never kept by the run.
         **kwargs: `granularity`, `max_concurrency`, `line_memory_mb`, `retries`, `retry_delay_sec`, `retry_backoff`,
             `retry_jitter`, `retry_on`, `fail_fast`, `max_failed_lines`, `max_failed_percent`, `max_same_errors`, `on_change`,
-            `variant`, `node_connections` as `batch_run` has them; `run_storage_url`, its `storage`; `listener`, called with
-            each `ProgressReport`. promptflow's `batch_use_async` is taken and has no effect: async code always runs on an
-            event loop. `environment_variables` are set in the workers before the flow's code is imported, over those of its
-            yaml; the run keeps their names only.
+            `variant`, `node_connections`, `task_runner`, `task_runner_address` as `batch_run` has them; `run_storage_url`, its
+            `storage`; `listener`, called with each `ProgressReport`. promptflow's `batch_use_async` is taken and has no
+            effect: async code always runs on an event loop. `environment_variables` are set in the workers before the flow's
+            code is imported, over those of its yaml; the run keeps their names only.
 
     Raises:
         FlowNotFoundError: Nothing is at `flow_file`.

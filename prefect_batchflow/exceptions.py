@@ -85,7 +85,8 @@
         ├── UnexpectedError             anything foreign, with its type and text
         ├── StorageError                the run storage cannot be read or written
         │   └── RecordCorruptError      a record whose checksum or form is wrong
-        └── WorkerStartError            a worker process does not start
+        ├── WorkerStartError            a worker process does not start
+        └── ClusterError                a Dask or Ray cluster cannot be reached, or loses the same lines again and again
 
 The class names that promptflow has are promptflow's, since `code` and `innerError` of an error dictionary are made from them.
 """
@@ -499,6 +500,10 @@ class RecordCorruptError(StorageError):
 
 class WorkerStartError(SystemErrorException):
     """Raised when a worker process does not start; the run stops."""
+
+
+class ClusterError(SystemErrorException):
+    """Raised when a cluster cannot be reached, has no workers, or loses the same lines again and again; the run stops."""
 
 
 def is_promptflows(exc: BaseException) -> TypeGuard[Any]:

@@ -37,6 +37,7 @@ from prefect_batchflow.settings import (
     LinePolicy,
     OnChange,
     RunOptions,
+    TaskRunnerName,
     default_storage_url,
 )
 from prefect_batchflow.storage.keys import check_run_id
@@ -87,6 +88,8 @@ async def batch_run(
     retry_jitter: Annotated[float, Field(ge=0, le=1)] = 0.0,
     retry_on: str = "",
     granularity: Granularity = "auto",
+    task_runner: TaskRunnerName = "local",
+    task_runner_address: str = "",
     on_change: OnChange = "refuse",
     storage: str = "",
     output_dir: str = "",
@@ -125,7 +128,10 @@ async def batch_run(
         retry_backoff: Each further delay is the one before times this.
         retry_jitter: Each delay varies at random around itself, by up to this share.
         retry_on: Error codes that are retried, separated by commas, such as LineExecutionTimeoutError; empty is all.
-        granularity: One task run a line, one for many lines, or auto: line up to 1,000 lines.
+        granularity: One task run a line, one for many lines, or auto: line up to 1,000 lines. On a cluster it is chunk.
+        task_runner: Where lines run: local is this machine; dask and ray are a cluster, docs/scaling.md.
+        task_runner_address: Of the cluster: tcp://host:8786 for dask, ray://host:10001 or auto for ray. Empty starts one on
+            this machine for the time of the run.
         on_change: When data, mapping or flow have changed since the run began: refuse to resume, reuse lines whose
             inputs are the same, or rerun all.
         storage: Where runs are kept: a path or URL, or batchflow-run-storage/NAME for a saved block. Empty is below
@@ -175,6 +181,8 @@ async def batch_run(
                 max_concurrency=max_concurrency,
                 line_memory_mb=line_memory_mb or None,
                 granularity=granularity,
+                task_runner=task_runner,
+                task_runner_address=task_runner_address,
                 max_lines_count=max_lines_count or None,
                 on_change=on_change,
             ),

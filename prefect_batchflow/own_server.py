@@ -42,6 +42,16 @@ def has_own_server() -> bool:
     return not settings.api.url and settings.server.ephemeral.enabled
 
 
+def own_server_url() -> str | None:
+    """Where this process's ephemeral server listens, for processes that are to tell it something; `None` without one."""
+    if not has_own_server():
+        return None
+    from prefect.server.api.server import SubprocessASGIServer
+
+    server = SubprocessASGIServer()
+    return server.api_url if server.running else None
+
+
 def start_own_server() -> None:
     """Start the server that Prefect would start, if it would, so that a run can end well in it.
 
@@ -121,4 +131,4 @@ async def wait_until_recorded(flow_run_id: UUID, task_runs: int, most_sec: float
     return None if recorded is None else task_runs - recorded
 
 
-__all__ = ["has_own_server", "start_own_server", "wait_until_recorded"]
+__all__ = ["has_own_server", "own_server_url", "start_own_server", "wait_until_recorded"]

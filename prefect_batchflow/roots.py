@@ -47,6 +47,9 @@ def check_roots(request: BatchRequest, roots: str) -> None:
     if request.storage != default_storage_url() and not request.storage.startswith("batchflow-run-storage/"):
         places.append(("storage", request.storage))
     found = [(f"{name} {url!r}", _found_at(url, request)) for name, url in request.data.items()]
+    if request.options.task_runner_address not in ("", "auto"):
+        # The cluster gets the run's connections, and its answers are unpickled here.
+        places.append(("task_runner_address", request.options.task_runner_address))
     _refuse_outside([*found, *((f"{name} {place!r}", place) for name, place in places if place)], roots)
 
 

@@ -12,6 +12,7 @@ import math
 import os
 import tempfile
 import time
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,6 +23,9 @@ from prefect.logging import get_run_logger
 
 from prefect_batchflow.aggregation import aggregate
 from prefect_batchflow.blocks import open_storage
+from prefect_batchflow.cluster.clusters import cluster_of
+from prefect_batchflow.cluster.runner import ClusterRunner, Shares
+from prefect_batchflow.cluster.work import RunDescription
 from prefect_batchflow.connection_blocks import find_connections, load_connections
 from prefect_batchflow.connections import MISSING
 from prefect_batchflow.definition.flow import Dag, FlowDescription, Literal, load_flow, merged_copy
@@ -63,6 +67,7 @@ from prefect_batchflow.settings import (
     Granularity,
     default_storage_url,
 )
+from prefect_batchflow.storage.control import LOOK_EVERY_SEC, Driver, supersede
 from prefect_batchflow.storage.custom import persist_line
 from prefect_batchflow.storage.keys import RunKeys
 from prefect_batchflow.storage.lease import Lease
@@ -102,6 +107,8 @@ if TYPE_CHECKING:
 
     from prefect.client.schemas.objects import FlowRun
 
+    from prefect_batchflow.cluster.clusters import Cluster
+
 T = TypeVar("T")
 
 LINE_GRANULARITY_UP_TO = 1_000
@@ -121,6 +128,8 @@ WRITE_GRACE_SEC = 5.0
 """How long the write that is going on when a run is stopped may take; what is not written by then is not done."""
 STOP_GRACE_SEC = 3.0
 """How long the lines of a stopped run may take to end and be written."""
+CLUSTER_STOP_GRACE_SEC = 2.0 + LOOK_EVERY_SEC + STOP_GRACE_SEC / 2
+"""The same on a cluster, whose tasks hear of it with a delay."""
 DRAIN_SEC = 5.0
 """How long lines that run may go on after the first Ctrl-C; with what follows, the run ends within 10 s of it."""
 REPORT_EVERY_SEC = 0.25
@@ -144,6 +153,25 @@ def current_flow_run() -> FlowRun:
     return context.flow_run
 
 
+@dataclass(frozen=True, slots=True)
+class _Course:
+    """How the lines of a run are run."""
+
+    runner: LineRunner | ClusterRunner
+    run: Callable[[list[Line]], Coroutine[Any, Any, None]]
+    """Runs a group of lines."""
+    window: Window
+    group: int
+    """Lines of a group."""
+    how: str
+    """For the log."""
+
+    @property
+    def stop_grace_sec(self) -> float:
+        """How long the lines of a stopped run may take to end and be written."""
+        return STOP_GRACE_SEC if isinstance(self.runner, LineRunner) else CLUSTER_STOP_GRACE_SEC
+
+
 class BatchRun:
     """One batch run: its stages, and what they hand on."""
 
@@ -160,7 +188,8 @@ class BatchRun:
         self.start_time = datetime.now(UTC)
         self.clock = time.monotonic()
         self.batch_error: BatchflowException | None = None
-        self.runner: LineRunner | None = None
+        self.runner: LineRunner | ClusterRunner | None = None
+        self.cluster: Cluster | None = None
         self._is_stopped = False
         """By somebody, by the run's time limit, or by a failure that is no line's."""
         self.changed_lines: set[int] = set()
@@ -178,6 +207,7 @@ class BatchRun:
             node_connections=self.request.node_connections,
         )
         self.working_dir = self.flow.working_dir
+        self.loaded_flow = self.flow
         with contextlib.ExitStack() as copy:
             if self.flow.additional_includes:
                 folder = await asyncio.to_thread(copy.enter_context, run_folder())
@@ -189,6 +219,7 @@ class BatchRun:
     async def _run_loaded(self) -> BatchResult:
         self.output_dir = _local_folder(self.request.output_dir, self.request.base_dir)
         self.connections = {**await load_connections(self.request.connections), **(self.live.connections or {})}
+        self._check_cluster_options()
         self.executor = self._executor()
         try:
             description = await self._unless_stopped(self._prepare())
@@ -202,11 +233,15 @@ class BatchRun:
                 return await self._report()
         finally:
             await self.executor.close()
+            if self.cluster is not None:
+                await self.cluster.close()
 
     async def _prepare(self) -> FlowDescription:
         """Load the flow, open the storage and check the data: all that may refuse the run, and writes nothing."""
         self.flow = self.flow.described(description := await self._start())
         self.files = await open_storage(self.request.storage)
+        if self.options.task_runner != "local":
+            self.cluster = self._cluster()
         self.sources = await self._open_sources()
         self.inventory = await asyncio.to_thread(
             check,
@@ -221,6 +256,8 @@ class BatchRun:
         for note in self.inventory.notes:
             self._note(note)
         await self._check_before_writing()
+        if self.cluster is not None:
+            self.places = await self.cluster.connect()
         return description
 
     async def _unless_stopped(self, stage: Coroutine[Any, Any, T]) -> T | None:
@@ -283,6 +320,34 @@ class BatchRun:
             max_concurrency=self.options.max_concurrency,
             line_memory_mb=self.options.line_memory_mb,
         )
+
+    def _check_cluster_options(self) -> None:
+        """Refuse what a run on a cluster cannot be, before anything is started."""
+        options, runner = self.options, self.options.task_runner
+        if runner == "local":
+            if options.task_runner_address:
+                raise InvalidOptionError(
+                    f"task_runner_address={options.task_runner_address!r} goes with a cluster: say task_runner='dask' or 'ray'."
+                )
+            return
+        if options.granularity == "line":
+            raise InvalidOptionError(
+                f"granularity='line' does not go with task_runner={runner!r}: submitting a task costs a cluster as much as "
+                "running many lines. Leave it out; a cluster gets chunks."
+            )
+        if self.flow.language.lower() != "python" or self.live.executor_proxy is not None:
+            raise UnsupportedFeatureError(
+                f"The flow {self.flow.name!r} is run by an executor of its own; with task_runner={runner!r} only Python flows "
+                "run. Leave task_runner out."
+            )
+        if self.request.storage.startswith("memory:"):
+            raise InvalidOptionError(
+                f"The storage {self.request.storage!r} is this process's memory, and the workers of a cluster are other "
+                "processes. Give a folder of a shared disk, or a bucket."
+            )
+
+    def _cluster(self) -> Cluster:
+        return cluster_of(self.options.task_runner, self.options.task_runner_address, self.executor.slots)
 
     async def _start(self) -> FlowDescription:
         """Start the executor; for connections that the flow asks for and that were not given, with those of saved blocks."""
@@ -384,7 +449,10 @@ class BatchRun:
         if changed and self.options.on_change == "rerun":
             since = len(sessions)
         await write_manifest(self.files, self.keys, self._manifest(prints, sessions, since))
+        if before is not None and before.options.task_runner != "local":
+            await supersede(self.files, self.keys, len(sessions))
         self.session = len(sessions)
+        self.records_since = since
         self.records = RunRecords(self.files, self.keys, self.session, since)
         index, damaged = await self.records.scan()
         for damage in damaged:
@@ -483,9 +551,21 @@ class BatchRun:
         def ended(receipt: Receipt) -> None:
             if (error := limits.add(receipt)) is not None and self.batch_error is None:
                 self.batch_error = error
-                runner.on_failure()
+                if self.runner is not None:
+                    self.runner.on_failure()
 
-        runner = self.runner = LineRunner(
+        async with self._course(chunk_size, ended) as course:
+            await self._feed(course, index)
+        self._account_for_every_line(course.runner)
+
+    @contextlib.asynccontextmanager
+    async def _course(self, chunk_size: int | None, ended: Callable[[Receipt], None]) -> AsyncIterator[_Course]:
+        """How lines are run: by task runs in this process, or on the cluster while its tasks are told that the run goes on."""
+        if self.cluster is not None:
+            async with Driver(self.files, self.keys, self.session) as driver:
+                yield self._course_on_cluster(self.cluster, driver, ended)
+            return
+        runner = LineRunner(
             self.executor, self.records, self.options.policy, self.tally.add, ended=ended, persisted=self._persisted
         )
         make_task = line_task if chunk_size is None else chunk_task
@@ -494,20 +574,50 @@ class BatchRun:
         # task runs: a chunk whose last line hangs must not keep the next one from the other workers.
         width = self.executor.slots + max(4, self.executor.slots // 4, min(chunk_size or 0, LINES_AHEAD))
         window = Window(width, lambda: runner.open_lines)
-        runner.on_room = window.wake
-        self.logger.info(
-            "Run %s: %d lines of %s, %s, %d at once",
-            self.request.run_id,
-            total,
-            self.flow.name,
-            "a task run each" if chunk_size is None else f"{chunk_size} a task run",
-            self.executor.slots,
+        how = "a task run each" if chunk_size is None else f"{chunk_size} a task run"
+        yield _Course(runner, run_task, window, chunk_size or 1, f"{how}, {self.executor.slots} at once")
+
+    def _course_on_cluster(self, cluster: Cluster, driver: Driver, ended: Callable[[Receipt], None]) -> _Course:
+        shares = Shares(self.executor.slots, self.places, self.inventory.total_lines)
+        assert isinstance(self.executor, WorkerPool), "checked with the options"
+        description = RunDescription(
+            run_id=self.request.run_id,
+            session=self.session,
+            since=self.records_since,
+            owner=driver.owner,
+            storage_url=self.files.url,
+            storage_options={name: value.get_secret_value() for name, value in self.files.storage_options.items()},
+            flow=self.loaded_flow,
+            given=self.executor.given(),
+            policy=self.options.policy,
+            fail_fast=self.options.failures.fail_fast,
+            lines_at_once=shares.lines_at_once,
+            line_memory_mb=self.options.line_memory_mb,
         )
+        runner = ClusterRunner(
+            cluster,
+            driver,
+            description,
+            self.records,
+            self.tally.add,
+            ended=ended,
+            persisted=self._persisted if self.live.run_storage is not None else None,
+        )
+        how = f"{shares.chunk_size} a task, {shares.running} tasks at once on {self.places} places of {cluster.kind}"
+        how += f", {shares.lines_at_once} lines at once in each"
+        return _Course(runner, runner.run, Window(shares.submitted), shares.chunk_size, how)
+
+    async def _feed(self, course: _Course, index: RecordIndex) -> None:
+        runner = self.runner = course.runner
+        window = course.window
+        runner.on_room = window.wake
+        total = self.inventory.total_lines
+        self.logger.info("Run %s: %d lines of %s, %s", self.request.run_id, total, self.flow.name, course.how)
         with self._stopping(window.wake), completed_lines_unlogged(self.flow_run.id):
             async with Progress(self.request.run_id, total) as progress, _beside(self._watch(progress, window)):
                 deadline = 0.0
                 try:
-                    async for lines in self._undone(index, chunk_size or 1):
+                    async for lines in self._undone(index, course.group):
                         if runner.stopped:
                             # Only to count the lines behind that are done already, and not for long.
                             if time.monotonic() > (deadline := deadline or time.monotonic() + STOP_GRACE_SEC):
@@ -515,15 +625,14 @@ class BatchRun:
                                 break
                             continue
                         self.task_runs += 1
-                        await window.begin(functools.partial(run_task, lines))
+                        await window.begin(functools.partial(course.run, lines))
                         runner.enter(len(lines))
                     await window.drain()
                 finally:
-                    await window.end(STOP_GRACE_SEC if runner.stopped else 0)
+                    await window.end(course.stop_grace_sec if runner.stopped else 0)
                     await runner.written(WRITE_GRACE_SEC)
                 progress.update(self.tally.ended_lines, self.tally.failed_lines)
                 self._tell(time.monotonic() - self.clock)
-        self._account_for_every_line(runner)
 
     async def _run_task(self, task: Any, lines: list[Line]) -> None:
         """One task run; its lines are counted as they end, so its state only tells whether all of them did."""
@@ -537,7 +646,7 @@ class BatchRun:
                 )
             )
 
-    def _account_for_every_line(self, runner: LineRunner) -> None:
+    def _account_for_every_line(self, runner: LineRunner | ClusterRunner) -> None:
         for number in runner.canceled:
             self.tally.add(Receipt(line_number=number, status=Status.Canceled))
         for number, receipt in runner.unsettled.items():
@@ -648,7 +757,7 @@ class BatchRun:
             completed_lines=self.tally.completed_lines,
             failed_lines=self.tally.failed_lines,
             reused_lines=self.reused_lines,
-            running_lines=len(self.executor.running()),
+            running_lines=0 if self.runner is None else self.runner.running(),
             elapsed_sec=elapsed_sec,
         )
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Granularity = Literal["auto", "line", "chunk"]
 OnChange = Literal["refuse", "reuse", "rerun"]
+TaskRunnerName = Literal["local", "dask", "ray"]
 
 DEFAULT_LINE_TIMEOUT_SEC = 600.0
 DEFAULT_WORKER_COUNT = 4
@@ -106,6 +107,10 @@ class RunOptions(BaseModel):
     """MiB a line may add to its worker's memory; `None` is no limit."""
     granularity: Granularity = "auto"
     """One task run a line, one for many, or by the number of lines."""
+    task_runner: TaskRunnerName = "local"
+    """Whether lines run on this machine, or as tasks on a cluster."""
+    task_runner_address: str = ""
+    """Where the cluster is; empty starts one on this machine for the time of the run."""
     max_lines_count: Annotated[int, Field(ge=1)] | None = None
     """Rows read from each source; `None` is all."""
     on_change: OnChange = "refuse"

@@ -24,7 +24,7 @@ from prefect_batchflow.exceptions import BatchflowException, UnexpectedError, in
 from prefect_batchflow.settings import not_before_sec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from uuid import UUID
 
     from prefect.client.schemas.objects import TaskRun
@@ -165,6 +165,10 @@ class LineRunner:
             self._not_before[line.line_number] = time.monotonic() + asked
         return outcome
 
+    def running(self) -> int:
+        """How many lines a worker has."""
+        return len(self.executor.running())
+
     def enter(self, lines: int = 1) -> None:
         """Lines are about to be run."""
         self.open_lines += lines
@@ -262,7 +266,7 @@ def line_task(runner: LineRunner, run_tag: str) -> Task[[Chunk], Any]:
     )
     async def run_line(chunk: Chunk) -> State[Any]:
         line = chunk.lines[0]
-        task_run = _task_run(run_tag)
+        task_run = tag_task_run(run_tag)
         if task_run.run_count > 1:
             # Prefect has waited as the policy says; this is what is left of what the service asked for.
             await runner.wait_turn(line)
@@ -286,15 +290,15 @@ def chunk_task(runner: LineRunner, run_tag: str) -> Task[[Chunk], Any]:
 
     @task(
         name="run_chunk",
-        task_run_name=lambda: _chunk_name(_chunk().lines),
+        task_run_name=lambda: chunk_name(_chunk().lines),
         cache_policy=NO_CACHE,
         persist_result=False,
         cache_result_in_memory=False,
         log_prints=False,
     )
     async def run_chunk(chunk: Chunk) -> State[Any]:
-        _task_run(run_tag)
-        run = _ChunkRun(runner)
+        tag_task_run(run_tag)
+        run = ChunkRun(runner)
         await run.run(chunk.lines)
         message = f"{run.completed} of {len(chunk.lines)} lines completed"
         if run.failed:
@@ -306,7 +310,7 @@ def chunk_task(runner: LineRunner, run_tag: str) -> Task[[Chunk], Any]:
     return run_chunk
 
 
-class _ChunkRun:
+class ChunkRun:
     """The lines of one task run: all at once, as far as the executor has room; records kept in groups."""
 
     def __init__(self, runner: LineRunner) -> None:
@@ -317,8 +321,15 @@ class _ChunkRun:
         self._bytes = 0
         self._keeping = asyncio.Lock()
 
-    async def run(self, lines: Sequence[Line]) -> None:
-        pending = {asyncio.create_task(self._run_line(line)) for line in lines}
+    async def run(self, lines: Sequence[Line], attempts: Mapping[int, int] | None = None) -> None:
+        """Run the lines to their ends, or until the run is stopped.
+
+        Args:
+            lines: The lines.
+            attempts: By line number, the attempt to begin with where it is not the first.
+        """
+        first = attempts or {}
+        pending = {asyncio.create_task(self._run_line(line, first.get(line.line_number, 1))) for line in lines}
         try:
             while pending:
                 done, pending = await asyncio.wait(
@@ -334,10 +345,10 @@ class _ChunkRun:
             with contextlib.suppress(BatchflowException):
                 await asyncio.shield(self._keep())
 
-    async def _run_line(self, line: Line) -> None:
+    async def _run_line(self, line: Line, first: int) -> None:
         policy = self._runner.policy
         delays = policy.delays()
-        for attempt in range(1, policy.retries + 2):
+        for attempt in range(first, policy.retries + 2):
             outcome = await self._runner.attempt(line, attempt)
             self._runner.leave()
             if outcome is None:
@@ -413,7 +424,7 @@ def _state(receipt: Receipt) -> State[Any]:
     )
 
 
-def _task_run(run_tag: str) -> TaskRun:
+def tag_task_run(run_tag: str) -> TaskRun:
     """The current task run, tagged with its run.
 
     Tagged only now, not on the task: for a task run that has tags when it starts, Prefect asks the server for a concurrency
@@ -432,5 +443,6 @@ def _chunk() -> Chunk:
     return cast("Chunk", context.parameters["chunk"])
 
 
-def _chunk_name(lines: Sequence[Line]) -> str:
+def chunk_name(lines: Sequence[Line]) -> str:
+    """The name of a chunk's task run, by its lines."""
     return f"lines-{lines[0].line_number:06d}-{lines[-1].line_number:06d}"

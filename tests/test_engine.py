@@ -11,6 +11,7 @@ import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
 
 import pytest
 from line_functions import double, halve
@@ -485,8 +486,19 @@ def test_a_second_run_of_a_running_id_is_refused(storage: Path, write_rows: Call
         ({"data": "missing.jsonl"}, InvalidUserData, "missing.jsonl"),
         ({"options": {"run_storage_url": "/proc/nowhere"}}, StorageError, "/proc/nowhere"),
         ({"options": {"run_storage_url": "s3::file://x"}}, InvalidOptionError, "chained"),
+        ({"options": {"task_runner_address": "tcp://x:1"}}, InvalidOptionError, "goes with a cluster"),
+        ({"options": {"task_runner": "dask", "granularity": "line"}}, InvalidOptionError, "a cluster gets chunks"),
+        ({"options": {"task_runner": "ray", "run_storage_url": "memory://r"}}, InvalidOptionError, "process's memory"),
+        (
+            {"options": {"task_runner": "dask"}, "run": {"executor_proxy": Mock()}},
+            UnsupportedFeatureError,
+            "only Python",
+        ),
     ],
-    ids=["option", "bound", "choice", "run id", "column", "source", "data", "storage", "chain"],
+    ids=[
+        *["option", "bound", "choice", "run id", "column", "source", "data", "storage", "chain"],
+        *["address without cluster", "cluster and line", "cluster and memory", "cluster and proxy"],
+    ],
 )
 def test_wrong_use_says_what_is_wrong_and_writes_nothing(
     given: dict[str, Any], error: type[Exception], text: str, storage: Path, write_rows: Callable[..., Path]

@@ -8,7 +8,7 @@ import pytest
 
 from prefect_batchflow.exceptions import InvalidOptionError
 from prefect_batchflow.roots import check_roots, check_roots_of
-from prefect_batchflow.settings import BatchRequest, default_storage_url
+from prefect_batchflow.settings import BatchRequest, RunOptions, default_storage_url
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,11 +45,13 @@ def _request(**more: Any) -> BatchRequest:
         {"output_dir": "flows/../outputs"},
         {"storage": "batchflow-run-storage/nightly"},
         {"storage": f"{URL_ROOT}/runs"},
+        {"options": RunOptions(task_runner="dask", task_runner_address="tcp://10.0.0.5:8786")},
+        {"options": RunOptions(task_runner="ray", task_runner_address="auto")},
     ],
     ids=str,
 )
 def test_what_lies_below_a_root_may_be_named(root: Path, named: dict[str, Any]) -> None:
-    check_roots(_request(**named), f"{root}, {URL_ROOT}/")
+    check_roots(_request(**named), f"{root}, {URL_ROOT}/, tcp://10.0.0.5:8786")
 
 
 @pytest.mark.parametrize(
@@ -70,12 +72,20 @@ def test_what_lies_below_a_root_may_be_named(root: Path, named: dict[str, Any]) 
         ({"data": {"data": f"simplecache::{URL_ROOT}/rows.jsonl"}}, "simplecache::"),
         ({"output_dir": "~"}, "output_dir '~'"),
         ({"storage": "memory://runs"}, "storage 'memory://runs'"),
+        (
+            {"options": RunOptions(task_runner="dask", task_runner_address="tcp://10.0.0.5:87865")},
+            "task_runner_address 'tcp://10.0.0.5:87865'",
+        ),
+        (
+            {"options": RunOptions(task_runner="ray", task_runner_address="10.0.0.6:6379")},
+            "task_runner_address '10.0.0.6",
+        ),
     ],
     ids=str,
 )
 def test_what_leads_out_of_the_roots_is_refused_by_name(root: Path, named: dict[str, Any], told: str) -> None:
     with pytest.raises(InvalidOptionError) as caught:
-        check_roots(_request(**named), f"{root},{URL_ROOT}")
+        check_roots(_request(**named), f"{root},{URL_ROOT},tcp://10.0.0.5:8786")
 
     assert told in str(caught.value)
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 WORKER_COUNT, MAX_CONCURRENCY, LINE_TIMEOUT_SEC, LEAST_MEMORY_MB = 4, 64, 600, 16
 Granularity = Literal["auto", "line", "chunk"]
 OnChange = Literal["refuse", "reuse", "rerun"]
+TaskRunnerName = Literal["local", "dask", "ray"]
 
 _NAMED_SOURCE = re.compile(r"([A-Za-z_][\w.-]*)=(.*)", re.DOTALL)
 
@@ -145,6 +146,22 @@ class OptionFlags:
             help="One Prefect task run a line, or one for a chunk of lines; auto is line up to 1,000 lines. [default: auto]",
         ),
     ] = None
+    task_runner: Annotated[
+        TaskRunnerName | None,
+        _option(
+            group=LIMITS,
+            help="Where lines run: on this machine, or as tasks on a Dask or Ray cluster; docs/scaling.md. [default: local]",
+        ),
+    ] = None
+    task_runner_address: Annotated[
+        str | None,
+        _option(
+            group=LIMITS,
+            metavar="ADDRESS",
+            help="Of the cluster: tcp://host:8786 for dask; ray://host:10001 or auto for ray. [default: one that is started on "
+            "this machine for the time of the run]",
+        ),
+    ] = None
     retries: Annotated[
         int | None,
         _option(group=RETRIES, validator=Number(gte=0), help="Further attempts for a line that failed. [default: 0]"),
@@ -215,12 +232,22 @@ def parameters_of(options: RunOptions) -> dict[str, Any]:
         "max_same_errors": options.failures.max_same_errors or 0,
         "max_lines_count": options.max_lines_count or 0,
         "granularity": options.granularity,
+        "task_runner": options.task_runner,
+        "task_runner_address": options.task_runner_address,
         "retries": policy.retries,
         "retry_delay_sec": policy.retry_delay_sec,
         "retry_backoff": policy.backoff,
         "retry_jitter": policy.jitter,
         "retry_on": ",".join(policy.retry_on),
     }
+
+
+def parameters_of_resume(options: RunOptions, flags: OptionFlags) -> dict[str, Any]:
+    """The options of an earlier start with those that are given now in their place; another task runner has no old address."""
+    given = flags.given()
+    if "task_runner" in given:
+        given = {"task_runner_address": "", **given}
+    return {**parameters_of(options), **given}
 
 
 def words_of(options: RunOptions) -> list[str]:

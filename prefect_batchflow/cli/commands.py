@@ -27,7 +27,7 @@ from prefect_batchflow.cli.arguments import (
     assignments,
     environment_of,
     node_connections_of,
-    parameters_of,
+    parameters_of_resume,
     sources,
 )
 from prefect_batchflow.cli.process import (
@@ -343,8 +343,7 @@ def resume(
         "connections": {**manifest.connections, **_blocks_of(connection)},
         "run_id": run_id,
         "output_dir": _absolute(output_dir) or manifest.output_dir or "",
-        **parameters_of(manifest.options),
-        **flags.given(),
+        **parameters_of_resume(manifest.options, flags),
     }
     return _run(parameters, storage, screen, environment=environment)
 

@@ -11,8 +11,10 @@ import collections
 import contextlib
 import json
 import os
+import pickle
 import sys
 import uuid
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow import exceptions
@@ -57,6 +59,22 @@ RECALL_AFTER_SEC = 0.1
 """How long a line runs before what was sent ahead behind it is given to other workers."""
 
 
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What a flow is called with, as a pool in another process needs it: the caller's objects stay pickled there."""
+
+    packed: bytes
+    """`init_kwargs` and `connections`; unpickled by worker processes only."""
+    environment: Mapping[str, str]
+    """The run's environment variables over those of the flow."""
+    sys_path: Sequence[str]
+    scrubber: Scrubber
+
+    def __repr__(self) -> str:
+        """Without what it holds, which may be secret."""
+        return "Given(…)"
+
+
 class WorkerPool:
     """The `Executor` of Python flows.
 
@@ -68,6 +86,7 @@ class WorkerPool:
         worker_count: Processes for sync code.
         max_concurrency: Lines at once for async code.
         line_memory_mb: MiB a worker may grow by once its flow is loaded.
+        given: What another process's pool was given, in place of `init_kwargs`, `connections` and `environment_variables`.
     """
 
     def __init__(
@@ -80,13 +99,19 @@ class WorkerPool:
         worker_count: int = 4,
         max_concurrency: int = 64,
         line_memory_mb: int | None = None,
+        given: Given | None = None,
     ) -> None:
         self.slots = worker_count
         self._flow = flow
         self._init_kwargs = dict(init_kwargs or {})
         self._connections = dict(connections or {})
         self._environment = {**flow.environment_variables, **(environment_variables or {})}
-        self._scrubber = Scrubber(self._connections, self._init_kwargs, {**os.environ, **self._environment})
+        self._given = given
+        self._scrubber = (
+            Scrubber(self._connections, self._init_kwargs, {**os.environ, **self._environment})
+            if given is None
+            else given.scrubber
+        )
         self._worker_count = worker_count
         self._max_concurrency = max_concurrency
         self._line_memory_mb = line_memory_mb
@@ -244,25 +269,38 @@ class WorkerPool:
         return head
 
     def _load_message(self) -> bytes:
-        # Live objects, such as a class of the caller's own script, need cloudpickle; only the worker ever reads this.
-        import cloudpickle
-
+        given = self.given()
         job = {
             "flow": self._flow,
-            "init_kwargs": self._init_kwargs,
-            "connections": self._connections,
-            "environment_variables": self._environment,
-            "sys_path": [os.path.abspath(entry) for entry in sys.path],  # noqa: PTH100 - "" means the current folder
+            "packed": given.packed,
+            "environment_variables": given.environment,
+            "sys_path": given.sys_path,
             "line_memory_mb": self._line_memory_mb,
             "lines_at_once": self._max_concurrency,
         }
+        return pickle.dumps(job)
+
+    def given(self) -> Given:
+        """What this pool was given, for pools of the same flow in other processes.
+
+        Raises:
+            InvalidOptionError: It has objects that cannot be pickled.
+        """
+        if self._given is not None:
+            return self._given
+        # Live objects, such as one of a class of the caller's own script, need cloudpickle; only workers ever read this.
+        import cloudpickle
+
         try:
-            return bytes(cloudpickle.dumps(job))
+            packed = bytes(cloudpickle.dumps({"init_kwargs": self._init_kwargs, "connections": self._connections}))
         except Exception as exc:  # whatever the objects' own pickling raises
             raise InvalidOptionError(
                 f"The init_kwargs of the flow {self._flow.name!r} ({', '.join(self._init_kwargs)}) cannot be sent to a worker "
                 f"process: ({type(exc).__name__}) {exc}. Give plain values, and build clients in the class's constructor."
             ) from exc
+        sys_path = [os.path.abspath(entry) for entry in sys.path]  # noqa: PTH100 - "" means the current folder
+        self._given = Given(packed, self._environment, sys_path, self._scrubber)
+        return self._given
 
     def _feed(self) -> None:
         """Give the jobs that wait to the workers that are free; start another worker when none is and there may be more."""

@@ -42,12 +42,17 @@ def _limit_memory(line_memory_mb: int | None) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def _load(job: dict[str, Any]) -> Program:
+def _given(job: dict[str, Any]) -> dict[str, Any]:
+    """The caller's objects; their modules are looked for where the caller found them."""
     for entry in job["sys_path"]:
         if entry not in sys.path:
             sys.path.append(entry)
-    os.environ.update(resolved(job["environment_variables"], job["connections"]))
-    program = load_program(job["flow"], job["init_kwargs"], job["connections"])
+    return dict(pickle.loads(job["packed"]))  # noqa: S301 - of the run's own process, as the job itself
+
+
+def _load(job: dict[str, Any], given: dict[str, Any]) -> Program:
+    os.environ.update(resolved(job["environment_variables"], given["connections"]))
+    program = load_program(job["flow"], given["init_kwargs"], given["connections"])
     _limit_memory(job["line_memory_mb"])
     return program
 
@@ -139,8 +144,9 @@ def main(permits: int) -> None:
     scrubber = Scrubber({}, {}, {})
     try:
         job = pickle.loads(first[1])  # noqa: S301 - from the parent, which made it
-        scrubber = Scrubber(job["connections"], job["init_kwargs"], os.environ)
-        program = _load(job)
+        given = _given(job)
+        scrubber = Scrubber(given["connections"], given["init_kwargs"], os.environ)
+        program = _load(job, given)
         ready = _ready(program)
     except BaseException as exc:  # noqa: BLE001 - user code is imported here, and may even exit
         error = exc if isinstance(exc, BatchflowException) else UnexpectedError(f"({type(exc).__name__}) {exc}")

@@ -5,6 +5,7 @@
     <storage>/<run_id>/
         manifest.json        what the run ran, with its sessions
         lock, lease.json     who runs it now
+        control.json         what the tasks of a run on a cluster are to do
         records/*.json       segments of line records, append-only
         outputs.jsonl        completed lines, sorted
         images/*             the images in the outputs, by their content
@@ -65,6 +66,11 @@ class RunKeys:
     def lease(self) -> str:
         """Who runs it."""
         return f"{self.run_id}/lease.json"
+
+    @property
+    def control(self) -> str:
+        """What the tasks on a cluster are to do."""
+        return f"{self.run_id}/control.json"
 
     @property
     def records(self) -> str:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Self
 from prefect_batchflow.exceptions import BatchflowException, RunInUseError, StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from types import TracebackType
 
     from prefect_batchflow.storage.keys import RunKeys
@@ -132,7 +132,7 @@ class Lease:
         return lease if lease is not None and lease.get("owner") != self._owner else None
 
     async def _refuse_living(self, lease: dict[str, Any] | None) -> None:
-        if lease is None or lease.get("released") or _is_dead(lease):
+        if lease is None or lease.get("released") or is_dead(lease):
             return
         if 0 <= time.time() - float(lease.get("renewed_at", 0)) < STALE_AFTER_SEC:
             raise self._in_use(lease)
@@ -150,7 +150,7 @@ class Lease:
         )
 
     async def _write(self, *, released: bool = False) -> None:
-        lease = {"owner": self._owner, **_this_process(), "renewed_at": time.time(), "released": released}
+        lease = {"owner": self._owner, **this_process(), "renewed_at": time.time(), "released": released}
         await self._files.write_path(self._keys.lease, json.dumps(lease).encode())
 
     async def _renew(self) -> None:
@@ -178,7 +178,7 @@ async def is_held(files: RunFiles, keys: RunKeys) -> bool:
         return await asyncio.to_thread(_is_locked, lock)
     try:
         lease = json.loads(await files.read_path(keys.lease))
-        if lease["released"] or _is_dead(lease):
+        if lease["released"] or is_dead(lease):
             return False
         return bool(time.time() - lease["renewed_at"] < STALE_AFTER_SEC)
     except Exception:  # noqa: BLE001 - whatever the storage raises
@@ -200,7 +200,8 @@ def _is_locked(path: Path) -> bool:
         os.close(descriptor)
 
 
-def _this_process() -> dict[str, Any]:
+def this_process() -> dict[str, Any]:
+    """By what another process can tell whether this one is alive."""
     pid = os.getpid()
     _, start_ticks = _state_and_start(pid)
     return {"pid": pid, "start_ticks": start_ticks, "host": socket.gethostname(), **_where_pids_count()}
@@ -218,8 +219,8 @@ def _state_and_start(pid: int) -> tuple[str, str]:
     return fields[0], fields[19]
 
 
-def _is_dead(lease: dict[str, Any]) -> bool:
-    """Whether the holder ran here and is gone; a process id that came round again is told by its start."""
+def is_dead(lease: Mapping[str, Any]) -> bool:
+    """Whether a process, as `this_process` tells it, ran here and is gone; one with its id that began later is another."""
     here = _where_pids_count()
     if any(lease.get(name) != value for name, value in here.items()):
         return False

@@ -231,7 +231,7 @@ class RunRecords:
             result_storage=storage, serializer=SegmentSerializer(), cache_result_in_memory=False, metadata_storage=None
         )
 
-    async def append(self, outcomes: Sequence[LineOutcome]) -> None:
+    async def append(self, outcomes: Sequence[LineOutcome]) -> SegmentName:
         """Write one segment and read it back; when this returns, the lines are done.
 
         Raises:
@@ -239,7 +239,8 @@ class RunRecords:
         """
         ordered = sorted(outcomes, key=lambda outcome: (outcome.receipt.line_number, outcome.receipt.attempt))
         first, last = ordered[0].receipt.line_number, ordered[-1].receipt.line_number
-        key = self._keys.segment(SegmentName.new(first, last, self._session).name)
+        name = SegmentName.new(first, last, self._session)
+        key = self._keys.segment(name.name)
         text = _encode(ordered, self._session)
         try:
             await self._store.awrite(text, key=key)
@@ -251,6 +252,7 @@ class RunRecords:
                 f"The records at {self._files.location(key)} read back otherwise than they were written. The run stops; "
                 "resume it once the storage is sound."
             )
+        return name
 
     def in_memory(self, value: Any) -> Any:
         """A Prefect result that is not written: what a task run hands to Prefect besides its records."""
@@ -291,6 +293,24 @@ class RunRecords:
                 for stored in segment.stored:
                     index.add(stored)
         return index, damaged
+
+    async def scan_between(self, first: int, last: int) -> tuple[RecordIndex, list[SegmentName]]:
+        """The newest record of each line that has one, and the segments, of those that overlap a range of lines.
+
+        A damaged segment counts as not there: its lines are run again.
+        """
+        index, names = RecordIndex(), []
+        for name in await self.segments():
+            if name.last < first or name.first > last:
+                continue
+            try:
+                segment = await self.read(name)
+            except RecordCorruptError:
+                continue
+            names.append(name)
+            for stored in segment.stored:
+                index.add(stored)
+        return index, names
 
     async def _read_ahead(self, names: Iterable[SegmentName]) -> AsyncGenerator[Segment | RecordCorruptError]:
         """Segments in order, or how they are damaged; some are read at once, since a storage far away answers late."""

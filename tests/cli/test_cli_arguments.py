@@ -15,6 +15,7 @@ from prefect_batchflow.cli.arguments import (
     environment_of,
     node_connections_of,
     parameters_of,
+    parameters_of_resume,
     sources,
     value_of,
     words_of,
@@ -120,6 +121,8 @@ OTHER = RunOptions(
     max_concurrency=7,
     line_memory_mb=512,
     granularity="chunk",
+    task_runner="dask",
+    task_runner_address="tcp://127.0.0.1:8786",
     max_lines_count=9,
     on_change="rerun",
 )
@@ -135,6 +138,23 @@ def test_the_options_of_a_run_are_parameters_again_but_for_a_change_that_was_acc
     assert "on_change" not in parameters
     assert {name for name in parameters if parameters[name] == defaults[name]} == set()
     assert parameters_of(RunOptions()) == {name: defaults[name] for name in parameters}
+
+
+@pytest.mark.parametrize(
+    ("flags", "runner", "address"),
+    [
+        (OptionFlags(), "dask", "tcp://127.0.0.1:8786"),
+        (OptionFlags(task_runner="local"), "local", ""),
+        (OptionFlags(task_runner="ray", task_runner_address="auto"), "ray", "auto"),
+        (OptionFlags(task_runner_address="tcp://127.0.0.1:1"), "dask", "tcp://127.0.0.1:1"),
+    ],
+    ids=["as it was", "on this machine", "on another cluster", "at another address"],
+)
+def test_a_run_of_a_cluster_goes_on_where_it_is_told_to(flags: OptionFlags, runner: str, address: str) -> None:
+    parameters = parameters_of_resume(OTHER, flags)
+
+    assert (parameters["task_runner"], parameters["task_runner_address"]) == (runner, address)
+    assert parameters["worker_count"] == OTHER.worker_count
 
 
 def test_the_words_of_options_are_read_as_those_options() -> None:

@@ -44,7 +44,7 @@ async def lease_of(files: RunStorageBlock, keys: RunKeys) -> dict[str, Any]:
 
 async def forge(files: RunStorageBlock, keys: RunKeys, **facts: Any) -> None:
     """Leave the lease of another engine of this process, but for `facts`."""
-    lease = {"owner": "other", **lease_module._this_process(), "renewed_at": time.time(), "released": False, **facts}
+    lease = {"owner": "other", **lease_module.this_process(), "renewed_at": time.time(), "released": False, **facts}
     await files.write_path(keys.lease, json.dumps(lease).encode())
 
 

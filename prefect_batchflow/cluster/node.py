@@ -1,0 +1,362 @@
+"""What runs in a worker process of the cluster: the task of a chunk, and what the chunks of one run share there.
+
+Lines run in worker processes of ours, children of the cluster's worker process, as on one machine. They and everything else
+here live on one event loop in a thread of its own, since a task has a thread, and with Ray a process, only for itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import logging
+import socket
+import sys
+import threading
+import time
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, cast
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.context import TaskRunContext
+from prefect.filesystems import LocalFileSystem
+from prefect.results import ResultStore
+from prefect.states import Cancelled, Completed, Failed
+from pydantic import SecretStr
+
+from prefect_batchflow.blocks import RunStorageBlock
+from prefect_batchflow.cluster.work import Assignment, Report, RunDescription
+from prefect_batchflow.definition.flow import merged_copy
+from prefect_batchflow.definition.run_folder import run_folder
+from prefect_batchflow.exceptions import BatchflowException, FlowNotFoundError, InvalidOptionError, RunInUseError
+from prefect_batchflow.execution.pool import WorkerPool
+from prefect_batchflow.lines import input_hash
+from prefect_batchflow.storage.control import LOOK_EVERY_SEC, Follower
+from prefect_batchflow.storage.keys import RunKeys
+from prefect_batchflow.storage.records import RunRecords
+from prefect_batchflow.tasks import ChunkRun, LineRunner, chunk_name, tag_task_run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from prefect.client.schemas.objects import State
+
+    from prefect_batchflow.definition.flow import Flow
+    from prefect_batchflow.execution.executor import LineOutcome
+    from prefect_batchflow.lines import Line
+    from prefect_batchflow.results import Receipt
+    from prefect_batchflow.storage.control import Verdict
+    from prefect_batchflow.storage.keys import SegmentName
+    from prefect_batchflow.storage.records import RunFiles
+
+logger = logging.getLogger(__name__)
+
+IDLE_SEC = 10.0
+"""How long the worker processes of a run wait for its next chunk; another one starts them again."""
+WRITE_SEC = 5.0
+"""How long the write that is going on when a chunk is ended may take."""
+ASK_CLUSTER_EVERY_SEC = 0.5
+
+
+@task(
+    name="run_chunk",
+    task_run_name=lambda: chunk_name(_assignment().lines),
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    cache_result_in_memory=False,
+    log_prints=False,
+)
+def run_chunk(assignment: Assignment) -> State[Any]:
+    """Run a chunk's lines here, as far as they are not done, and give their receipts as the state's result."""
+    tag_task_run(f"run:{assignment.run_id}")
+    report = run_assignment(assignment)
+    completed = sum(receipt.error is None for receipt in report.settled)
+    message = f"{completed} of {len(assignment.lines)} lines completed"
+    if failed := len(report.settled) - completed:
+        message += f", {failed} failed"
+    if report.failure is not None:
+        state: State[Any] = Failed(message=f"{message}; {report.failure}")
+    elif len(report.settled) < len(assignment.lines):
+        state = Cancelled(message=f"{message}; the chunk was ended before the others had.")
+    else:
+        state = Completed(message=message)
+    # Made already, it is taken as it is, and travels back with the state; Prefect would write nothing of it anywhere.
+    state.data = _in_memory(report)
+    return state
+
+
+def run_assignment(assignment: Assignment) -> Report:
+    """Run a chunk and wait for its end; ends it when the cluster takes this process, or the task, away."""
+    loop = _loop()
+    chunk = ChunkWork(assignment.lines)
+    work = asyncio.run_coroutine_threadsafe(_run(assignment, chunk), loop)
+    try:
+        while not work.done():
+            concurrent.futures.wait([work], timeout=ASK_CLUSTER_EVERY_SEC)
+            if _is_leaving():
+                loop.call_soon_threadsafe(chunk.end, "leaving")
+        return work.result()
+    finally:
+        work.cancel()
+
+
+class ChunkWork:
+    """One chunk that runs here."""
+
+    def __init__(self, lines: Sequence[Line]) -> None:
+        self.lines = lines
+        self.ended_by = ""
+        self.runner: LineRunner | None = None
+
+    def end(self, why: str, *, drain: bool = False) -> None:
+        """Let none of its lines begin any more, and end those that run unless it drains. Idempotent."""
+        self.ended_by = self.ended_by or why
+        if self.runner is not None:
+            self.runner.stop(drain=drain)
+
+
+class NodeRun:
+    """What the chunks of one run share in this process: its storage, its pools of workers, and what they are told to do.
+
+    Args:
+        description: The run.
+    """
+
+    def __init__(self, description: RunDescription) -> None:
+        self._run = description
+        self._keys = RunKeys(description.run_id)
+        self._files = RunStorageBlock(
+            url=description.storage_url,
+            storage_options={name: SecretStr(value) for name, value in description.storage_options.items()},
+        )
+        self._follower = Follower(self._files, self._keys, description.session, description.owner)
+        self._is_fenced = False
+        self._chunks: set[ChunkWork] = set()
+        self._free: list[WorkerPool] = []
+        """Each has its own worker processes, and one chunk at a time."""
+        self._merged = contextlib.ExitStack()
+        self._flow: Flow | None = None
+        self._loading = asyncio.Lock()
+        self._idle_since = time.monotonic()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no chunk runs here."""
+        return not self._chunks
+
+    async def run(self, chunk: ChunkWork) -> Report:
+        """Run the lines of a chunk that the storage does not have yet; what ends it is in the report, never raised."""
+        self._chunks.add(chunk)
+        try:
+            return await self._run_chunk(chunk)
+        except BatchflowException as exc:
+            return Report(failure=exc, host=socket.gethostname())
+        finally:
+            self._chunks.discard(chunk)
+            self._idle_since = time.monotonic()
+
+    async def _run_chunk(self, chunk: ChunkWork) -> Report:
+        self._obey(await self._follower.look())
+        numbers = [line.line_number for line in chunk.lines]
+        records = _ChunkRecords(self._files, self._keys, self._run, lambda: self._is_fenced)
+        index, segments = await records.scan_between(min(numbers), max(numbers))
+        settled: list[Receipt] = []
+        if chunk.ended_by:
+            return self._report(chunk, settled, segments)
+        pool = await self._pool()
+
+        def ended(receipt: Receipt) -> None:
+            if self._run.fail_fast and receipt.error is not None:
+                chunk.end("limit")
+
+        runner = LineRunner(pool, records, self._run.policy, settled.append, ended=ended)
+        try:
+            lines, attempts = [], {}
+            for line in chunk.lines:
+                done = index.completed(line.line_number, input_hash(line.inputs))
+                stored = index.lines.get(line.line_number)
+                if done is None and stored is not None and stored.session == self._run.session:
+                    # Written by this chunk's task before it was lost: a failure that is final counts, another one goes on.
+                    done = stored.receipt if runner.is_final(stored.receipt) else None
+                    attempts[line.line_number] = stored.receipt.attempt + 1
+                if done is not None:
+                    settled.append(done)
+                else:
+                    lines.append(line)
+            chunk.runner = runner
+            if chunk.ended_by:
+                runner.stop()
+            await ChunkRun(runner).run(lines, attempts)
+        finally:
+            chunk.runner = None
+            await runner.written(WRITE_SEC)
+            self._free.append(pool)
+        return self._report(chunk, settled, [*segments, *records.written], runner)
+
+    def _report(
+        self,
+        chunk: ChunkWork,
+        settled: list[Receipt],
+        segments: Sequence[SegmentName],
+        runner: LineRunner | None = None,
+    ) -> Report:
+        return Report(
+            settled=settled,
+            unsettled=list(runner.unsettled.values()) if runner else (),
+            canceled=frozenset(runner.canceled) if runner else frozenset(),
+            segments=[name.name for name in segments if name.session == self._run.session],
+            ended_by=chunk.ended_by if len(settled) < len(chunk.lines) else "",
+            host=socket.gethostname(),
+        )
+
+    async def watch(self) -> None:
+        """Obey what the run says until it is over, or has had no chunk for this process for a while."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY_SEC)
+            verdict = await self._look()
+            self._obey(verdict)
+            is_over = verdict in ("end", "superseded", "orphaned")
+            if self.is_idle and (is_over or time.monotonic() - self._idle_since > IDLE_SEC):
+                return
+
+    async def close(self) -> None:
+        """End all worker processes of the run in this process."""
+        pools, self._free = self._free, []
+        await asyncio.gather(*(pool.close() for pool in pools))
+        await asyncio.to_thread(self._merged.close)
+
+    async def _look(self) -> Verdict:
+        try:
+            return await self._follower.look()
+        except BatchflowException as exc:
+            logger.warning("%s", exc)
+            return "orphaned"  # it was there before: somebody removed the run
+
+    def _obey(self, verdict: Verdict) -> None:
+        if verdict == "superseded":
+            self._is_fenced = True
+        if verdict != "run":
+            for chunk in self._chunks:
+                chunk.end(verdict, drain=verdict == "drain")
+
+    async def _pool(self) -> WorkerPool:
+        if self._free:
+            return self._free.pop()
+        run = self._run
+        async with self._loading:
+            flow = await self._loaded()
+        pool = WorkerPool(
+            flow,
+            given=run.given,
+            worker_count=run.lines_at_once,
+            max_concurrency=run.lines_at_once,
+            line_memory_mb=run.line_memory_mb,
+        )
+        try:
+            await pool.start()
+        except BaseException:
+            await pool.close()
+            raise
+        return pool
+
+    async def _loaded(self) -> Flow:
+        """The flow as it runs here: its files have the same paths on every machine, what it includes is merged here."""
+        if self._flow is None:
+            flow = self._run.flow
+            if not flow.working_dir.is_dir():
+                raise FlowNotFoundError(
+                    f"The cluster worker on {socket.gethostname()} has no folder {flow.working_dir}, in which the flow "
+                    f"{flow.name!r} runs. A flow must have the same path on every machine of the cluster: put it on a "
+                    "shared disk, or into the workers' image."
+                )
+            if flow.additional_includes:
+                folder = await asyncio.to_thread(self._merged.enter_context, run_folder())
+                flow, _ = await asyncio.to_thread(merged_copy, flow, folder)
+            self._flow = flow
+        return self._flow
+
+
+class _ChunkRecords(RunRecords):
+    """Records that note what a chunk writes, and take nothing more once another start of the run has taken over."""
+
+    def __init__(self, files: RunFiles, keys: RunKeys, run: RunDescription, is_fenced: Callable[[], bool]) -> None:
+        super().__init__(files, keys, run.session, run.since)
+        self.written: list[SegmentName] = []
+        self._is_fenced = is_fenced
+
+    async def append(self, outcomes: Sequence[LineOutcome]) -> SegmentName:
+        if self._is_fenced():
+            raise RunInUseError(
+                "The run was started again elsewhere: this task of its earlier start writes nothing more."
+            )
+        self.written.append(name := await super().append(outcomes))
+        return name
+
+
+# What is a process's own: tasks come one by one, with nothing but their assignment, and workers must outlive a chunk.
+_starting = threading.Lock()
+_started: list[asyncio.AbstractEventLoop] = []
+_runs: dict[str, NodeRun] = {}
+"""By run key; touched on the loop only."""
+_watching: set[asyncio.Task[None]] = set()
+
+
+def _loop() -> asyncio.AbstractEventLoop:
+    with _starting:
+        if not _started:
+            loop = asyncio.new_event_loop()
+            # A daemon: the end of this process must wait for no line. Supervisors then end the workers.
+            threading.Thread(target=loop.run_forever, name="batchflow-node", daemon=True).start()
+            _started.append(loop)
+        return _started[0]
+
+
+async def _run(assignment: Assignment, chunk: ChunkWork) -> Report:
+    run = _runs.get(assignment.run_key)
+    if run is None:
+        description = assignment.description()
+        if description.version != (here := metadata.version("prefect-batchflow")):
+            version = InvalidOptionError(
+                f"The cluster worker on {socket.gethostname()} has prefect-batchflow {here}, the run {description.version}. "
+                "Install the same version on every machine."
+            )
+            return Report(failure=version, host=socket.gethostname())
+        run = _runs[assignment.run_key] = NodeRun(description)
+        watching = asyncio.create_task(_watch(assignment.run_key, run))
+        _watching.add(watching)
+        watching.add_done_callback(_watching.discard)
+    return await run.run(chunk)
+
+
+async def _watch(run_key: str, run: NodeRun) -> None:
+    try:
+        await run.watch()
+    finally:
+        # First forgotten, then closed: a chunk that comes meanwhile gets another.
+        _runs.pop(run_key, None)
+        await run.close()
+
+
+def _is_leaving() -> bool:
+    """Whether Dask closes this worker: it has given the task to another one, and lets this thread go on."""
+    distributed = sys.modules.get("distributed")
+    if distributed is None:
+        return False
+    try:
+        worker = distributed.get_worker()
+    except ValueError:
+        return False
+    return worker.status.name not in ("init", "starting", "running", "paused")
+
+
+def _assignment() -> Assignment:
+    context = TaskRunContext.get()
+    assert context is not None, "called for a task run's name only"
+    return cast("Assignment", context.parameters["assignment"])
+
+
+def _in_memory(report: Report) -> Any:
+    # A store that names a storage asks no server for the default one.
+    store = ResultStore(result_storage=LocalFileSystem(), cache_result_in_memory=False)
+    return store.create_result_record(report)

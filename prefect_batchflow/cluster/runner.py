@@ -1,0 +1,240 @@
+"""A run's lines on a cluster: what it submits, how many at once, what it takes from the reports, how it ends them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import pickle
+from typing import TYPE_CHECKING
+
+from prefect_batchflow.cluster.clusters import LostTaskError
+from prefect_batchflow.cluster.node import run_chunk
+from prefect_batchflow.cluster.work import Assignment, Report
+from prefect_batchflow.exceptions import BatchflowException, ClusterError
+from prefect_batchflow.execution.executor import LineOutcome
+from prefect_batchflow.lines import input_hash
+from prefect_batchflow.storage.keys import SegmentName
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from prefect_batchflow.cluster.clusters import Cluster
+    from prefect_batchflow.cluster.work import RunDescription
+    from prefect_batchflow.lines import Line
+    from prefect_batchflow.results import Receipt
+    from prefect_batchflow.storage.control import Driver, Order
+    from prefect_batchflow.storage.records import RunRecords
+
+logger = logging.getLogger(__name__)
+
+SUBMISSIONS = 3
+"""How often a chunk is submitted before the run stops. Dask and Ray try a task again on other workers themselves, each time."""
+CHUNKS_A_PLACE = 4
+"""So that places that end first find another chunk."""
+LARGEST_CHUNK = 1_000
+"""Lines that travel at once, and whose task a dying worker takes with it."""
+AHEAD = 2
+"""Chunks that wait in the cluster, so that a place need not wait for this process to submit the next."""
+
+
+class Shares:
+    """How the lines that may run at once are spread over the places of a cluster.
+
+    Args:
+        lines_at_once: Of the whole run.
+        places: Tasks that the cluster runs at once.
+        total_lines: Of the data.
+    """
+
+    def __init__(self, lines_at_once: int, places: int, total_lines: int) -> None:
+        self.lines_at_once = max(1, lines_at_once // places)
+        """Of one chunk."""
+        chunks = lines_at_once // self.lines_at_once
+        self.running = min(chunks, places)
+        """Chunks at once."""
+        self.submitted = self.running + (AHEAD if chunks >= places else 0)
+        """With those that wait; none where the cluster would run them, beyond `lines_at_once`."""
+        fair = math.ceil(total_lines / (CHUNKS_A_PLACE * self.running))
+        self.chunk_size = min(max(fair, self.lines_at_once), LARGEST_CHUNK)
+
+
+class ClusterRunner:
+    """What a `LineRunner` is to a run on one machine: runs chunks of its lines, settles them, stops.
+
+    Args:
+        cluster: Where tasks run.
+        driver: Tells them what to do.
+        description: What each of them needs.
+        records: The run's, read only.
+        settle: Called once a line with its final receipt, whose record is safe.
+        ended: The same, before that.
+        persisted: Called with what was kept of each attempt; `None` if nobody asks.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        driver: Driver,
+        description: RunDescription,
+        records: RunRecords,
+        settle: Callable[[Receipt], None],
+        *,
+        ended: Callable[[Receipt], None],
+        persisted: Callable[[Sequence[LineOutcome]], None] | None = None,
+    ) -> None:
+        self.on_room: Callable[[], None] = lambda: None
+        self.on_failure: Callable[[], None] = lambda: None
+        self.stopped = False
+        self.canceled: set[int] = set()
+        self.unsettled: dict[int, Receipt] = {}
+        self.failure: BatchflowException | None = None
+        self._cluster = cluster
+        self._driver = driver
+        self._run_id = description.run_id
+        self._session = description.session
+        self._run_key = f"{description.run_id}/{driver.owner}"
+        self._packed_run = pickle.dumps(description)
+        self._lines_at_once = description.lines_at_once
+        self._records = records
+        self._settle = settle
+        self._ended = ended
+        self._persisted = persisted
+        self._seen_segments: set[str] = set()
+        self._unanswered: dict[int, Sequence[Line]] = {}
+        """Chunks that were begun and have no report, by their first line."""
+        self._telling: set[asyncio.Task[None]] = set()
+        self._told: Order = "run"
+
+    def running(self) -> int:
+        """How many lines may be running now: what a chunk does is known at its end only."""
+        return sum(min(len(lines), self._lines_at_once) for lines in self._unanswered.values())
+
+    def enter(self, lines: int = 1) -> None:
+        """Lines are about to be run: chunks are counted, not lines."""
+
+    def stop(self, *, drain: bool = False) -> None:
+        """Have no chunk begin, and have those that run end their lines, or let them end. Idempotent."""
+        self.stopped = True
+        order: Order = "drain" if drain else "stop"
+        if self._told in (order, "stop"):
+            return
+        self._told = order
+        telling = asyncio.ensure_future(self._tell(order))
+        self._telling.add(telling)
+        telling.add_done_callback(self._telling.discard)
+
+    async def _tell(self, order: Order) -> None:
+        try:
+            await self._driver.tell(order)
+        except Exception as exc:  # noqa: BLE001 - it is written again with the next beat
+            logger.warning("Cannot tell the cluster's tasks to %s: (%s) %s", order, type(exc).__name__, exc)
+
+    def fail(self, exc: BatchflowException) -> None:
+        """End the run for a reason that is no line's."""
+        if self.failure is None:
+            self.failure = exc
+            self.on_failure()
+
+    async def run(self, lines: Sequence[Line]) -> None:
+        """Run one chunk: submit it until its report comes, or it was lost too often."""
+        first = lines[0].line_number
+        self._unanswered[first] = lines
+        assignment = Assignment(self._run_id, self._run_key, self._packed_run, lines)
+        lost = ""
+        for _ in range(SUBMISSIONS):
+            if self.stopped:
+                return
+            try:
+                report = await self._report(assignment)
+            except LostTaskError as exc:
+                lost = str(exc)
+            except BatchflowException as exc:
+                self.fail(exc)
+                return
+            else:
+                lost = _why_again(report)
+                if not lost or self.stopped:
+                    await self._take(report)
+                    self._unanswered.pop(first, None)
+                    return
+            logger.warning(
+                "%r of run %s are submitted again, since their task was lost: %s", assignment, self._run_id, lost
+            )
+        if not self.stopped:
+            self.fail(
+                ClusterError(
+                    f"The cluster lost the task of {assignment!r} {SUBMISSIONS} times, the last time by: {lost}. No line of it "
+                    "is to blame, for lines run in processes of their own. The run stops, and what has ended is kept: see what "
+                    "ends the cluster's workers, and resume the run."
+                )
+            )
+
+    async def _report(self, assignment: Assignment) -> Report:
+        state = await self._cluster.run(run_chunk, {"assignment": assignment})
+        report = getattr(state.data, "result", None)
+        if not isinstance(report, Report):
+            raise LostTaskError(f"its task run ended in {state.name}: {state.message}")
+        return report
+
+    async def _take(self, report: Report) -> None:
+        if report.failure is not None:
+            self.fail(report.failure)
+            return
+        try:
+            await self._hand_on(report.segments)
+        except BatchflowException as exc:
+            self.fail(exc)
+            return
+        for receipt in report.settled:
+            self._ended(receipt)
+            self._settle(receipt)
+        self.canceled |= report.canceled
+        self.unsettled.update((receipt.line_number, receipt) for receipt in report.unsettled)
+        self.on_room()
+
+    async def _hand_on(self, segments: Sequence[str]) -> None:
+        """Read back what a chunk wrote, for a storage that the caller brought."""
+        if self._persisted is None:
+            return
+        for name in segments:
+            if name in self._seen_segments:
+                continue
+            self._seen_segments.add(name)
+            segment = await self._records.read(SegmentName.parse(name))
+            self._persisted(
+                [
+                    LineOutcome(stored.receipt, record, stored.input_hash)
+                    for stored, record in zip(segment.stored, segment.records, strict=True)
+                ]
+            )
+
+    async def written(self, limit_sec: float) -> None:
+        """Count, for a bounded time, the lines that ended in chunks whose report did not come; nothing settles after it."""
+        try:
+            async with asyncio.timeout(limit_sec):
+                for lines in list(self._unanswered.values()):
+                    await self._ask_storage(lines)
+        except (TimeoutError, BatchflowException) as exc:
+            logger.warning("Lines may be done that are not counted: (%s) %s", type(exc).__name__, exc)
+        self._unanswered.clear()
+
+    async def _ask_storage(self, lines: Sequence[Line]) -> None:
+        numbers = [line.line_number for line in lines]
+        index, names = await self._records.scan_between(min(numbers), max(numbers))
+        settled: list[Receipt] = []
+        for line in lines:
+            stored = index.lines.get(line.line_number)
+            if stored is not None and stored.session == self._session and stored.input_hash == input_hash(line.inputs):
+                settled.append(stored.receipt)
+        segments = [name.name for name in names if name.session == self._session]
+        await self._take(Report(settled=settled, segments=segments))
+
+
+def _why_again(report: Report) -> str:
+    """Why a chunk whose report has come is to be run again, or no reason."""
+    if report.failure is not None or report.ended_by not in ("orphaned", "leaving"):
+        return ""
+    if report.ended_by == "leaving":
+        return f"the cluster closed its worker on {report.host}"
+    return f"the worker on {report.host} heard nothing of this run for too long"
