@@ -38,6 +38,7 @@ from prefect_batchflow.settings import (
     OnChange,
     RunOptions,
     default_storage_url,
+    retried_errors,
 )
 from prefect_batchflow.storage.keys import check_run_id
 from prefect_batchflow.surroundings import (
@@ -124,7 +125,9 @@ async def batch_run(
         retry_delay_sec: Seconds before the first retry.
         retry_backoff: Each further delay is the one before times this.
         retry_jitter: Each delay varies at random around itself, by up to this share.
-        retry_on: Error codes that are retried, separated by commas, such as LineExecutionTimeoutError; empty is all.
+        retry_on: Errors that are retried, separated by commas: classes (rate_limit, transient, timeout, crash, out_of_memory,
+            user_code, bad_input, refused), codes such as LineExecutionTimeoutError, types of exceptions. Empty is all but
+            bad_input and refused, which would fail again.
         granularity: One task run a line, one for many lines, or auto: line up to 1,000 lines.
         on_change: When data, mapping or flow have changed since the run began: refuse to resume, reuse lines whose
             inputs are the same, or rerun all.
@@ -162,7 +165,7 @@ async def batch_run(
                     retry_delay_sec=retry_delay_sec,
                     backoff=retry_backoff,
                     jitter=retry_jitter,
-                    retry_on=tuple(code.strip() for code in retry_on.split(",") if code.strip()),
+                    retry_on=retried_errors(retry_on),
                 ),
                 failures=FailurePolicy(
                     fail_fast=fail_fast,
@@ -234,6 +237,7 @@ def run_batch(parameters: Mapping[str, Any], live: LiveRun) -> BatchResult:
         BatchflowException: There is no result: the flow, the mapping, the data, the storage or an option is wrong.
     """
     _check_parameters(parameters)
+    retried_errors(str(parameters.get("retry_on", "")))
     failure: BaseException | None = None
 
     def run() -> None:

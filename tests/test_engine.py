@@ -453,6 +453,42 @@ def test_only_the_named_errors_are_retried(storage: Path, write_rows: Callable[.
     assert witness.read_text() == "x"
 
 
+@pytest.mark.parametrize("granularity", ["line", "chunk"])
+def test_errors_are_retried_by_their_class_and_rows_that_do_not_fit_never(
+    granularity: str, storage: Path, write_rows: Callable[..., Path], tmp_path: Path
+) -> None:
+    flow = tmp_path / "witness.py"
+    flow.write_text(
+        "def main(n: int, file: str):\n    open(file, 'a').write(f'{n} ')\n"
+        "    raise {1: KeyError('no'), 2: ConnectionResetError('no'), 3: TimeoutError('no')}[n]\n"
+    )
+    witness = tmp_path / "seen"
+    options = {"granularity": granularity, "run_storage_url": str(storage), "worker_count": 1}
+    rows = write_rows([{"n": n, "file": str(witness)} for n in (1, 2, 3, "none")])
+
+    named = BatchEngine(f"{flow}:main", retries=1, retry_on=["transient", "timeout"], **options)
+    assert named.run({"data": rows}, run_id="named").failed_lines == 4
+
+    assert sorted(witness.read_text().split()) == ["1", "2", "2", "3", "3"]
+    attempts = {row["line_number"]: row["_attempts"] for row in map(json.loads, failed_rows(storage / "named"))}
+    assert attempts == {0: 1, 1: 2, 2: 2, 3: 1}
+
+    assert BatchEngine(f"{flow}:main", retries=1, **options).run({"data": rows}, run_id="all").failed_lines == 4
+
+    attempts = {row["line_number"]: row["_attempts"] for row in map(json.loads, failed_rows(storage / "all"))}
+    assert attempts == {0: 2, 1: 2, 2: 2, 3: 1}
+
+
+def failed_rows(run: Path) -> list[str]:
+    return (run / "failed.jsonl").read_text().splitlines()
+
+
+def test_a_misspelt_class_of_errors_is_refused(storage: Path, write_rows: Callable[..., Path]) -> None:
+    engine = BatchEngine(halve, retries=1, retry_on="ratelimit", run_storage_url=str(storage))
+    with pytest.raises(InvalidOptionError, match="rate_limit"):
+        engine.run({"data": write_rows([{"n": 1}])})
+
+
 def test_a_second_run_of_a_running_id_is_refused(storage: Path, write_rows: Callable[..., Path]) -> None:
     refused: list[BaseException] = []
 

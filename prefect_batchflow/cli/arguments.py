@@ -176,8 +176,9 @@ class OptionFlags:
         list[str] | None,
         _option(
             group=RETRIES,
-            metavar="CODE",
-            help="Error code that is retried, as LineExecutionTimeoutError; may be given several times. [default: all]",
+            metavar="CLASS",
+            help="Errors that are retried: rate_limit, transient, timeout, crash, out_of_memory, user_code, bad_input, "
+            "refused; codes and types of exceptions, too. Several by commas. [default: all but bad_input and refused]",
         ),
     ] = None
     on_change: Annotated[
