@@ -25,6 +25,7 @@ from prefect_batchflow.exceptions import (
     error_dict,
 )
 from prefect_batchflow.execution.nodes import encode_record
+from prefect_batchflow.execution.replies import in_log
 from prefect_batchflow.execution.scrubbing import Scrubber
 from prefect_batchflow.lines import input_hash
 from prefect_batchflow.results import NO_TOKENS, Receipt, Status, Tokens, receipt
@@ -52,6 +53,8 @@ class LineOutcome:
     """The line record as JSON."""
     input_hash: str
     """Of the inputs it ran with; a resume takes a record over only where it fits."""
+    printed: str = ""
+    """Of what it printed, what the log of the run has."""
 
     def parsed(self) -> Any:
         """The record as values."""
@@ -108,7 +111,7 @@ def failed_outcome(
         "nodes": [],
     }
     encoded = encode_record(record)
-    return LineOutcome(receipt(record), encoded, record["input_hash"])  # type: ignore[arg-type]
+    return LineOutcome(receipt(record), encoded, record["input_hash"], in_log(logs))  # type: ignore[arg-type]
 
 
 def timed_out(line: Line, timeout_sec: float) -> dict[str, Any]:

@@ -139,7 +139,7 @@ class WorkerPool:
         except ProcessCrashError as exc:
             error = error_dict(exc)
         else:
-            return LineOutcome(_receipt(line, attempt, reply), record, inputs)
+            return LineOutcome(_receipt(line, attempt, reply), record, inputs, reply.get("printed", ""))
         return failed_outcome(line, attempt=attempt, error=error, duration_sec=job.duration_sec, logs=job.logs)
 
     async def aggregate(self, lines: Sequence[Mapping[str, Any]], *, timeout_sec: float) -> dict[str, Any]:
