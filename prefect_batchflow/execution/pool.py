@@ -33,6 +33,7 @@ from prefect_batchflow.execution.executor import (
     failed_outcome,
     timed_out,
 )
+from prefect_batchflow.execution.memory import OomKills
 from prefect_batchflow.execution.processes import end_with_token
 from prefect_batchflow.execution.scrubbing import Scrubber
 from prefect_batchflow.execution.supervision import Supervisor
@@ -103,6 +104,7 @@ class WorkerPool:
         self._loading: set[asyncio.Task[None]] = set()
         self._alone = asyncio.Semaphore(ALONE_AT_ONCE)
         self._supervisor: Supervisor | None = None
+        self._oom_kills = OomKills()
         self._closed = False
 
     async def start(self) -> FlowDescription:
@@ -384,7 +386,7 @@ class WorkerPool:
             elif len(begun) > 1:
                 job.answer.set_exception(SuspectError())
             else:
-                job.answer.set_exception(crash_error(worker, job.what))
+                job.answer.set_exception(crash_error(worker, job.what, self._oom_kills))
         self._requeue([*lost, *unbegun])
 
 
