@@ -1,16 +1,16 @@
 """`batch_run`: the Prefect flow of a batch run, and the door to it for Python code."""
 
-from __future__ import annotations
-
+# Annotations here are objects, not texts: a served flow goes to the process of its run without the names that texts need.
 import asyncio
 import os
 import threading
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import fastapi.encoders  # noqa: F401 - Prefect imports it in the first call of a flow, while somebody waits for lines
 from prefect import flow, runtime
-from prefect.client.schemas.objects import State  # noqa: TC002 - Prefect resolves the flow's annotations
+from prefect.client.schemas.objects import State
 from prefect.exceptions import ParameterTypeError
 from prefect.logging import get_run_logger
 from prefect.states import Cancelled, Completed, Failed
@@ -47,9 +47,6 @@ from prefect_batchflow.surroundings import (
     let_go_of_server,
     signals_cancel,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 LAST_STATE_SEC = 15.0
 """How long a server that is gone has to come back for the last state of a run from Python."""
