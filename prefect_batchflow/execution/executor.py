@@ -251,7 +251,7 @@ class ProxyExecutor:
         }
         if environment:
             self._create_kwargs["environment_variables"] = environment
-        self._scrubber = Scrubber(connections or {}, init_kwargs or {}, {**os.environ, **environment})
+        self._scrubber = Scrubber(connections or {}, init_kwargs or {}, {**os.environ, **environment}, environment)
         self._free = asyncio.Semaphore(slots)
         self._running: set[int] = set()
         self._proxy: AbstractExecutorProxy | None = None
