@@ -81,11 +81,12 @@ def test_each_line_fails_in_its_own_class_and_no_other_line_fails(granularity: s
     run.check_invariants()
 
 
-@pytest.mark.parametrize("fault", ["exit", "hang in C"])
+@pytest.mark.parametrize("fault", ["exit", "hang in C", "memory"])
 def test_an_async_line_that_takes_the_others_with_it_fails_alone(fault: str, tmp_path: Path) -> None:
     faults = [fault if n == 30 else "waits for ever" if n == 45 else "" for n in range(60)]
     flow = FLOW.replace(":main", ":main_async")
-    run = FaultedRun(tmp_path, faults, "--line-timeout", str(LIMIT_SEC), "--max-concurrency", "8", flow=flow)
+    options = ["--line-timeout", str(LIMIT_SEC), "--max-concurrency", "8", "--line-memory-mb", "64"]
+    run = FaultedRun(tmp_path, faults, *options, flow=flow)
 
     assert run.ended(run.start()) == 3
 
