@@ -191,10 +191,16 @@ class OptionFlags:
     ] = None
 
     def given(self) -> dict[str, Any]:
-        """Those that were given, as parameters of `batch_run`."""
+        """Those that were given, as parameters of `batch_run`.
+
+        Raises:
+            InvalidOptionError: A misspelt class of errors.
+        """
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         if self.retry_on is not None:
-            values["retry_on"] = ",".join(self.retry_on)  # each may hold several
+            from prefect_batchflow.settings import retried_errors
+
+            values["retry_on"] = ",".join(retried_errors(",".join(self.retry_on)))  # each may hold several
         return {name: value for name, value in values.items() if value is not None}
 
 
