@@ -64,11 +64,11 @@ class BatchEngine:
         worker_count: Worker processes; `None` or 0 is `PF_WORKER_COUNT`, else 4.
         init_kwargs: Arguments of a class entry's constructor; any picklable values, never kept by the run.
         **kwargs: `granularity`, `max_concurrency`, `line_memory_mb`, `retries`, `retry_delay_sec`, `retry_backoff`,
-            `retry_jitter`, `retry_on`, `fail_fast`, `max_failed_lines`, `max_failed_percent`, `max_same_errors`, `on_change`,
-            `variant`, `node_connections`, `task_runner`, `task_runner_address` as `batch_run` has them; `run_storage_url`, its
-            `storage`; `listener`, called with each `ProgressReport`. promptflow's `batch_use_async` is taken and has no
-            effect: async code always runs on an event loop. `environment_variables` are set in the workers before the flow's
-            code is imported, over those of its yaml; the run keeps their names only.
+            `retry_jitter`, `retry_on`, which may be a list, `fail_fast`, `max_failed_lines`, `max_failed_percent`,
+            `max_same_errors`, `on_change`, `variant`, `node_connections`, `task_runner`, `task_runner_address` as `batch_run`
+            has them; `run_storage_url`, its `storage`; `listener`, called with each `ProgressReport`. promptflow's
+            `batch_use_async` is taken and has no effect: async code always runs on an event loop. `environment_variables` are
+            set in the workers before the flow's code is imported, over those of its yaml; the run keeps their names only.
 
     Raises:
         FlowNotFoundError: Nothing is at `flow_file`.
@@ -112,6 +112,8 @@ class BatchEngine:
         self._listener = kwargs.pop("listener", None)
         self._run_storage_url = kwargs.pop("run_storage_url", "")
         kwargs.pop("batch_use_async", None)
+        if not isinstance(retry_on := kwargs.get("retry_on", ""), str):
+            kwargs["retry_on"] = ",".join(retry_on)
         self._options = kwargs
         self._live: LiveRun | None = None
         self._is_canceled = False

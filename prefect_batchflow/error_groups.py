@@ -65,7 +65,7 @@ _ADVICE: dict[str, str] = {
     "LineExecutionTimeoutError": "Raise `line_timeout_sec`, or look at what these lines wait for.",
     "BatchRunTimeoutError": "Resume the run: finished lines are kept. Or raise `batch_timeout_sec` or `worker_count`.",
     "BatchFailureLimitError": "Mend what the lines fail of, then resume: finished lines are kept. Or raise the limit.",
-    "LineOutOfMemoryError": "Raise `line_memory_mb`, or let a line hold less at once.",
+    "LineOutOfMemoryError": "Raise `line_memory_mb`, run fewer workers at once, or let a line hold less.",
     "ProcessCrashError": "The worker process died in these lines: look for native code, `os._exit` or deep recursion.",
     "InputTypeError": "Correct these values in the data, or the input's type in the flow.",
     "InputParseError": "Correct the JSON text in the data, or make the input's type string.",

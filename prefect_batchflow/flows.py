@@ -1,16 +1,16 @@
 """`batch_run`: the Prefect flow of a batch run, and the door to it for Python code."""
 
-from __future__ import annotations
-
+# Annotations here are objects, not texts: a served flow goes to the process of its run without the names that texts need.
 import asyncio
 import os
 import threading
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import fastapi.encoders  # noqa: F401 - Prefect imports it in the first call of a flow, while somebody waits for lines
 from prefect import flow, runtime
-from prefect.client.schemas.objects import State  # noqa: TC002 - Prefect resolves the flow's annotations
+from prefect.client.schemas.objects import State
 from prefect.exceptions import ParameterTypeError
 from prefect.logging import get_run_logger
 from prefect.states import Cancelled, Completed, Failed
@@ -39,6 +39,7 @@ from prefect_batchflow.settings import (
     RunOptions,
     TaskRunnerName,
     default_storage_url,
+    retried_errors,
 )
 from prefect_batchflow.storage.keys import check_run_id
 from prefect_batchflow.surroundings import (
@@ -47,9 +48,6 @@ from prefect_batchflow.surroundings import (
     let_go_of_server,
     signals_cancel,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 LAST_STATE_SEC = 15.0
 """How long a server that is gone has to come back for the last state of a run from Python."""
@@ -127,7 +125,9 @@ async def batch_run(
         retry_delay_sec: Seconds before the first retry.
         retry_backoff: Each further delay is the one before times this.
         retry_jitter: Each delay varies at random around itself, by up to this share.
-        retry_on: Error codes that are retried, separated by commas, such as LineExecutionTimeoutError; empty is all.
+        retry_on: Errors that are retried, separated by commas: classes (rate_limit, transient, timeout, crash, out_of_memory,
+            user_code, bad_input, refused), codes such as LineExecutionTimeoutError, types of exceptions. Empty is all but
+            bad_input and refused, which would fail again.
         granularity: One task run a line, one for many lines, or auto: line up to 1,000 lines. On a cluster it is chunk.
         task_runner: Where lines run: local is this machine; dask and ray are a cluster, docs/scaling.md.
         task_runner_address: Of the cluster: tcp://host:8786 for dask, ray://host:10001 or auto for ray. Empty starts one on
@@ -168,7 +168,7 @@ async def batch_run(
                     retry_delay_sec=retry_delay_sec,
                     backoff=retry_backoff,
                     jitter=retry_jitter,
-                    retry_on=tuple(code.strip() for code in retry_on.split(",") if code.strip()),
+                    retry_on=retried_errors(retry_on),
                 ),
                 failures=FailurePolicy(
                     fail_fast=fail_fast,
@@ -242,6 +242,7 @@ def run_batch(parameters: Mapping[str, Any], live: LiveRun) -> BatchResult:
         BatchflowException: There is no result: the flow, the mapping, the data, the storage or an option is wrong.
     """
     _check_parameters(parameters)
+    retried_errors(str(parameters.get("retry_on", "")))
     failure: BaseException | None = None
 
     def run() -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from prefect_batchflow.error_classes import NOT_RETRIED, ErrorClass, class_of_error, infos
+from prefect_batchflow.exceptions import InvalidOptionError
 
 Granularity = Literal["auto", "line", "chunk"]
 OnChange = Literal["refuse", "reuse", "rerun"]
@@ -37,23 +41,46 @@ class LinePolicy(BaseModel):
     jitter: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Each delay varies at random around itself, by up to this share."""
     retry_on: tuple[str, ...] = ()
-    """Errors that are retried: any code of the chain, as `LineExecutionTimeoutError`, or the class of what the flow's code
-    raised, as `RateLimitError`; empty retries all."""
+    """Errors that are retried: by an `ErrorClass`, as `rate_limit`, any code of the chain, as `LineExecutionTimeoutError`, or
+    the type of what the flow's code raised, as `RateLimitError`; empty retries all that may end otherwise."""
 
     def delays(self) -> list[float]:
         """The seconds before each retry, `retries` of them, jitter not included."""
         return [min(self.retry_delay_sec * self.backoff**n, self.max_retry_delay_sec) for n in range(self.retries)]
 
     def retries_error(self, error: dict[str, Any]) -> bool:
-        """Whether an error dictionary is of a class that is retried, attempts aside."""
+        """Whether an error dictionary is one that is retried, attempts aside."""
+        kind = class_of_error(error)
         if not self.retry_on:
+            return kind not in NOT_RETRIED
+        if kind in self.retry_on:
             return True
         node: Any = error
         while isinstance(node, dict):
             if node.get("code") in self.retry_on:
                 return True
             node = node.get("innerError")
-        return any(info.get("type") in self.retry_on for info in _infos(error))
+        return any(info.get("type") in self.retry_on for info in infos(error))
+
+
+def retried_errors(text: str) -> tuple[str, ...]:
+    """Read a list of errors that are retried, separated by commas.
+
+    Raises:
+        InvalidOptionError: A name that looks like a class of errors and is none.
+    """
+    names = []
+    for name in filter(None, map(str.strip, text.split(","))):
+        # Whether a type of exceptions, which has capitals, ever comes nobody knows beforehand.
+        kind = name.replace("-", "_") if name.islower() else name
+        meant = difflib.get_close_matches(kind, ErrorClass, 1, cutoff=0.8) if name.islower() else []
+        if meant and kind != meant[0]:
+            raise InvalidOptionError(
+                f"retry_on names {name!r}, which is no class of errors. Did you mean {str(meant[0])!r}? The classes are "
+                f"{', '.join(ErrorClass)}; codes and types of exceptions, such as RateLimitError, are taken too."
+            )
+        names.append(kind)
+    return tuple(names)
 
 
 def not_before_sec(error: dict[str, Any]) -> float:
@@ -62,15 +89,8 @@ def not_before_sec(error: dict[str, Any]) -> float:
     Args:
         error: An error dictionary; a `retry_after_sec` in its `additionalInfo` counts, up to `MAX_NOT_BEFORE_SEC`.
     """
-    asked = [info.get("retry_after_sec") for info in _infos(error)]
+    asked = [info.get("retry_after_sec") for info in infos(error)]
     return min(max((sec for sec in asked if isinstance(sec, int | float) and sec > 0), default=0.0), MAX_NOT_BEFORE_SEC)
-
-
-def _infos(error: dict[str, Any]) -> list[dict[str, Any]]:
-    """The facts of an error dictionary, which a service in another language may have made."""
-    entries = error.get("additionalInfo")
-    infos = [entry.get("info") for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
-    return [info for info in infos if isinstance(info, dict)]
 
 
 class FailurePolicy(BaseModel):

@@ -21,6 +21,7 @@ from prefect.states import Cancelled, Completed
 from prefect.utilities.math import clamped_poisson_interval
 
 from prefect_batchflow.exceptions import BatchflowException, UnexpectedError, innermost_code
+from prefect_batchflow.printed import PrintedLog
 from prefect_batchflow.settings import not_before_sec
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ class LineRunner:
         self._settle = settle
         self._ended = ended
         self._persisted = persisted
+        self._printed = PrintedLog()
         self._not_before: dict[int, float] = {}
         """By line, the moment its next attempt may begin, where the failed one's error names one; monotonic."""
         self._attempts: dict[asyncio.Task[LineOutcome], int] = {}
@@ -158,6 +160,7 @@ class LineRunner:
             self._attempts.pop(work, None)
             # The caller was cancelled, not the work: it must not go on unseen.
             work.cancel()
+        self._printed.add(outcome)
         if self.is_final(outcome.receipt):
             if self._ended is not None:
                 self._ended(outcome.receipt)

@@ -32,9 +32,13 @@ class FaultedRun:
         folder: A folder of its own.
         faults: What each line does, in line order; `""` is nothing wrong.
         options: Further words of the command line.
+        flow: What is run.
+        control_group: Of the system's, one that its processes are in.
     """
 
-    def __init__(self, folder: Path, faults: Sequence[str], *options: str, flow: str = FLOW) -> None:
+    def __init__(
+        self, folder: Path, faults: Sequence[str], *options: str, flow: str = FLOW, control_group: Path | None = None
+    ) -> None:
         self.folder = folder
         self.faults = list(faults)
         self.run = folder / "runs" / "r"
@@ -45,6 +49,9 @@ class FaultedRun:
             sys.executable, "-m", "prefect_batchflow.cli", "run", flow, "--data", str(data), "--run-id", "r",
             "--workers", "2", "--storage", str(folder / "runs"), *options,
         ]  # fmt: skip
+        if control_group is not None:
+            join = 'echo $$ > "$0" && exec "$@"'
+            self._command = ["sh", "-c", join, str(control_group / "cgroup.procs"), *self._command]
 
     def start(self) -> subprocess.Popen[bytes]:
         """Start it, or go on with it: always the same command."""

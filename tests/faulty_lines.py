@@ -77,6 +77,13 @@ def eat_memory(_folder: Path) -> None:
         eaten.append(bytearray(1 << 20))
 
 
+def fill_memory(_folder: Path) -> None:
+    # Written to, not only asked for. Where nothing limits the group of this process, not all of the machine is eaten.
+    filled = []
+    while len(filled) < 2_000:
+        filled.append(b"x" * (1 << 20))
+
+
 def wait_to_go(folder: Path) -> None:
     held(folder, os.getpid())
     while not (folder / "go").exists():
@@ -93,6 +100,7 @@ FAULTS = {
     "stack": overflow_the_stack,
     "kill": lambda _: os.kill(os.getpid(), signal.SIGKILL),
     "memory": eat_memory,
+    "system memory": fill_memory,
     "hang in C": hang_in_c,
     "hang with a grandchild": hang_with_a_grandchild,
     "stop": stop_itself,

@@ -64,7 +64,9 @@ def files_with(text: str, folder: Path) -> list[Path]:
     return [file for file in folder.rglob("*") if file.is_file() and text.encode() in file.read_bytes()]
 
 
-def test_no_secret_is_kept_of_a_run(flow: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_no_secret_is_kept_of_a_run(
+    flow: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, told: list[str]
+) -> None:
     caplog.set_level(logging.DEBUG)
     engine = BatchEngine(
         flow, connections=CONNECTIONS, run_storage_url=str(tmp_path / "runs"), worker_count=1, granularity="line"
@@ -81,6 +83,10 @@ def test_no_secret_is_kept_of_a_run(flow: Path, tmp_path: Path, caplog: pytest.L
     assert files_with(CANARY, database.parent) == []
     assert CANARY not in str(result)
     assert CANARY not in caplog.text
+    printed = [message for message in told if " printed:\n" in message]
+    assert sorted(text.partition(" printed")[0] for text in printed) == [f"Line {n}" for n in range(4)]
+    assert all("printed **data_scrubbed**" in text for text in printed)
+    assert CANARY not in str(told)
 
 
 def run_of(flow: Path, tmp_path: Path, **parameters: Any) -> BatchResult:

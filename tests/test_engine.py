@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
 import signal
 import sys
@@ -39,7 +38,7 @@ from prefect_batchflow.exceptions import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -342,7 +341,9 @@ def test_batch_timeout_gives_a_partial_result_that_can_resume(
 
 
 @pytest.mark.parametrize("granularity", ["line", "chunk"])
-@pytest.mark.parametrize("limit", [{"fail_fast": True}, {"max_failed_lines": 2}, {"max_same_errors": 3}], ids=str)
+@pytest.mark.parametrize(
+    "limit", [{"fail_fast": True}, {"max_failed_lines": 2}, {"max_failed_percent": 50}, {"max_same_errors": 3}], ids=str
+)
 def test_a_run_that_goes_wrong_ends_and_resumes(
     granularity: str, limit: dict[str, Any], storage: Path, write_rows: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -452,6 +453,42 @@ def test_only_the_named_errors_are_retried(storage: Path, write_rows: Callable[.
     engine = BatchEngine(f"{flow}:main", retries=3, retry_on="LineExecutionTimeoutError", run_storage_url=str(storage))
     assert engine.run({"data": write_rows([{"file": str(witness)}])}).failed_lines == 1
     assert witness.read_text() == "x"
+
+
+@pytest.mark.parametrize("granularity", ["line", "chunk"])
+def test_errors_are_retried_by_their_class_and_rows_that_do_not_fit_never(
+    granularity: str, storage: Path, write_rows: Callable[..., Path], tmp_path: Path
+) -> None:
+    flow = tmp_path / "witness.py"
+    flow.write_text(
+        "def main(n: int, file: str):\n    open(file, 'a').write(f'{n} ')\n"
+        "    raise {1: KeyError('no'), 2: ConnectionResetError('no'), 3: TimeoutError('no')}[n]\n"
+    )
+    witness = tmp_path / "seen"
+    options = {"granularity": granularity, "run_storage_url": str(storage), "worker_count": 1}
+    rows = write_rows([{"n": n, "file": str(witness)} for n in (1, 2, 3, "none")])
+
+    named = BatchEngine(f"{flow}:main", retries=1, retry_on=["transient", "timeout"], **options)
+    assert named.run({"data": rows}, run_id="named").failed_lines == 4
+
+    assert sorted(witness.read_text().split()) == ["1", "2", "2", "3", "3"]
+    attempts = {row["line_number"]: row["_attempts"] for row in map(json.loads, failed_rows(storage / "named"))}
+    assert attempts == {0: 1, 1: 2, 2: 2, 3: 1}
+
+    assert BatchEngine(f"{flow}:main", retries=1, **options).run({"data": rows}, run_id="all").failed_lines == 4
+
+    attempts = {row["line_number"]: row["_attempts"] for row in map(json.loads, failed_rows(storage / "all"))}
+    assert attempts == {0: 2, 1: 2, 2: 2, 3: 1}
+
+
+def failed_rows(run: Path) -> list[str]:
+    return (run / "failed.jsonl").read_text().splitlines()
+
+
+def test_a_misspelt_class_of_errors_is_refused(storage: Path, write_rows: Callable[..., Path]) -> None:
+    engine = BatchEngine(halve, retries=1, retry_on="ratelimit", run_storage_url=str(storage))
+    with pytest.raises(InvalidOptionError, match="rate_limit"):
+        engine.run({"data": write_rows([{"n": 1}])})
 
 
 def test_a_second_run_of_a_running_id_is_refused(storage: Path, write_rows: Callable[..., Path]) -> None:
@@ -574,22 +611,6 @@ def test_a_cancel_ends_the_aggregation_too(storage: Path, write_rows: Callable[.
     assert (result.status, result.completed_lines, result.metrics) == (Status.Canceled, 1, {})
 
 
-@pytest.fixture
-def told() -> Iterator[list[str]]:
-    """What Prefect logs of task runs, at its default level."""
-    messages: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
-    logger = logging.getLogger("prefect.task_runs")
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    yield messages
-    logger.setLevel(level)
-    logger.removeHandler(handler)
-    assert not [f for f in logger.filters if "is_logged" in repr(f)], "the run has taken its filter with it"
-
-
 def test_the_log_tells_of_the_lines_that_failed_only(
     storage: Path, write_rows: Callable[..., Path], told: list[str]
 ) -> None:
@@ -598,6 +619,67 @@ def test_the_log_tells_of_the_lines_that_failed_only(
     (message,) = told
     assert message.startswith("Finished in state Failed")
     assert "division by zero" in message
+
+
+PRINTING = """
+import os, sys
+def main(n: int):
+    if n:
+        print(f"line {n} says so")
+    if n == 2:
+        raise KeyError(n)
+    if n == 3:
+        sys.stderr.write("and hangs\\n")
+        while True: pass
+    if n == 4:
+        os.write(1, b"and dies\\n")
+        os._exit(3)
+    return n
+"""
+
+
+@pytest.mark.parametrize("granularity", ["line", "chunk"])
+def test_what_a_line_prints_is_in_its_record_and_in_the_log_also_when_it_was_killed(
+    granularity: str, storage: Path, write_rows: Callable[..., Path], tmp_path: Path, told: list[str]
+) -> None:
+    flow = tmp_path / "printing.py"
+    flow.write_text(PRINTING)
+    engine = BatchEngine(f"{flow}:main", line_timeout_sec=1, granularity=granularity, run_storage_url=str(storage))
+
+    engine.run({"data": write_rows([{"n": n} for n in range(5)])}, run_id="r")
+
+    expected = {
+        1: "line 1 says so\n",
+        2: "line 2 says so\n",
+        3: "line 3 says so\nand hangs\n",
+        4: "line 4 says so\nand dies\n",
+    }
+    printed = sorted(message for message in told if " printed:\n" in message)
+    assert printed == [f"Line {n} printed:\n{text.rstrip()}" for n, text in expected.items()]
+    texts = [json.loads(path.read_text())["result"] for path in (storage / "r" / "records").iterdir()]
+    records = [json.loads(line) for text in texts for line in text.splitlines()[1:]]
+    assert {record["line_number"]: record["logs"] for record in records} == {0: "", **expected}
+
+
+def test_the_log_has_what_each_attempt_prints_of_the_first_lines_only(
+    storage: Path, write_rows: Callable[..., Path], tmp_path: Path, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prefect_batchflow.printed.MOST_LINES", 2)
+    flow = tmp_path / "printing.py"
+    flow.write_text("def main(n: int):\n    print('x' * 3_000 + f'end {n}')\n    return 1 / (n - 1)\n")
+    engine = BatchEngine(f"{flow}:main", retries=1, worker_count=1, run_storage_url=str(storage))
+
+    engine.run({"data": write_rows([{"n": n} for n in range(5)])})
+
+    printed = [message for message in told if " printed:\n" in message]
+    assert [message.split(" printed")[0] for message in printed if "Line 1" in message] == [
+        "Line 1",
+        "Line 1, attempt 2,",
+    ]
+    assert len(printed) == 4
+    assert all(len(message) < 2_200 and "more characters" in message for message in printed)
+    assert all(message[-5:].startswith("end ") for message in printed)
+    assert len([message for message in told if "in their records only" in message]) == 2
 
 
 def test_the_log_tells_of_each_attempt_that_is_retried(

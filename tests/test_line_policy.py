@@ -7,9 +7,21 @@ from typing import Any, ClassVar
 
 import pytest
 
-from prefect_batchflow.exceptions import APITimeoutError, InternalServerError, RateLimitError, error_dict
+from prefect_batchflow.error_classes import ErrorClass
+from prefect_batchflow.exceptions import (
+    APITimeoutError,
+    BadRequestError,
+    InputTypeError,
+    InternalServerError,
+    InvalidOptionError,
+    LineExecutionTimeoutError,
+    LineOutOfMemoryError,
+    ProcessCrashError,
+    RateLimitError,
+    error_dict,
+)
 from prefect_batchflow.execution.calls import script_error, tool_error
-from prefect_batchflow.settings import MAX_NOT_BEFORE_SEC, LinePolicy, not_before_sec
+from prefect_batchflow.settings import MAX_NOT_BEFORE_SEC, LinePolicy, not_before_sec, retried_errors
 
 
 class Response:
@@ -40,6 +52,51 @@ class TooManyError(Exception):
 def test_an_error_is_retried_by_its_codes_and_by_the_class_that_was_raised(error: dict[str, Any], code: str) -> None:
     assert LinePolicy(retry_on=(code,)).retries_error(error)
     assert not LinePolicy(retry_on=("AuthenticationError",)).retries_error(error)
+
+
+ERRORS = {
+    "rate_limit": error_dict(RateLimitError("x")),
+    "transient": error_dict(InternalServerError("x")),
+    "timeout": error_dict(LineExecutionTimeoutError("x")),
+    "crash": error_dict(ProcessCrashError("x")),
+    "out_of_memory": error_dict(LineOutOfMemoryError("x")),
+    "bad_input": error_dict(InputTypeError("x")),
+    "refused": error_dict(BadRequestError("x")),
+    "user_code": script_error("f", KeyError("x")),
+}
+
+
+@pytest.mark.parametrize(
+    ("retry_on", "retried"),
+    [
+        ("", {"rate_limit", "transient", "timeout", "crash", "out_of_memory", "user_code"}),
+        ("rate_limit", {"rate_limit"}),
+        (" rate-limit, transient,timeout ,crash,", {"rate_limit", "transient", "timeout", "crash"}),
+        ("bad_input,refused", {"bad_input", "refused"}),
+        ("user_code,RateLimitError", {"user_code", "rate_limit"}),
+        ("ProcessCrashError", {"crash", "out_of_memory"}),
+        ("KeyError", {"user_code"}),
+    ],
+)
+def test_a_user_says_which_classes_of_errors_are_retried(retry_on: str, retried: set[str]) -> None:
+    policy = LinePolicy(retry_on=retried_errors(retry_on))
+    assert {kind for kind, error in ERRORS.items() if policy.retries_error(error)} == retried
+
+
+def test_every_class_of_errors_is_tried_here() -> None:
+    assert ERRORS.keys() == set(ErrorClass)
+
+
+@pytest.mark.parametrize(
+    ("misspelt", "meant"), [("ratelimit", "rate_limit"), ("timeouts", "timeout"), ("usercode", "user_code")]
+)
+def test_a_misspelt_class_is_refused_with_the_one_that_was_meant(misspelt: str, meant: str) -> None:
+    with pytest.raises(InvalidOptionError, match=f"Did you mean '{meant}'"):
+        retried_errors(f"crash,{misspelt}")
+
+
+def test_a_type_of_exceptions_is_taken_as_it_is() -> None:
+    assert retried_errors("TimeoutError,gaierror") == ("TimeoutError", "gaierror")
 
 
 @pytest.mark.parametrize("make", [tool_error, script_error])
@@ -74,6 +131,12 @@ def test_an_error_that_a_foreign_service_made_up_asks_for_nothing(entries: Any) 
     error = {"code": "SystemError", "additionalInfo": entries}
     assert not_before_sec(error) == 0
     assert not LinePolicy(retry_on=("RateLimitError",)).retries_error(error)
+
+
+def test_the_wait_that_was_asked_of_a_wrapped_call_is_waited_for() -> None:
+    error = RuntimeError("no answer")
+    error.__cause__ = TooManyError()
+    assert not_before_sec(script_error("main", error)) == 7.0
 
 
 def test_an_exception_whose_attributes_raise_asks_for_nothing() -> None:

@@ -193,8 +193,9 @@ class OptionFlags:
         list[str] | None,
         _option(
             group=RETRIES,
-            metavar="CODE",
-            help="Error code that is retried, as LineExecutionTimeoutError; may be given several times. [default: all]",
+            metavar="CLASS",
+            help="Errors that are retried: rate_limit, transient, timeout, crash, out_of_memory, user_code, bad_input, "
+            "refused; codes and types of exceptions, too. Several by commas. [default: all but bad_input and refused]",
         ),
     ] = None
     on_change: Annotated[
@@ -207,10 +208,16 @@ class OptionFlags:
     ] = None
 
     def given(self) -> dict[str, Any]:
-        """Those that were given, as parameters of `batch_run`."""
+        """Those that were given, as parameters of `batch_run`.
+
+        Raises:
+            InvalidOptionError: A misspelt class of errors.
+        """
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         if self.retry_on is not None:
-            values["retry_on"] = ",".join(self.retry_on)  # each may hold several
+            from prefect_batchflow.settings import retried_errors
+
+            values["retry_on"] = ",".join(retried_errors(",".join(self.retry_on)))  # each may hold several
         return {name: value for name, value in values.items() if value is not None}
 
 

@@ -15,6 +15,7 @@ from traceback import TracebackException
 from types import AsyncGeneratorType, GeneratorType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from prefect_batchflow.error_classes import INFO_KEY, ErrorClass, class_of_exception
 from prefect_batchflow.exceptions import (
     BatchflowException,
     LineOutOfMemoryError,
@@ -252,7 +253,8 @@ async def join_text_async(chunks: AsyncIterator[Any]) -> str:
 def describe(exc: BaseException) -> dict[str, Any]:
     """Give type, message and traceback of what user code raised; the traceback begins in user code.
 
-    With `retry_after_sec` if it says how long to wait before another try, as a model service does.
+    With its `error_class` if it is of one, and with `retry_after_sec` if it says how long to wait before another try, as a
+    model service does.
 
     Source: promptflow `_core/_errors.py`, `tool_traceback`.
     """
@@ -262,6 +264,8 @@ def describe(exc: BaseException) -> dict[str, Any]:
     except Exception:  # noqa: BLE001 - formatting asks a user's class for its text, and may run out of memory
         trace = ""
     described = {"type": type(exc).__name__, "message": exception_text(exc), "traceback": _shortened(trace)}
+    if (kind := class_of_exception(exc)) is not ErrorClass.USER_CODE:
+        described[INFO_KEY] = str(kind)
     asked = wait_asked_by(exc)
     return described if asked is None else {**described, "retry_after_sec": asked}
 

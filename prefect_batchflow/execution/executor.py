@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from prefect_batchflow.definition.flow import FlowDescription, FlowInput
+from prefect_batchflow.error_classes import INFO_KEY, ErrorClass, class_of_exception
 from prefect_batchflow.exceptions import (
     BatchflowException,
     LineExecutionTimeoutError,
@@ -25,9 +26,11 @@ from prefect_batchflow.exceptions import (
     error_dict,
 )
 from prefect_batchflow.execution.nodes import encode_record
+from prefect_batchflow.execution.replies import in_log
 from prefect_batchflow.execution.scrubbing import Scrubber
 from prefect_batchflow.lines import input_hash
 from prefect_batchflow.results import NO_TOKENS, Receipt, Status, Tokens, receipt
+from prefect_batchflow.tools.retry_after import wait_asked_by
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -52,6 +55,8 @@ class LineOutcome:
     """The line record as JSON."""
     input_hash: str
     """Of the inputs it ran with; a resume takes a record over only where it fits."""
+    printed: str = ""
+    """Of what it printed, what the log of the run has."""
 
     def parsed(self) -> Any:
         """The record as values."""
@@ -108,7 +113,7 @@ def failed_outcome(
         "nodes": [],
     }
     encoded = encode_record(record)
-    return LineOutcome(receipt(record), encoded, record["input_hash"])  # type: ignore[arg-type]
+    return LineOutcome(receipt(record), encoded, record["input_hash"], in_log(logs))  # type: ignore[arg-type]
 
 
 def timed_out(line: Line, timeout_sec: float) -> dict[str, Any]:
@@ -248,7 +253,7 @@ class ProxyExecutor:
         }
         if environment:
             self._create_kwargs["environment_variables"] = environment
-        self._scrubber = Scrubber(connections or {}, init_kwargs or {}, {**os.environ, **environment})
+        self._scrubber = Scrubber(connections or {}, init_kwargs or {}, {**os.environ, **environment}, environment)
         self._free = asyncio.Semaphore(slots)
         self._running: set[int] = set()
         self._proxy: AbstractExecutorProxy | None = None
@@ -297,7 +302,7 @@ class ProxyExecutor:
                 seconds = time.perf_counter() - clock
                 return _outcome(line, _plain(result), attempt, started, seconds, self._scrubber)
             except Exception as exc:  # noqa: BLE001 - the border around code that is not ours
-                error = timed_out(line, timeout_sec) if limit.expired() else error_dict(_known(exc))
+                error = timed_out(line, timeout_sec) if limit.expired() else _described(exc)
                 error = self._scrubber.value(error)
                 return failed_outcome(line, attempt=attempt, error=error, duration_sec=time.perf_counter() - clock)
             finally:
@@ -337,6 +342,16 @@ class ProxyExecutor:
 
 def _known(exc: Exception) -> BatchflowException:
     return exc if isinstance(exc, BatchflowException) else UnexpectedError(f"({type(exc).__name__}) {exc}")
+
+
+def _described(exc: Exception) -> dict[str, Any]:
+    """The error of a line whose proxy raised, with the class of what it raised and the wait that this asks for, if any."""
+    error, kind, asked = error_dict(_known(exc)), class_of_exception(exc), wait_asked_by(exc)
+    if kind is ErrorClass.USER_CODE and asked is None:
+        return error
+    info = {"type": type(exc).__name__, INFO_KEY: str(kind)} | ({} if asked is None else {"retry_after_sec": asked})
+    error["additionalInfo"] = [*error.get("additionalInfo", []), {"type": "ExecutorErrorDetails", "info": info}]
+    return error
 
 
 def _plain(result: Any) -> dict[str, Any]:

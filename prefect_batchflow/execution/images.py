@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
+from prefect_batchflow.error_classes import INFO_KEY, PASSING
 from prefect_batchflow.exceptions import InvalidImageInput, LoadMultimediaDataError
 
 if TYPE_CHECKING:
@@ -65,7 +66,9 @@ class FlowImages:
             return load_images(value, folder, self._format)
         except InvalidImageInput as exc:
             raise LoadMultimediaDataError(
-                f"Failed to load image for input '{name}': ({type(exc).__name__}) {exc}", target="Executor"
+                f"Failed to load image for input '{name}': ({type(exc).__name__}) {exc}",
+                target="Executor",
+                additional_info=_passing_failure(exc),
             ) from exc
 
     def literal(self, value: Any) -> Any:
@@ -119,3 +122,9 @@ class FlowImages:
         run["aggregation_inputs"] = writer.plain(run["aggregation_inputs"])
         if writer.found or sources:
             run["images"] = {"inputs": sources, "output": places}
+
+
+def _passing_failure(exc: InvalidImageInput) -> dict[str, Any] | None:
+    """The class of an error that is not the row's: what has the image may have it again later."""
+    kind = getattr(exc, INFO_KEY, None)
+    return {"ImageErrorDetails": {INFO_KEY: str(kind)}} if kind in PASSING else None

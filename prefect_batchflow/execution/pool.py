@@ -35,6 +35,7 @@ from prefect_batchflow.execution.executor import (
     failed_outcome,
     timed_out,
 )
+from prefect_batchflow.execution.memory import OomKills
 from prefect_batchflow.execution.processes import end_with_token
 from prefect_batchflow.execution.scrubbing import Scrubber
 from prefect_batchflow.execution.supervision import Supervisor
@@ -107,8 +108,9 @@ class WorkerPool:
         self._connections = dict(connections or {})
         self._environment = {**flow.environment_variables, **(environment_variables or {})}
         self._given = given
+        environ = {**os.environ, **self._environment}
         self._scrubber = (
-            Scrubber(self._connections, self._init_kwargs, {**os.environ, **self._environment})
+            Scrubber(self._connections, self._init_kwargs, environ, self._environment)
             if given is None
             else given.scrubber
         )
@@ -128,6 +130,7 @@ class WorkerPool:
         self._loading: set[asyncio.Task[None]] = set()
         self._alone = asyncio.Semaphore(ALONE_AT_ONCE)
         self._supervisor: Supervisor | None = None
+        self._oom_kills = OomKills()
         self._closed = False
 
     async def start(self) -> FlowDescription:
@@ -164,7 +167,7 @@ class WorkerPool:
         except ProcessCrashError as exc:
             error = error_dict(exc)
         else:
-            return LineOutcome(_receipt(line, attempt, reply), record, inputs)
+            return LineOutcome(_receipt(line, attempt, reply), record, inputs, reply.get("printed", ""))
         return failed_outcome(line, attempt=attempt, error=error, duration_sec=job.duration_sec, logs=job.logs)
 
     async def aggregate(self, lines: Sequence[Mapping[str, Any]], *, timeout_sec: float) -> dict[str, Any]:
@@ -422,7 +425,7 @@ class WorkerPool:
             elif len(begun) > 1:
                 job.answer.set_exception(SuspectError())
             else:
-                job.answer.set_exception(crash_error(worker, job.what))
+                job.answer.set_exception(crash_error(worker, job.what, self._oom_kills))
         self._requeue([*lost, *unbegun])
 
 

@@ -19,6 +19,18 @@ LOG_LIMIT = 64 * 1024
 """Characters of a line's output that its record keeps."""
 
 
+PRINTED_LIMIT = 2_000
+"""Characters of it that reach the log of the run."""
+
+
+def in_log(logs: str) -> str:
+    """Of what a line printed, what the log of the run has: its beginning and its end."""
+    if len(logs) <= PRINTED_LIMIT:
+        return logs
+    half = PRINTED_LIMIT // 2
+    return f"{logs[:half]}\n… {len(logs) - 2 * half} more characters in the line's record …\n{logs[-half:]}"
+
+
 class Printed:
     """What one line printed: its beginning, for a line that prints without end must not fill the memory."""
 
@@ -100,8 +112,10 @@ def line_reply(head: dict[str, Any], record: dict[str, Any], printed: Printed, s
         body = encode_record(record)
     error = record["error"]
     tokens = record["tokens"]
+    told = {"printed": in_log(record["logs"])} if record["logs"] else {}
     return wire.pack(
         {
+            **told,
             "op": "line",
             "id": head["id"],
             "status": record["status"],

@@ -1,4 +1,4 @@
-"""Takes the secrets of a run's connections out of what is kept of it: records, errors, printed output.
+"""Takes the secrets of a run's connections and variables out of what is kept of it: records, errors, printed output.
 
 A record is for ever, and what is read there is copied on; so an output that has a secret in it loses it, too. Without secrets
 nothing is looked through.
@@ -19,6 +19,7 @@ MASK = "**data_scrubbed**"
 """What stands in a secret's place. Source: promptflow `_utils/credential_scrubber.py`."""
 SHORTEST_SECRET = 8
 """Characters of a secret from which on it is looked for: shorter ones, as `test`, are words of other texts as well."""
+_SECRET_NAME = re.compile(r"(key|token|secret|password|passwd|credentials?)$", re.IGNORECASE)
 _PARTS = ("inputs", "output", "error", "metrics", "logs")
 
 
@@ -29,12 +30,18 @@ class Scrubber:
         connections: The run's, name to dictionary or connection.
         init_kwargs: Of these the keys of model configurations.
         environ: What completes the connections.
+        variables: Those that are set for the flow's code; of these the ones that are named as secrets are.
     """
 
     def __init__(
-        self, connections: Mapping[str, Any], init_kwargs: Mapping[str, Any], environ: Mapping[str, str]
+        self,
+        connections: Mapping[str, Any],
+        init_kwargs: Mapping[str, Any],
+        environ: Mapping[str, str],
+        variables: Mapping[str, str] | None = None,
     ) -> None:
         secrets = secret_values(connections, environ)
+        secrets |= {text for name, text in (variables or {}).items() if _SECRET_NAME.search(name) and "${" not in text}
         secrets |= {
             str(value["api_key"]) for value in init_kwargs.values() if isinstance(value, dict) and "api_key" in value
         }

@@ -22,6 +22,7 @@ from prefect_batchflow.exceptions import BatchflowException, UnexpectedError, er
 from prefect_batchflow.execution import wire
 from prefect_batchflow.execution.environment import resolved
 from prefect_batchflow.execution.loader import load_program
+from prefect_batchflow.execution.memory import be_killed_first
 from prefect_batchflow.execution.replies import LineOutput, Writer, aggregate_reply, is_spent, line_reply
 from prefect_batchflow.execution.scrubbing import Scrubber
 
@@ -129,6 +130,7 @@ class _Reader:
 
 def main(permits: int) -> None:
     """Load the flow the engine sends, say what it is or why it does not load, and run lines until the pipe closes."""
+    be_killed_first()
     os.set_inheritable(permits, False)
     fd_in, fd_out = os.dup(0), os.dup(1)
     nothing = os.open(os.devnull, os.O_RDONLY)
@@ -145,7 +147,7 @@ def main(permits: int) -> None:
     try:
         job = pickle.loads(first[1])  # noqa: S301 - from the parent, which made it
         given = _given(job)
-        scrubber = Scrubber(given["connections"], given["init_kwargs"], os.environ)
+        scrubber = Scrubber(given["connections"], given["init_kwargs"], os.environ, job["environment_variables"])
         program = _load(job, given)
         ready = _ready(program)
     except BaseException as exc:  # noqa: BLE001 - user code is imported here, and may even exit

@@ -26,6 +26,7 @@ from prefect_batchflow.execution.processes import TOKEN_VARIABLE, end_session, e
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from prefect_batchflow.execution.memory import OomKills
     from prefect_batchflow.execution.scrubbing import Scrubber
 
 CANCEL_GRACE_SEC = 2.0
@@ -428,8 +429,8 @@ def how_it_ended(returncode: int | None) -> str:
     return f"exited with status {returncode}"
 
 
-def crash_error(worker: WorkerProcess, what: str) -> ProcessCrashError:
-    """Why a worker died with a job in it, as far as its exit code and its last words tell."""
+def crash_error(worker: WorkerProcess, what: str, oom_kills: OomKills) -> ProcessCrashError:
+    """Why a worker died with a job in it, as far as its exit code, its last words and the system tell."""
     tail, how = worker.tail, how_it_ended(worker.returncode)
     details = {"exit_code": worker.returncode, "output": tail}
     if _OUT_OF_MEMORY.search(tail):
@@ -438,11 +439,16 @@ def crash_error(worker: WorkerProcess, what: str) -> ProcessCrashError:
             target="Executor",
             additional_info={"ProcessCrashDetails": details},
         )
-    hint = (
-        " Nobody here sent it: the system's out-of-memory killer is the usual sender."
-        if worker.returncode == -signal.SIGKILL
-        else ""
-    )
+    hint = ""
+    if worker.returncode == -signal.SIGKILL:
+        if oom_kills.took_one():
+            return LineOutOfMemoryError(
+                f"{what}: the system's out-of-memory killer ended its process: the machine, or the container, had no memory "
+                "left. Give it more, run fewer workers, or make the line smaller; line_memory_mb ends such a line alone.",
+                target="Executor",
+                additional_info={"ProcessCrashDetails": details},
+            )
+        hint = " Nobody here sent it, and no out-of-memory killer is known to have."
     output = tail.strip().splitlines()
     # faulthandler says the cause first and where it was after.
     last = next((text for text in output if text.startswith("Fatal Python error")), output[-1] if output else "")

@@ -13,6 +13,7 @@ import re
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
+from prefect_batchflow.error_classes import class_of_error
 from prefect_batchflow.error_groups import advice_for, shortened
 from prefect_batchflow.exceptions import innermost_code
 from prefect_batchflow.results import summary_line
@@ -74,6 +75,7 @@ def failed_table(failures: Iterable[Receipt], cap: int = MAX_FAILED_ROWS) -> lis
         {
             "line_number": receipt.line_number,
             "error": inert(innermost_code(receipt.error or {}), 100),
+            "class": str(class_of_error(receipt.error or {})),
             "message": inert((receipt.error or {}).get("message", "")),
             "attempts": receipt.attempt,
         }

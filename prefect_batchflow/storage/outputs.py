@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from prefect_batchflow.definition.flow import MESSAGE_FORMATS
+from prefect_batchflow.error_classes import class_of_error
 from prefect_batchflow.exceptions import StorageError
 from prefect_batchflow.results import BatchResult
 from prefect_batchflow.storage.images import OutputImages
@@ -43,11 +44,12 @@ def output_row(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def failed_row(record: dict[str, Any]) -> dict[str, Any]:
-    """A failed line as data of a new run: its number, the inputs it had, and why it failed."""
+    """A failed line as data of a new run: its number, the inputs it had, and why it failed, after how many attempts."""
     return {
         **record["inputs"],
         "line_number": record["line_number"],
         "_error": record["error"],
+        "_error_class": str(class_of_error(record["error"] or {})),
         "_attempts": record["attempt"],
     }
 

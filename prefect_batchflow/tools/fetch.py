@@ -16,6 +16,7 @@ import time
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urljoin, urlsplit
 
+from prefect_batchflow.error_classes import ErrorClass, class_of_exception, class_of_status
 from prefect_batchflow.exceptions import InvalidImageInput
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ def fetch(
         private_hosts: Hosts that may be on a private network; `None` is what `HOSTS_VARIABLE` lists.
 
     Raises:
-        InvalidImageInput: It leads into a private network, takes too long, is too large, or is not there.
+        InvalidImageInput: It leads into a private network, takes too long, is too large, or is not there. Its `error_class`, if
+            any, is that of the service's or the connection's failure.
     """
     if private_hosts is None:
         private_hosts = frozenset(name.strip().lower() for name in os.environ.get(HOSTS_VARIABLE, "").split(","))
@@ -63,7 +65,8 @@ def fetch(
             raise
         except (OSError, http.client.HTTPException, ValueError) as exc:
             raise InvalidImageInput(
-                f"{shown} cannot be fetched: ({type(exc).__name__}) {exc}. Check the address, or give the image as a file."
+                f"{shown} cannot be fetched: ({type(exc).__name__}) {exc}. Check the address, or give the image as a file.",
+                error_class=class_of_exception(exc),
             ) from exc
         if not isinstance(answer, str):
             return answer
@@ -96,7 +99,8 @@ def _ask(
             return location
         if response.status != 200:
             raise InvalidImageInput(
-                f"{shown} answered {response.status} {response.reason}, expected 200. Check the address."
+                f"{shown} answered {response.status} {response.reason}, expected 200. Check the address.",
+                error_class=class_of_status(response.status),
             )
         content = bytearray()
         while block := response.read(_BLOCK_BYTES):
@@ -104,7 +108,10 @@ def _ask(
             if len(content) > max_bytes:
                 raise InvalidImageInput(f"{shown} is larger than {max_bytes:,} bytes. Give a smaller image.")
             if time.monotonic() > deadline:
-                raise InvalidImageInput(f"{shown} took longer than {TIMEOUT_SEC:g} s. Give the image as a file.")
+                raise InvalidImageInput(
+                    f"{shown} took longer than {TIMEOUT_SEC:g} s. Give the image as a file.",
+                    error_class=ErrorClass.TIMEOUT,
+                )
         return bytes(content), response.headers.get_content_type()
     finally:
         connection.close()

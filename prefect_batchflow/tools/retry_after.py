@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+MOST_SEC = 10 * 365 * 86_400.0
+"""No wait is longer: what is beyond is no number of JSON, or none that anybody means."""
+_MOST_CAUSES = 8
+
 
 def retry_after_sec(headers: Mapping[str, str]) -> float | None:
     """The wait that a service asks for, from `retry-after-ms` or `Retry-After`, in seconds or as a date."""
@@ -17,7 +21,7 @@ def retry_after_sec(headers: Mapping[str, str]) -> float | None:
         except ValueError:
             continue
         if seconds == seconds:  # and not NaN
-            return max(0.0, seconds)
+            return min(max(0.0, seconds), MOST_SEC)
     text = headers.get("retry-after", "")
     if not text:
         return None
@@ -27,19 +31,32 @@ def retry_after_sec(headers: Mapping[str, str]) -> float | None:
         moment = parsedate_to_datetime(text)
     except (TypeError, ValueError, OverflowError):
         return None
-    return max(0.0, moment.timestamp() - time.time())
+    return min(max(0.0, moment.timestamp() - time.time()), MOST_SEC)
 
 
 def wait_asked_by(exc: BaseException) -> float | None:
-    """The seconds that an exception says to wait before another try; `None` if it says nothing of it.
+    """The seconds that an exception, or one that it was raised from, says to wait before another try; `None` if none does.
 
-    This package's exceptions say so themselves, those of openai, httpx and requests by the response that they carry.
+    This package's exceptions say so themselves, those of openai, httpx and requests by the response that they carry, those of
+    urllib by their headers.
     """
+    cause: BaseException | None = exc
     try:
-        asked = getattr(exc, "retry_after_sec", None)
-        headers = getattr(getattr(exc, "response", None), "headers", None)
-        if asked is not None:
-            return float(asked)
-        return None if headers is None else retry_after_sec(headers)
+        for _ in range(_MOST_CAUSES):
+            if cause is None:
+                return None
+            if (asked := _asked_by(cause)) is not None:
+                return asked
+            cause = cause.__cause__
     except Exception:  # noqa: BLE001 - attributes of a user's class may raise, and be anything
         return None
+    return None
+
+
+def _asked_by(exc: BaseException) -> float | None:
+    asked = getattr(exc, "retry_after_sec", None)
+    if asked is not None:
+        seconds = float(asked)
+        return min(max(0.0, seconds), MOST_SEC) if seconds == seconds else None
+    headers = getattr(getattr(exc, "response", exc), "headers", None)
+    return None if headers is None else retry_after_sec(headers)

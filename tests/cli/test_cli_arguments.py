@@ -178,6 +178,12 @@ def test_flags_are_parameters_of_the_flow_and_only_the_given_ones() -> None:
     assert set(OptionFlags.__dataclass_fields__) < set(inspect.signature(batch_run.fn).parameters)
 
 
+def test_a_misspelt_class_of_errors_is_refused_before_anything_starts() -> None:
+    assert OptionFlags(retry_on=["rate-limit,Own", "crash"]).given() == {"retry_on": "rate_limit,Own,crash"}
+    with pytest.raises(InvalidOptionError, match="Did you mean 'rate_limit'"):
+        OptionFlags(retry_on=["ratelimit"]).given()
+
+
 def test_choices_and_defaults_are_those_of_the_settings() -> None:
     """They stand here again so that `--help` needs no pydantic."""
     assert get_args(arguments.Granularity) == get_args(settings.Granularity)

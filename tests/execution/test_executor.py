@@ -7,11 +7,13 @@ import math
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 from pools import code_of, flow_of, message_of, run
 from waiting import eventually
 
-from prefect_batchflow.exceptions import PythonLoadError, ToolExecutionError, WorkerStartError
+from prefect_batchflow.error_classes import class_of_error
+from prefect_batchflow.exceptions import ProcessCrashError, PythonLoadError, ToolExecutionError, WorkerStartError
 from prefect_batchflow.execution import executor as executor_module
 from prefect_batchflow.execution.executor import (
     AbstractExecutorProxy,
@@ -24,6 +26,7 @@ from prefect_batchflow.execution.executor import (
 )
 from prefect_batchflow.lines import Line, input_hash
 from prefect_batchflow.results import FlowRunInfo, LineResult, RunInfo, Status
+from prefect_batchflow.settings import not_before_sec
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -262,6 +265,29 @@ class TestAnswers:
         assert outcome.parsed()["status"] == "Failed"
         assert code_of(outcome) == code
         assert said in message_of(outcome)
+
+    @pytest.mark.parametrize(
+        ("raised", "expected"),
+        [
+            (ValueError("no"), "user_code"),
+            (httpx.ReadTimeout("no"), "timeout"),
+            (ConnectionResetError("no"), "transient"),
+            (ProcessCrashError("the service died"), "crash"),
+        ],
+        ids=lambda value: str(value)[:20],
+    )
+    async def test_what_it_raises_is_of_a_class_of_errors(self, flow: Flow, raised: Exception, expected: str) -> None:
+        outcome = await answered(flow, raised)
+
+        assert class_of_error(outcome.receipt.error or {}) == expected
+
+    async def test_the_wait_that_it_asks_for_is_in_the_lines_error(self, flow: Flow) -> None:
+        asking = ConnectionError("no")
+        asking.retry_after_sec = 7  # type: ignore[attr-defined]
+
+        outcome = await answered(flow, asking)
+
+        assert not_before_sec(outcome.receipt.error or {}) == 7
 
     async def test_a_failed_line_keeps_the_services_error(self, flow: Flow) -> None:
         error = {

@@ -42,6 +42,17 @@ def test_every_place_a_secret_comes_from_is_known(
     assert Scrubber(connections, init_kwargs, environ).text("canary-12345") == MASK
 
 
+@pytest.mark.parametrize("name", ["OPENAI_API_KEY", "hub_token", "DB_PASSWORD", "CLIENT_SECRET", "AWS_CREDENTIALS"])
+def test_a_variable_of_the_run_that_is_named_as_a_secret_is_one(name: str) -> None:
+    assert Scrubber({}, {}, {}, {name: "canary-12345"}).text("a canary-12345") == f"a {MASK}"
+
+
+def test_other_variables_and_references_stay() -> None:
+    variables = {"KEYBOARD": "qwertz-layout", "MODEL": "gpt-4o-mini", "API_KEY": "${my.api_key}", "X_KEY": "short"}
+    text = "qwertz-layout gpt-4o-mini ${my.api_key} short"
+    assert Scrubber({}, {}, {}, variables).text(text) == text
+
+
 def test_what_is_no_secret_stays() -> None:
     spec = {"type": "CustomConnection", "value": {"url": "https://host", "key": "short"}, "secret_keys": ["key"]}
     assert Scrubber({"my": spec}, {}, {}).text("https://host short") == "https://host short"

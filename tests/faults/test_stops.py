@@ -7,7 +7,9 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from faulted_run import FaultedRun
+from faulted_run import FLOW, FaultedRun
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.sorting import FlowRunSort
 from waiting import wait_until
 
 if TYPE_CHECKING:
@@ -68,7 +70,35 @@ def test_a_signal_ends_the_run_with_what_it_has(
     assert (result["status"], *counts) == ("Canceled", begun - 2, 2, LINES - begun)
     if numbers == [signal.SIGINT]:
         assert seconds > 4, "lines that run had time to end"
+    assert state_in_prefect() == "CANCELLED"
     run.check_invariants()
+
+
+@pytest.mark.parametrize("ending", ["SIGTERM", "SIGINT SIGINT", "limit"])
+def test_an_async_run_whose_loop_does_not_answer_ends_too(ending: str, tmp_path: Path) -> None:
+    faults = ["hang in C" if n == 30 else "" for n in range(60)]
+    options = ["--max-concurrency", "8", *(["--batch-timeout", "6"] if ending == "limit" else [])]
+    run = FaultedRun(tmp_path, faults, *options, flow=FLOW.replace(":main", ":main_async"))
+    process = started(run)
+    for name in ending.split() if ending != "limit" else []:
+        process.send_signal(signal.Signals[name])
+
+    assert run.ended(process, ENDS_WITHIN_SEC) == (1 if ending == "limit" else CANCELED)
+
+    result = run.result()
+    assert result["canceled_lines"] >= 1
+    assert result["failed_lines"] == 0
+    if ending == "limit":
+        assert 6 <= seconds_of(result) <= 8
+    run.check_invariants()
+
+
+def state_in_prefect() -> str:
+    """The type of the last flow run's state, as the server shows it."""
+    with get_client(sync_client=True) as client:
+        (flow_run,) = client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1)
+    assert flow_run.state is not None
+    return flow_run.state.type.value
 
 
 def test_the_first_ctrl_c_lets_lines_that_run_end_and_begins_no_other(granularity: str, tmp_path: Path) -> None:

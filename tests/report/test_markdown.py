@@ -332,10 +332,11 @@ class TestFailedTable:
         tally.add(Receipt(4, Status.Failed, error=None))
 
         assert failed_table(tally.failures) == [
-            {"line_number": 4, "error": "", "message": "", "attempts": 1},
+            {"line_number": 4, "error": "", "class": "user_code", "message": "", "attempts": 1},
             {
                 "line_number": 9,
                 "error": "ToolExecutionError",
+                "class": "user_code",
                 "message": f"see [x]{JOINER}(http:{JOINER}//y)",
                 "attempts": 3,
             },

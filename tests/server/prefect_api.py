@@ -65,6 +65,9 @@ class PrefectAPI:
     def deployment(self, name: str) -> dict[str, Any]:
         return dict(self.get(f"/deployments/name/batch-run/{name}"))
 
+    def has_deployment(self, name: str) -> bool:
+        return self._answer("GET", f"/deployments/name/batch-run/{name}").is_success
+
     def try_to_start(self, deployment: str, parameters: dict[str, Any], **more: Any) -> httpx.Response:
         """Ask for a run of a deployment, as the UI's form does."""
         path = f"/deployments/{self.deployment(deployment)['id']}/create_flow_run"

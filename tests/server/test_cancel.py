@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from prefect_api import wait_for
-from prefect_processes import processes_with
+from prefect_processes import end_group, processes_with
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(300)]
 
+ENDS_WITHIN_SEC = 10.0
 LINES = 30
 DONE = 12
 """Lines that are done when the run is cancelled; two others run then, one on each worker."""
@@ -44,6 +48,37 @@ def test_cancel_of_a_deployments_run_keeps_what_is_done_and_says_so(
     assert list(executed.values()) == [1] * (DONE + 2)
     # Nothing that comes later takes our message away.
     assert api.state(flow_run_id)["message"] == MESSAGE
+
+
+def test_prefects_own_command_cancels_a_run_of_a_served_deployment(
+    api: PrefectAPI, server: Home, steering: Callable[[int], Steering]
+) -> None:
+    served = server.start("served", [sys.executable, str(Path(__file__).with_name("served.py"))])
+    steered = steering(LINES)
+    steered.wait_from(DONE)
+    try:
+        wait_for(lambda: api.has_deployment("served"), "the deployment is served")
+        flow_run_id = api.start("served", steered.parameters())
+        wait_for(lambda: len(steered.executed()) == DONE + 2, "two lines wait, the ones before them are done")
+
+        server.prefect("flow-run", "cancel", flow_run_id)
+        cancelled = time.monotonic()
+
+        state = api.ended(flow_run_id)
+        assert time.monotonic() - cancelled < ENDS_WITHIN_SEC
+        assert (state["type"], state["message"]) == ("CANCELLED", MESSAGE)
+        result = json.loads((server.runs / flow_run_id / "batch_result.json").read_text())
+        assert (result["status"], result["completed_lines"], result["total_lines"]) == ("Canceled", DONE, LINES)
+        assert set(api.artifacts(flow_run_id)) >= {"markdown", "progress"}
+        wait_for(lambda: not processes_with("PREFECT__FLOW_RUN_ID", flow_run_id), "no process of the run is left", 15)
+    finally:
+        end_group(served)
+
+    steered.wait_from(None)
+    again = server.local_run(steered, run_id=flow_run_id)
+    assert again.result()["completed_lines"] == LINES
+    executed = steered.executed()
+    assert {number for number, times in executed.items() if times > 1} <= {DONE, DONE + 1}
 
 
 def test_cancel_of_a_local_run_ends_it_with_its_result(

@@ -117,6 +117,7 @@ async def test_failed_lines_are_data_of_a_new_run(local: RunStorageBlock, keys: 
     assert [line.line_number for line in lines] == [3, 5]
     assert [line.inputs["q"] for line in lines] == [awkward["q"], "b"]
     assert [row["_attempts"] for row in rows] == [1, 2]
+    assert {row["_error_class"] for row in rows} == {"user_code"}
     assert rows[0]["_error"]["message"] == "first"
     assert {name: rows[0][name] for name in awkward} == awkward
 

@@ -21,7 +21,7 @@ from prefect_batchflow.exceptions import (
 from prefect_batchflow.tools import llm
 from prefect_batchflow.tools.context import running
 from prefect_batchflow.tools.llm import answer_of, call_model, call_model_sync, delay_before_retry
-from prefect_batchflow.tools.retry_after import retry_after_sec
+from prefect_batchflow.tools.retry_after import MOST_SEC, retry_after_sec
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -312,6 +312,9 @@ def test_the_users_own_mistake_stays_what_it_is(model_server: ModelServer) -> No
         ({"retry-after": "nan"}, None),
         ({"retry-after": "2", "retry-after-ms": "300"}, 0.3),
         ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0),
+        ({"retry-after": "Wed, 21 Oct 9999 07:28:00 GMT"}, MOST_SEC),
+        ({"retry-after": "1e999"}, MOST_SEC),
+        ({"retry-after": "9" * 400}, MOST_SEC),
         ({"retry-after": "tomorrow"}, None),
     ],
 )

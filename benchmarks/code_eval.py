@@ -1,0 +1,106 @@
+"""Programs run against their tests, a line each, with hard limits: is each of many thousand lines what it must be?
+
+    python benchmarks/code_eval.py --data HumanEval.jsonl.gz --times 100
+    python benchmarks/code_eval.py --data HumanEval.jsonl.gz --times 100 --spoiled
+
+Runs `flows/code_eval` over a file of HumanEval's form, as often as said, in chunks. Spoiled, five programs of each time
+through are others: one loops for ever, one crashes, one exits, one raises, one eats memory. Exits with 1 when a line is not
+what it must be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from prefect_batchflow import BatchEngine
+from prefect_batchflow.exceptions import innermost_code
+
+ROOT = Path(__file__).resolve().parent.parent
+FLOW = f"{ROOT / 'flows' / 'code_eval' / 'evaluate.py'}:evaluate"
+SPOILED = {
+    "    while True:\n        pass\n": "LineExecutionTimeoutError",
+    "    import ctypes\n    ctypes.string_at(0)\n": "ProcessCrashError",
+    "    import os\n    os._exit(0)\n": "ProcessCrashError",
+    "    raise KeyError('spoiled')\n": "ScriptExecutionError",
+    "    eaten = []\n    while True:\n        eaten.append(bytearray(1 << 20))\n": "LineOutOfMemoryError",
+}
+"""The body of a program that goes wrong, to the code that its line must fail with."""
+
+
+def problems(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file, also of one that is gzipped."""
+    text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def spoiled(rows: list[dict[str, Any]], at_time: int) -> tuple[list[dict[str, Any]], dict[int, str]]:
+    """The rows with five of them spoiled, others each time, and what these must fail with, by index."""
+    rows, codes = list(rows), {}
+    for index, (body, code) in enumerate(SPOILED.items()):
+        # Spread over the rows, and over all of them in time.
+        row = (index * len(rows) // len(SPOILED) + at_time) % len(rows)
+        rows[row] = {**rows[row], "canonical_solution": body}
+        codes[row] = code
+    return rows, codes
+
+
+def main() -> int:
+    """Run, compare and print; 1 when something is off."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--times", type=int, default=1, help="how often each problem is run")
+    parser.add_argument("--spoiled", action="store_true", help="let five programs of each time go wrong")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--line-timeout", type=float, default=10.0, help="seconds; more than a right program takes")
+    parser.add_argument("--line-memory-mb", type=int, default=512)
+    given = parser.parse_args()
+    rows = problems(given.data)
+    lines: list[dict[str, Any]] = []
+    expected: dict[int, str] = {}
+    for at_time in range(given.times):
+        these, codes = spoiled(rows, at_time) if given.spoiled else (rows, {})
+        expected |= {len(lines) + row: code for row, code in codes.items()}
+        lines += these
+    with tempfile.TemporaryDirectory(prefix="batchflow-benchmark-") as scratch:
+        data, out = Path(scratch, "data.jsonl"), Path(scratch, "out")
+        data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        engine = BatchEngine(
+            FLOW,
+            worker_count=given.workers,
+            line_timeout_sec=given.line_timeout,
+            line_memory_mb=given.line_memory_mb,
+            granularity="chunk",
+            run_storage_url=str(Path(scratch, "runs")),
+        )
+        begun = time.perf_counter()
+        result = engine.run({"data": data}, output_dir=out)
+        took = time.perf_counter() - begun
+        outputs = [json.loads(line) for line in (out / "output.jsonl").read_text().splitlines()]
+        failed = [json.loads(line) for line in (out / "failed.jsonl").read_text().splitlines()]
+    codes = {row["line_number"]: innermost_code(row["_error"]) for row in failed}
+    right = {row["line_number"] for row in outputs if row["passed"]}
+    checks = {
+        "lines": (result.total_lines, len(lines)),
+        "completed": (result.completed_lines, len(lines) - len(expected)),
+        "failed": (result.failed_lines, len(expected)),
+        "passed": (right, set(range(len(lines))) - expected.keys()),
+        "each failed as it must": (codes, expected),
+    }
+    print(f"{len(lines)} lines, {given.workers} workers: {took:.1f} s, {len(lines) / took:.1f} lines a second")
+    print(f"failed: {dict(Counter(codes.values())) or 'none'}")
+    for name, (found, must) in checks.items():
+        shown = found if isinstance(found, int) else len(found)
+        print(f"{name:<24} {shown}{'' if found == must else '  WRONG'}")
+    return int(any(found != must for found, must in checks.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
