@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 OPTIONS = frozenset(
     {
+        "bad_rows",
         "batch_use_async",
         "fail_fast",
         "granularity",
@@ -62,11 +63,11 @@ class BatchEngine:
         worker_count: Worker processes; `None` or 0 is `PF_WORKER_COUNT`, else 4.
         init_kwargs: Arguments of a class entry's constructor; any picklable values, never kept by the run.
         **kwargs: `granularity`, `max_concurrency`, `line_memory_mb`, `retries`, `retry_delay_sec`, `retry_backoff`,
-            `retry_jitter`, `retry_on`, `fail_fast`, `max_failed_lines`, `max_failed_percent`, `max_same_errors`, `on_change`,
-            `variant`, `node_connections` as `batch_run` has them; `run_storage_url`, its `storage`; `listener`, called with
-            each `ProgressReport`. promptflow's `batch_use_async` is taken and has no effect: async code always runs on an
-            event loop. `environment_variables` are set in the workers before the flow's code is imported, over those of its
-            yaml; the run keeps their names only.
+            `retry_jitter`, `retry_on`, `fail_fast`, `max_failed_lines`, `max_failed_percent`, `max_same_errors`, `bad_rows`,
+            `on_change`, `variant`, `node_connections` as `batch_run` has them; `run_storage_url`, its `storage`; `listener`,
+            called with each `ProgressReport`. promptflow's `batch_use_async` is taken and has no effect: async code always runs
+            on an event loop. `environment_variables` are set in the workers before the flow's code is imported, over those of
+            its yaml; the run keeps their names only.
 
     Raises:
         FlowNotFoundError: Nothing is at `flow_file`.

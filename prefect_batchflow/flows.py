@@ -31,6 +31,7 @@ from prefect_batchflow.settings import (
     DEFAULT_LINE_TIMEOUT_SEC,
     DEFAULT_MAX_CONCURRENCY,
     DEFAULT_WORKER_COUNT,
+    BadRows,
     BatchRequest,
     FailurePolicy,
     Granularity,
@@ -87,6 +88,7 @@ async def batch_run(
     retry_jitter: Annotated[float, Field(ge=0, le=1)] = 0.0,
     retry_on: str = "",
     granularity: Granularity = "auto",
+    bad_rows: BadRows = "refuse",
     on_change: OnChange = "refuse",
     storage: str = "",
     output_dir: str = "",
@@ -126,6 +128,7 @@ async def batch_run(
         retry_jitter: Each delay varies at random around itself, by up to this share.
         retry_on: Error codes that are retried, separated by commas, such as LineExecutionTimeoutError; empty is all.
         granularity: One task run a line, one for many lines, or auto: line up to 1,000 lines.
+        bad_rows: A row that cannot be read, or lacks a column that others have: refuse to start, or fail that line only.
         on_change: When data, mapping or flow have changed since the run began: refuse to resume, reuse lines whose
             inputs are the same, or rerun all.
         storage: Where runs are kept: a path or URL, or batchflow-run-storage/NAME for a saved block. Empty is below
@@ -176,6 +179,7 @@ async def batch_run(
                 line_memory_mb=line_memory_mb or None,
                 granularity=granularity,
                 max_lines_count=max_lines_count or None,
+                bad_rows=bad_rows,
                 on_change=on_change,
             ),
         )

@@ -214,6 +214,7 @@ class BatchRun:
             self.flow.inputs,
             self.request.inputs_mapping,
             self.options.max_lines_count,
+            bad_rows=self.options.bad_rows,
             is_stopped=lambda: self._is_stopped,
         )
         if any(source.own_numbers for source in self.inventory.sources):

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Granularity = Literal["auto", "line", "chunk"]
 OnChange = Literal["refuse", "reuse", "rerun"]
+BadRows = Literal["refuse", "fail"]
 
 DEFAULT_LINE_TIMEOUT_SEC = 600.0
 DEFAULT_WORKER_COUNT = 4
@@ -108,6 +109,8 @@ class RunOptions(BaseModel):
     """One task run a line, one for many, or by the number of lines."""
     max_lines_count: Annotated[int, Field(ge=1)] | None = None
     """Rows read from each source; `None` is all."""
+    bad_rows: BadRows = "refuse"
+    """Whether a row that cannot be read, or lacks a column that others have, stops the run or becomes a failed line."""
     on_change: OnChange = "refuse"
     """What a resume does when data, mapping or flow are not what they were."""
 

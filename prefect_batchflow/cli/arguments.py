@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 WORKER_COUNT, MAX_CONCURRENCY, LINE_TIMEOUT_SEC, LEAST_MEMORY_MB = 4, 64, 600, 16
 Granularity = Literal["auto", "line", "chunk"]
 OnChange = Literal["refuse", "reuse", "rerun"]
+BadRows = Literal["refuse", "fail"]
 
 _NAMED_SOURCE = re.compile(r"([A-Za-z_][\w.-]*)=(.*)", re.DOTALL)
 
@@ -138,6 +139,14 @@ class OptionFlags:
             help="Read only so many rows, the first ones; 0 is all. [default: 0]",
         ),
     ] = None
+    bad_rows: Annotated[
+        BadRows | None,
+        _option(
+            group=LIMITS,
+            help="A row that cannot be read, or lacks a column that others have: refuse to start, or fail that line only. "
+            "[default: refuse]",
+        ),
+    ] = None
     granularity: Annotated[
         Granularity | None,
         _option(
@@ -214,6 +223,7 @@ def parameters_of(options: RunOptions) -> dict[str, Any]:
         "max_failed_percent": options.failures.max_failed_percent or 0.0,
         "max_same_errors": options.failures.max_same_errors or 0,
         "max_lines_count": options.max_lines_count or 0,
+        "bad_rows": options.bad_rows,
         "granularity": options.granularity,
         "retries": policy.retries,
         "retry_delay_sec": policy.retry_delay_sec,

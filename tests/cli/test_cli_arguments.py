@@ -121,6 +121,7 @@ OTHER = RunOptions(
     line_memory_mb=512,
     granularity="chunk",
     max_lines_count=9,
+    bad_rows="fail",
     on_change="rerun",
 )
 """Options none of which is the default."""
@@ -161,6 +162,7 @@ def test_flags_are_parameters_of_the_flow_and_only_the_given_ones() -> None:
 def test_choices_and_defaults_are_those_of_the_settings() -> None:
     """They stand here again so that `--help` needs no pydantic."""
     assert get_args(arguments.Granularity) == get_args(settings.Granularity)
+    assert get_args(arguments.BadRows) == get_args(settings.BadRows)
     assert get_args(arguments.OnChange) == get_args(settings.OnChange)
     assert arguments.WORKER_COUNT == settings.DEFAULT_WORKER_COUNT
     assert arguments.MAX_CONCURRENCY == settings.DEFAULT_MAX_CONCURRENCY
