@@ -263,7 +263,7 @@ def _of_promptflow(imported: SourceImport, flow: Flow) -> Iterator[Finding]:
     place = f"{_name(imported.file, flow)}, line {imported.line}"
     path = f"{module}.{name}" if name else module
     provided = module in PROVIDED and (not name or name == "*" or name in PROVIDED[module])
-    if provided or path in PROVIDED:
+    if provided or path in PROVIDED or (module not in PROVIDED and _is_installed(module, flow)):
         return
     if hint := REPLACED.get(module, {}).get(name):
         yield Finding("note", place, f"{path} can be imported, and raises when it is used. {hint}")

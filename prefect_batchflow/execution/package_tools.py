@@ -25,11 +25,12 @@ SHOWN_IDS = 20
 """How many tool ids a message lists."""
 
 KNOWN_PACKAGES = {
-    "promptflow.tools.": "promptflow-tools",
+    # Of its dependencies it needs promptflow, which is mirrored, and which asks for a starlette that Prefect does not run with.
+    "promptflow.tools.": "--no-deps promptflow-tools",
     "promptflow_vectordb.": "promptflow-vectordb",
     "embeddingstore.": "promptflow-vectordb",
 }
-"""How ids begin whose package is known, for the hint in a message."""
+"""How ids begin whose package is known, to what pip installs it by, for the hint in a message."""
 
 
 @dataclass(frozen=True, slots=True)
