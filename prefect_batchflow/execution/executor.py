@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -248,7 +247,7 @@ class ProxyExecutor:
         }
         if environment:
             self._create_kwargs["environment_variables"] = environment
-        self._scrubber = Scrubber(connections or {}, init_kwargs or {}, {**os.environ, **environment})
+        self._scrubber = Scrubber.of_run(flow, connections or {}, init_kwargs or {}, environment)
         self._free = asyncio.Semaphore(slots)
         self._running: set[int] = set()
         self._proxy: AbstractExecutorProxy | None = None

@@ -86,7 +86,7 @@ class WorkerPool:
         self._init_kwargs = dict(init_kwargs or {})
         self._connections = dict(connections or {})
         self._environment = {**flow.environment_variables, **(environment_variables or {})}
-        self._scrubber = Scrubber(self._connections, self._init_kwargs, {**os.environ, **self._environment})
+        self._scrubber = Scrubber.of_run(flow, self._connections, self._init_kwargs, self._environment)
         self._worker_count = worker_count
         self._max_concurrency = max_concurrency
         self._line_memory_mb = line_memory_mb

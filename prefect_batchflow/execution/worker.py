@@ -139,7 +139,7 @@ def main(permits: int) -> None:
     scrubber = Scrubber({}, {}, {})
     try:
         job = pickle.loads(first[1])  # noqa: S301 - from the parent, which made it
-        scrubber = Scrubber(job["connections"], job["init_kwargs"], os.environ)
+        scrubber = Scrubber.of_run(job["flow"], job["connections"], job["init_kwargs"], job["environment_variables"])
         program = _load(job)
         ready = _ready(program)
     except BaseException as exc:  # noqa: BLE001 - user code is imported here, and may even exit

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from prefect_batchflow.connections import OpenAIConnection
+from prefect_batchflow.connections import OpenAIConnection, OpenAIModelConfiguration
 from prefect_batchflow.execution.nodes import encode_record
 from prefect_batchflow.execution.scrubbing import MASK, Scrubber
 
@@ -33,18 +33,27 @@ def test_a_secret_is_found_however_it_is_written(written: str) -> None:
         ({"a": {"type": "OpenAIConnection", "value": {"api_key": "k"}}}, {}, {"A_API_KEY": "canary-12345"}),
         ({"a": {"type": "unknown", "value": {"api_key": "canary-12345"}}}, {}, {}),
         ({}, {"model": {"model": "m", "api_key": "canary-12345"}}, {}),
+        ({}, {"model": {"configuration": {"api_key": "${env:X}"}}}, {"X": "canary-12345"}),
+        ({}, {"models": [OpenAIModelConfiguration(model="m", api_key="canary-12345")]}, {}),
+        ({}, {}, {"OPENAI_API_KEY": "canary-12345"}),
+        ({}, {}, {"SERP_TOKEN": "canary-12345"}),
     ],
-    ids=["object", "custom", "variable", "override", "unknown type", "model configuration"],
+    ids=[
+        *("object", "custom", "variable", "override", "unknown type", "model configuration", "a prompty's model"),
+        *("a configuration as object", "the environment's key", "a variable of the run"),
+    ],
 )
 def test_every_place_a_secret_comes_from_is_known(
     connections: dict[str, Any], init_kwargs: dict[str, Any], environ: dict[str, str]
 ) -> None:
-    assert Scrubber(connections, init_kwargs, environ).text("canary-12345") == MASK
+    assert Scrubber(connections, init_kwargs, environ, ["SERP_TOKEN"]).text("canary-12345") == MASK
 
 
 def test_what_is_no_secret_stays() -> None:
     spec = {"type": "CustomConnection", "value": {"url": "https://host", "key": "short"}, "secret_keys": ["key"]}
     assert Scrubber({"my": spec}, {}, {}).text("https://host short") == "https://host short"
+    variables = {"MODEL": "a-model-of-some-name", "OTHER_TOKEN": "not-of-the-run"}
+    assert Scrubber({}, {}, variables, ["MODEL"]).text(str(variables)) == str(variables)
     assert Scrubber({"odd": 1}, {"n": 2}, {}).value({"a": ["b"]}) == {"a": ["b"]}
 
 
