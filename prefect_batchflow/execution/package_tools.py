@@ -68,7 +68,7 @@ def find_package_tool(name: str) -> PackageTool:
     if found is None:
         raise PackageToolNotFoundError(
             f"No installed package has the tool '{name}'. {_what_there_is(name, tools)}{_failed(failures)}"
-            f"{_install_hint(name)}",
+            f"{install_hint(name)}",
             target="Executor",
         )
     if not (found.module and found.function):
@@ -131,7 +131,8 @@ def _failed(failures: list[str]) -> str:
     return f" The tools of these packages cannot be listed: {'; '.join(failures)}." if failures else ""
 
 
-def _install_hint(name: str) -> str:
+def install_hint(name: str) -> str:
+    """The sentence that says how to install the package of a tool, with a blank before it."""
     for beginning, package in KNOWN_PACKAGES.items():
         if name.startswith(beginning):
             return f" Install the package that has it: pip install {package}"
