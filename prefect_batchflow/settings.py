@@ -127,6 +127,16 @@ def positive_number(name: str, default: float | None) -> float | None:
     return value if value > 0 else default
 
 
+def given_by_promptflows_variables() -> dict[str, Any]:
+    """The parameters of `batch_run` that `PF_LINE_TIMEOUT_SEC`, `PF_BATCH_TIMEOUT_SEC` and `PF_WORKER_COUNT` set."""
+    found = {
+        "line_timeout_sec": positive_number("PF_LINE_TIMEOUT_SEC", None),
+        "batch_timeout_sec": positive_number("PF_BATCH_TIMEOUT_SEC", None),
+        "worker_count": int(positive_number("PF_WORKER_COUNT", None) or 0),
+    }
+    return {name: value for name, value in found.items() if value}
+
+
 def default_home() -> Path:
     """Prefect's home without importing Prefect: `PREFECT_HOME`, else `~/.prefect`, absolute."""
     return Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser().absolute()
