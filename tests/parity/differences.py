@@ -113,7 +113,9 @@ DIFFERENCES: dict[str, Difference] = {
     "refused_node_type": Difference(
         _NAMED, {"raised": ["UserError", "ValidationError", "InvalidFlowRequest", "UnsupportedFeatureError"]}
     ),
-    "refused_input_type": Difference(_NAMED, {"raised": ["UserError", "ValidationError", "InvalidFlowRequest"]}),
+    "refused_input_type": Difference(
+        _NAMED, {"raised": ["UserError", "ValidationError", "InvalidFlowRequest", "UnsupportedFeatureError"]}
+    ),
     "refused_yaml": Difference(
         _NAMED, {"raised": ["UserError", "ValidationError", "InvalidFlowRequest", "FlowDefinitionError"]}
     ),
