@@ -484,6 +484,19 @@ def connection_spec(connection: Any) -> dict[str, Any]:
     }
 
 
+def connection_value(name: str, spec: Any, key: str, environ: Mapping[str, str]) -> Any:
+    """One value of a connection, with the environment's part in it as in `make_connection`; `None` for a key that is not there.
+
+    Raises:
+        InvalidConnectionError: It is a variable's that is not set.
+    """
+    spec = connection_spec(spec) if is_connection(spec) else spec
+    values = spec.get("value") if isinstance(spec, dict) else None
+    if not isinstance(values, dict) or key not in values:
+        return None
+    return _from_environment(name, key, values[key], environ)
+
+
 def is_connection(value: Any) -> bool:
     """Whether a value is a connection, of these classes or of promptflow's own."""
     return is_connection_type(type(value))

@@ -12,7 +12,7 @@ from prefect_batchflow.execution.executor import AbstractExecutorProxy, register
 from prefect_batchflow.flows import run_batch
 from prefect_batchflow.inputs.places import is_local_path, local_path
 from prefect_batchflow.live import LiveRun
-from prefect_batchflow.settings import DEFAULT_LINE_TIMEOUT_SEC, DEFAULT_WORKER_COUNT, positive_number
+from prefect_batchflow.settings import DEFAULT_LINE_TIMEOUT_SEC, DEFAULT_WORKER_COUNT, given_by_promptflows_variables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 OPTIONS = frozenset(
     {
+        "bad_rows",
         "batch_use_async",
         "fail_fast",
         "granularity",
@@ -65,8 +66,8 @@ class BatchEngine:
         init_kwargs: Arguments of a class entry's constructor; any picklable values, never kept by the run.
         **kwargs: `granularity`, `max_concurrency`, `line_memory_mb`, `retries`, `retry_delay_sec`, `retry_backoff`,
             `retry_jitter`, `retry_on`, which may be a list, `fail_fast`, `max_failed_lines`, `max_failed_percent`,
-            `max_same_errors`, `on_change`, `variant`, `node_connections`, `task_runner`, `task_runner_address` as `batch_run`
-            has them; `run_storage_url`, its `storage`; `listener`, called with each `ProgressReport`. promptflow's
+            `max_same_errors`, `bad_rows`, `on_change`, `variant`, `node_connections`, `task_runner`, `task_runner_address` as
+            `batch_run` has them; `run_storage_url`, its `storage`; `listener`, called with each `ProgressReport`. promptflow's
             `batch_use_async` is taken and has no effect: async code always runs on an event loop. `environment_variables` are
             set in the workers before the flow's code is imported, over those of its yaml; the run keeps their names only.
 
@@ -105,9 +106,10 @@ class BatchEngine:
         self._connections = connections
         self._storage = storage
         self._init_kwargs = init_kwargs
-        self._batch_timeout_sec = batch_timeout_sec or positive_number("PF_BATCH_TIMEOUT_SEC", None)
-        self._line_timeout_sec = line_timeout_sec or positive_number("PF_LINE_TIMEOUT_SEC", DEFAULT_LINE_TIMEOUT_SEC)
-        self._worker_count = worker_count or int(positive_number("PF_WORKER_COUNT", None) or DEFAULT_WORKER_COUNT)
+        variables = given_by_promptflows_variables()
+        self._batch_timeout_sec = batch_timeout_sec or variables.get("batch_timeout_sec")
+        self._line_timeout_sec = line_timeout_sec or variables.get("line_timeout_sec", DEFAULT_LINE_TIMEOUT_SEC)
+        self._worker_count = worker_count or variables.get("worker_count", DEFAULT_WORKER_COUNT)
         self._environment_variables = environment_texts(kwargs.pop("environment_variables", None) or {})
         self._listener = kwargs.pop("listener", None)
         self._run_storage_url = kwargs.pop("run_storage_url", "")

@@ -31,6 +31,7 @@ from prefect_batchflow.settings import (
     DEFAULT_LINE_TIMEOUT_SEC,
     DEFAULT_MAX_CONCURRENCY,
     DEFAULT_WORKER_COUNT,
+    BadRows,
     BatchRequest,
     FailurePolicy,
     Granularity,
@@ -88,6 +89,7 @@ async def batch_run(
     granularity: Granularity = "auto",
     task_runner: TaskRunnerName = "local",
     task_runner_address: str = "",
+    bad_rows: BadRows = "refuse",
     on_change: OnChange = "refuse",
     storage: str = "",
     output_dir: str = "",
@@ -132,6 +134,7 @@ async def batch_run(
         task_runner: Where lines run: local is this machine; dask and ray are a cluster, docs/scaling.md.
         task_runner_address: Of the cluster: tcp://host:8786 for dask, ray://host:10001 or auto for ray. Empty starts one on
             this machine for the time of the run.
+        bad_rows: A row that cannot be read, or lacks a column that others have: refuse to start, or fail that line only.
         on_change: When data, mapping or flow have changed since the run began: refuse to resume, reuse lines whose
             inputs are the same, or rerun all.
         storage: Where runs are kept: a path or URL, or batchflow-run-storage/NAME for a saved block. Empty is below
@@ -184,6 +187,7 @@ async def batch_run(
                 task_runner=task_runner,
                 task_runner_address=task_runner_address,
                 max_lines_count=max_lines_count or None,
+                bad_rows=bad_rows,
                 on_change=on_change,
             ),
         )

@@ -25,7 +25,7 @@ from prefect_batchflow.exceptions import (
     error_dict,
 )
 from prefect_batchflow.inputs import mapping as maps
-from prefect_batchflow.inputs.check import Checker, Inventory, RowFaults
+from prefect_batchflow.inputs.check import Checker, Inventory
 from prefect_batchflow.inputs.formats import shorten
 from prefect_batchflow.inputs.types import CONVERSION_ERRORS, CONVERTERS
 from prefect_batchflow.tools.multimedia import holds_images
@@ -37,10 +37,11 @@ if TYPE_CHECKING:
     from prefect_batchflow.inputs.formats import Row
     from prefect_batchflow.inputs.readers import Source
     from prefect_batchflow.inputs.survey import SourceSummary
+    from prefect_batchflow.settings import BadRows
 
     _Fault = tuple[type[UserErrorException], str]
 
-__all__ = ["Inventory", "Line", "RowFaults", "check", "chunks", "input_hash", "read_lines"]
+__all__ = ["Inventory", "Line", "check", "chunks", "input_hash", "read_lines"]
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ def check(
     inputs_mapping: Mapping[str, Any] | None = None,
     max_lines_count: int | None = None,
     *,
-    row_faults: RowFaults = "refuse",
+    bad_rows: BadRows = "refuse",
     is_stopped: Callable[[], bool] = lambda: False,
 ) -> Inventory:
     """Read all data once and find everything that is wrong, before a line is run and paid for.
@@ -76,7 +77,7 @@ def check(
         flow_inputs: The flow's inputs by name.
         inputs_mapping: Input name to `${source.column}` or a literal.
         max_lines_count: Rows read from each source; `None` is all.
-        row_faults: Whether a row that cannot be read, or lacks a column that others have, stops the run or becomes a
+        bad_rows: Whether a row that cannot be read, or lacks a column that others have, stops the run or becomes a
             failed line. An unreadable row in a source with line numbers of its own always stops it.
         is_stopped: Asked now and then; reading ends when nobody waits for it any more.
 
@@ -87,7 +88,7 @@ def check(
     """
     required = _required(flow_inputs)
     optional = [name for name in flow_inputs if name not in required]
-    return Checker(sources, required, optional, inputs_mapping or {}, row_faults, is_stopped).run(max_lines_count)
+    return Checker(sources, required, optional, inputs_mapping or {}, bad_rows, is_stopped).run(max_lines_count)
 
 
 def read_lines(

@@ -44,6 +44,7 @@ from prefect_batchflow.exceptions import (
     UnsupportedFeatureError,
     error_dict,
 )
+from prefect_batchflow.execution.environment import connections_in
 from prefect_batchflow.execution.executor import (
     Executor,
     LineOutcome,
@@ -249,6 +250,7 @@ class BatchRun:
             self.flow.inputs,
             self.request.inputs_mapping,
             self.options.max_lines_count,
+            bad_rows=self.options.bad_rows,
             is_stopped=lambda: self._is_stopped,
         )
         if any(source.own_numbers for source in self.inventory.sources):
@@ -365,12 +367,13 @@ class BatchRun:
         return await self.executor.start()
 
     def _may_be_connections(self, missing: str) -> set[str]:
-        """The names in the flow and the constructor's arguments that may be connections: all are asked for at once."""
+        """The names in flow, variables and constructor's arguments that may be connections: all are asked for at once."""
         values: list[Any] = [missing]
         if isinstance(self.flow.program, Dag):
             for node in self.flow.program.nodes:
                 values += [value.value for value in node.inputs.values() if isinstance(value, Literal)]
                 values.append(getattr(node, "connection", None))
+        values += connections_in({**self.flow.environment_variables, **self._environment_variables})
         for argument in (self.live.init_kwargs or self.request.init_kwargs).values():
             values.append(argument.get("connection") if isinstance(argument, dict) else argument)
         return {value for value in values if isinstance(value, str) and 0 < len(value) <= LONGEST_NAME}

@@ -15,6 +15,7 @@ from prefect_batchflow.exceptions import InvalidOptionError
 Granularity = Literal["auto", "line", "chunk"]
 OnChange = Literal["refuse", "reuse", "rerun"]
 TaskRunnerName = Literal["local", "dask", "ray"]
+BadRows = Literal["refuse", "fail"]
 
 DEFAULT_LINE_TIMEOUT_SEC = 600.0
 DEFAULT_WORKER_COUNT = 4
@@ -133,6 +134,8 @@ class RunOptions(BaseModel):
     """Where the cluster is; empty starts one on this machine for the time of the run."""
     max_lines_count: Annotated[int, Field(ge=1)] | None = None
     """Rows read from each source; `None` is all."""
+    bad_rows: BadRows = "refuse"
+    """Whether a row that cannot be read, or lacks a column that others have, stops the run or becomes a failed line."""
     on_change: OnChange = "refuse"
     """What a resume does when data, mapping or flow are not what they were."""
 
@@ -147,6 +150,16 @@ def positive_number(name: str, default: float | None) -> float | None:
     except ValueError:
         return default
     return value if value > 0 else default
+
+
+def given_by_promptflows_variables() -> dict[str, Any]:
+    """The parameters of `batch_run` that `PF_LINE_TIMEOUT_SEC`, `PF_BATCH_TIMEOUT_SEC` and `PF_WORKER_COUNT` set."""
+    found = {
+        "line_timeout_sec": positive_number("PF_LINE_TIMEOUT_SEC", None),
+        "batch_timeout_sec": positive_number("PF_BATCH_TIMEOUT_SEC", None),
+        "worker_count": int(positive_number("PF_WORKER_COUNT", None) or 0),
+    }
+    return {name: value for name, value in found.items() if value}
 
 
 def default_home() -> Path:

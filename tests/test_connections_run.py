@@ -8,16 +8,20 @@ from textwrap import dedent
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from model_server import Reply, error_reply
 from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL
 
 from prefect_batchflow import BatchEngine, Status
 from prefect_batchflow.blocks import OpenAIConnectionBlock
 from prefect_batchflow.cli.commands import main
+from prefect_batchflow.connections import OpenAIModelConfiguration
 from prefect_batchflow.exceptions import GetConnectionError, InvalidOptionError, RunChangedError
 from prefect_batchflow.flows import run_batch
 from prefect_batchflow.live import LiveRun
 
 if TYPE_CHECKING:
+    from model_server import ModelServer
+
     from prefect_batchflow.results import BatchResult
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -89,6 +93,92 @@ def test_no_secret_is_kept_of_a_run(
     assert CANARY not in str(told)
 
 
+ASK = "model: {{configuration: {{type: openai, model: m, base_url: {url}, {key}}}}}"
+CLASS = """
+    from promptflow.core import OpenAIModelConfiguration, Prompty
+
+    class Ask:
+        def __init__(self, model: OpenAIModelConfiguration) -> None:
+            self.model = model
+        def __call__(self, x: str) -> str:
+            print("printed", self.model.api_key)
+            if x == "raise":
+                raise ValueError(vars(self.model))
+            return Prompty.load("ask.prompty", model={"configuration": self.model})(x=x)
+"""
+
+
+@pytest.mark.parametrize(
+    ("flow_file", "options"),
+    [
+        ("llm", {"connections": {"my": "llm"}}),
+        ("ask.prompty", {}),
+        ("no_key.prompty", {}),
+        ("ask.prompty", {"init_kwargs": {"model": {"configuration": {"api_key": CANARY}}}}),
+        ("ask.py:Ask", {"init_kwargs": {"model": {"model": "m", "connection": "my"}}, "connections": {"my": "llm"}}),
+        ("ask.py:Ask", {"init_kwargs": {"model": OpenAIModelConfiguration(model="m", api_key=CANARY)}}),
+        ("look.py:look", {"environment_variables": {"THEIR_TOKEN": "${my.api_key}"}, "connections": {"my": "llm"}}),
+        ("look.py:look", {"environment_variables": {"THEIR_TOKEN": CANARY}}),
+    ],
+    ids=[
+        *("llm node", "prompty", "the environment's key", "prompty's init", "model by connection", "model by its keys"),
+        *("variable of a connection", "variable"),
+    ],
+)
+def test_no_secret_is_kept_whatever_brings_it(
+    tmp_path: Path,
+    model_server: ModelServer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    flow_file: str,
+    options: dict[str, Any],
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    for name in ("MY_KEY", "OPENAI_API_KEY"):
+        monkeypatch.setenv(name, CANARY)
+    monkeypatch.setenv("OPENAI_BASE_URL", model_server.base_url)
+    # A service that tells the key in its errors and in its answers.
+    model_server.script.append(error_reply(401, f"Incorrect API key provided: {CANARY}.", code="invalid_api_key"))
+    model_server.answer = lambda _: Reply(message={"role": "assistant", "content": f"your key is {CANARY}"})
+    folder = tmp_path / "flow"
+    (folder / "llm").mkdir(parents=True)
+    (folder / "llm" / "flow.dag.yaml").write_text(
+        "inputs: {x: {type: string}}\noutputs: {out: {type: string, reference: '${a.output}'}}\nnodes: [{name: a, type: llm, "
+        "source: {type: code, path: a.jinja2}, inputs: {model: m, x: '${inputs.x}'}, connection: my, api: chat}]\n"
+    )
+    (folder / "llm" / "a.jinja2").write_text("# user:\n{{x}}\n")
+    for name, key in (("ask", "api_key: '${env:MY_KEY}'"), ("no_key", "")):
+        front = ASK.format(url=model_server.base_url, key=key)
+        (folder / f"{name}.prompty").write_text(
+            f"---\n{front}\ninputs: {{x: {{type: string}}}}\n---\nuser:\n{{{{x}}}}\n"
+        )
+    (folder / "ask.py").write_text(dedent(CLASS))
+    (folder / "look.py").write_text(
+        "import os\ndef look(x):\n    print(dict(os.environ))\n    return os.environ['THEIR_TOKEN']\n"
+    )
+    (folder / "data.jsonl").write_text("".join(f'{{"x": "{what}"}}\n' for what in ("first", "second", "raise")))
+    spec = {"type": "OpenAIConnection", "value": {"api_key": CANARY, "base_url": model_server.base_url}}
+    given = {**options, "connections": dict.fromkeys(options.get("connections", {}), spec)}
+    engine = BatchEngine(
+        flow_file if ":" in flow_file else folder / flow_file,
+        folder if ":" in flow_file else None,
+        run_storage_url=str(tmp_path / "runs"),
+        worker_count=1,
+        max_concurrency=1,
+        **given,
+    )
+
+    result = engine.run({"data": folder / "data.jsonl"}, {"x": "${data.x}"}, tmp_path / "out", run_id="canaries")
+
+    assert (result.status, result.total_lines) == (Status.Completed, 3)
+    assert result.completed_lines
+    assert files_with("**data_scrubbed**", tmp_path / "runs")
+    assert files_with(CANARY, tmp_path) == []
+    database = Path(str(PREFECT_API_DATABASE_CONNECTION_URL.value()).partition("///")[2])
+    assert files_with(CANARY, database.parent) == []
+    assert CANARY not in str(result) + caplog.text
+
+
 def run_of(flow: Path, tmp_path: Path, **parameters: Any) -> BatchResult:
     return run_batch(
         {
@@ -125,6 +215,19 @@ def test_a_block_that_is_not_there_is_told(flow: Path, tmp_path: Path) -> None:
         InvalidOptionError, match=r"The connection 'my' is to be the block 'nope': expected one of .* found none"
     ):
         run_of(flow, tmp_path, connections={"my": "nope"})
+
+
+def test_a_variable_of_the_flow_has_the_key_of_the_block_of_its_name(flow: Path, tmp_path: Path) -> None:
+    OpenAIConnectionBlock(api_key=CANARY, base_url="http://host").save("my-variables-ai", overwrite=True)
+    yaml = flow / "flow.dag.yaml"
+    text = yaml.read_text().replace("c: my", "c: my_variables_ai")
+    yaml.write_text(text + "environment_variables: {PLACE: '${my_variables_ai.base_url}'}\n")
+    (flow / "tool.py").write_text(dedent(TOOL).replace('f"{c!r} {c.base_url}"', 'os.environ["PLACE"]'))
+
+    assert run_of(flow, tmp_path, run_id="variables").completed_lines == 1
+
+    assert files_with("http://host", tmp_path / "runs")
+    assert files_with(CANARY, tmp_path) == []
 
 
 def test_a_connection_that_was_not_given_stops_the_run_before_it_begins(flow: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import gzip
 import json
+import os
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -98,28 +99,27 @@ def encoded(row: dict[str, Any], ascii_only: bool) -> bytes:
 
 
 GOOD_LINES = st.builds(encoded, ROWS, st.booleans())
-ODD_LINES = st.sampled_from(
-    [
-        b"",
-        b"  \t ",
-        b"\r",
-        b"[1]",
-        b"null",
-        b'{"x": 1',
-        b'{"x": 1}}',
-        b'{"x": "\xff"}',
-        b'{"x": "\x00"}',
-        b'{"x": "\xed\xa0\x80"}',
-        b"\xef\xbb\xbf" + b'{"x": 1}',
-        b'{"x": Infinity, "y": -NaN}',
-        b'{"x": 1, "x": 2}',
-        b'{"x": ' + b"[" * 300 + b"]" * 300 + b"}",
-        b'{"x": ' + b"[" * 500 + b"]" * 500 + b"}",
-        b'{"x": ' + b"9" * 5000 + b"}",
-        b'{"x": ' + b"[" * 50_000,
-        json.dumps({"x": 1, **{f"c{n}": n for n in range(10_000)}}).encode(),
-    ]
-)
+ODD = [
+    b"",
+    b"  \t ",
+    b"\r",
+    b"[1]",
+    b"null",
+    b'{"x": 1',
+    b'{"x": 1}}',
+    b'{"x": "\xff"}',
+    b'{"x": "\x00"}',
+    b'{"x": "\xed\xa0\x80"}',
+    b"\xef\xbb\xbf" + b'{"x": 1}',
+    b'{"x": Infinity, "y": -NaN}',
+    b'{"x": 1, "x": 2}',
+    b'{"x": ' + b"[" * 300 + b"]" * 300 + b"}",
+    b'{"x": ' + b"[" * 500 + b"]" * 500 + b"}",
+    b'{"x": ' + b"9" * 5000 + b"}",
+    b'{"x": ' + b"[" * 50_000,
+    json.dumps({"x": 1, **{f"c{n}": n for n in range(10_000)}}).encode(),
+]
+ODD_LINES = st.sampled_from(ODD)
 FILES = st.builds(
     lambda lines, end, bom, whole: (codecs.BOM_UTF8 * bom + b"".join(line + end for line in lines))[
         : None if whole else -3
@@ -146,7 +146,7 @@ def test_readers_and_mapping_give_what_a_loop_over_the_lines_gives(tmp_path: Pat
     mapping = {f"input of {key}": f"${{data.{key}}}" for key in mapped}
     inputs = {name: FlowInput(name, "any", default=0) for name in mapping}
 
-    inventory = check(sources, inputs, mapping, row_faults="fail")
+    inventory = check(sources, inputs, mapping, bad_rows="fail")
     lines = list(read_lines(sources, inputs, mapping, inventory))
 
     assert [line.line_number for line in lines] == list(range(len(expected)))
@@ -246,6 +246,7 @@ class TestRuns:
             BatchEngine(count, tmp_path, run_storage_url=str(storage)).run({"data": "d.jsonl"}, run_id="bad")
 
         assert said in str(caught.value)
+        assert str(caught.value).endswith("Or say bad_rows='fail', and such rows become failed lines.")
         assert not (tmp_path / "witness").exists()
 
     def test_a_row_of_another_type_is_a_failed_line_with_its_place_and_the_run_lives(
@@ -259,6 +260,55 @@ class TestRuns:
         [error] = result.error_summary.error_list
         assert error.line_number == 1
         assert "line 3 (byte 10)" in error.error["message"]
+
+    @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(data=FILES, zipped=st.sampled_from(list(COMPRESS)), granularity=st.sampled_from(["line", "chunk"]))
+    @example(data=b"\n".join([encoded({"x": 1}, True), *ODD]), zipped=".gz", granularity="line")
+    def test_a_run_of_any_file_gives_what_a_loop_gives_and_a_bad_line_fails_alone(
+        self, tmp_path_factory: pytest.TempPathFactory, data: bytes, zipped: str, granularity: str
+    ) -> None:
+        expected = list(loop_over(data))
+        if not any(isinstance(row, dict) and "x" in row for row in expected):
+            return  # without a column, or without rows, the run is refused
+        folder = tmp_path_factory.mktemp("run")
+        path = folder / f"d.jsonl{zipped}"
+        path.write_bytes(COMPRESS[zipped](data))
+        options = {"run_storage_url": str(folder / "runs"), "granularity": granularity, "worker_count": 1}
+
+        result = BatchEngine(echo, folder, bad_rows="fail", **options).run(
+            {"data": path.name}, {"x": "${data.x}", "fail": False}, folder / "out"
+        )
+
+        good = {n: row["x"] for n, row in enumerate(expected) if isinstance(row, dict) and "x" in row}
+        assert (result.status, result.total_lines) == (Status.Completed, len(expected))
+        assert (result.completed_lines, result.failed_lines) == (len(good), len(expected) - len(good))
+        outputs = {row.pop("line_number"): row for row in outputs_of(folder / "out")}
+        assert dumped(outputs) == dumped({n: {"x": x, "of type": type(x).__name__} for n, x in good.items()})
+        errors = {e.line_number: e.error["message"] for e in result.error_summary.error_list}
+        assert errors.keys() == set(range(len(expected))) - good.keys()
+        for number, row in enumerate(expected):
+            if isinstance(row, Bad):
+                place = re.search(rf"{re.escape(str(path))}, line {row.line} \(byte (\d+)\)", errors[number])
+                assert place is not None
+                assert row.offset <= int(place[1]) <= row.end
+
+    @pytest.mark.parametrize("zipped", [".gz", ".zst"])
+    def test_of_a_file_cut_in_half_the_whole_rows_run_and_the_break_fails(
+        self, tmp_path: Path, storage: Path, zipped: str
+    ) -> None:
+        whole = COMPRESS[zipped](
+            b"".join(b'{"n": %d, "noise": "%s"}\n' % (n, os.urandom(64).hex().encode()) for n in range(99))
+        )
+        (tmp_path / f"d.jsonl{zipped}").write_bytes(whole[: len(whole) // 2])
+
+        result = BatchEngine(count, tmp_path, run_storage_url=str(storage), bad_rows="fail").run(
+            {"data": f"d.jsonl{zipped}"}
+        )
+
+        assert (result.status, result.failed_lines) == (Status.Completed, 1)
+        [error] = result.error_summary.error_list
+        assert error.line_number == result.completed_lines
+        assert re.search(rf"line {error.line_number + 1} \(byte \d+\).*the file is cut off", error.error["message"])
 
     @pytest.mark.parametrize("zipped", [".gz", ".zst"])
     def test_a_file_cut_off_is_refused(self, tmp_path: Path, storage: Path, zipped: str) -> None:

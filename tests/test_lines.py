@@ -149,7 +149,7 @@ class TestFailedLines:
         path.write_text('{"q": "1"}\nbroken\n{"r": 1}\n{"q": "4", "r": 1}\n')
 
         lines = lines_of(
-            [open_source(path, name="data")], inputs_of(flow_input("q")), {"r": "${data.r}"}, row_faults="fail"
+            [open_source(path, name="data")], inputs_of(flow_input("q")), {"r": "${data.r}"}, bad_rows="fail"
         )
 
         assert [line.line_number for line in lines] == [0, 1, 2, 3]
@@ -168,7 +168,7 @@ class TestFailedLines:
         path = tmp_path / "d.jsonl.gz"
         path.write_bytes(gzip.compress(b'{"q": "1"}\n{"q": "2"}\n{"q"')[:-8])
 
-        lines = lines_of([open_source(path, name="data")], inputs_of(flow_input("q")), row_faults="fail")
+        lines = lines_of([open_source(path, name="data")], inputs_of(flow_input("q")), bad_rows="fail")
 
         assert [line.error is None for line in lines] == [True, True, False]
 

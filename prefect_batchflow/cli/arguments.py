@@ -25,6 +25,7 @@ WORKER_COUNT, MAX_CONCURRENCY, LINE_TIMEOUT_SEC, LEAST_MEMORY_MB = 4, 64, 600, 1
 Granularity = Literal["auto", "line", "chunk"]
 OnChange = Literal["refuse", "reuse", "rerun"]
 TaskRunnerName = Literal["local", "dask", "ray"]
+BadRows = Literal["refuse", "fail"]
 
 _NAMED_SOURCE = re.compile(r"([A-Za-z_][\w.-]*)=(.*)", re.DOTALL)
 
@@ -139,6 +140,14 @@ class OptionFlags:
             help="Read only so many rows, the first ones; 0 is all. [default: 0]",
         ),
     ] = None
+    bad_rows: Annotated[
+        BadRows | None,
+        _option(
+            group=LIMITS,
+            help="A row that cannot be read, or lacks a column that others have: refuse to start, or fail that line only. "
+            "[default: refuse]",
+        ),
+    ] = None
     granularity: Annotated[
         Granularity | None,
         _option(
@@ -238,6 +247,7 @@ def parameters_of(options: RunOptions) -> dict[str, Any]:
         "max_failed_percent": options.failures.max_failed_percent or 0.0,
         "max_same_errors": options.failures.max_same_errors or 0,
         "max_lines_count": options.max_lines_count or 0,
+        "bad_rows": options.bad_rows,
         "granularity": options.granularity,
         "task_runner": options.task_runner,
         "task_runner_address": options.task_runner_address,

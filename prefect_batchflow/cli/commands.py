@@ -253,6 +253,7 @@ def run(
     """Run a flow over data, line by line."""
     from prefect_batchflow.cli.run_file import RunFile, read_run_file
     from prefect_batchflow.definition.flow import load_flow
+    from prefect_batchflow.settings import given_by_promptflows_variables
     from prefect_batchflow.storage.keys import check_run_id
 
     # What can be told without Prefect is told before it takes its seconds.
@@ -286,6 +287,7 @@ def run(
         "run": check_run_id(run) if run else "",
         "resume_from": check_run_id(resume_from) if resume_from and not begun else "",
         "output_dir": _absolute(output_dir),
+        **given_by_promptflows_variables(),
         **flags.given(),
     }
     environment = {**written.environment_variables, **environment_of(environment_variables or [])}

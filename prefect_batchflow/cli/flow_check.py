@@ -7,13 +7,16 @@ import os
 import re
 import shutil
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.machinery import PathFinder
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
+from typing import Literal as OneOf
 
-from prefect_batchflow.definition.flow import Dag, Entry, Prompt, load_flow
+from prefect_batchflow.definition.flow import Dag, Entry, Literal, Prompt, load_flow
 from prefect_batchflow.definition.source_imports import imports_of
 from prefect_batchflow.exceptions import BatchflowException, FlowDefinitionError, FlowNotFoundError
+from prefect_batchflow.execution.environment import connections_in
+from prefect_batchflow.execution.package_tools import install_hint
 from prefect_batchflow.promptflow_shim.names import MODULE_HINTS, PROVIDED, REPLACED
 
 if TYPE_CHECKING:
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
     from prefect_batchflow.definition.flow import Flow, FlowInput, Node
     from prefect_batchflow.definition.source_imports import SourceImport
 
-Level = Literal["stops", "needs", "note"]
+Level = OneOf["stops", "needs", "note"]
 """`stops`: it cannot run like this. `needs`: whoever runs it must bring something. `note`: good to know."""
 
 _ENVIRONMENT = re.compile(r"\$\{env:(?P<name>[^}]+)\}")
@@ -62,6 +65,8 @@ class FlowCheck:
     kind: str = ""
     """Such as `DAG flow`; empty when it could not be read."""
     inputs: list[FlowInput] = field(default_factory=list)
+    init: list[FlowInput] = field(default_factory=list)
+    """What the constructor takes, as far as the yaml says it; the yaml's sample is a default."""
     nodes: list[CheckedNode] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
@@ -101,6 +106,8 @@ def check_flow(
         checked.findings.append(Finding("stops", source, exc.message))
         return checked
     checked.name, checked.inputs = flow.name, list(flow.inputs.values())
+    sample = flow.program.sample_init if isinstance(flow.program, Entry) else {}
+    checked.init = [replace(item, default=sample[name]) if name in sample else item for name, item in flow.init.items()]
     checked.kind = _kind(flow)
     if isinstance(flow.program, Dag):
         checked.nodes = [_shown(node) for node in flow.program.nodes]
@@ -133,6 +140,10 @@ def _findings(flow: Flow) -> Iterator[Finding]:
         yield from _of_service(flow)
         return
     yield from _of_models(flow)
+    yield from _of_packages(flow)
+    for name, places in _connections(flow).items():
+        yield Finding("needs", ", ".join(places), _connection_text(name))
+    yield from _of_constructor(flow)
     yield from _of_environment(flow)
     yield from _of_sources(flow)
 
@@ -162,19 +173,95 @@ def _of_models(flow: Flow) -> Iterator[Finding]:
         asking = [node for node in program.nodes if node.type in ("llm", "prompt")]
         places = [f"node '{node.name}'" for node in asking]
         packages = _MODEL_PACKAGES if any(node.type == "llm" for node in asking) else _MODEL_PACKAGES[1:]
-        for node in program.nodes:
-            if node.connection:
-                yield Finding("needs", f"node '{node.name}'", _connection_text(node.connection))
     elif isinstance(program, Prompt):
         places, packages = [_name(program.file, flow)], _MODEL_PACKAGES
-        configuration = program.model.get("configuration") or {}
-        if name := configuration.get("connection"):
-            yield Finding("needs", places[0], _connection_text(str(name)))
     else:
         return
     missing = [name for name in packages if PathFinder.find_spec(name) is None]
     if places and missing:
         yield Finding("stops", places[0], f"It needs {' and '.join(missing)}, not installed here: {_MODEL_EXTRA}")
+
+
+def _of_constructor(flow: Flow) -> Iterator[Finding]:
+    """What the constructor needs, as far as the yaml says it."""
+    sample = flow.program.sample_init if isinstance(flow.program, Entry) else {}
+    for name, item in flow.init.items():
+        if item.required and name not in sample:
+            what = "the name of a connection" if _is_connection(item.type) else f"a value of type {item.type}"
+            yield Finding("needs", f"init '{name}'", f"The constructor takes {what}. Run with --init {name}=….")
+
+
+def _of_packages(flow: Flow) -> Iterator[Finding]:
+    """Package tools of which not even the package is installed; which tools one has is known when it is imported."""
+    if not isinstance(flow.program, Dag):
+        return
+    for node in flow.program.nodes:
+        parts = node.package_tool.split(".")
+        package = ".".join(parts[: 2 if parts[0] == "promptflow" else 1])
+        if package and not _is_installed(package, flow):
+            text = f"Its tool {node.package_tool} is of a package that is not installed here.{install_hint(node.package_tool)}"
+            yield Finding("stops", f"node '{node.name}'", text)
+
+
+# --- connections ----------------------------------------------------------------------------------------------------
+
+
+def _connections(flow: Flow) -> dict[str, list[str]]:
+    """The connections that a flow asks for by name, and where, as far as it can be read without running it."""
+    found: dict[str, list[str]] = {}
+    for place, name in _asked(flow):
+        if isinstance(name, str) and name and place not in found.setdefault(name, []):
+            found[name].append(place)
+    return found
+
+
+def _asked(flow: Flow) -> Iterator[tuple[str, Any]]:
+    program = flow.program
+    if isinstance(program, Dag):
+        for node in program.nodes:
+            place = f"node '{node.name}'"
+            yield place, node.connection
+            takes = _connection_parameters(node, flow)
+            for name, value in node.inputs.items():
+                if isinstance(value, Literal) and name in takes:
+                    yield place, value.value
+    elif isinstance(program, Prompt):
+        yield _name(program.file, flow), (program.model.get("configuration") or {}).get("connection")
+    else:
+        values = {name: item.default for name, item in flow.init.items() if not item.required} | dict(
+            program.sample_init
+        )
+        for name, value in values.items():
+            if isinstance(value, dict):
+                yield f"init '{name}'", value.get("connection")
+            elif name in flow.init and _is_connection(flow.init[name].type):
+                yield f"init '{name}'", value
+    for variable, text in flow.environment_variables.items():
+        for name in connections_in({variable: text}):
+            yield f"environment variable {variable}", name
+
+
+def _connection_parameters(node: Node, flow: Flow) -> set[str]:
+    """The parameters of a node's tool that take a connection, by their annotations; of a package's by their usual name."""
+    if node.package_tool:
+        return {"connection"}
+    if node.type != "python":
+        return set()
+    try:
+        body = ast.parse((flow.working_dir / node.source).read_bytes())
+    except (OSError, SyntaxError, ValueError, RecursionError):
+        return set()
+    functions = [found for found in ast.walk(body) if isinstance(found, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return {
+        argument.arg
+        for function in functions
+        for argument in (*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs)
+        if argument.annotation is not None and _is_connection(ast.unparse(argument.annotation))
+    }
+
+
+def _is_connection(annotation: str) -> bool:
+    return re.search(r"\w*Connection\b", annotation) is not None
 
 
 def _connection_text(name: str) -> str:
@@ -263,7 +350,7 @@ def _of_promptflow(imported: SourceImport, flow: Flow) -> Iterator[Finding]:
     place = f"{_name(imported.file, flow)}, line {imported.line}"
     path = f"{module}.{name}" if name else module
     provided = module in PROVIDED and (not name or name == "*" or name in PROVIDED[module])
-    if provided or path in PROVIDED:
+    if provided or path in PROVIDED or (module not in PROVIDED and _is_installed(module, flow)):
         return
     if hint := REPLACED.get(module, {}).get(name):
         yield Finding("note", place, f"{path} can be imported, and raises when it is used. {hint}")

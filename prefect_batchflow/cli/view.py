@@ -405,6 +405,7 @@ def print_check(checked: FlowCheck) -> None:
     out.print(Text.assemble((f"{name}{kind} {verdict}", f"bold {colour}")))
     inputs = {item.name: _input_text(item) for item in checked.inputs}
     _print_facts(out, inputs, "Inputs")
+    _print_facts(out, {item.name: _init_text(item) for item in checked.init}, "Constructor")
     nodes = {
         node.name: f"{node.type:<10}  {node.source}" + f"  ({node.how})" * bool(node.how) for node in checked.nodes
     }
@@ -420,7 +421,13 @@ def print_check(checked: FlowCheck) -> None:
     if checked.runs:
         out.print()
         out.print(Text("Run it"))
-        command = f"batchflow run {shlex.quote(checked.source)} --data ROWS.jsonl"
+        words = ["batchflow", "run", shlex.quote(checked.source), "--data", "ROWS.jsonl"]
+        # What has a default is read from the data where it is mapped only.
+        words += [
+            shlex.join(["--map", f"{item.name}=${{data.{item.name}}}"]) for item in checked.inputs if not item.required
+        ]
+        words += [f"--init {item.name}=…" for item in checked.init if item.required]
+        command = " ".join(words)
         out.print(Text("  " + printable(command), style="bold"), soft_wrap=True)
 
 
@@ -435,13 +442,21 @@ def check_document(checked: FlowCheck) -> dict[str, Any]:
             {"name": item.name, "type": item.type} | ({} if item.required else {"default": item.default})
             for item in checked.inputs
         ],
+        "init": [
+            {"name": item.name, "type": item.type} | ({} if item.required else {"default": item.default})
+            for item in checked.init
+        ],
         "nodes": [asdict(node) for node in checked.nodes],
         "findings": [asdict(finding) for finding in checked.findings],
     }
 
 
 def _input_text(item: FlowInput) -> str:
-    return item.type if item.required else f"{item.type}, {value_text(item.default)} where a row has none"
+    return item.type if item.required else f"{item.type}, {value_text(item.default)} unless it is mapped"
+
+
+def _init_text(item: FlowInput) -> str:
+    return item.type if item.required else f"{item.type}, {value_text(item.default)} unless it is given"
 
 
 # --- a list of runs -------------------------------------------------------------------------------------------------

@@ -239,6 +239,8 @@ def read_inputs(
         place = f"{key} '{name}'"
         if not isinstance(spec, dict) or "type" not in spec:
             problems.add(FlowDefinitionError, place, f"expected `type: …` at least, found {spec!r}.")
+            # It is there: what refers to it is no further problem.
+            inputs[name] = FlowInput(name, "string")
             continue
         # `enum` and the chat marks are for promptflow's editors; its engine checks none of them.
         known = {"type", "default", "description", "enum", "is_chat_input", "is_chat_history"}
@@ -249,7 +251,6 @@ def read_inputs(
             expected = ", ".join(sorted(INPUT_TYPES))
             text = f"the type '{spec['type']}' is not supported. Expected one of {expected}."
             problems.add(UnsupportedFeatureError, place, text)
-            continue
         default = spec.get("default")
         if default is None or (empty_is_none and default == ""):
             default = NO_DEFAULT

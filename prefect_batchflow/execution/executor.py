@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from prefect_batchflow.definition.flow import FlowDescription, FlowInput
-from prefect_batchflow.error_classes import INFO_KEY, ErrorClass, class_of_exception
+from prefect_batchflow.error_classes import INFO_KEY, class_of_error, class_of_exception
 from prefect_batchflow.exceptions import (
     BatchflowException,
     LineExecutionTimeoutError,
@@ -253,7 +252,7 @@ class ProxyExecutor:
         }
         if environment:
             self._create_kwargs["environment_variables"] = environment
-        self._scrubber = Scrubber(connections or {}, init_kwargs or {}, {**os.environ, **environment}, environment)
+        self._scrubber = Scrubber.of_run(flow, connections or {}, init_kwargs or {}, environment)
         self._free = asyncio.Semaphore(slots)
         self._running: set[int] = set()
         self._proxy: AbstractExecutorProxy | None = None
@@ -347,7 +346,7 @@ def _known(exc: Exception) -> BatchflowException:
 def _described(exc: Exception) -> dict[str, Any]:
     """The error of a line whose proxy raised, with the class of what it raised and the wait that this asks for, if any."""
     error, kind, asked = error_dict(_known(exc)), class_of_exception(exc), wait_asked_by(exc)
-    if kind is ErrorClass.USER_CODE and asked is None:
+    if kind is class_of_error(error) and asked is None:
         return error
     info = {"type": type(exc).__name__, INFO_KEY: str(kind)} | ({} if asked is None else {"retry_after_sec": asked})
     error["additionalInfo"] = [*error.get("additionalInfo", []), {"type": "ExecutorErrorDetails", "info": info}]

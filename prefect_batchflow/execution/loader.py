@@ -460,10 +460,27 @@ def _built(flow: Flow, entry: Entry, target: type, init_kwargs: Mapping[str, Any
         # Names only: a value may be a key.
         given = ", ".join(arguments) or "no arguments"
         raise FlowEntryInitializationError(
-            f"'{entry.attribute}' cannot be built with {given}: ({type(exc).__name__}) {exception_text(exc)}",
+            f"'{entry.attribute}' cannot be built with {given}: ({type(exc).__name__}) {exception_text(exc)}"
+            f"{_not_given(parameters, arguments)}",
             target="Executor",
             additional_info={"FlexFlowExecutionErrorDetails": describe(exc)},
         ) from exc
+
+
+def _not_given(parameters: Mapping[str, inspect.Parameter], arguments: Mapping[str, Any]) -> str:
+    """How to give the arguments that a constructor needs and did not get."""
+    missing = [
+        name
+        for name, parameter in parameters.items()
+        if parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        and name not in arguments
+    ]
+    options = " ".join(f"--init {name}=…" for name in missing)
+    return (
+        f". Give {options} on the command line, `init_kwargs` in Python, or `sample: {{init: …}}` in its yaml."
+        * bool(missing)
+    )
 
 
 def _aggregate_of(target: Any) -> UserFunction | None:

@@ -25,11 +25,12 @@ SHOWN_IDS = 20
 """How many tool ids a message lists."""
 
 KNOWN_PACKAGES = {
-    "promptflow.tools.": "promptflow-tools",
+    # Of its dependencies it needs promptflow, which is mirrored, and which asks for a starlette that Prefect does not run with.
+    "promptflow.tools.": "--no-deps promptflow-tools",
     "promptflow_vectordb.": "promptflow-vectordb",
     "embeddingstore.": "promptflow-vectordb",
 }
-"""How ids begin whose package is known, for the hint in a message."""
+"""How ids begin whose package is known, to what pip installs it by, for the hint in a message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ def find_package_tool(name: str) -> PackageTool:
     if found is None:
         raise PackageToolNotFoundError(
             f"No installed package has the tool '{name}'. {_what_there_is(name, tools)}{_failed(failures)}"
-            f"{_install_hint(name)}",
+            f"{install_hint(name)}",
             target="Executor",
         )
     if not (found.module and found.function):
@@ -130,7 +131,8 @@ def _failed(failures: list[str]) -> str:
     return f" The tools of these packages cannot be listed: {'; '.join(failures)}." if failures else ""
 
 
-def _install_hint(name: str) -> str:
+def install_hint(name: str) -> str:
+    """The sentence that says how to install the package of a tool, with a blank before it."""
     for beginning, package in KNOWN_PACKAGES.items():
         if name.startswith(beginning):
             return f" Install the package that has it: pip install {package}"

@@ -108,9 +108,8 @@ class WorkerPool:
         self._connections = dict(connections or {})
         self._environment = {**flow.environment_variables, **(environment_variables or {})}
         self._given = given
-        environ = {**os.environ, **self._environment}
         self._scrubber = (
-            Scrubber(self._connections, self._init_kwargs, environ, self._environment)
+            Scrubber.of_run(flow, self._connections, self._init_kwargs, self._environment)
             if given is None
             else given.scrubber
         )

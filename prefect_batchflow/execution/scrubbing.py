@@ -1,4 +1,4 @@
-"""Takes the secrets of a run's connections and variables out of what is kept of it: records, errors, printed output.
+"""Takes the secrets of a run out of what is kept of it: records, errors, printed output.
 
 A record is for ever, and what is read there is copied on; so an output that has a secret in it loses it, too. Without secrets
 nothing is looked through.
@@ -7,19 +7,28 @@ nothing is looked through.
 from __future__ import annotations
 
 import json
+import os
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow.connections import secret_values
+from prefect_batchflow.definition.flow import Prompt
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Iterator
+
+    from prefect_batchflow.definition.flow import Flow
 
 MASK = "**data_scrubbed**"
 """What stands in a secret's place. Source: promptflow `_utils/credential_scrubber.py`."""
 SHORTEST_SECRET = 8
 """Characters of a secret from which on it is looked for: shorter ones, as `test`, are words of other texts as well."""
-_SECRET_NAME = re.compile(r"(key|token|secret|password|passwd|credentials?)$", re.IGNORECASE)
+KEYS_OF_MODELS = ("OPENAI_API_KEY", "AZURE_OPENAI_API_KEY")
+"""Where the openai package, and a prompty that says no key, find one."""
+_NAMES_A_SECRET = re.compile(r"(?:key|token|secret|password|passwd|credentials?)$", re.IGNORECASE)
+_VARIABLE = re.compile(r"\$\{env:([^}]+)\}")
+_DEEPEST = 8
 _PARTS = ("inputs", "output", "error", "metrics", "logs")
 
 
@@ -28,9 +37,9 @@ class Scrubber:
 
     Args:
         connections: The run's, name to dictionary or connection.
-        init_kwargs: Of these the keys of model configurations.
-        environ: What completes the connections.
-        variables: Those that are set for the flow's code; of these the ones that are named as secrets are.
+        init_kwargs: Of these the keys of model configurations, at any depth.
+        environ: What completes the connections; of it the keys of models.
+        variables: The names of those that the run was given: one that ends as keys, tokens, secrets and passwords do is secret.
     """
 
     def __init__(
@@ -38,13 +47,11 @@ class Scrubber:
         connections: Mapping[str, Any],
         init_kwargs: Mapping[str, Any],
         environ: Mapping[str, str],
-        variables: Mapping[str, str] | None = None,
+        variables: Iterable[str] = (),
     ) -> None:
-        secrets = secret_values(connections, environ)
-        secrets |= {text for name, text in (variables or {}).items() if _SECRET_NAME.search(name) and "${" not in text}
-        secrets |= {
-            str(value["api_key"]) for value in init_kwargs.values() if isinstance(value, dict) and "api_key" in value
-        }
+        secrets = secret_values(connections, environ) | set(_keys_in(init_kwargs, environ))
+        names = {*KEYS_OF_MODELS, *(name for name in variables if _NAMES_A_SECRET.search(name))}
+        secrets |= {environ[name] for name in names if name in environ}
         secrets = {secret for secret in secrets if len(secret) >= SHORTEST_SECRET}
         forms = {form for secret in secrets for form in (secret, json.dumps(secret)[1:-1], repr(secret)[1:-1])}
         ordered = sorted(forms, key=len, reverse=True)
@@ -52,6 +59,18 @@ class Scrubber:
         self._pattern = re.compile("|".join(map(re.escape, ordered))) if ordered else None
         written = (re.escape(json.dumps(form)[1:-1]) for form in ordered)
         self._in_json = re.compile("|".join(written).encode()) if ordered else None
+
+    @classmethod
+    def of_run(
+        cls,
+        flow: Flow,
+        connections: Mapping[str, Any],
+        init_kwargs: Mapping[str, Any],
+        variables: Mapping[str, str],
+    ) -> Scrubber:
+        """The scrubber of a run of a flow in this process's environment with the run's variables."""
+        model = flow.program.model if isinstance(flow.program, Prompt) else {}
+        return cls(connections, {**init_kwargs, "": model}, {**os.environ, **variables}, variables)
 
     def text(self, text: str) -> str:
         """A text without secrets."""
@@ -89,3 +108,20 @@ class Scrubber:
             kept["aggregation_inputs"] = {reference: self.value(value) for reference, value in aggregated.items()}
         kept["nodes"] = [{**n, **{part: self.value(n[part]) for part in _PARTS if part in n}} for n in record["nodes"]]
         return kept
+
+
+def _keys_in(value: Any, environ: Mapping[str, str], depth: int = 0) -> Iterator[str]:
+    """What stands as `api_key` in dictionaries and model configurations."""
+    if depth > _DEEPEST:
+        return
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            if key == "api_key" and isinstance(part, str):
+                yield _VARIABLE.sub(lambda found: environ.get(found[1].strip(), ""), part)
+            else:
+                yield from _keys_in(part, environ, depth + 1)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _keys_in(part, environ, depth + 1)
+    elif type(value).__name__.endswith("ModelConfiguration"):
+        yield from _keys_in({"api_key": getattr(value, "api_key", None)}, environ, depth)

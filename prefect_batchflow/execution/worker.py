@@ -147,7 +147,8 @@ def main(permits: int) -> None:
     try:
         job = pickle.loads(first[1])  # noqa: S301 - from the parent, which made it
         given = _given(job)
-        scrubber = Scrubber(given["connections"], given["init_kwargs"], os.environ, job["environment_variables"])
+        environment = job["environment_variables"]
+        scrubber = Scrubber.of_run(job["flow"], given["connections"], given["init_kwargs"], environment)
         program = _load(job, given)
         ready = _ready(program)
     except BaseException as exc:  # noqa: BLE001 - user code is imported here, and may even exit

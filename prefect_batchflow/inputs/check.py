@@ -6,7 +6,7 @@ import difflib
 import json
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from prefect_batchflow.exceptions import EmptyInputsData, InputMappingError, InvalidUserData
 from prefect_batchflow.inputs import mapping as maps
@@ -17,9 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
     from prefect_batchflow.inputs.readers import Source
-
-RowFaults = Literal["refuse", "fail"]
-"""What one bad row costs: the run does not start, or the row's line fails."""
+    from prefect_batchflow.settings import BadRows
 
 _MAX_NAMED = 30
 
@@ -45,7 +43,7 @@ class Checker:
         required: The flow's inputs without default.
         optional: The flow's inputs with one.
         given: `inputs_mapping` as the user wrote it.
-        row_faults: What a row costs that cannot be read, or lacks a column that others have.
+        bad_rows: What a row costs that cannot be read, or lacks a column that others have.
         is_stopped: Whether nobody waits for the answer any more.
     """
 
@@ -53,7 +51,7 @@ class Checker:
     required: Collection[str]
     optional: Collection[str]
     given: Mapping[str, Any]
-    row_faults: RowFaults = "refuse"
+    bad_rows: BadRows = "refuse"
     is_stopped: Callable[[], bool] = lambda: False
     notes: list[str] = field(default_factory=list)
 
@@ -64,6 +62,8 @@ class Checker:
         self.surveys: dict[str, Survey] = {}
         self._bad_data = Problems()
         self._bad_mapping = Problems()
+        self._may_fail = False
+        """Whether some of it is what `bad_rows` could make failed lines of."""
 
     def run(self, max_rows: int | None) -> Inventory:
         """Check everything, reading each source once.
@@ -89,7 +89,10 @@ class Checker:
         problems = Problems()
         problems.extend(self._bad_data)
         problems.extend(self._bad_mapping)
-        raise error(f"{what}: {problems}", problems=problems.texts, problem_count=problems.count)
+        text = f"{what}: {problems}"
+        if self._may_fail:
+            text += ("\n" if problems.count > 1 else " ") + "Or say bad_rows='fail', and such rows become failed lines."
+        raise error(text, problems=problems.texts, problem_count=problems.count)
 
     def _check_mapping(self) -> None:
         for name, expression in self.mapping.items():
@@ -146,8 +149,9 @@ class Checker:
             summary = survey.summary
             if not summary.rows:
                 self._bad_mapping.add(f"source '{source.name}' is empty ({source.url}), so no line is complete.")
-            if self.row_faults == "refuse" or summary.own_numbers:
+            if self.bad_rows == "refuse" or summary.own_numbers:
                 self._bad_data.extend(survey.unreadable)
+                self._may_fail |= bool(survey.unreadable.count) and not summary.own_numbers
             elif survey.unreadable.count:
                 self._note(source, f"rows that cannot be read become failed lines: {survey.unreadable}")
             self._bad_data.extend(survey.misnumbered)
@@ -210,10 +214,11 @@ class Checker:
             found = f"{len(lacking)} of {readable} lines have no column '{column}', the first is {' '.join(first)}"
             if name in self.optional:
                 self.notes.append(f"{self._told(name)}: {found}; they get the input's default.")
-            elif self.row_faults == "fail":
+            elif self.bad_rows == "fail":
                 self.notes.append(f"{self._told(name)}: {found}; they fail.")
             else:
                 self._bad_mapping.add(f"{self._told(name)}: {found}. Give these rows the column; null is a value.")
+                self._may_fail = True
 
     def _lacking(self, expression: maps.ColumnReference, numbers: Collection[int]) -> list[int]:
         """The lines for which none of the places that a reference may mean is there."""

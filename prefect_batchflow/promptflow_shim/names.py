@@ -30,6 +30,10 @@ _LOG_METRIC: Final = {"log_metric": "tools.context:log_metric"}
 
 PROVIDED: Final[dict[str, dict[str, str]]] = {
     "promptflow": {**_TOOL, **_LOG_METRIC, "log_flow_metric": "tools.context:log_metric"},
+    "promptflow._cli": {},
+    "promptflow._cli._utils": {
+        "get_workspace_triad_from_local": "promptflow_shim.types:get_workspace_triad_from_local"
+    },
     "promptflow._constants": {},
     "promptflow._core": {},
     "promptflow._core.metric_logger": _LOG_METRIC,
@@ -38,6 +42,7 @@ PROVIDED: Final[dict[str, dict[str, str]]] = {
         **_TOOL,
         "AttrDict": "promptflow_shim.types:AttrDict",
         "ToolExecutionError": "exceptions:ToolExecutionError",
+        "enable_cache": "promptflow_shim.types:enable_cache",
         "register_api_method": "promptflow_shim.types:registered",
         "register_apis": "promptflow_shim.types:registered",
         "register_builtin_method": "promptflow_shim.types:registered",
@@ -45,6 +50,7 @@ PROVIDED: Final[dict[str, dict[str, str]]] = {
         "register_connections": "promptflow_shim.types:registered",
     },
     "promptflow._sdk": {},
+    "promptflow._sdk._constants": {"ConnectionType": "promptflow_shim.types:ConnectionType"},
     "promptflow._sdk.entities": _CONNECTIONS,
     "promptflow.batch": {"BatchEngine": "engine:BatchEngine", "BatchResult": "results:BatchResult"},
     "promptflow.client": {},
@@ -117,10 +123,7 @@ REPLACED: Final[dict[str, dict[str, str]]] = {
         "remove_metric_logger": "BatchResult.metrics has what was logged.",
     },
     "promptflow._core.tool": {"ToolInvoker": "Call the tool's function: it stays what it is."},
-    "promptflow._internal": {
-        "ToolInvoker": "Call the tool's function: it stays what it is.",
-        "enable_cache": "Leave it out: promptflow never cached either.",
-    },
+    "promptflow._internal": {"ToolInvoker": "Call the tool's function: it stays what it is."},
     "promptflow._sdk.entities": {"FlowContext": _CALL, "Run": _RUNS, "ValidationResult": _BATCH},
     "promptflow.client": _SERVICE,
     "promptflow.connections": {"ConnectionProvider": _CONNECTION_SOURCE},
@@ -137,7 +140,8 @@ REPLACED: Final[dict[str, dict[str, str]]] = {
 """Import path to name to what to use instead: these can be imported, and raise when they are used."""
 
 MODULE_HINTS: Final[dict[str, str]] = {
-    "promptflow.tools": "Use a node of the type llm or prompt, or the openai package in a python node.",
+    "promptflow.tools": "Use a node of the type llm or prompt, or the openai package in a python node; or install it alone: "
+    "pip install --no-deps promptflow-tools.",
     "promptflow.azure": "Runs on Azure are none of this package's. " + _BATCH,
     "promptflow._utils": "Use Python's logging for its loggers.",
     "promptflow._sdk": _BATCH,

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class AttrDict(dict[str, Any]):
@@ -64,6 +67,34 @@ class ErrorTarget(StrEnum):
     SERVING_APP = "ServingApp"
     FLOW_INVOKER = "FlowInvoker"
     FUNCTION_PATH = "FunctionPath"
+
+
+class ConnectionType(StrEnum):
+    """What a listing of connections calls their types."""
+
+    OPEN_AI = "OpenAI"
+    AZURE_OPEN_AI = "AzureOpenAI"
+    SERVERLESS = "Serverless"
+    SERP = "Serp"
+    CUSTOM = "Custom"
+
+
+def enable_cache(*_: Any, **__: Any) -> Callable[[Any], Any]:
+    """A decorator that leaves the function what it is: promptflow's caches nothing either."""
+    return lambda function: function
+
+
+class Workspace(NamedTuple):
+    """A workspace of Azure ML."""
+
+    subscription_id: str | None = None
+    resource_group_name: str | None = None
+    workspace_name: str | None = None
+
+
+def get_workspace_triad_from_local() -> Workspace:
+    """The workspace that this machine is set up for: none, runs are none of Azure ML's."""
+    return Workspace()
 
 
 def registered(value: Any) -> Any:

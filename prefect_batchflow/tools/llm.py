@@ -219,8 +219,11 @@ def _classified(openai: ModuleType, exc: Exception) -> OpenAIError | None:
         name = type(cause).__name__
         timed_out = isinstance(exc, openai.APITimeoutError)
         text = str(cause) or name
+        place = _address(exc)
         return (APITimeoutError if timed_out else APIConnectionError)(
-            f"The service did not answer in time: {text}" if timed_out else f"The connection failed: {text}",
+            f"The service{place} did not answer in time: {text}"
+            if timed_out
+            else f"The connection to the service{place} failed: {text}",
             target="Tool",
             status=None,
             retry_after_sec=None,
@@ -256,6 +259,15 @@ def _status_error(exc: Any) -> OpenAIError:
         final=_is_spent(body) or headers.get("x-should-retry") == "false",
     )
     return error
+
+
+def _address(exc: Exception) -> str:
+    """Where the service is that a client's error is about: scheme, host and port, nothing that may be secret."""
+    try:
+        url = exc.request.url  # type: ignore[attr-defined] # openai's errors and httpx's have it, if they know
+        return f" at {url.scheme}://{url.netloc.decode()}"
+    except (AttributeError, RuntimeError):
+        return ""
 
 
 def _error_of_body(body: Any, message: str, status: int) -> OpenAIError:

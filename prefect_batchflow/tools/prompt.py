@@ -299,29 +299,9 @@ def _unmarked_value(value: Any) -> Any:
 
 @functools.cache
 def _environment() -> jinja2.Environment:
-    from jinja2.exceptions import SecurityError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from prefect_batchflow.tools.sandbox import sandbox
 
-    class Environment(ImmutableSandboxedEnvironment):
-        """Neither private attributes nor changes to values, and no small expression with a huge result."""
-
-        intercepted_binops = frozenset({"*", "**"})
-
-        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-            if operator == "*":
-                for text, times in ((left, right), (right, left)):
-                    if isinstance(text, str | bytes | list | tuple) and isinstance(times, int):
-                        self._refuse_beyond(len(text) * times, "a repetition")
-            elif isinstance(left, int) and isinstance(right, int):
-                self._refuse_beyond(left.bit_length() * right, "a power")
-            return super().call_binop(context, operator, left, right)
-
-        @staticmethod
-        def _refuse_beyond(size: int, what: str) -> None:
-            if size > MAX_PROMPT_CHARS:
-                raise SecurityError(f"the result of {what} is too large")
-
-    return Environment(trim_blocks=True, keep_trailing_newline=True)
+    return sandbox(MAX_PROMPT_CHARS)
 
 
 def _line_of(exc: BaseException) -> int | None:

@@ -124,6 +124,7 @@ OTHER = RunOptions(
     task_runner="dask",
     task_runner_address="tcp://127.0.0.1:8786",
     max_lines_count=9,
+    bad_rows="fail",
     on_change="rerun",
 )
 """Options none of which is the default."""
@@ -187,6 +188,7 @@ def test_a_misspelt_class_of_errors_is_refused_before_anything_starts() -> None:
 def test_choices_and_defaults_are_those_of_the_settings() -> None:
     """They stand here again so that `--help` needs no pydantic."""
     assert get_args(arguments.Granularity) == get_args(settings.Granularity)
+    assert get_args(arguments.BadRows) == get_args(settings.BadRows)
     assert get_args(arguments.OnChange) == get_args(settings.OnChange)
     assert arguments.WORKER_COUNT == settings.DEFAULT_WORKER_COUNT
     assert arguments.MAX_CONCURRENCY == settings.DEFAULT_MAX_CONCURRENCY

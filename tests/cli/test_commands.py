@@ -345,6 +345,25 @@ def test_values_of_environment_variables_are_not_kept_and_asked_for_again(
 
 
 @pytest.mark.usefixtures("prefect_server")
+def test_promptflows_variables_set_what_no_option_does(
+    batchflow: Callable[..., Shown],
+    flow: str,
+    write_rows: Callable[..., Path],
+    storage: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in (("PF_WORKER_COUNT", "3"), ("PF_LINE_TIMEOUT_SEC", "7"), ("PF_BATCH_TIMEOUT_SEC", "none")):
+        monkeypatch.setenv(name, value)
+
+    batchflow(
+        "run", flow, "--data", write_rows(ROWS), "--run-id", "set", "--line-timeout", "8", "--granularity", "chunk"
+    )
+
+    options = json.loads((storage / "set" / "manifest.json").read_text())["options"]
+    assert (options["worker_count"], options["policy"]["timeout_sec"], options["batch_timeout_sec"]) == (3, 8, None)
+
+
+@pytest.mark.usefixtures("prefect_server")
 def test_a_run_is_shown_listed_and_resumed(
     batchflow: Callable[..., Shown], flow: str, write_rows: Callable[..., Path], storage: Path, tmp_path: Path
 ) -> None:

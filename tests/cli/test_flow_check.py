@@ -65,6 +65,65 @@ def test_a_connection_is_to_be_given_and_says_how(tmp_path: Path) -> None:
     assert "--connection my_ai=BLOCK" in finding.text
 
 
+@pytest.mark.parametrize("annotation", ["AzureOpenAIConnection", "Optional[CustomConnection]", "'MyConnection | None'"])
+def test_a_connection_of_a_python_tool_is_known_by_its_annotation(tmp_path: Path, annotation: str) -> None:
+    tool = TOOL.replace("text: str", f"text: str, service: {annotation}, other: str = ''")
+    folder = flow(tmp_path, "environment_variables: {KEY: '${their.api_key}', MORE: '${mine.api_key}'}\n", shout=tool)
+    yaml = folder / "flow.dag.yaml"
+    given = '"${inputs.text}", service: mine, other: word}'
+    yaml.write_text(yaml.read_text().replace('"${inputs.text}"}', given))
+
+    checked = check_flow(str(folder))
+
+    assert [(f.level, f.place) for f in checked.findings] == [
+        ("needs", "node 'shout', environment variable MORE"),
+        ("needs", "environment variable KEY"),
+    ]
+    assert ["'mine'" in checked.findings[0].text, "'their'" in checked.findings[1].text] == [True, True]
+
+
+def test_what_a_constructor_takes_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "m.py").write_text("class C:\n    def __init__(self, ai, n): ...\n    def __call__(self, q): ...\n")
+    (tmp_path / "flow.flex.yaml").write_text(
+        "entry: m:C\ninputs: {q: {type: string}, k: {type: int, default: 4}}\n"
+        "init: {ai: {type: OpenAIConnection}, n: {type: int, default: 3}}\n"
+    )
+
+    assert main(["check", str(tmp_path)]) == 0
+
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "init 'ai' The constructor takes the name of a connection. Run with --init ai=…." in shown
+    assert "n int, 3 unless it is given" in shown
+    assert "k int, 4 unless it is mapped" in shown
+    assert "--data ROWS.jsonl --map 'k=${data.k}' --init ai=…" in shown
+
+
+def test_the_sample_of_a_constructor_gives_its_arguments_and_names_connections(tmp_path: Path) -> None:
+    (tmp_path / "m.py").write_text(
+        "class C:\n    def __init__(self, config, ai): ...\n    def __call__(self, q): ...\n"
+    )
+    (tmp_path / "flow.flex.yaml").write_text(
+        "entry: m:C\ninit: {ai: {type: OpenAIConnection}}\n"
+        "sample: {init: {ai: mine, config: {connection: theirs, model: m}}}\n"
+    )
+
+    checked = check_flow(str(tmp_path))
+
+    assert [item.default for item in checked.init] == ["mine"]
+    assert found(checked) == [("needs", "init 'ai'"), ("needs", "init 'config'")]
+    assert ["'mine'" in checked.findings[0].text, "'theirs'" in checked.findings[1].text] == [True, True]
+
+
+def test_a_tool_of_a_package_that_is_not_there_stops_it(tmp_path: Path) -> None:
+    node = "- {name: see, type: python, source: {type: package, tool: TOOL}, inputs: {connection: mine}}\n"
+    checked = check_flow(str(flow(tmp_path, node.replace("TOOL", "promptflow.tools.embedding.embedding"))))
+
+    assert found(checked) == [("stops", "node 'see'"), ("needs", "node 'see'")]
+    assert "pip install --no-deps promptflow-tools" in checked.findings[0].text
+    checked = check_flow(str(flow(tmp_path, node.replace("TOOL", "yaml.something"))))
+    assert found(checked) == [("needs", "node 'see'")]
+
+
 def test_a_missing_extra_stops_it_with_the_line_that_installs_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

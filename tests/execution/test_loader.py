@@ -522,9 +522,11 @@ class TestEntries:
         assert str(caught.value) == "'Run' cannot be built with key: (ConnectionError) no answer"
         assert "s3cret" not in str(caught.value.additional_info)
 
-    def test_an_argument_that_is_missing_is_pythons_to_tell(self, entry: Load) -> None:
-        with pytest.raises(FlowEntryInitializationError, match=r"with no arguments: .*missing 1 required"):
-            entry("class Run:\n    def __init__(self, key): ...\n    def __call__(self): ...\n")
+    def test_an_argument_that_is_missing_is_told_with_how_to_give_it(self, entry: Load) -> None:
+        with pytest.raises(
+            FlowEntryInitializationError, match=r"no arguments: .*missing 1 required.*Give --init key=… on"
+        ):
+            entry("class Run:\n    def __init__(self, key, n=1, *rest, **more): ...\n    def __call__(self): ...\n")
 
     def test_an_init_value_of_another_type_is_refused_without_the_value(self, entry: Load) -> None:
         with pytest.raises(InvalidOptionError, match=r"init 'n' of the flow .* expected a value of type int") as caught:

@@ -69,7 +69,7 @@ def test_an_unknown_id_is_refused_with_those_that_there_are(site: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "package"),
     [
-        pytest.param("promptflow.tools.serpapi.SerpAPI.search", "promptflow-tools", id="promptflow's own"),
+        pytest.param("promptflow.tools.serpapi.SerpAPI.search", "--no-deps promptflow-tools", id="promptflow's own"),
         pytest.param("promptflow_vectordb.tool.vector_db_lookup.search", "promptflow-vectordb", id="vector search"),
     ],
 )

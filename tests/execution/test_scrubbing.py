@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from prefect_batchflow.connections import OpenAIConnection
+from prefect_batchflow.connections import OpenAIConnection, OpenAIModelConfiguration
 from prefect_batchflow.execution.nodes import encode_record
 from prefect_batchflow.execution.scrubbing import MASK, Scrubber
 
@@ -33,29 +33,38 @@ def test_a_secret_is_found_however_it_is_written(written: str) -> None:
         ({"a": {"type": "OpenAIConnection", "value": {"api_key": "k"}}}, {}, {"A_API_KEY": "canary-12345"}),
         ({"a": {"type": "unknown", "value": {"api_key": "canary-12345"}}}, {}, {}),
         ({}, {"model": {"model": "m", "api_key": "canary-12345"}}, {}),
+        ({}, {"model": {"configuration": {"api_key": "${env:X}"}}}, {"X": "canary-12345"}),
+        ({}, {"models": [OpenAIModelConfiguration(model="m", api_key="canary-12345")]}, {}),
+        ({}, {}, {"OPENAI_API_KEY": "canary-12345"}),
+        ({}, {}, {"SERP_TOKEN": "canary-12345"}),
     ],
-    ids=["object", "custom", "variable", "override", "unknown type", "model configuration"],
+    ids=[
+        *("object", "custom", "variable", "override", "unknown type", "model configuration", "a prompty's model"),
+        *("a configuration as object", "the environment's key", "a variable of the run"),
+    ],
 )
 def test_every_place_a_secret_comes_from_is_known(
     connections: dict[str, Any], init_kwargs: dict[str, Any], environ: dict[str, str]
 ) -> None:
-    assert Scrubber(connections, init_kwargs, environ).text("canary-12345") == MASK
+    assert Scrubber(connections, init_kwargs, environ, ["SERP_TOKEN"]).text("canary-12345") == MASK
 
 
 @pytest.mark.parametrize("name", ["OPENAI_API_KEY", "hub_token", "DB_PASSWORD", "CLIENT_SECRET", "AWS_CREDENTIALS"])
 def test_a_variable_of_the_run_that_is_named_as_a_secret_is_one(name: str) -> None:
-    assert Scrubber({}, {}, {}, {name: "canary-12345"}).text("a canary-12345") == f"a {MASK}"
+    assert Scrubber({}, {}, {name: "canary-12345"}, [name]).text("a canary-12345") == f"a {MASK}"
 
 
-def test_other_variables_and_references_stay() -> None:
-    variables = {"KEYBOARD": "qwertz-layout", "MODEL": "gpt-4o-mini", "API_KEY": "${my.api_key}", "X_KEY": "short"}
-    text = "qwertz-layout gpt-4o-mini ${my.api_key} short"
-    assert Scrubber({}, {}, {}, variables).text(text) == text
+def test_other_variables_stay() -> None:
+    variables = {"KEYBOARD": "qwertz-layout", "MODEL": "gpt-4o-mini", "X_KEY": "short"}
+    text = "qwertz-layout gpt-4o-mini short"
+    assert Scrubber({}, {}, variables, variables).text(text) == text
 
 
 def test_what_is_no_secret_stays() -> None:
     spec = {"type": "CustomConnection", "value": {"url": "https://host", "key": "short"}, "secret_keys": ["key"]}
     assert Scrubber({"my": spec}, {}, {}).text("https://host short") == "https://host short"
+    variables = {"MODEL": "a-model-of-some-name", "OTHER_TOKEN": "not-of-the-run"}
+    assert Scrubber({}, {}, variables, ["MODEL"]).text(str(variables)) == str(variables)
     assert Scrubber({"odd": 1}, {"n": 2}, {}).value({"a": ["b"]}) == {"a": ["b"]}
 
 

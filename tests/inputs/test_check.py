@@ -224,20 +224,20 @@ class TestData:
             check([open_source(path, name="data")])
 
         said = str(caught.value).splitlines()
-        assert len(said) == 22
-        assert said[-1] == "- and 480 more."
+        assert len(said) == 23
+        assert said[-2:] == ["- and 480 more.", "Or say bad_rows='fail', and such rows become failed lines."]
 
     def test_a_bad_line_number_is_told_with_its_place(self) -> None:
         with pytest.raises(InvalidUserData, match=r"data, row 2: line_number is 'x', expected a whole number from 0"):
             check({"data": [{"line_number": 1}, {"line_number": "x"}]})
 
 
-class TestRowFaults:
+class TestBadRows:
     def test_bad_rows_may_become_failed_lines(self, tmp_path: Path) -> None:
         path = tmp_path / "d.jsonl"
         path.write_text('{"q": 1}\nbroken\n{}\n')
 
-        inventory = check([open_source(path, name="data")], required=["q"], row_faults="fail")
+        inventory = check([open_source(path, name="data")], required=["q"], bad_rows="fail")
 
         assert inventory.total_lines == 3
         assert [note[:70] for note in inventory.notes] == [
@@ -246,11 +246,11 @@ class TestRowFaults:
         ]
 
     def test_a_column_that_no_row_has_is_still_refused(self) -> None:
-        assert "no row of 'data' has a column 'q'" in refusal({"data": [{}]}, required=["q"], row_faults="fail")
+        assert "no row of 'data' has a column 'q'" in refusal({"data": [{}]}, required=["q"], bad_rows="fail")
 
     def test_a_bad_row_among_numbered_ones_is_still_refused(self, tmp_path: Path) -> None:
         path = tmp_path / "d.jsonl"
         path.write_text('{"line_number": 1}\nbroken\n')
 
         with pytest.raises(InvalidUserData, match="line 2 "):
-            check([open_source(path, name="data")], row_faults="fail")
+            check([open_source(path, name="data")], bad_rows="fail")

@@ -21,10 +21,12 @@ if TYPE_CHECKING:
 # Collected by hand from promptflow 1.18.5: `__all__`, or what a module without it defines or brings to flows.
 PUBLIC = {
     "promptflow": "PFClient ToolProvider load_flow load_run log_flow_metric log_metric tool",
+    "promptflow._cli._utils": "get_workspace_triad_from_local",
     "promptflow._core.metric_logger": "MetricLoggerManager add_metric_logger log_metric remove_metric_logger",
     "promptflow._core.tool": "DynamicList InputSetting ToolInvoker ToolProvider tool",
     "promptflow._internal": "AttrDict ToolExecutionError ToolInvoker ToolProvider enable_cache register_apis "
     "register_builtins register_connections tool",
+    "promptflow._sdk._constants": "ConnectionType",
     "promptflow._sdk.entities": "AzureContentSafetyConnection AzureOpenAIConnection CognitiveSearchConnection "
     "CustomConnection CustomStrongTypeConnection FlowContext FormRecognizerConnection OpenAIConnection QdrantConnection "
     "Run SerpConnection ServerlessConnection ValidationResult WeaviateConnection",
@@ -194,3 +196,13 @@ class TestTypes:
         register = imported("promptflow._internal", "register_apis")
 
         assert register(TestTypes) is TestTypes
+
+    def test_what_caches_an_answer_leaves_the_function_as_it_is(self) -> None:
+        enable_cache = imported("promptflow._internal", "enable_cache")
+
+        assert enable_cache(lambda: "key")(forget) is forget
+
+    def test_there_is_no_workspace(self) -> None:
+        workspace = imported("promptflow._cli._utils", "get_workspace_triad_from_local")()
+
+        assert (workspace.subscription_id, workspace.resource_group_name, workspace.workspace_name) == (None,) * 3

@@ -15,6 +15,7 @@ from prefect_batchflow.exceptions import (
 )
 from prefect_batchflow.tools import prompt
 from prefect_batchflow.tools.prompt import ROLES, PromptResult, Template, as_chat_lists, parse_chat, without_image_marks
+from prefect_batchflow.tools.sandbox import sandbox
 
 
 def template(text: str) -> Template:
@@ -52,19 +53,74 @@ def test_a_template_knows_what_it_takes() -> None:
         ("{{ x.append(1) }}", "SecurityError"),
         ("{{ 'x' * 10**9 }}", "too large"),
         ("{{ 10 ** 1000000000 }}", "too large"),
+        ("{{ '%09999d' % 1 }}", "a format is too large"),
+        ("{{ '%*d' % (n, 1) }}", "a format is too large"),
+        ("{{ '%09999d'|format(1) }}", "a format is too large"),
+        ("{{ '{:>9999}'.format(1) }}", "a format is too large"),
+        ("{{ '{:>{}}'.format(1, n) }}", "a format is too large"),
+        ("{{ '%.9999f' % 1.5 }}", "a format is too large"),
+        ("{{ '{:.9999f}'.format(1.5) }}", "a format is too large"),
+        ("{{ 'x'.ljust(n) }}", "ljust is too large"),
+        ("{{ 'x'|center(n) }}", "center is too large"),
+        ("{{ 'x\ny'|indent(600) }}", "indent is too large"),
+        ("{{ ('a' * 900)|replace('a', 'bcd') }}", "a replacement is too large"),
+        ("{{ ('a' * 900).replace('', 'bcd') }}", "a replacement is too large"),
+        ("{{ ('a' * 900)|join('bcd') }}", "joining is too large"),
+        ("{{ 'bcd'.join('a' * 900) }}", "joining is too large"),
+        ("{{ x|batch(n, 0)|list }}", "batch is too large"),
+        ("{{ x|tojson(n) }}", "tojson is too large"),
+        ("{{ 1.5|round(n, 'ceil') }}", "round is too large"),
+        ("{{ lipsum(n) }}", "lipsum is too large"),
         ("{% for i in range(100000) %}{% for j in range(1000) %}{{ i }}{% endfor %}{% endfor %}", "longer than 1,000"),
         ("first\n{{ a.b.c }}", "line 2"),
     ],
-    ids=["private", "changes-a-value", "repetition", "power", "length", "undefined"],
+    ids=[
+        *(
+            "private",
+            "changes-a-value",
+            "repetition",
+            "power",
+            "percent",
+            "percent by a value",
+            "format filter",
+            "format",
+        ),
+        *("format by a value", "precision", "precision in braces", "padding", "center", "indent", "replace"),
+        *("replace method", "join", "join method", "batch", "tojson", "round", "lipsum", "length", "undefined"),
+    ],
 )
 def test_a_template_that_cannot_be_rendered_fails_its_line(
     text: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prompt, "MAX_PROMPT_CHARS", 1_000)
+    monkeypatch.setattr(prompt, "_environment", lambda: sandbox(1_000))
 
     with pytest.raises(JinjaTemplateError, match=said) as raised:
-        template(text).render({"x": [1]})
+        template(text).render({"x": [1], "n": 9_999})
     assert "Node 'ask'" in raised.value.message
+
+
+@pytest.mark.parametrize(
+    ("text", "rendered"),
+    [
+        ("{{ '%05.1f|%s' % (2.25, 'a') }}", "002.2|a"),
+        ("{{ '{:>4}|{x}'.format(1, x=2) }}", "   1|2"),
+        ("{{ 'call 5551234567: %d *' % 99999999999 }}", "call 5551234567: 99999999999 *"),
+        ("{{ 'call 5551234567: {:,}'.format(99999999999) }}", "call 5551234567: 99,999,999,999"),
+        ("{{ '%s, %s'|format('a', 'b') }}", "a, b"),
+        ("{{ 'ab'|center(6) }}|{{ 'ab'.rjust(4) }}", "  ab  |  ab"),
+        ("{{ 'a\nb'|indent(2) }}", "a\n  b"),
+        ("{{ 'aab'|replace('a', 'c', 1) }}{{ 'aab'.replace('a', '') }}", "cabb"),
+        ("{{ x|join(', ') }}{{ ', '.join(['a', 'b']) }}{{ x|map('string')|join }}", "1, 2a, b12"),
+        (
+            "{{ x|batch(1)|list }}{{ x|slice(2)|list }}{{ 2.55|round(1) }}{{ x|tojson }}",
+            "[[1], [2]][[1], [2]]2.5[1, 2]",
+        ),
+        ("{{ [{'k': 1}]|join(',', attribute='k') }}{{ 7 % 4 }}", "13"),
+    ],
+)
+def test_what_is_of_a_sane_size_is_as_jinja2_has_it(text: str, rendered: str) -> None:
+    assert template(text).render({"x": [1, 2]}) == rendered
 
 
 def test_a_text_that_is_no_template_is_refused_with_its_line() -> None:
