@@ -264,6 +264,7 @@ def command_line(
     parser.add_argument(
         "--results", type=Path, default=folder, help="folder for the figures as JSON; default: %(default)s"
     )
+    parser.add_argument("--add", action="store_true", help="keep the figures that are there, and add these to them")
     for name, keywords in more:
         parser.add_argument(name, **keywords)
     given = parser.parse_args()
@@ -308,6 +309,8 @@ def measure_all(name: str, given: argparse.Namespace, work: Work, **facts: Any) 
     """
     cells = given.cells
     results = Results(name, environment_facts(cells) | facts)
+    if given.add:
+        results.take_over(Results.load(given.results, name))
     with benching(work, given.log_level) as bench:
         print(f"Warm-up, {WARM_UP_LINES} lines, not counted", flush=True)
         for contender in dict.fromkeys(cell.contender for cell in cells):

@@ -48,6 +48,14 @@ class Results:
         path = folder / f"{benchmark}.json"
         return cls(**json.loads(path.read_text())) if path.exists() else None
 
+    def take_over(self, earlier: Results | None) -> None:
+        """Put the figures of earlier commands on the same machine before those to come."""
+        if earlier is None:
+            return
+        self.measurements = [*earlier.measurements, *self.measurements]
+        self.facts["command"] = f"{earlier.facts['command']}\n{self.facts['command']}"
+        self.facts["versions"] = list(dict.fromkeys([*earlier.facts["versions"], *self.facts["versions"]]))
+
     @property
     def good(self) -> list[Measurement]:
         """Those that did not fail."""
