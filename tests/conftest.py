@@ -20,8 +20,9 @@ os.environ["PREFECT_LOGGING_LEVEL"] = "ERROR"
 os.environ.pop("PREFECT_API_URL", None)
 os.environ.pop("BATCHFLOW_STORAGE", None)
 
-# A shell that starts the tests in the background has them ignore Ctrl-C, and the processes that they send it to as well.
+# A shell that starts the tests in the background, or nohup, has them ignore signals, and the processes they start as well.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # How long an example takes says more of the machine than of the code.
 hypothesis.settings.register_profile("batchflow", deadline=None)

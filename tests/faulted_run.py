@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import uuid
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -41,12 +42,14 @@ class FaultedRun:
     ) -> None:
         self.folder = folder
         self.faults = list(faults)
-        self.run = folder / "runs" / "r"
+        self.run_id = f"r-{uuid.uuid4().hex[:8]}"
+        """Its own: the server of the tests knows the task runs of others, too."""
+        self.run = folder / "runs" / self.run_id
         data = folder / "data.jsonl"
         rows = [{"n": n, "fault": fault, "folder": str(folder)} for n, fault in enumerate(self.faults)]
         data.write_text("".join(json.dumps(row) + "\n" for row in rows))
         self._command = [
-            sys.executable, "-m", "prefect_batchflow.cli", "run", flow, "--data", str(data), "--run-id", "r",
+            sys.executable, "-m", "prefect_batchflow.cli", "run", flow, "--data", str(data), "--run-id", self.run_id,
             "--workers", "2", "--storage", str(folder / "runs"), *options,
         ]  # fmt: skip
         if control_group is not None:

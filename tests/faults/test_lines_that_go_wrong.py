@@ -77,12 +77,12 @@ def test_each_line_fails_in_its_own_class_and_no_other_line_fails(granularity: s
         expected = Counter(STATES[CODES[fault]] if fault else "Completed" for fault in faults)
         # Who asks all the time keeps a busy server from taking in what it is asked for.
         wait_until(
-            lambda: task_runs_ended("r") == len(faults),
+            lambda: task_runs_ended(run.run_id) == len(faults),
             description="Prefect has them all",
             timeout_sec=90,
             every_sec=2,
         )
-        assert task_run_states("r") == expected
+        assert task_run_states(run.run_id) == expected
     run.check_invariants()
 
 

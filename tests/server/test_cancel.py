@@ -60,6 +60,7 @@ def test_prefects_own_command_cancels_a_run_of_a_served_deployment(
         wait_for(lambda: api.has_deployment("served"), "the deployment is served")
         flow_run_id = api.start("served", steered.parameters())
         wait_for(lambda: len(steered.executed()) == DONE + 2, "two lines wait, the ones before them are done")
+        waiting = set(steered.executed()) - set(range(DONE))
 
         server.prefect("flow-run", "cancel", flow_run_id)
         cancelled = time.monotonic()
@@ -78,7 +79,7 @@ def test_prefects_own_command_cancels_a_run_of_a_served_deployment(
     again = server.local_run(steered, run_id=flow_run_id)
     assert again.result()["completed_lines"] == LINES
     executed = steered.executed()
-    assert {number for number, times in executed.items() if times > 1} <= {DONE, DONE + 1}
+    assert {number for number, times in executed.items() if times > 1} <= waiting
 
 
 def test_cancel_of_a_local_run_ends_it_with_its_result(
