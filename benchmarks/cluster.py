@@ -2,7 +2,7 @@
 
     python benchmarks/cluster.py --lines 20000 --workers 2
 
-A trivial flow (`trivial_flow/`), each contender a process of its own with the same Prefect server. The clock spans the call of
+A trivial flow (`flows/trivial`), each contender a process of its own with the same Prefect server. The clock spans the call of
 `run()`, the connection to the cluster included; the start of a cluster only where no address is given. Exits with 1 when the
 outputs differ, or a line did not complete.
 """
@@ -23,7 +23,7 @@ from pathlib import Path
 from server import prefect_server
 
 ROOT = Path(__file__).resolve().parent
-FLOW = ROOT / "trivial_flow"
+FLOW = ROOT / "flows" / "trivial"
 LIMIT_SEC = 1_800
 RUN = """
 import json, sys, time

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
-import uuid
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -42,8 +42,8 @@ class FaultedRun:
     ) -> None:
         self.folder = folder
         self.faults = list(faults)
-        self.run_id = f"r-{uuid.uuid4().hex[:8]}"
-        """Its own: the server of the tests knows the task runs of others, too."""
+        self.run_id = f"r-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
+        """The folder's own: the server of the tests knows the task runs of others, too."""
         self.run = folder / "runs" / self.run_id
         data = folder / "data.jsonl"
         rows = [{"n": n, "fault": fault, "folder": str(folder)} for n, fault in enumerate(self.faults)]

@@ -214,7 +214,7 @@ def test_prefect_gets_the_task_runs_and_no_secret(dask: RealCluster, tmp_path: P
         return len(found) == CHUNKS_OF_20 and all(task["state_type"] == "COMPLETED" for task in found)
 
     wait_until(all_are_there, description="the server has the task runs", timeout_sec=30)
-    assert {tag for task in found for tag in task["tags"]} == {"run:r"}  # type: ignore[attr-defined]
+    assert {tag for task in found for tag in task["tags"]} == {f"run:{run.run_id}"}  # type: ignore[attr-defined]
     assert secret not in json.dumps(found)
     assert secret not in (run.run / "control.json").read_text()
 
