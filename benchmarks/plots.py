@@ -121,10 +121,13 @@ def panels_of(results: Results) -> tuple[str, list[Bars | Lines]]:
 def notes(results: Results) -> list[str]:
     """What figures are worth nothing without."""
     facts, rounds = results.facts, 1 + max(m["round"] for m in results.measurements)
-    counted = f"medians of {rounds} rounds, from the least to the most" if rounds > 1 else "one round"
+    made = {len(values) for values in results.rows(lambda m: m["seconds"]).values()}
+    of = f"{rounds}" if made == {rounds} else f"up to {rounds}"
+    counted = f"medians of {of} rounds, from the least to the most" if rounds > 1 else "one round"
     same = results.size(results.measurements[0], varying=False)
     return [
-        f"{facts['command']}: {', '.join(filter(None, [same, counted]))}",
+        *facts["command"].splitlines(),
+        ", ".join(filter(None, [same, counted])),
         f"{facts['processor']}, {facts['cores']} cores, Python {facts['python']}, {', '.join(facts['versions'])}",
     ]
 
