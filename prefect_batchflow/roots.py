@@ -15,6 +15,8 @@ from prefect_batchflow.inputs.places import is_local_path, local_path
 from prefect_batchflow.settings import default_storage_url
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from prefect_batchflow.settings import BatchRequest
 
 ROOTS_VARIABLE = "BATCHFLOW_ROOTS"
@@ -47,10 +49,10 @@ def check_roots(request: BatchRequest, roots: str) -> None:
     if request.storage != default_storage_url() and not request.storage.startswith("batchflow-run-storage/"):
         places.append(("storage", request.storage))
     found = [(f"{name} {url!r}", _found_at(url, request)) for name, url in request.data.items()]
-    if request.options.task_runner_address not in ("", "auto"):
-        # The cluster gets the run's connections, and its answers are unpickled here.
-        places.append(("task_runner_address", request.options.task_runner_address))
-    _refuse_outside([*found, *((f"{name} {place!r}", place) for name, place in places if place)], roots)
+    # The cluster gets the run's connections, and its answers are unpickled here. It is no place below which others lie.
+    address = request.options.task_runner_address
+    addresses = [address] if address not in ("", "auto") else []
+    _refuse_outside([*found, *((f"{name} {place!r}", place) for name, place in places if place)], roots, addresses)
 
 
 def check_roots_of(name: str, url: str, roots: str) -> None:
@@ -58,12 +60,13 @@ def check_roots_of(name: str, url: str, roots: str) -> None:
     _refuse_outside([(f"{name} {url!r}", url)], roots)
 
 
-def _refuse_outside(places: list[tuple[str, str]], roots: str) -> None:
-    """Refuse places, each as a message shows it and as it is looked for."""
+def _refuse_outside(places: list[tuple[str, str]], roots: str, addresses: Sequence[str] = ()) -> None:
+    """Refuse places, each as a message shows it and as it is looked for, and addresses that are no root themselves."""
     allowed = [root.strip() for root in roots.split(",") if root.strip()]
     if not allowed:
         return
     outside = [shown for shown, place in places if not any(_is_below(place, root) for root in allowed)]
+    outside += [f"task_runner_address {address!r}" for address in addresses if address not in allowed]
     if outside:
         raise InvalidOptionError(
             f"{', '.join(outside)}: not below {' or '.join(allowed)}, to which this worker holds runs of "

@@ -452,7 +452,8 @@ class BatchRun:
         if changed and self.options.on_change == "rerun":
             since = len(sessions)
         await write_manifest(self.files, self.keys, self._manifest(prints, sessions, since))
-        if before is not None and before.options.task_runner != "local":
+        if before is not None:
+            # Whatever its last start ran on: one that was killed may have left tasks of the start before it on a cluster.
             await supersede(self.files, self.keys, len(sessions))
         self.session = len(sessions)
         self.records_since = since

@@ -78,6 +78,7 @@ class LineRunner:
         settle: Called once a line with its final receipt, after its record is safe.
         ended: Called once a line with its final receipt, as soon as there is one.
         persisted: Called with each segment's outcomes once they are safe, retried attempts included.
+        printed: Where what lines print goes; `None` is a log of its own.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class LineRunner:
         *,
         ended: Callable[[Receipt], None] | None = None,
         persisted: Callable[[Sequence[LineOutcome]], None] | None = None,
+        printed: PrintedLog | None = None,
     ) -> None:
         self.executor = executor
         self.policy = policy
@@ -108,7 +110,7 @@ class LineRunner:
         self._settle = settle
         self._ended = ended
         self._persisted = persisted
-        self._printed = PrintedLog()
+        self._printed = PrintedLog() if printed is None else printed
         self._not_before: dict[int, float] = {}
         """By line, the moment its next attempt may begin, where the failed one's error names one; monotonic."""
         self._attempts: dict[asyncio.Task[LineOutcome], int] = {}

@@ -80,6 +80,10 @@ def test_what_lies_below_a_root_may_be_named(root: Path, named: dict[str, Any]) 
             {"options": RunOptions(task_runner="ray", task_runner_address="10.0.0.6:6379")},
             "task_runner_address '10.0.0.6",
         ),
+        (
+            {"options": RunOptions(task_runner="dask", task_runner_address="their-host.example:8786")},
+            "task_runner_address 'their-host",
+        ),
     ],
     ids=str,
 )

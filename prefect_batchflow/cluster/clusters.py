@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,7 @@ class Cluster(ABC):
         self._runner = self._task_runner()
         self._is_open = False
         self._changing = threading.Lock()
+        self._is_closing = threading.Event()
 
     async def connect(self) -> int:
         """Connect, and give the number of tasks that the cluster runs at once.
@@ -99,6 +101,7 @@ class Cluster(ABC):
 
     async def close(self) -> None:
         """Let go of the cluster, or end the one that was started."""
+        self._is_closing.set()
         await asyncio.to_thread(self._close)
 
     def _connect(self) -> int:
@@ -181,8 +184,12 @@ class DaskCluster(Cluster):
         )
 
     def _places(self) -> int:
-        with contextlib.suppress(TimeoutError):
-            self._runner.client.wait_for_workers(1, timeout=WORKERS_WITHIN_SEC)
+        deadline = time.monotonic() + WORKERS_WITHIN_SEC
+        while not self._is_closing.is_set() and time.monotonic() < deadline:
+            # In slices: a run that is stopped meanwhile must not wait for workers that may never come.
+            with contextlib.suppress(TimeoutError):
+                self._runner.client.wait_for_workers(1, timeout=1)
+                break
         return sum(self._runner.client.nthreads().values())
 
     async def _state(self, future: Any) -> State[Any]:

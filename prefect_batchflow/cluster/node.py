@@ -32,6 +32,7 @@ from prefect_batchflow.definition.run_folder import run_folder
 from prefect_batchflow.exceptions import BatchflowException, FlowNotFoundError, InvalidOptionError, RunInUseError
 from prefect_batchflow.execution.pool import WorkerPool
 from prefect_batchflow.lines import input_hash
+from prefect_batchflow.printed import PrintedLog
 from prefect_batchflow.storage.control import LOOK_EVERY_SEC, Follower
 from prefect_batchflow.storage.keys import RunKeys
 from prefect_batchflow.storage.records import RunRecords
@@ -137,6 +138,8 @@ class NodeRun:
         """Each has its own worker processes, and one chunk at a time."""
         self._merged = contextlib.ExitStack()
         self._flow: Flow | None = None
+        self._printed = PrintedLog()
+        """Of all chunks here: each has few lines, and a cluster many chunks."""
         self._loading = asyncio.Lock()
         self._idle_since = time.monotonic()
 
@@ -170,7 +173,7 @@ class NodeRun:
             if self._run.fail_fast and receipt.error is not None:
                 chunk.end("limit")
 
-        runner = LineRunner(pool, records, self._run.policy, settled.append, ended=ended)
+        runner = LineRunner(pool, records, self._run.policy, settled.append, ended=ended, printed=self._printed)
         try:
             lines, attempts = [], {}
             for line in chunk.lines:

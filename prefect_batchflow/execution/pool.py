@@ -268,6 +268,7 @@ class WorkerPool:
         if head["op"] == "refused":
             worker.end()
             raise _rebuilt(head["error"])
+        self._scrubber = worker.scrubber = self._scrubber.knowing(head["secrets"])
         return head
 
     def _load_message(self) -> bytes:

@@ -52,13 +52,24 @@ class Scrubber:
         secrets = secret_values(connections, environ) | set(_keys_in(init_kwargs, environ))
         names = {*KEYS_OF_MODELS, *(name for name in variables if _NAMES_A_SECRET.search(name))}
         secrets |= {environ[name] for name in names if name in environ}
-        secrets = {secret for secret in secrets if len(secret) >= SHORTEST_SECRET}
-        forms = {form for secret in secrets for form in (secret, json.dumps(secret)[1:-1], repr(secret)[1:-1])}
+        self._know(secrets)
+
+    def _know(self, secrets: Iterable[str]) -> None:
+        self.secrets = frozenset(secret for secret in secrets if len(secret) >= SHORTEST_SECRET)
+        forms = {form for secret in self.secrets for form in (secret, json.dumps(secret)[1:-1], repr(secret)[1:-1])}
         ordered = sorted(forms, key=len, reverse=True)
         self._longest = len(ordered[0]) if ordered else 0
         self._pattern = re.compile("|".join(map(re.escape, ordered))) if ordered else None
         written = (re.escape(json.dumps(form)[1:-1]) for form in ordered)
         self._in_json = re.compile("|".join(written).encode()) if ordered else None
+
+    def knowing(self, secrets: Iterable[str]) -> Scrubber:
+        """One that takes these out, too: those that a worker has found where it runs."""
+        if self.secrets.issuperset(secrets):
+            return self
+        other = Scrubber({}, {}, {})
+        other._know(self.secrets.union(secrets))
+        return other
 
     @classmethod
     def of_run(

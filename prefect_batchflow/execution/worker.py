@@ -58,7 +58,7 @@ def _load(job: dict[str, Any], given: dict[str, Any]) -> Program:
     return program
 
 
-def _ready(program: Program) -> bytes:
+def _ready(program: Program, scrubber: Scrubber) -> bytes:
     # Pickled by nobody: the description is rebuilt from plain JSON at the other end.
     description = program.description
     inputs = [
@@ -76,6 +76,8 @@ def _ready(program: Program) -> bytes:
         "inputs": inputs,
         "is_async": description.is_async,
         "has_aggregation": description.has_aggregation,
+        # What a line that is killed has printed is scrubbed by the engine, which may run in another environment.
+        "secrets": sorted(scrubber.secrets),
     }
     return wire.pack(head)
 
@@ -150,7 +152,7 @@ def main(permits: int) -> None:
         environment = job["environment_variables"]
         scrubber = Scrubber.of_run(job["flow"], given["connections"], given["init_kwargs"], environment)
         program = _load(job, given)
-        ready = _ready(program)
+        ready = _ready(program, scrubber)
     except BaseException as exc:  # noqa: BLE001 - user code is imported here, and may even exit
         error = exc if isinstance(exc, BatchflowException) else UnexpectedError(f"({type(exc).__name__}) {exc}")
         write(wire.pack({"op": "refused", "error": scrubber.value(error_dict(error))}))

@@ -117,7 +117,7 @@ class WorkerProcess:
         self._tail = bytearray()
         self._tail_of: Job | None = None
         """The one job whose output the tail is; `None` when several run, or ran."""
-        self._scrubber = scrubber
+        self.scrubber = scrubber
         self._line_sec: float | None = None
         """What its lines take, smoothed."""
         self._on_room, self._on_exit, self._on_stuck = on_room, on_exit, on_stuck
@@ -158,7 +158,7 @@ class WorkerProcess:
         """The end of what it printed since its current job began, or its first of several, without secrets."""
         text = bytes(self._tail).decode("utf-8", "replace")
         is_cut = len(self._tail) == TAIL_BYTES
-        return self._scrubber.end(text) if is_cut else self._scrubber.text(text)
+        return self.scrubber.end(text) if is_cut else self.scrubber.text(text)
 
     async def connect(self) -> None:
         """Attach its pipes to the event loop; to be called once, first."""

@@ -264,8 +264,10 @@ class TestRefusals:
             running = asyncio.ensure_future(run.run(0, 99))
             await eventually((run.folder / "held").exists, description="line 99 hangs")
             files = RunStorageBlock(url=run.description.storage_url)
+            [of_first_start] = node._runs.values()
             async with Driver(files, KEYS, 2):
                 await asyncio.wait_for(running, timeout=5)
+            assert of_first_start._is_fenced, "what its tasks write from here on is refused"
         index, _ = await run.records.scan()
         assert 99 not in index.lines
 

@@ -27,6 +27,7 @@ from prefect_batchflow.execution import pool as pool_module
 from prefect_batchflow.execution import worker_process
 from prefect_batchflow.execution.pool import WorkerPool
 from prefect_batchflow.execution.processes import TOKEN_VARIABLE, with_token
+from prefect_batchflow.execution.scrubbing import MASK
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -696,6 +697,20 @@ class TestAggregation:
         assert said in failed["error"]["message"]
         assert (failed["output"], failed["metrics"], failed["nodes"]) == ({}, {}, [])
         assert again["metrics"] == {"total": 7}
+
+
+async def test_a_killed_line_tells_no_secret_of_the_machine_that_it_ran_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "import os\ndef main(n):\n    print(os.environ['OPENAI_API_KEY'], flush=True)\n    os._exit(3)\n"
+    given = WorkerPool(flow := flow_of(tmp_path, code)).given()
+    monkeypatch.setenv("OPENAI_API_KEY", "canary-0123456789")  # as on a machine of a cluster, which the run's is not
+    async with running_pool(flow, worker_count=1, given=given) as pool:
+        outcome = await run(pool, n=1)
+
+    assert code_of(outcome) == "ProcessCrashError"
+    assert outcome.parsed()["logs"] == f"{MASK}\n"
+    assert b"canary" not in outcome.record
 
 
 class TestClose:

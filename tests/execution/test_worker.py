@@ -122,6 +122,7 @@ class TestLoading:
             ],
             "is_async": True,
             "has_aggregation": False,
+            "secrets": [],
         }
 
     @pytest.mark.parametrize(
