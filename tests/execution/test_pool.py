@@ -474,10 +474,14 @@ class TestAsyncLines:
         code = """
             import asyncio
             now = most = 0
+            three = asyncio.Event()
             async def main(n):
                 global now, most
                 now += 1
                 most = max(most, now)
+                if now == 3:
+                    three.set()
+                await three.wait()
                 for _ in range(20):
                     await asyncio.sleep(0)
                 now -= 1
