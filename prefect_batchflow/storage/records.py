@@ -110,14 +110,13 @@ class RecordIndex:
     """The newest record of each line that has one; some 200 bytes a completed line, since a run may have a million."""
 
     def __init__(self) -> None:
-        self.lines: Mapping[int, Stored] = (lines := _Lines())
-        self._lines = lines
+        self.lines = _Lines()
 
     def add(self, stored: Stored) -> None:
         """Count a record in, if it is newer than what is known."""
-        known = self._lines.order(stored.receipt.line_number)
+        known = self.lines.order(stored.receipt.line_number)
         if known is None or stored.order >= known:
-            self._lines.keep(stored)
+            self.lines.keep(stored)
 
     def completed(self, line_number: int, input_hash: str) -> Receipt | None:
         """The receipt of a line that is done, with just these inputs; else `None`."""
@@ -300,16 +299,14 @@ class RunRecords:
         A damaged segment counts as not there: its lines are run again.
         """
         index, names = RecordIndex(), []
-        for name in await self.segments():
-            if name.last < first or name.first > last:
-                continue
-            try:
-                segment = await self.read(name)
-            except RecordCorruptError:
-                continue
-            names.append(name)
-            for stored in segment.stored:
-                index.add(stored)
+        overlapping = [name for name in await self.segments() if name.first <= last and name.last >= first]
+        async with contextlib.aclosing(self._read_ahead(overlapping)) as segments:
+            async for segment in segments:
+                if isinstance(segment, RecordCorruptError):
+                    continue
+                names.append(segment.name)
+                for stored in segment.stored:
+                    index.add(stored)
         return index, names
 
     async def _read_ahead(self, names: Iterable[SegmentName]) -> AsyncGenerator[Segment | RecordCorruptError]:
