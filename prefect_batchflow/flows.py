@@ -26,7 +26,9 @@ from prefect_batchflow.live import LiveRun, current_live_run, handed_over
 from prefect_batchflow.own_server import start_own_server
 from prefect_batchflow.results import BatchResult, Status, summary_line
 from prefect_batchflow.roots import ROOTS_VARIABLE, check_roots
-from prefect_batchflow.run import BatchRun, current_flow_run, server_is_gone
+from prefect_batchflow.run.batch_run import run_stages
+from prefect_batchflow.run.ending import server_is_gone
+from prefect_batchflow.run.state import current_flow_run
 from prefect_batchflow.settings import (
     DEFAULT_LINE_TIMEOUT_SEC,
     DEFAULT_MAX_CONCURRENCY,
@@ -193,7 +195,7 @@ async def batch_run(
         )
         if current_flow_run().deployment_id is not None:
             check_roots(request, os.environ.get(ROOTS_VARIABLE, ""))
-        work = asyncio.ensure_future(BatchRun(request, live).run())
+        work = asyncio.ensure_future(run_stages(request, live))
         with signals_cancel(lambda reason, drain: live.cancel(reason, drain=drain), work.cancel):
             result = await _uncancelled(work, live)
     except BatchflowException as exc:

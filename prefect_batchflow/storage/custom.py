@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
+from prefect_batchflow.exceptions import StorageError
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from prefect_batchflow.results import FlowRunInfo, LineResult, RunInfo
 
@@ -41,8 +44,36 @@ class AbstractBatchRunStorage(AbstractRunStorage):
         """The run of a line; `None` when there is none."""
 
 
-def persist_line(storage: AbstractRunStorage, result: LineResult) -> None:
-    """Hand a line's node runs, then the line's own, to a storage."""
-    for node_run_info in result.node_run_infos.values():
-        storage.persist_node_run(node_run_info)
-    storage.persist_flow_run(result.run_info)
+def persist_lines(storage: AbstractRunStorage, results: Iterable[LineResult]) -> None:
+    """Hand lines to a storage: of each its node runs, then its own.
+
+    Raises:
+        StorageError: It raised; the message names the line.
+    """
+    for result in results:
+        with _told_by(storage, f"line {result.run_info.index}"):
+            for node_run_info in result.node_run_infos.values():
+                storage.persist_node_run(node_run_info)
+            storage.persist_flow_run(result.run_info)
+
+
+def persist_nodes(storage: AbstractRunStorage, node_run_infos: Iterable[RunInfo]) -> None:
+    """Hand node runs of the aggregation to a storage.
+
+    Raises:
+        StorageError: It raised; the message names the node.
+    """
+    for info in node_run_infos:
+        with _told_by(storage, f"node {info.node!r}"):
+            storage.persist_node_run(info)
+
+
+@contextlib.contextmanager
+def _told_by(storage: AbstractRunStorage, what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as exc:
+        raise StorageError(
+            f"{type(storage).__name__} did not take {what}: ({type(exc).__name__}) {exc}. The run stops; its own records "
+            "are kept."
+        ) from exc

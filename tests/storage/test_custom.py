@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from prefect_batchflow.results import FlowRunInfo, LineResult, RunInfo, Status
-from prefect_batchflow.storage.custom import AbstractRunStorage, persist_line
+from prefect_batchflow.storage.custom import AbstractRunStorage, persist_lines
 
 
 class Noting(AbstractRunStorage):
@@ -26,6 +26,6 @@ def test_a_lines_nodes_come_first_then_the_line() -> None:
         node_run_infos={name: RunInfo(node=name, run_id=name, status=Status.Completed) for name in ("a", "b")},
     )
 
-    persist_line(storage, result)
+    persist_lines(storage, [result])
 
     assert storage.calls == [("node", "a"), ("node", "b"), ("line", 3)]

@@ -1,0 +1,53 @@
+"""The stages of a batch run, in their order."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prefect_batchflow.run.ending import Ending, stopped_before_lines
+from prefect_batchflow.run.feeding import Feeding
+from prefect_batchflow.run.opening import Opening
+from prefect_batchflow.run.preparation import preparation
+from prefect_batchflow.run.state import RunState
+from prefect_batchflow.storage.lease import Lease
+
+if TYPE_CHECKING:
+    from prefect_batchflow.live import LiveRun
+    from prefect_batchflow.results import BatchResult
+    from prefect_batchflow.run.preparation import Preparation, Prepared
+    from prefect_batchflow.settings import BatchRequest
+
+
+async def run_stages(request: BatchRequest, live: LiveRun) -> BatchResult:
+    """Run a batch: prepare, open the records, feed the lines, aggregate, report.
+
+    Args:
+        request: What was asked for.
+        live: The run as its caller holds it; has the result, too, as soon as there is one.
+
+    Raises:
+        BatchflowException: There is no result.
+    """
+    state = RunState(request, live)
+    async with preparation(state) as preparing:
+        ready = await state.stop.unless_stopped(_prepare(state, preparing))
+        if ready is None:
+            return await stopped_before_lines(state)
+        prepared, opening, places = ready
+        async with Lease(prepared.files, state.keys, state.stop.fail):
+            opened = await opening.open()
+            feeding = Feeding(state, prepared, opened, places)
+            await feeding.run()
+            ending = Ending(state, prepared, opened.records, feeding.counts)
+            if prepared.has_aggregation and not state.stop.is_stopped:
+                await ending.aggregate()
+            return await ending.report()
+
+
+async def _prepare(state: RunState, preparing: Preparation) -> tuple[Prepared, Opening, int]:
+    """Everything that may refuse the run: nothing is in the storage before it has passed."""
+    prepared = await preparing.prepare()
+    opening = Opening(state, prepared)
+    await opening.check_before_writing()
+    places = await prepared.cluster.connect() if prepared.cluster is not None else 0
+    return prepared, opening, places

@@ -1,0 +1,150 @@
+"""The last stage: aggregation over the completed lines, the files that people take away, what Prefect shows, the result."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from prefect_batchflow.aggregation import aggregate
+from prefect_batchflow.own_server import has_own_server, wait_until_recorded
+from prefect_batchflow.report.artifacts import write_failed_lines, write_summary
+from prefect_batchflow.report.markdown import failed_table, summary_markdown
+from prefect_batchflow.results import summary_line
+from prefect_batchflow.settings import default_storage_url
+from prefect_batchflow.storage.custom import persist_nodes
+from prefect_batchflow.storage.outputs import write_outputs
+from prefect_batchflow.surroundings import let_go_of_server, server_answers
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from prefect_batchflow.live import LiveRun
+    from prefect_batchflow.results import BatchResult
+    from prefect_batchflow.run.preparation import Prepared
+    from prefect_batchflow.run.state import RunState
+    from prefect_batchflow.storage.records import RunRecords, Stored
+
+STOPPED_HAND_IN_SEC = 3.0
+"""How long a stopped run waits for Prefect's own server: it has task runs that never reported, and its caller waits."""
+
+
+class Ending:
+    """Makes of a run's records what is left of it.
+
+    Args:
+        state: The run.
+        prepared: What it ran on.
+        records: What it wrote.
+        counts: Whether a line's newest record is of this run's data, and its last word.
+    """
+
+    def __init__(
+        self, state: RunState, prepared: Prepared, records: RunRecords, counts: Callable[[Stored], bool]
+    ) -> None:
+        self._state = state
+        self._prepared = prepared
+        self._records = records
+        self._counts = counts
+
+    async def aggregate(self) -> None:
+        """Run the aggregation, unless the run is stopped before it ends."""
+        state, flow = self._state, self._prepared.flow
+        work = aggregate(
+            self._prepared.executor,
+            self._newest_records(),
+            run_id=state.request.run_id,
+            image_folders={"": str(flow.working_dir), **{s.name: s.folder for s in self._prepared.sources}},
+            timeout_sec=state.options.policy.timeout_sec,
+        )
+        aggregation = await state.stop.unless_stopped(work)
+        state.stop.raise_failure()
+        if aggregation is None:
+            state.note("The aggregation was stopped before it ended; there are no metrics.")
+            return
+        state.tally.add_aggregation(aggregation)
+        if state.live.run_storage is not None:
+            persist_nodes(state.live.run_storage, aggregation.node_run_infos.values())
+
+    async def report(self) -> BatchResult:
+        """Sum up, write the files people take away, and show it in Prefect."""
+        state, prepared = self._state, self._prepared
+        result = state.batch_result(prepared.inventory.total_lines)
+        await write_outputs(
+            prepared.files,
+            state.keys,
+            self._newest_records(),
+            result,
+            prepared.output_dir,
+            prepared.flow.message_format,
+        )
+        await self._write_artifacts(result)
+        state.logger.info("Run %s: %s", state.request.run_id, summary_line(result))
+        state.live.result = result
+        await _hand_in(state)
+        return result
+
+    async def _newest_records(self) -> AsyncIterator[dict[str, Any]]:
+        async for stored, record in self._records.newest():
+            if self._counts(stored):
+                yield record
+
+    async def _write_artifacts(self, result: BatchResult) -> None:
+        state, files, run_id = self._state, self._prepared.files, self._state.request.run_id
+        summary = summary_markdown(
+            result,
+            state.tally,
+            run_id=run_id,
+            flow_name=self._prepared.flow.name,
+            storage_url=files.location(run_id),
+            outputs_url=files.location(state.keys.outputs),
+            next_command=self._next_command(),
+            reused_lines=state.reused_lines,
+        )
+        writes = [write_summary(run_id, summary)]
+        # A run that was resumed may have to clear the table of the time before.
+        if result.failed_lines or state.reused_lines:
+            writes.append(write_failed_lines(run_id, failed_table(state.tally.failures), result.failed_lines))
+        await asyncio.gather(*writes)
+
+    def _next_command(self) -> str:
+        if self._prepared.flow.source is None:
+            return ""
+        request = self._state.request
+        elsewhere = request.storage != default_storage_url()
+        return f"batchflow resume {request.run_id}" + (f" --storage {request.storage}" if elsewhere else "")
+
+
+async def stopped_before_lines(state: RunState) -> BatchResult:
+    """The result of a run of which nobody knows the lines; nothing of it is in the storage."""
+    state.note("Stopped before the data was read: no line has begun, and nothing was written.")
+    state.live.result = result = state.batch_result(total_lines=0)
+    await _hand_in(state)
+    return result
+
+
+async def server_is_gone(live: LiveRun) -> bool:
+    """Look whether the Prefect server still answers; if not, nothing more waits for it."""
+    if await server_answers():
+        return False
+    live.server_gone.set()
+    let_go_of_server()
+    return True
+
+
+async def _hand_in(state: RunState) -> None:
+    """Wait, for a bounded time, until a server that ends with this process has all task runs."""
+    if await server_is_gone(state.live):
+        state.note(
+            "The Prefect server does not answer: it may show this run as going on, and not all of its lines. The run's "
+            "own records and outputs are whole."
+        )
+        return
+    if not has_own_server():
+        return
+    most_sec = STOPPED_HAND_IN_SEC if state.stop.is_stopped else None
+    missing = await wait_until_recorded(state.flow_run.id, state.task_runs, most_sec)
+    if missing and not state.stop.is_stopped:
+        state.note(
+            f"{missing} of {state.task_runs} task runs had not reached Prefect's own server when the run ended; its "
+            "records are whole. With a server that keeps running (prefect server start) none are missed."
+        )

@@ -1,0 +1,205 @@
+"""The second stage: the run's own records. What it was before is compared with what it is now, and its manifest written."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from prefect_batchflow.definition.variants import parse_variant
+from prefect_batchflow.exceptions import InvalidOptionError, RunChangedError
+from prefect_batchflow.inputs.places import is_local_path, local_path
+from prefect_batchflow.storage.control import supersede
+from prefect_batchflow.storage.keys import RunKeys
+from prefect_batchflow.storage.manifest import (
+    Manifest,
+    Session,
+    changes,
+    fingerprint,
+    fingerprint_files,
+    read_manifest,
+    require_manifest,
+    versions,
+    write_manifest,
+)
+from prefect_batchflow.storage.records import RunRecords
+from prefect_batchflow.storage.takeover import take_over_run, take_over_storage
+from prefect_batchflow.surroundings import end_abandoned
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from prefect_batchflow.run.preparation import Prepared
+    from prefect_batchflow.run.state import RunState
+    from prefect_batchflow.storage.records import RecordIndex
+
+FLOW_PARTS = frozenset({"flow", "init", "variant", "node_connections", "environment"})
+"""The fingerprints that must be the same for lines of another run to be this run's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The records of a run that this start may write."""
+
+    session: int
+    """Which start of the run this is, from 1."""
+    records_since: int
+    """The first session whose records count."""
+    records: RunRecords
+    index: RecordIndex
+    """The lines that have records already."""
+
+
+class Opening:
+    """Opens the records of a run.
+
+    Args:
+        state: The run.
+        prepared: What it runs on.
+    """
+
+    def __init__(self, state: RunState, prepared: Prepared) -> None:
+        self._state = state
+        self._prepared = prepared
+        self._request, self._keys, self._files = state.request, state.keys, prepared.files
+
+    async def check_before_writing(self) -> None:
+        """Refuse what would end a run after it has left something in the storage, or after its lines were paid for."""
+        resume_from, output_dir = self._request.resume_from, self._prepared.output_dir
+        if resume_from is not None and await read_manifest(self._files, self._keys) is None:
+            self._refuse_other_flow(await require_manifest(self._files, RunKeys(resume_from)))
+        if output_dir is not None:
+            try:
+                await asyncio.to_thread(_try_to_write, output_dir)
+            except OSError as exc:
+                raise InvalidOptionError(
+                    f"The output_dir {output_dir} cannot be written: ({type(exc).__name__}) {exc}. Nothing was run. "
+                    "Give a folder that can."
+                ) from exc
+
+    async def open(self) -> Opened:
+        """Compare with what the run was, write its manifest, and learn which lines are done; the lease is held."""
+        state = self._state
+        before = await read_manifest(self._files, self._keys)
+        prints = self._fingerprints()
+        changed = changes(before.fingerprints, prints) if before else []
+        if changed and state.options.on_change == "refuse":
+            raise RunChangedError(
+                f"The run {self._request.run_id!r} cannot be resumed as it was: {', '.join(changed)}. Give another run id, "
+                "or on_change='reuse' to keep the lines whose inputs are the same, or on_change='rerun' to run all again.",
+                changes=changed,
+            )
+        for change in changed:
+            state.note(f"{change} since the run began; on_change is {state.options.on_change!r}")
+        resume_from = self._request.resume_from
+        if before and resume_from and resume_from not in {session.resumed_from for session in before.sessions}:
+            state.note(
+                f"resume_from {resume_from!r} is ignored: the run {self._request.run_id!r} exists and goes on from its own "
+                "lines. Give another run id to take over the lines of that run."
+            )
+        if before and (earlier := before.sessions[-1].prefect_flow_run_id):
+            await end_abandoned(UUID(earlier), state.flow_run.id)
+        this_start = Session(
+            started_at=state.start_time.isoformat(),
+            prefect_flow_run_id=str(state.flow_run.id),
+            versions=versions(),
+            resumed_from=resume_from,
+        )
+        sessions = [*(before.sessions if before else []), this_start]
+        session = len(sessions)
+        if before is None:
+            # Before the manifest: a run that could not take over all has not begun, and its next start takes over again.
+            await self._take_over()
+        since = before.records_since if before else 0
+        if changed and state.options.on_change == "rerun":
+            since = session
+        await write_manifest(self._files, self._keys, self._manifest(prints, sessions, since))
+        if before is not None:
+            # Whatever its last start ran on: one that was killed may have left tasks of the start before it on a cluster.
+            await supersede(self._files, self._keys, session)
+        records = RunRecords(self._files, self._keys, session, since)
+        index, damaged = await records.scan()
+        for damage in damaged:
+            state.note(f"{damage} Its lines are run again.")
+        return Opened(session, since, records, index)
+
+    async def _take_over(self) -> None:
+        """Copy completed lines of another run, or of a storage the caller brought, into this one."""
+        state, earlier = self._state, RunRecords(self._files, self._keys, session=0)
+        if self._request.resume_from is not None:
+            other = RunKeys(self._request.resume_from)
+            manifest = await require_manifest(self._files, other)
+            taken = await take_over_run(RunRecords(self._files, other, 0, manifest.records_since), earlier)
+            state.logger.info("%d completed lines taken over from run %s", taken, self._request.resume_from)
+        if (storage := state.live.resume_storage) is not None:
+            others: list[int] = []
+            taken = await take_over_storage(storage, self._prepared.lines(), earlier, others.append)
+            if others:
+                state.note(
+                    f"{len(others)} completed lines of {type(storage).__name__} had other inputs than now, and are run "
+                    f"again; the first is line {others[0]}."
+                )
+            state.logger.info("%d completed lines taken over from %s", taken, type(storage).__name__)
+
+    def _refuse_other_flow(self, other: Manifest) -> None:
+        """Lines of another flow are not this one's; other data and another mapping show line by line."""
+        both = (other.fingerprints, self._fingerprints())
+        changed = changes(*({part: prints[part] for part in FLOW_PARTS & prints.keys()} for prints in both))
+        if changed and self._state.options.on_change == "refuse":
+            raise RunChangedError(
+                f"The lines of run {other.run_id!r} cannot be taken over: {', '.join(changed)} since. Run without "
+                "resume_from, or say on_change='reuse' to take the lines whose inputs are the same all the same.",
+                changes=changed,
+            )
+        for change in changed:
+            self._state.note(f"{change} since run {other.run_id}, whose lines are taken over")
+
+    def _fingerprints(self) -> dict[str, str]:
+        state, prepared, request = self._state, self._prepared, self._request
+        environment = dict(state.environment_variables)
+        return {
+            **{f"data:{source.name}": source.sha256[:32] for source in prepared.inventory.sources},
+            "inputs_mapping": fingerprint(request.inputs_mapping),
+            "flow": fingerprint_files(prepared.flow.files, prepared.flow.working_dir),
+            "init": fingerprint(dict(state.init_kwargs)),
+            **({"variant": fingerprint(parse_variant(request.variant))} if request.variant else {}),
+            **({"node_connections": fingerprint(chosen)} if (chosen := request.node_connections) else {}),
+            **({"environment": fingerprint(environment)} if environment else {}),
+        }
+
+    def _manifest(self, prints: dict[str, str], sessions: list[Session], records_since: int) -> Manifest:
+        state, prepared, request = self._state, self._prepared, self._request
+        return Manifest(
+            run_id=request.run_id,
+            flow_name=prepared.flow.name,
+            flow=prepared.flow.source,
+            working_dir=str(prepared.loaded_flow.working_dir),
+            variant=request.variant,
+            node_connections=request.node_connections,
+            environment_names=sorted(state.environment_variables),
+            data={name: _absolute(url, request.base_dir) for name, url in request.data.items()},
+            run=request.run,
+            inputs_mapping=request.inputs_mapping,
+            init_names=sorted(state.init_kwargs),
+            init_kwargs=request.init_kwargs if state.live.init_kwargs is None else None,
+            connections=request.connections,
+            options=state.options,
+            output_dir=str(prepared.output_dir) if prepared.output_dir else None,
+            total_lines=prepared.inventory.total_lines,
+            fingerprints=prints,
+            sessions=sessions,
+            records_since=records_since,
+        )
+
+
+def _absolute(url: str, base_dir: str | None) -> str:
+    """A path as it is found from any folder; a URL as it is."""
+    return local_path(url, base_dir) if is_local_path(url) else url
+
+
+def _try_to_write(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass

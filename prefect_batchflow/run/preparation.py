@@ -1,0 +1,296 @@
+"""The first stage: the flow, its executor, the storage, the data. All that may refuse a run; nothing is written."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefect_batchflow.blocks import open_storage
+from prefect_batchflow.cluster.clusters import cluster_of
+from prefect_batchflow.connection_blocks import find_connections, load_connections
+from prefect_batchflow.connections import MISSING
+from prefect_batchflow.definition.flow import Dag, Literal, load_flow, merged_copy
+from prefect_batchflow.definition.run_folder import run_folder
+from prefect_batchflow.exceptions import (
+    FlowEntryInitializationError,
+    GetConnectionError,
+    InvalidOptionError,
+    UnsupportedFeatureError,
+)
+from prefect_batchflow.execution.environment import connections_in
+from prefect_batchflow.execution.executor import ProxyExecutor, executor_for, registered_languages
+from prefect_batchflow.execution.pool import WorkerPool
+from prefect_batchflow.inputs.readers import open_source
+from prefect_batchflow.lines import check, read_lines
+from prefect_batchflow.roots import ROOTS_VARIABLE, check_roots_of
+from prefect_batchflow.storage.previous_run import (
+    INPUTS,
+    OUTPUTS,
+    open_previous_inputs,
+    open_previous_run,
+    previous_inputs_url,
+    refers_to_inputs,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+
+    from prefect_batchflow.blocks import RunStorageBlock
+    from prefect_batchflow.cluster.clusters import Cluster
+    from prefect_batchflow.definition.flow import Flow, FlowDescription
+    from prefect_batchflow.execution.executor import Executor
+    from prefect_batchflow.inputs.readers import Source
+    from prefect_batchflow.lines import Inventory, Line
+    from prefect_batchflow.run.state import RunState
+
+LONGEST_NAME = 100
+"""Characters of a literal that may be a connection's name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What the stages that follow work with."""
+
+    flow: Flow
+    """As it runs here: in a copy with its additional includes, if it has any, and with the inputs that its code says."""
+    loaded_flow: Flow
+    """As it was written."""
+    has_aggregation: bool
+    executor: Executor
+    cluster: Cluster | None
+    """Where lines run in place of this machine; not connected yet."""
+    files: RunStorageBlock
+    """The run storage."""
+    sources: Sequence[Source]
+    inventory: Inventory
+    """What the data holds."""
+    inputs_mapping: Mapping[str, Any]
+    output_dir: Path | None
+
+    def lines(self) -> Iterator[Line]:
+        """Read the data again, as lines."""
+        return read_lines(
+            self.sources,
+            self.flow.inputs,
+            self.inputs_mapping,
+            self.inventory,
+            flow_folder=str(self.flow.working_dir),
+            message_format=self.flow.message_format,
+        )
+
+
+@contextlib.asynccontextmanager
+async def preparation(state: RunState) -> AsyncIterator[Preparation]:
+    """Load the flow; on leaving, end what was started for the run, and remove the copy of a flow that has includes."""
+    loaded_flow = load_flow(
+        state.live.flow if state.live.flow is not None else state.request.flow,
+        state.request.working_dir,
+        variant=state.request.variant,
+        node_connections=state.request.node_connections,
+    )
+    with contextlib.ExitStack() as copy:
+        flow = loaded_flow
+        if flow.additional_includes:
+            folder = await asyncio.to_thread(copy.enter_context, run_folder())
+            flow, notes = await asyncio.to_thread(merged_copy, flow, folder)
+            for note in notes:
+                state.note(note)
+        connections = {**await load_connections(state.request.connections), **(state.live.connections or {})}
+        preparing = Preparation(state, flow, loaded_flow, connections)
+        try:
+            yield preparing
+        finally:
+            await preparing.close()
+
+
+class Preparation:
+    """Starts and opens what a run needs, and checks it.
+
+    Args:
+        state: The run.
+        flow: As it runs.
+        loaded_flow: As it was written.
+        connections: Those that were given.
+    """
+
+    def __init__(self, state: RunState, flow: Flow, loaded_flow: Flow, connections: Mapping[str, Any]) -> None:
+        self._state = state
+        self._request, self._options = state.request, state.options
+        self._flow = flow
+        self._loaded_flow = loaded_flow
+        self._connections = connections
+        self._output_dir = _local_folder(self._request.output_dir, self._request.base_dir)
+        self._check_cluster_options()
+        self._executor = self._new_executor()
+        self._cluster: Cluster | None = None
+
+    async def prepare(self) -> Prepared:
+        """Start the executor, open the storage and check the data."""
+        description = await self._start()
+        flow = self._flow.described(description)
+        files = await open_storage(self._request.storage)
+        if self._options.task_runner != "local":
+            self._cluster = cluster_of(
+                self._options.task_runner, self._options.task_runner_address, self._executor.slots
+            )
+        sources = await self._open_sources(files)
+        inventory = await asyncio.to_thread(
+            check,
+            sources,
+            flow.inputs,
+            self._request.inputs_mapping,
+            self._options.max_lines_count,
+            bad_rows=self._options.bad_rows,
+            is_stopped=lambda: self._state.stop.is_stopped,
+        )
+        for note in inventory.notes:
+            self._state.note(note)
+        return Prepared(
+            flow,
+            self._loaded_flow,
+            description.has_aggregation,
+            self._executor,
+            self._cluster,
+            files,
+            sources,
+            inventory,
+            self._request.inputs_mapping,
+            self._output_dir,
+        )
+
+    async def close(self) -> None:
+        """End the executor, and let go of the cluster."""
+        await self._executor.close()
+        if self._cluster is not None:
+            await self._cluster.close()
+
+    # --- the executor ------------------------------------------------------------------------------------------------
+
+    def _new_executor(self) -> Executor:
+        state, flow = self._state, self._flow
+        language = flow.language.lower()
+        proxy = state.live.executor_proxy or executor_for(flow)
+        if proxy is not None:
+            return ProxyExecutor(
+                flow,
+                proxy,
+                run_id=self._request.run_id,
+                slots=self._options.worker_count,
+                init_kwargs=state.init_kwargs,
+                connections=self._connections or None,
+                storage=state.live.run_storage,
+                environment_variables=state.environment_variables,
+            )
+        if language != "python":
+            known = ", ".join(["python", *registered_languages()])
+            raise UnsupportedFeatureError(
+                f"The flow {flow.name!r} is written in {language!r}; flows of {known} can run. Register an executor: "
+                f"BatchEngine.register_executor({language!r}, <AbstractExecutorProxy subclass>). Or say in its yaml how the "
+                "service that runs it is started: `service: {command: […]}`, see docs/other-languages.md."
+            )
+        return WorkerPool(
+            flow,
+            init_kwargs=state.init_kwargs,
+            connections=self._connections,
+            environment_variables=state.environment_variables,
+            worker_count=self._options.worker_count,
+            max_concurrency=self._options.max_concurrency,
+            line_memory_mb=self._options.line_memory_mb,
+        )
+
+    async def _start(self) -> FlowDescription:
+        """Start the executor; for connections that the flow asks for and that were not given, with those of saved blocks."""
+        try:
+            return await self._executor.start()
+        except (GetConnectionError, FlowEntryInitializationError) as exc:
+            missing = exc.additional_info.get(MISSING)
+            found = await find_connections(self._may_be_connections(str(missing))) if missing else {}
+            if missing not in found:
+                raise
+        self._state.logger.info("Connections taken from blocks of their names: %s", ", ".join(found))
+        await self._executor.close()
+        self._connections = {**found, **self._connections}
+        self._executor = self._new_executor()
+        return await self._executor.start()
+
+    def _may_be_connections(self, missing: str) -> set[str]:
+        """The names in flow, variables and constructor's arguments that may be connections: all are asked for at once."""
+        values: list[Any] = [missing]
+        if isinstance(self._flow.program, Dag):
+            for node in self._flow.program.nodes:
+                values += [value.value for value in node.inputs.values() if isinstance(value, Literal)]
+                values.append(getattr(node, "connection", None))
+        values += connections_in({**self._flow.environment_variables, **self._state.environment_variables})
+        for argument in self._state.init_kwargs.values():
+            values.append(argument.get("connection") if isinstance(argument, dict) else argument)
+        return {value for value in values if isinstance(value, str) and 0 < len(value) <= LONGEST_NAME}
+
+    def _check_cluster_options(self) -> None:
+        """Refuse what a run on a cluster cannot be, before anything is started."""
+        options, runner = self._options, self._options.task_runner
+        if runner == "local":
+            if options.task_runner_address:
+                raise InvalidOptionError(
+                    f"task_runner_address={options.task_runner_address!r} goes with a cluster: say task_runner='dask' or 'ray'."
+                )
+            return
+        if options.granularity == "line":
+            raise InvalidOptionError(
+                f"granularity='line' does not go with task_runner={runner!r}: submitting a task costs a cluster as much as "
+                "running many lines. Leave it out; a cluster gets chunks."
+            )
+        if self._flow.language.lower() != "python" or self._state.live.executor_proxy is not None:
+            raise UnsupportedFeatureError(
+                f"The flow {self._flow.name!r} is run by an executor of its own; with task_runner={runner!r} only Python "
+                "flows run. Leave task_runner out."
+            )
+        if self._request.storage.startswith("memory:"):
+            raise InvalidOptionError(
+                f"The storage {self._request.storage!r} is this process's memory, and the workers of a cluster are other "
+                "processes. Give a folder of a shared disk, or a bucket."
+            )
+
+    # --- the data ----------------------------------------------------------------------------------------------------
+
+    async def _open_sources(self, files: RunStorageBlock) -> list[Source]:
+        request = self._request
+        if not request.data and request.run is None:
+            raise InvalidOptionError(
+                "No data was given. Give the URL of a file (jsonl, csv, tsv, json, parquet, arrow), a folder or a pattern: "
+                "--data on the command line, `data` in a deployment's parameters, `input_dirs` of BatchEngine.run."
+            )
+        given = [open_source(url, name=name, base_dir=request.base_dir) for name, url in request.data.items()]
+        return [*given, *await self._previous_sources(request.run, files)] if request.run else given
+
+    async def _previous_sources(self, run_id: str, files: RunStorageBlock) -> list[Source]:
+        """The outputs of the run that this one is built on, and its data if the mapping asks for it."""
+        if run_id == self._request.run_id:
+            raise InvalidOptionError(f"The run {run_id!r} cannot be built on itself. Give the new run another run id.")
+        if twice := {OUTPUTS, INPUTS} & self._request.data.keys():
+            raise InvalidOptionError(
+                f"The source {sorted(twice)[0]!r} was given as data, and by run={run_id!r} as well: leave out one of them."
+            )
+        previous = await open_previous_run(files, run_id)
+        for note in previous.notes:
+            self._state.note(note)
+        sources = [previous.outputs]
+        if refers_to_inputs(self._request.inputs_mapping):
+            if self._state.flow_run.deployment_id is not None:
+                check_roots_of(INPUTS, previous_inputs_url(previous.manifest), os.environ.get(ROOTS_VARIABLE, ""))
+            sources.append(await asyncio.to_thread(open_previous_inputs, previous.manifest))
+        return sources
+
+
+def _local_folder(folder: str | None, base_dir: str | None) -> Path | None:
+    if folder is None:
+        return None
+    if "://" in folder and not folder.startswith("file://"):
+        raise InvalidOptionError(
+            f"The output_dir {folder!r} is no folder of this machine. Give one; the run storage may be elsewhere, and "
+            "has the outputs too."
+        )
+    return Path(base_dir or "", Path(folder.removeprefix("file://")).expanduser()).absolute()

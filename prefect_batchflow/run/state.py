@@ -1,0 +1,83 @@
+"""What all stages of one run share: what was asked for, what is counted, what may stop it."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from prefect.context import FlowRunContext
+from prefect.logging import get_run_logger
+
+from prefect_batchflow.results import BatchResult, Status, Tally
+from prefect_batchflow.run.stopping import Stop
+from prefect_batchflow.storage.keys import RunKeys
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from prefect.client.schemas.objects import FlowRun
+
+    from prefect_batchflow.live import LiveRun
+    from prefect_batchflow.settings import BatchRequest
+
+
+def current_flow_run() -> FlowRun:
+    """The Prefect flow run that is going on; asked of the context, for `prefect.runtime` asks the server for some of it."""
+    context = FlowRunContext.get()
+    assert context is not None, "called inside the Prefect flow only"
+    assert context.flow_run is not None, "Prefect made it before it called the flow"
+    return context.flow_run
+
+
+class RunState:
+    """One run, as each of its stages knows it.
+
+    Args:
+        request: What was asked for.
+        live: The run as its caller holds it.
+    """
+
+    def __init__(self, request: BatchRequest, live: LiveRun) -> None:
+        self.request = request
+        self.options = request.options
+        self.live = live
+        self.logger = get_run_logger()
+        self.flow_run = current_flow_run()
+        self.keys = RunKeys(request.run_id)
+        self.tally = live.tally = Tally()
+        self.reused_lines = 0
+        """Of the completed ones, those that an earlier start of the run had done."""
+        self.task_runs = 0
+        self.start_time = datetime.now(UTC)
+        self.clock = time.monotonic()
+        """When it started."""
+        self.stop = Stop(live, request.options.batch_timeout_sec, self.clock)
+
+    @property
+    def init_kwargs(self) -> Mapping[str, Any]:
+        """Arguments of a class flow's constructor."""
+        given = self.live.init_kwargs
+        return self.request.init_kwargs if given is None else given
+
+    @property
+    def environment_variables(self) -> Mapping[str, str]:
+        """Those of this run; the flow's own are in its files."""
+        given = self.live.environment_variables
+        return self.request.environment_variables if given is None else given
+
+    def note(self, text: str) -> None:
+        """Tell the caller and the log what is no fault, but may not be what was meant."""
+        self.live.notes.append(text)
+        self.logger.warning("%s", text)
+
+    def batch_result(self, total_lines: int) -> BatchResult:
+        """What the run has come to by now."""
+        return self.tally.batch_result(
+            total_lines,
+            self.start_time,
+            datetime.now(UTC),
+            status=Status.Canceled if self.stop.is_canceled else Status.Completed,
+            batch_error=self.stop.error_dict,
+        )

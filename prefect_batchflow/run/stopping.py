@@ -1,0 +1,119 @@
+"""What ends a run before its lines have ended: a cancel, its time limit, a failure that is no line's."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from prefect_batchflow.exceptions import BatchflowException, BatchRunTimeoutError, error_dict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterator
+
+    from prefect_batchflow.cluster.runner import ClusterRunner
+    from prefect_batchflow.live import LiveRun
+    from prefect_batchflow.tasks import LineRunner
+
+T = TypeVar("T")
+
+DRAIN_SEC = 5.0
+"""How long lines that run may go on after the first Ctrl-C; with what follows, the run ends within 10 s of it."""
+
+
+class Stop:
+    """Whether a run is stopped and why, and the way to stop what it does.
+
+    Args:
+        live: Where its caller cancels it.
+        limit_sec: Seconds that the run may take; `None` is no limit.
+        clock: When it started, on the monotonic clock.
+    """
+
+    def __init__(self, live: LiveRun, limit_sec: float | None, clock: float) -> None:
+        self._live = live
+        self._limit_sec = limit_sec
+        self._clock = clock
+        self._error: BatchflowException | None = None
+        self.is_stopped = False
+        """By somebody, by the run's time limit, or by a failure that is no line's."""
+        self.runner: LineRunner | ClusterRunner | None = None
+        """What runs the lines, as soon as they do."""
+
+    @property
+    def is_canceled(self) -> bool:
+        """Whether it was stopped by somebody, not by a limit of its own."""
+        return self.is_stopped and self._error is None
+
+    @property
+    def error_dict(self) -> dict[str, Any] | None:
+        """The limit that ended the run, as promptflow's error dictionary."""
+        return error_dict(self._error) if self._error else None
+
+    def fail(self, exc: BatchflowException) -> None:
+        """End lines that run, for a reason that leaves no result."""
+        if self.runner is not None:
+            self.runner.fail(exc)
+
+    def raise_failure(self) -> None:
+        """Raise what left no result, if anything did."""
+        if self.runner is not None and self.runner.failure is not None:
+            raise self.runner.failure
+
+    def on_failure_limit(self, exc: BatchflowException) -> None:
+        """End the run with what it has: more failed than it bears. The first reason stays."""
+        if self._error is None:
+            self._error = exc
+            if self.runner is not None:
+                self.runner.on_failure()
+
+    async def unless_stopped(self, stage: Coroutine[Any, Any, T]) -> T | None:
+        """What a stage gives; `None` when the run is stopped before it ends."""
+        work = asyncio.ensure_future(stage)
+        try:
+            with self.stops(work.cancel):
+                await asyncio.wait({work})
+        finally:
+            work.cancel()
+        return None if work.cancelled() else work.result()
+
+    @contextlib.contextmanager
+    def stops(self, also: Callable[[], object]) -> Iterator[None]:
+        """Let a cancel, the run's time limit or a failing storage stop the lines, and what `also` stops."""
+        runner, loop = self.runner, asyncio.get_running_loop()
+        timers: list[asyncio.TimerHandle] = []
+
+        def stop() -> None:
+            self.is_stopped = True
+            if runner is not None:
+                runner.stop()
+            also()
+
+        def drain() -> None:
+            if runner is None:
+                stop()
+                return
+            self.is_stopped = True
+            runner.stop(drain=True)
+            timers.append(loop.call_later(DRAIN_SEC, stop))
+
+        def on_limit() -> None:
+            self._error = BatchRunTimeoutError(
+                f"The batch run exceeded its limit of {self._limit_sec:g} seconds. Resume it, with a longer "
+                "batch_timeout_sec, to run the lines that are left."
+            )
+            stop()
+
+        if self._limit_sec is not None:
+            left = self._limit_sec - (time.monotonic() - self._clock)
+            timers.append(loop.call_later(max(left, 0), on_limit))
+        if runner is not None:
+            runner.on_failure = stop
+        self._live.when_cancelled(lambda drains: loop.call_soon_threadsafe(drain if drains else stop))
+        try:
+            yield
+        finally:
+            self._live.when_cancelled(lambda _: None)
+            for timer in timers:
+                timer.cancel()
