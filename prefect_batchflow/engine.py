@@ -33,6 +33,7 @@ OPTIONS = frozenset(
         "max_failed_percent",
         "max_same_errors",
         "on_change",
+        "rerun",
         "retries",
         "retry_backoff",
         "retry_delay_sec",
@@ -65,7 +66,7 @@ class BatchEngine:
         worker_count: Worker processes; `None` or 0 is `PF_WORKER_COUNT`, else 4.
         init_kwargs: Arguments of a class entry's constructor; any picklable values, never kept by the run.
         **kwargs: `granularity`, `max_concurrency`, `line_memory_mb`, `retries`, `retry_delay_sec`, `retry_backoff`,
-            `retry_jitter`, `retry_on`, which may be a list, `fail_fast`, `max_failed_lines`, `max_failed_percent`,
+            `retry_jitter`, `retry_on` and `rerun`, which may be lists, `fail_fast`, `max_failed_lines`, `max_failed_percent`,
             `max_same_errors`, `bad_rows`, `on_change`, `variant`, `node_connections`, `task_runner`, `task_runner_address` as
             `batch_run` has them; `run_storage_url`, its `storage`; `listener`, called with each `ProgressReport`. promptflow's
             `batch_use_async` is taken and has no effect: async code always runs on an event loop. `environment_variables` are
@@ -114,8 +115,9 @@ class BatchEngine:
         self._listener = kwargs.pop("listener", None)
         self._run_storage_url = kwargs.pop("run_storage_url", "")
         kwargs.pop("batch_use_async", None)
-        if not isinstance(retry_on := kwargs.get("retry_on", ""), str):
-            kwargs["retry_on"] = ",".join(retry_on)
+        for option in ("retry_on", "rerun"):
+            if not isinstance(names := kwargs.get(option, ""), str):
+                kwargs[option] = ",".join(names)
         self._options = kwargs
         self._live: LiveRun | None = None
         self._is_canceled = False

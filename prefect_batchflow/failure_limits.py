@@ -28,9 +28,10 @@ class FailureLimits:
         self._last: tuple[str, str] | None = None
         self._same = 0
 
-    def add_reused(self) -> None:
-        """Count a line that was completed before: it counts for the share only."""
+    def add_earlier(self, receipt: Receipt) -> None:
+        """Count a line that ended in an earlier start, and does not run again: it counts, and ends no run by itself."""
         self._ended += 1
+        self._failed += receipt.error is not None
 
     def add(self, receipt: Receipt) -> BatchFailureLimitError | None:
         """Count a line that ended, by its last receipt; gives the limit that it exceeds, as the error of the run."""

@@ -42,6 +42,7 @@ from prefect_batchflow.settings import (
     RunOptions,
     TaskRunnerName,
     default_storage_url,
+    rerun_errors,
     retried_errors,
 )
 from prefect_batchflow.storage.keys import check_run_id
@@ -93,6 +94,7 @@ async def batch_run(
     task_runner_address: str = "",
     bad_rows: BadRows = "refuse",
     on_change: OnChange = "refuse",
+    rerun: str = "",
     storage: str = "",
     output_dir: str = "",
     working_dir: str = "",
@@ -139,6 +141,8 @@ async def batch_run(
         bad_rows: A row that cannot be read, or lacks a column that others have: refuse to start, or fail that line only.
         on_change: When data, mapping or flow have changed since the run began: refuse to resume, reuse lines whose
             inputs are the same, or rerun all.
+        rerun: Which lines that failed before run again, separated by commas: failed, which is all; timed_out; classes, codes
+            and types of errors as in retry_on. The others stay failed. Empty is failed.
         storage: Where runs are kept: a path or URL, or batchflow-run-storage/NAME for a saved block. Empty is below
             PREFECT_HOME.
         output_dir: A folder on the worker's machine that gets the outputs too.
@@ -191,6 +195,7 @@ async def batch_run(
                 max_lines_count=max_lines_count or None,
                 bad_rows=bad_rows,
                 on_change=on_change,
+                rerun=rerun_errors(rerun),
             ),
         )
         if current_flow_run().deployment_id is not None:
@@ -249,6 +254,7 @@ def run_batch(parameters: Mapping[str, Any], live: LiveRun) -> BatchResult:
     """
     _check_parameters(parameters)
     retried_errors(str(parameters.get("retry_on", "")))
+    rerun_errors(str(parameters.get("rerun", "")))
     failure: BaseException | None = None
 
     def run() -> None:

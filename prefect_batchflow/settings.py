@@ -5,12 +5,15 @@ from __future__ import annotations
 import difflib
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_batchflow.error_classes import NOT_RETRIED, ErrorClass, class_of_error, infos
-from prefect_batchflow.exceptions import InvalidOptionError
+from prefect_batchflow.exceptions import InvalidOptionError, LineExecutionTimeoutError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 Granularity = Literal["auto", "line", "chunk"]
 OnChange = Literal["refuse", "reuse", "rerun"]
@@ -20,6 +23,9 @@ BadRows = Literal["refuse", "fail"]
 DEFAULT_LINE_TIMEOUT_SEC = 600.0
 DEFAULT_WORKER_COUNT = 4
 DEFAULT_MAX_CONCURRENCY = 64
+FAILED, TIMED_OUT = "failed", "timed_out"
+"""Words for failed lines beside classes of errors: all of them, and those that reached their limit."""
+LINE_TIMED_OUT = LineExecutionTimeoutError.__name__
 MAX_NOT_BEFORE_SEC = 300.0
 """What a service asks for beyond that is not waited for before a line's next attempt."""
 
@@ -51,21 +57,53 @@ class LinePolicy(BaseModel):
 
     def retries_error(self, error: dict[str, Any]) -> bool:
         """Whether an error dictionary is one that is retried, attempts aside."""
-        kind = class_of_error(error)
         if not self.retry_on:
-            return kind not in NOT_RETRIED
-        if kind in self.retry_on:
+            return class_of_error(error) not in NOT_RETRIED
+        return is_one_of(self.retry_on, error)
+
+
+def is_one_of(names: Collection[str], error: dict[str, Any]) -> bool:
+    """Whether an error dictionary is of one of these classes, or has one of these codes or types of exceptions in its chain."""
+    if class_of_error(error) in names:
+        return True
+    node: Any = error
+    while isinstance(node, dict):
+        if node.get("code") in names:
             return True
-        node: Any = error
-        while isinstance(node, dict):
-            if node.get("code") in self.retry_on:
-                return True
-            node = node.get("innerError")
-        return any(info.get("type") in self.retry_on for info in infos(error))
+        node = node.get("innerError")
+    return any(info.get("type") in names for info in infos(error))
+
+
+def rerun_errors(text: str) -> tuple[str, ...]:
+    """Read which failed lines run again, separated by commas, as the errors they failed with; empty is all of them.
+
+    Raises:
+        InvalidOptionError: A name that looks like a class of errors and is none.
+    """
+    names = [name for name in map(str.strip, text.split(",")) if name]
+    if FAILED in names:
+        if len(names) > 1:
+            raise InvalidOptionError(f"rerun={text!r}: {FAILED!r} is all failed lines. Leave out the others, or it.")
+        return ()
+    words = {TIMED_OUT: LINE_TIMED_OUT, TIMED_OUT.replace("_", "-"): LINE_TIMED_OUT}
+    return error_names(",".join(words.get(name, name) for name in names), "rerun")
 
 
 def retried_errors(text: str) -> tuple[str, ...]:
     """Read a list of errors that are retried, separated by commas.
+
+    Raises:
+        InvalidOptionError: A name that looks like a class of errors and is none.
+    """
+    return error_names(text, "retry_on")
+
+
+def error_names(text: str, option: str) -> tuple[str, ...]:
+    """Read a list of errors: classes, codes and types of exceptions, separated by commas.
+
+    Args:
+        text: What was typed.
+        option: For the message.
 
     Raises:
         InvalidOptionError: A name that looks like a class of errors and is none.
@@ -77,7 +115,7 @@ def retried_errors(text: str) -> tuple[str, ...]:
         meant = difflib.get_close_matches(kind, ErrorClass, 1, cutoff=0.8) if name.islower() else []
         if meant and kind != meant[0]:
             raise InvalidOptionError(
-                f"retry_on names {name!r}, which is no class of errors. Did you mean {str(meant[0])!r}? The classes are "
+                f"{option} names {name!r}, which is no class of errors. Did you mean {str(meant[0])!r}? The classes are "
                 f"{', '.join(ErrorClass)}; codes and types of exceptions, such as RateLimitError, are taken too."
             )
         names.append(kind)
@@ -138,6 +176,9 @@ class RunOptions(BaseModel):
     """Whether a row that cannot be read, or lacks a column that others have, stops the run or becomes a failed line."""
     on_change: OnChange = "refuse"
     """What a resume does when data, mapping or flow are not what they were."""
+    rerun: tuple[str, ...] = ()
+    """Of the lines that failed in an earlier start, those that run again: by class, code or type of their error, as in
+    `LinePolicy.retry_on`; empty is all of them."""
 
 
 def positive_number(name: str, default: float | None) -> float | None:

@@ -92,7 +92,19 @@ def test_what_is_said_names_the_limit_the_line_and_its_error(limits: dict[str, A
 def test_lines_that_were_done_before_count_for_the_share() -> None:
     judge = FailureLimits(FailurePolicy(max_failed_percent=10), 40)
     for _ in range(30):
-        judge.add_reused()
+        judge.add_earlier(Receipt(line_number=0, status=Status.Completed))
     failed = Receipt(line_number=30, status=Status.Failed, error=error_dict(ToolExecutionError("no")))
 
     assert [judge.add(failed) is not None for _ in range(4)] == [False, False, False, True]
+
+
+def test_lines_that_failed_before_count_and_end_no_run_by_themselves() -> None:
+    judge = FailureLimits(FailurePolicy(max_failed_lines=3, fail_fast=False), 40)
+    failed = Receipt(line_number=30, status=Status.Failed, error=error_dict(ToolExecutionError("no")))
+    for _ in range(5):
+        judge.add_earlier(failed)
+
+    ended = judge.add(failed)
+
+    assert ended is not None
+    assert "6 lines failed, 3 may" in str(ended)

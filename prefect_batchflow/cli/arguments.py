@@ -215,6 +215,15 @@ class OptionFlags:
             "inputs are the same; or rerun all. [default: refuse]",
         ),
     ] = None
+    rerun: Annotated[
+        list[str] | None,
+        _option(
+            group=RUN,
+            metavar="CLASS",
+            help="Of the lines that failed before, run only these again; the others stay failed: timed_out, or classes, codes "
+            "and types of errors as in --retry-on. Several by commas. [default: failed, which is all]",
+        ),
+    ] = None
 
     def given(self) -> dict[str, Any]:
         """Those that were given, as parameters of `batch_run`.
@@ -227,13 +236,18 @@ class OptionFlags:
             from prefect_batchflow.settings import retried_errors
 
             values["retry_on"] = ",".join(retried_errors(",".join(self.retry_on)))  # each may hold several
+        if self.rerun is not None:
+            from prefect_batchflow.settings import rerun_errors
+
+            values["rerun"] = ",".join(rerun_errors(",".join(self.rerun)))
         return {name: value for name, value in values.items() if value is not None}
 
 
 def parameters_of(options: RunOptions) -> dict[str, Any]:
     """The options of an earlier start of a run as parameters of `batch_run`.
 
-    `on_change` is not among them: that a change was accepted once says nothing about the next one.
+    `on_change` is not among them: that a change was accepted once says nothing about the next one; nor is `rerun`, for which
+    it is the same.
     """
     policy = options.policy
     return {

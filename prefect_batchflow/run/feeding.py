@@ -19,6 +19,7 @@ from prefect_batchflow.lines import chunks, input_hash
 from prefect_batchflow.live import ProgressReport
 from prefect_batchflow.report.artifacts import Progress
 from prefect_batchflow.results import Receipt, Status, line_result
+from prefect_batchflow.settings import is_one_of
 from prefect_batchflow.storage.control import LOOK_EVERY_SEC, Driver
 from prefect_batchflow.storage.custom import persist_lines
 from prefect_batchflow.surroundings import is_cancelled_in_prefect
@@ -95,6 +96,8 @@ class Feeding:
         self._places = places
         self._runner: LineRunner | ClusterRunner | None = None
         self._limits = FailureLimits(state.options.failures, self._total_lines)
+        self._left_failed = 0
+        """Lines that failed in an earlier start and do not run again, as was asked."""
         self._changed_lines: set[int] = set()
         """Lines that an earlier session has no fitting record of: what it has does not count any more."""
         has_own_numbers = any(source.own_numbers for source in prepared.inventory.sources)
@@ -106,6 +109,11 @@ class Feeding:
         async with self._course() as course:
             await self._feed(course)
         self._account_for_every_line(course.runner)
+        if self._left_failed:
+            self._state.note(
+                f"{self._left_failed} lines that failed before were left as they are: rerun is "
+                f"{','.join(self._options.rerun)!r}, and they failed with other errors."
+            )
 
     def counts(self, stored: Stored) -> bool:
         """Whether the newest record of a line is of this run's data, and was its last word."""
@@ -242,11 +250,9 @@ class Feeding:
             for line in batch:
                 if self._numbers is not None:
                     self._numbers.add(line.line_number)
-                done = index.completed(line.line_number, input_hash(line.inputs)) if index.lines else None
-                if done is not None:
-                    self._state.reused_lines += 1
-                    self._limits.add_reused()
-                    self._tally.add(done)
+                ended = index.ended(line.line_number, input_hash(line.inputs)) if index.lines else None
+                if ended is not None and not self._runs_again(ended):
+                    self._take_as_it_is(ended)
                     continue
                 if line.line_number in index.lines:
                     self._changed_lines.add(line.line_number)
@@ -256,6 +262,19 @@ class Feeding:
                     group = []
         if group:
             yield group
+
+    def _runs_again(self, ended: Receipt) -> bool:
+        """Whether a line that ended in an earlier start is to be run: it failed, and with an error that is asked for."""
+        if ended.error is None:
+            return False
+        rerun = self._options.rerun
+        return not rerun or is_one_of(rerun, ended.error)
+
+    def _take_as_it_is(self, ended: Receipt) -> None:
+        self._state.reused_lines += ended.error is None
+        self._left_failed += ended.error is not None
+        self._limits.add_earlier(ended)
+        self._tally.add(ended)
 
     async def _watch(self, progress: Progress, window: Window) -> None:
         """Tell how far the run is, and look whether somebody cancelled it in the UI, where Prefect does not tell us."""

@@ -131,8 +131,9 @@ class Opening:
         if self._request.resume_from is not None:
             other = RunKeys(self._request.resume_from)
             manifest = await require_manifest(self._files, other)
-            taken = await take_over_run(RunRecords(self._files, other, 0, manifest.records_since), earlier)
-            state.logger.info("%d completed lines taken over from run %s", taken, self._request.resume_from)
+            there = RunRecords(self._files, other, 0, manifest.records_since)
+            taken = await take_over_run(there, earlier, state.options.rerun)
+            state.logger.info("%d lines taken over from run %s", taken, self._request.resume_from)
         if (storage := state.live.resume_storage) is not None:
             others: list[int] = []
             taken = await take_over_storage(storage, self._prepared.lines(), earlier, others.append)

@@ -125,6 +125,13 @@ class RecordIndex:
             return None
         return stored.receipt
 
+    def ended(self, line_number: int, input_hash: str) -> Receipt | None:
+        """The receipt of a line that completed or failed, with just these inputs; else `None`."""
+        stored = self.lines.get(line_number)
+        if stored is None or stored.receipt.status not in ("Completed", "Failed") or stored.input_hash != input_hash:
+            return None
+        return stored.receipt
+
 
 class _Lines(Mapping[int, Stored]):
     """What is known of lines, by line_number: completed ones packed, for they are many and alike."""

@@ -10,9 +10,10 @@ from prefect_batchflow.execution.executor import LineOutcome
 from prefect_batchflow.execution.nodes import encode_record
 from prefect_batchflow.lines import input_hash
 from prefect_batchflow.results import FlowRunInfo, RunInfo, Status, receipt
+from prefect_batchflow.settings import is_one_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from prefect_batchflow.lines import Line
     from prefect_batchflow.storage.custom import AbstractBatchRunStorage
@@ -21,16 +22,23 @@ if TYPE_CHECKING:
 _LINES_A_SEGMENT = 500
 
 
-async def take_over_run(other: RunRecords, into: RunRecords) -> int:
+async def take_over_run(other: RunRecords, into: RunRecords, rerun: Collection[str] = ()) -> int:
     """Copy the completed lines of another run; whether their inputs are still the same is seen when lines are fed.
+
+    Args:
+        other: The other run's records.
+        into: The records of this run.
+        rerun: Where it names errors, failed lines with other errors are copied, too: they do not run again.
 
     Returns:
         How many were copied.
     """
     copier = _Copier(into)
     async for stored, record in other.newest():
-        if stored.receipt.status is Status.Completed:
-            await copier.add(LineOutcome(stored.receipt, encode_record(record), record["input_hash"]))
+        receipt = stored.receipt
+        stays_failed = rerun and receipt.status is Status.Failed and not is_one_of(rerun, receipt.error or {})
+        if receipt.status is Status.Completed or stays_failed:
+            await copier.add(LineOutcome(receipt, encode_record(record), record["input_hash"]))
     return await copier.end()
 
 
