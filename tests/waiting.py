@@ -12,17 +12,12 @@ if TYPE_CHECKING:
 _LOOK_EVERY_SEC = 0.01
 
 
-def wait_until(
-    predicate: Callable[[], object], *, description: str, timeout_sec: float = 60.0, every_sec: float = _LOOK_EVERY_SEC
-) -> None:
-    """Return as soon as `predicate()` is true; fail with the description when it never is.
-
-    A larger `every_sec` is for a look that costs somebody something, as a request costs a server.
-    """
+def wait_until(predicate: Callable[[], object], *, description: str, timeout_sec: float = 60.0) -> None:
+    """Return as soon as `predicate()` is true; fail with the description when it never is."""
     deadline = time.monotonic() + timeout_sec
     while not predicate():
         assert time.monotonic() < deadline, f"after {timeout_sec:g} s still not: {description}"
-        time.sleep(every_sec)
+        time.sleep(_LOOK_EVERY_SEC)
 
 
 async def eventually(predicate: Callable[[], object], *, description: str, timeout_sec: float = 60.0) -> None:
