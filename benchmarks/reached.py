@@ -103,7 +103,6 @@ def _tell(target: Target, results: Results | None) -> bool:
     """Print a row; whether the number is reached, or not known."""
     names = (*PEERS, target.contender)
     figures = [target.figure(results, name, target.at_once) if results else None for name in names]
-    ours = figures[-1]
     ours, limit = figures[-1], target.at_most
     reached = ours is None or limit is None or ours <= limit
     verdict = "not measured" if ours is None else "" if limit is None else "reached" if reached else "MISSED"
