@@ -15,13 +15,11 @@ import gzip
 import json
 import sys
 import tempfile
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from prefect_batchflow import BatchEngine
-from prefect_batchflow.exceptions import innermost_code
+from ended_run import run_in
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOW = f"{ROOT / 'flows' / 'code_eval' / 'evaluate.py'}:evaluate"
@@ -70,32 +68,27 @@ def main() -> int:
         expected |= {len(lines) + row: code for row, code in codes.items()}
         lines += these
     with tempfile.TemporaryDirectory(prefix="batchflow-benchmark-") as scratch:
-        data, out = Path(scratch, "data.jsonl"), Path(scratch, "out")
-        data.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        engine = BatchEngine(
+        run = run_in(
+            Path(scratch),
             FLOW,
+            lines,
             worker_count=given.workers,
             line_timeout_sec=given.line_timeout,
             line_memory_mb=given.line_memory_mb,
             granularity="chunk",
-            run_storage_url=str(Path(scratch, "runs")),
         )
-        begun = time.perf_counter()
-        result = engine.run({"data": data}, output_dir=out)
-        took = time.perf_counter() - begun
-        outputs = [json.loads(line) for line in (out / "output.jsonl").read_text().splitlines()]
-        failed = [json.loads(line) for line in (out / "failed.jsonl").read_text().splitlines()]
-    codes = {row["line_number"]: innermost_code(row["_error"]) for row in failed}
-    right = {row["line_number"] for row in outputs if row["passed"]}
+    result = run.result
+    right = {row["line_number"] for row in run.outputs if row["passed"]}
     checks = {
         "lines": (result.total_lines, len(lines)),
         "completed": (result.completed_lines, len(lines) - len(expected)),
         "failed": (result.failed_lines, len(expected)),
         "passed": (right, set(range(len(lines))) - expected.keys()),
-        "each failed as it must": (codes, expected),
+        "each failed as it must": (run.codes, expected),
     }
-    print(f"{len(lines)} lines, {given.workers} workers: {took:.1f} s, {len(lines) / took:.1f} lines a second")
-    print(f"failed: {dict(Counter(codes.values())) or 'none'}")
+    per_sec = len(lines) / run.seconds
+    print(f"{len(lines)} lines, {given.workers} workers: {run.seconds:.1f} s, {per_sec:.1f} lines a second")
+    print(f"failed: {dict(Counter(run.codes.values())) or 'none'}")
     for name, (found, must) in checks.items():
         shown = found if isinstance(found, int) else len(found)
         print(f"{name:<24} {shown}{'' if found == must else '  WRONG'}")

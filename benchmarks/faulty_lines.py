@@ -10,16 +10,14 @@ limits allow.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
-import time
 from collections import Counter
 from pathlib import Path
 
-from prefect_batchflow import BatchEngine
+from ended_run import run_in
+
 from prefect_batchflow.error_classes import class_of_error
-from prefect_batchflow.exceptions import innermost_code
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOW = f"{ROOT / 'tests' / 'faulty_lines.py'}:main"
@@ -60,36 +58,29 @@ def main() -> int:
     lost = sum(fault not in ("", "raise") for fault in faults)
     allowed = AT_REST_SEC + (hung * given.line_timeout + lost * RESTART_SEC + given.lines * LINE_SEC) / given.workers
     with tempfile.TemporaryDirectory(prefix="batchflow-benchmark-") as scratch:
-        data, out = Path(scratch, "data.jsonl"), Path(scratch, "out")
-        rows = [{"n": number, "fault": fault, "folder": scratch} for number, fault in enumerate(faults)]
-        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        engine = BatchEngine(
+        run = run_in(
+            Path(scratch),
             FLOW,
+            [{"n": number, "fault": fault, "folder": scratch} for number, fault in enumerate(faults)],
             worker_count=given.workers,
             line_timeout_sec=given.line_timeout,
             line_memory_mb=64,
-            run_storage_url=str(Path(scratch, "runs")),
         )
-        begun = time.perf_counter()
-        result = engine.run({"data": data}, output_dir=out)
-        took = time.perf_counter() - begun
-        outputs = [json.loads(line) for line in (out / "output.jsonl").read_text().splitlines()]
-        failed = [json.loads(line) for line in (out / "failed.jsonl").read_text().splitlines()]
         executed = Counter(map(int, Path(scratch, "begun").read_text().split()))
+    result, classes = run.result, Counter(class_of_error(row["_error"]) for row in run.failed)
     right = [{"line_number": n, "square": n * n} for n in range(given.lines) if n not in expected]
     checks = {
         "every line is counted": result.completed_lines + result.failed_lines == result.total_lines == given.lines,
-        "just those fail": {row["line_number"] for row in failed} == expected.keys(),
-        "each in its class": {row["line_number"]: innermost_code(row["_error"]) for row in failed} == expected,
-        "the others are right": outputs == right,
+        "just those fail": run.codes.keys() == expected.keys(),
+        "each in its class": run.codes == expected,
+        "the others are right": run.outputs == right,
         "each was begun once": executed == Counter(range(given.lines)),
-        f"within {allowed:.0f} s": took <= allowed,
+        f"within {allowed:.0f} s": run.seconds <= allowed,
     }
-    print(f"{given.lines} lines, {given.workers} workers, a limit of {given.line_timeout:g} s a line: {took:.1f} s")
+    limit = f"a limit of {given.line_timeout:g} s a line"
+    print(f"{given.lines} lines, {given.workers} workers, {limit}: {run.seconds:.1f} s")
     print(f"{result.completed_lines} completed, {result.failed_lines} failed")
-    print(
-        ", ".join(f"{count} {kind}" for kind, count in Counter(class_of_error(row["_error"]) for row in failed).items())
-    )
+    print(", ".join(f"{count} {kind}" for kind, count in classes.items()))
     for name, holds in checks.items():
         print(f"{name:<24} {'yes' if holds else 'NO'}")
     return int(not all(checks.values()))
