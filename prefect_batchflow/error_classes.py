@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 
 class ErrorClass(StrEnum):
@@ -99,6 +99,7 @@ _OF_EXCEPTIONS: Final[Mapping[str, ErrorClass]] = {
     "requests.ConnectTimeout": ErrorClass.TIMEOUT,
     "requests.Timeout": ErrorClass.TIMEOUT,
     "requests.SSLError": ErrorClass.USER_CODE,  # a ConnectionError, but a certificate stays what it is
+    "aiohttp.ServerFingerprintMismatch": ErrorClass.USER_CODE,  # the same
     "requests.ConnectionError": ErrorClass.TRANSIENT,
     "requests.ChunkedEncodingError": ErrorClass.TRANSIENT,
     "urllib3.TimeoutError": ErrorClass.TIMEOUT,
@@ -113,20 +114,17 @@ _VALUES: Final = tuple(ErrorClass)
 _PACKAGES: Final = {"httpx2": "httpx", "httpcore2": "httpcore", "_socket": "socket", "_ssl": "ssl"}
 """Packages that have another's classes."""
 _UNREACHED: Final = frozenset({"EAI_AGAIN", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETRESET", "ENETUNREACH"})
+_CERTIFICATE: Final = "ssl.SSLCertVerificationError"
 _OWN: Final = frozenset({"prefect_batchflow", "promptflow"})
 _MOST_CAUSES: Final = 8
 
 
 def class_of_exception(exc: BaseException) -> ErrorClass:
     """The class of what a line's code raised, or, where that says nothing, of what it was raised from."""
-    cause: BaseException | None = exc
     try:
-        for _ in range(_MOST_CAUSES):
-            if cause is None:
-                break
+        for cause in _causes(exc):
             if (found := _class_of(cause)) is not None:
                 return found
-            cause = cause.__cause__ or _reason(cause)
     except Exception:  # noqa: BLE001 - attributes of a user's class may raise, and be anything
         return ErrorClass.USER_CODE
     return ErrorClass.USER_CODE
@@ -165,7 +163,9 @@ def _class_of(exc: BaseException) -> ErrorClass | None:
             # A model's service may say that a further try is no use.
             return ErrorClass.REFUSED if getattr(exc, "final", False) is True else _OF_CODES[name]
         if f"{package}.{name}" in _OF_EXCEPTIONS:
-            return _OF_EXCEPTIONS[f"{package}.{name}"]
+            kind = _OF_EXCEPTIONS[f"{package}.{name}"]
+            # A certificate stays what it is, whatever kind of connection it breaks.
+            return ErrorClass.USER_CODE if kind is ErrorClass.TRANSIENT and _is_of_certificate(exc) else kind
     status = _status(exc)
     if status is not None:
         return class_of_status(status)
@@ -176,9 +176,24 @@ def _class_of(exc: BaseException) -> ErrorClass | None:
     return None
 
 
+def _causes(exc: BaseException) -> Iterator[BaseException]:
+    """The exception, what it was raised from, and so on, so far as anybody wants to know."""
+    cause: BaseException | None = exc
+    for _ in range(_MOST_CAUSES):
+        if cause is None:
+            return
+        yield cause
+        cause = cause.__cause__ or _reason(cause)
+
+
+def _is_of_certificate(exc: BaseException) -> bool:
+    """Whether a certificate was not accepted."""
+    return any(f"{_package(cls)}.{cls.__name__}" == _CERTIFICATE for one in _causes(exc) for cls in type(one).__mro__)
+
+
 def _reason(exc: BaseException) -> BaseException | None:
-    """Where urllib's and urllib3's errors have their cause."""
-    reason = getattr(exc, "reason", None)
+    """Where urllib's, urllib3's and httpcore's errors have their cause."""
+    reason = next(iter(exc.args), None) if _package(type(exc)) == "httpcore" else getattr(exc, "reason", None)
     return reason if isinstance(reason, BaseException) else None
 
 

@@ -11,16 +11,19 @@ import urllib.error
 from email.message import Message
 from typing import Any
 
+import httpcore
 import httpx
 import openai
 import pytest
 import requests
+import urllib3
 
 from prefect_batchflow import exceptions
 from prefect_batchflow.error_classes import _OF_CODES, ErrorClass, class_of_error, class_of_exception
 from prefect_batchflow.exceptions import BatchflowException, error_dict
 from prefect_batchflow.execution.calls import script_error, tool_error
 
+BAD_CERTIFICATE = ssl.SSLCertVerificationError(1, "certificate verify failed")
 REQUEST = httpx.Request("POST", "http://127.0.0.1/v1")
 
 
@@ -28,6 +31,15 @@ def answered(cls: type[openai.APIStatusError], status: int, **body: str) -> open
     """An answer of a model's service, as the openai package raises it."""
     # openai may have a client of its own, whose responses have what these have.
     return cls("no", response=httpx.Response(status, request=REQUEST), body=body)  # type: ignore[arg-type]
+
+
+def model_is_away() -> openai.APIConnectionError:
+    return openai.APIConnectionError(request=REQUEST)  # type: ignore[arg-type]
+
+
+def bad_certificate_of_httpx() -> BaseException:
+    """httpcore raises its own error from nothing, and leaves in it what it was made of."""
+    return raised_from(httpx.ConnectError("no"), httpcore.ConnectError(BAD_CERTIFICATE))
 
 
 def http_error(status: int) -> httpx.HTTPStatusError:
@@ -51,6 +63,10 @@ class OwnError(Exception):
     error_class = "transient"
 
 
+class ClientConnectorCertificateError(ConnectionError, ssl.SSLCertVerificationError):
+    """As aiohttp's: an error of a connection, and of its certificate."""
+
+
 class OddError(Exception):
     @property
     def status_code(self) -> int:
@@ -69,7 +85,7 @@ EXCEPTIONS: list[tuple[BaseException, str]] = [
     (answered(openai.PermissionDeniedError, 403), "refused"),
     (answered(openai.NotFoundError, 404), "refused"),
     (answered(openai.UnprocessableEntityError, 422), "refused"),
-    (openai.APIConnectionError(request=REQUEST), "transient"),  # type: ignore[arg-type]
+    (model_is_away(), "transient"),
     (openai.APITimeoutError(REQUEST), "timeout"),  # type: ignore[arg-type]
     (httpx.ConnectError("no"), "transient"),
     (httpx.ReadError("no"), "transient"),
@@ -101,6 +117,13 @@ EXCEPTIONS: list[tuple[BaseException, str]] = [
     (socket.gaierror(-3, "no"), "transient"),
     (ssl.SSLEOFError("no"), "transient"),
     (ssl.SSLCertVerificationError("no"), "user_code"),
+    (ClientConnectorCertificateError("no"), "user_code"),
+    (bad_certificate_of_httpx(), "user_code"),
+    (raised_from(model_is_away(), bad_certificate_of_httpx()), "user_code"),
+    (raised_from(OwnError("no"), BAD_CERTIFICATE), "transient"),
+    (urllib.error.URLError(BAD_CERTIFICATE), "user_code"),
+    (requests.exceptions.SSLError(urllib3.exceptions.SSLError(BAD_CERTIFICATE)), "user_code"),
+    (raised_from(httpx.ConnectError("no"), ssl.SSLEOFError("no")), "transient"),
     (OSError(errno.ENETUNREACH, "no"), "transient"),
     (OSError(errno.ENOSPC, "no"), "user_code"),
     (FileNotFoundError("no"), "user_code"),
