@@ -110,16 +110,28 @@ def error_names(text: str, option: str) -> tuple[str, ...]:
     """
     names = []
     for name in filter(None, map(str.strip, text.split(","))):
-        # Whether a type of exceptions, which has capitals, ever comes nobody knows beforehand.
-        kind = name.replace("-", "_") if name.islower() else name
-        meant = difflib.get_close_matches(kind, ErrorClass, 1, cutoff=0.8) if name.islower() else []
-        if meant and kind != meant[0]:
+        kind = _class_meant(name)
+        if kind is not None and name.replace("-", "_") != kind:
             raise InvalidOptionError(
-                f"{option} names {name!r}, which is no class of errors. Did you mean {str(meant[0])!r}? The classes are "
+                f"{option} names {name!r}, which is no class of errors. Did you mean {str(kind)!r}? The classes are "
                 f"{', '.join(ErrorClass)}; codes and types of exceptions, such as RateLimitError, are taken too."
             )
-        names.append(kind)
+        names.append(name if kind is None else str(kind))
     return tuple(names)
+
+
+def _class_meant(name: str) -> ErrorClass | None:
+    """The class that a name stands for, misspelt or not; `None` for what may be a code or a type of exceptions.
+
+    Whether one of these ever comes nobody knows beforehand, and most have capitals between small letters.
+    """
+    if not (name.islower() or name.isupper() or "_" in name or "-" in name):
+        return None
+    spelt = name.lower().replace("-", "_")
+    words = set(spelt.split("_"))
+    of_its_words = [kind for kind in ErrorClass if words <= set(kind.split("_"))]
+    close = difflib.get_close_matches(spelt, ErrorClass, 1, cutoff=0.8) if name.islower() else []
+    return next(iter([*of_its_words, *map(ErrorClass, close)]), None)
 
 
 def not_before_sec(error: dict[str, Any]) -> float:

@@ -88,15 +88,30 @@ def test_every_class_of_errors_is_tried_here() -> None:
 
 
 @pytest.mark.parametrize(
-    ("misspelt", "meant"), [("ratelimit", "rate_limit"), ("timeouts", "timeout"), ("usercode", "user_code")]
+    ("misspelt", "meant"),
+    [
+        ("ratelimit", "rate_limit"),
+        ("timeouts", "timeout"),
+        ("usercode", "user_code"),
+        ("RATE_LIMIT", "rate_limit"),
+        ("Rate_Limit", "rate_limit"),
+        ("Rate-Limit", "rate_limit"),
+        ("TIMEOUT", "timeout"),
+        ("user", "user_code"),
+        ("memory", "out_of_memory"),
+        ("input", "bad_input"),
+    ],
 )
 def test_a_misspelt_class_is_refused_with_the_one_that_was_meant(misspelt: str, meant: str) -> None:
     with pytest.raises(InvalidOptionError, match=f"Did you mean '{meant}'"):
         retried_errors(f"crash,{misspelt}")
 
 
-def test_a_type_of_exceptions_is_taken_as_it_is() -> None:
-    assert retried_errors("TimeoutError,gaierror") == ("TimeoutError", "gaierror")
+@pytest.mark.parametrize(
+    "name", ["TimeoutError", "Timeout", "gaierror", "error", "ETIMEDOUT", "Quota_Error", "UserError"]
+)
+def test_what_may_be_a_code_or_a_type_of_exceptions_is_taken_as_it_is(name: str) -> None:
+    assert retried_errors(name) == (name,)
 
 
 @pytest.mark.parametrize("make", [tool_error, script_error])
