@@ -29,15 +29,27 @@ hypothesis.settings.register_profile("batchflow", deadline=None)
 hypothesis.settings.load_profile("batchflow")
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
     from model_server import ModelServer
 
 ROOT = Path(__file__).parent.parent
+NO_SKIPS = "BATCHFLOW_TESTS_SKIP_NOTHING"
+"""Set in the environment where all that tests need must be there."""
 
 
 def pytest_unconfigure() -> None:
     _HOME.cleanup()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A test that skips for what is missing has failed, where nothing may be."""
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail") and os.environ.get(NO_SKIPS):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome, report.longrepr = "failed", f"{reason}; {NO_SKIPS} is set, so this is a failure."
+    return report
 
 
 @pytest.fixture(scope="session")
