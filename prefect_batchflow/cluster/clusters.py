@@ -1,12 +1,15 @@
 """Dask and Ray as a run uses them: connect, count the places for tasks, submit a task and wait for its state, let go.
 
-Prefect's own task runners do the submitting. Connecting and submitting take up to a second and 70 ms: both in threads.
+Prefect's own task runners do the submitting. Connecting and submitting take up to a second and 70 ms: both in threads. One
+that does not answer takes minutes to connect to, or for ever: that thread is a daemon, for which no process waits.
 """
 
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
+import contextvars
 import logging
 import os
 import signal
@@ -21,11 +24,19 @@ from prefect_batchflow.exceptions import BatchflowException, ClusterError, Inval
 from prefect_batchflow.own_server import own_server_url
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from prefect import Task
     from prefect.client.schemas.objects import State
 
 WORKERS_WITHIN_SEC = 60.0
 """How long a cluster may have no worker."""
+CONNECTED_WITHIN_SEC = 30.0 + WORKERS_WITHIN_SEC
+"""How long connecting may take with all that it waits for; Ray itself would wait for ever for some addresses."""
+CONNECT_ENDS_WITHIN_SEC = 3.0
+"""How long letting go waits for a connect that goes on: a cluster that is started here is then ended in order."""
+LEFT_WITHIN_SEC = 60.0
+"""How long letting go of a cluster may take."""
 
 logger = logging.getLogger(__name__)
 
@@ -47,17 +58,27 @@ class Cluster(ABC):
         self._own_places = max(1, min(lines_at_once, os.cpu_count() or 1))
         self._runner = self._task_runner()
         self._is_open = False
-        self._changing = threading.Lock()
         self._is_closing = threading.Event()
+        self._is_holding = False
+        self._connected: concurrent.futures.Future[int] = concurrent.futures.Future()
+        self._left: concurrent.futures.Future[None] = concurrent.futures.Future()
 
     async def connect(self) -> int:
-        """Connect, and give the number of tasks that the cluster runs at once.
+        """Connect, and give the number of tasks that the cluster runs at once; to be called once.
 
         Raises:
-            ClusterError: It cannot be reached, or has no worker within a minute.
+            ClusterError: It cannot be reached in time, or has no worker within a minute.
         """
+        self._is_holding = True
+        context = contextvars.copy_context()
+        threading.Thread(target=context.run, args=[self._hold], name="batchflow-cluster", daemon=True).start()
+        if not await _has_ended(self._connected, CONNECTED_WITHIN_SEC):
+            raise ClusterError(
+                f"{self._name} has not answered within {CONNECTED_WITHIN_SEC:g} s. See that it runs, and that "
+                "task_runner_address is right."
+            )
         try:
-            places = await asyncio.to_thread(self._connect)
+            places = self._connected.result()
         except BatchflowException:
             raise
         except Exception as exc:
@@ -100,24 +121,34 @@ class Cluster(ABC):
             raise LostTaskError(f"({type(exc).__name__}) {exc}") from exc
 
     async def close(self) -> None:
-        """Let go of the cluster, or end the one that was started."""
+        """Let go of the cluster, or end the one that was started; one that still connects is let go of when it has."""
         self._is_closing.set()
-        await asyncio.to_thread(self._close)
+        if not self._is_holding or not await _has_ended(self._connected, CONNECT_ENDS_WITHIN_SEC):
+            return
+        if not await _has_ended(self._left, LEFT_WITHIN_SEC):
+            logger.warning("Could not let go of %s within %g s", self._name, LEFT_WITHIN_SEC)
+
+    def _hold(self) -> None:
+        """Connect, and leave when that is asked for: in one thread, for the processes that Ray starts end with theirs."""
+        try:
+            places = self._connect()
+        except BaseException as exc:  # noqa: BLE001 - carried to who waits for it
+            self._connected.set_exception(exc)
+        else:
+            self._connected.set_result(places)
+        self._is_closing.wait()
+        try:
+            if self._is_open:
+                self._leave()
+        except Exception as exc:  # noqa: BLE001 - a cluster that is gone must not cost the run its result
+            logger.warning("Could not let go of %s: (%s) %s", self._name, type(exc).__name__, exc)
+        finally:
+            self._left.set_result(None)
 
     def _connect(self) -> int:
-        with self._changing:
-            self._runner.__enter__()
-            self._is_open = True
-            return self._places()
-
-    def _close(self) -> None:
-        with self._changing:
-            if self._is_open:
-                self._is_open = False
-                try:
-                    self._leave()
-                except Exception as exc:  # noqa: BLE001 - a cluster that is gone must not cost the run its result
-                    logger.warning("Could not let go of %s: (%s) %s", self._name, type(exc).__name__, exc)
+        self._runner.__enter__()
+        self._is_open = True
+        return self._places()
 
     def _leave(self) -> None:
         self._runner.__exit__(None, None, None)
@@ -195,11 +226,7 @@ class DaskCluster(Cluster):
     async def _state(self, future: Any) -> State[Any]:
         loop, done = asyncio.get_running_loop(), asyncio.Event()
 
-        def on_done(_: Any) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                loop.call_soon_threadsafe(done.set)
-
-        future.add_done_callback(on_done)
+        future.add_done_callback(lambda _: _call_soon(loop, done.set))
         await done.wait()
         state: State[Any] = await asyncio.to_thread(future.result)
         return state
@@ -215,15 +242,14 @@ class RayCluster(Cluster):
     kind = "ray"
 
     async def connect(self) -> int:
-        """Connect, as others do, and keep SIGTERM for those who had it.
+        """Connect, as others do, and keep SIGTERM for those who had it, also when nobody waits for the connect any more.
 
         Ray puts a handler of its own in C over it, which aborts the process 3 s later, whatever the run does meanwhile.
         """
-        try:
-            return await super().connect()
-        finally:
-            if threading.current_thread() is threading.main_thread() and (handler := signal.getsignal(signal.SIGTERM)):
-                signal.signal(signal.SIGTERM, handler)
+        loop = asyncio.get_running_loop()
+        # The first of its callbacks: done before anybody hears that it is connected.
+        self._connected.add_done_callback(lambda _: _call_soon(loop, _keep_sigterm))
+        return await super().connect()
 
     def _task_runner(self) -> Any:
         try:
@@ -255,6 +281,26 @@ class RayCluster(Cluster):
 
         with contextlib.suppress(Exception):
             ray.cancel(future)
+
+
+def _keep_sigterm() -> None:
+    if threading.current_thread() is threading.main_thread() and (handler := signal.getsignal(signal.SIGTERM)):
+        signal.signal(signal.SIGTERM, handler)
+
+
+def _call_soon(loop: asyncio.AbstractEventLoop, call: Callable[[], object]) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        loop.call_soon_threadsafe(call)
+
+
+async def _has_ended(work: concurrent.futures.Future[Any], within_sec: float) -> bool:
+    """Wait for work in another thread; it goes on when this is cancelled, or takes too long."""
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    work.add_done_callback(lambda _: _call_soon(loop, ended.set))
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(within_sec):
+            await ended.wait()
+    return work.done()
 
 
 def _missing(extra: str, exc: ImportError) -> InvalidOptionError:

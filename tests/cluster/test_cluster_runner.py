@@ -7,6 +7,7 @@ import ctypes
 import os
 import pickle
 import signal
+import threading
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -305,11 +306,41 @@ class TestSignals:
         monkeypatch.setattr(RayCluster, "_connect", take_sigterm)
         heard: list[int] = []
         before = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+        cluster = RayCluster("", 2)
         try:
-            assert await RayCluster("", 2).connect() == 2
+            assert await cluster.connect() == 2
+            os.kill(os.getpid(), signal.SIGTERM)
+            await eventually(lambda: heard, description="SIGTERM is heard", timeout_sec=5)
+            await cluster.close()
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    async def test_also_when_the_run_waits_no_more_for_its_connect(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        ignore, connects, answers = 1, threading.Event(), threading.Event()
+
+        def take_sigterm(_: RayCluster) -> int:
+            connects.set()
+            answers.wait()
+            ctypes.CDLL(None).signal(int(signal.SIGTERM), ignore)
+            return 2
+
+        monkeypatch.setattr(RayCluster, "_task_runner", lambda _: None)
+        monkeypatch.setattr(RayCluster, "_connect", take_sigterm)
+        heard: list[int] = []
+        before = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+        cluster = RayCluster("", 2)
+        try:
+            connecting = asyncio.create_task(cluster.connect())
+            await eventually(connects.is_set, description="it connects")
+            connecting.cancel()
+            closing = asyncio.create_task(cluster.close())
+            await eventually(cluster._is_closing.is_set, description="it closes")
+            answers.set()
+            await closing
             os.kill(os.getpid(), signal.SIGTERM)
             await eventually(lambda: heard, description="SIGTERM is heard", timeout_sec=5)
         finally:
+            answers.set()
             signal.signal(signal.SIGTERM, before)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -157,6 +158,33 @@ def test_a_signal_ends_the_run_on_the_cluster_with_what_it_has(cluster: RealClus
     assert result["canceled_lines"] == 1
     assert result["completed_lines"] == len(acknowledged(run)) == len(outputs(run)) >= 4
     run.check_invariants()
+
+
+@pytest.fixture
+def silent_port() -> Iterator[socket.socket]:
+    """A port that takes connections and never says a word."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        listening.settimeout(60)
+        yield listening
+
+
+@pytest.mark.parametrize(("kind", "scheme"), [("dask", "tcp"), ("ray", "ray")])
+def test_a_signal_ends_a_run_that_still_connects(
+    silent_port: socket.socket, tmp_path: Path, kind: str, scheme: str
+) -> None:
+    pytest.importorskip(f"prefect_{kind}", reason=f"pip install -c constraints.txt -e '.[{kind}]'")
+    address = f"{scheme}://127.0.0.1:{silent_port.getsockname()[1]}"
+    run = FaultedRun(tmp_path, [""], "--task-runner", kind, "--task-runner-address", address)
+    process = run.start()
+    with silent_port.accept()[0]:
+        process.send_signal(signal.SIGTERM)
+
+        assert run.ended(process, ENDS_WITHIN_SEC) == CANCELED
+
+    wait_until(lambda: not run.processes(), description="nothing of it is left", timeout_sec=GONE_WITHIN_SEC)
+    assert "0 of 0 lines completed. Canceled by SIGTERM." in (tmp_path / "log").read_text()
 
 
 def test_the_limit_of_the_run_ends_its_lines_on_the_cluster(dask: RealCluster, tmp_path: Path) -> None:
