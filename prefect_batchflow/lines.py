@@ -197,11 +197,12 @@ class _Preparation:
         if maps.LINE_NUMBER in self._flow_inputs:
             inputs[maps.LINE_NUMBER] = number
         fault = self._missing(unresolved) or self._complete(inputs)
-        if fault is None:
-            return Line(number, inputs, images=self._images(inputs, values))
-        kind, text = fault
-        message = f"Line {number} ({rows[0].place}): {text}"
-        return Line(number, inputs, error_dict(kind(message, target="Executor", line_number=number)))
+        error = None
+        if fault is not None:
+            kind, text = fault
+            message = f"Line {number} ({rows[0].place}): {text}"
+            error = error_dict(kind(message, target="Executor", line_number=number))
+        return Line(number, inputs, error, images=self._images(inputs, values))
 
     def _images(
         self, inputs: Mapping[str, Any], values: Mapping[str, Mapping[str, Any]]

@@ -334,3 +334,56 @@ def test_output_images_of_resumed_lines_come_along(runs: Runs) -> None:
 
     assert (runs.storage / "other" / row["same"]["data:image/png;path"]).read_bytes() == PNG
     assert runs.result.metrics == {"bytes": 16}
+
+
+FAILS = """
+import os, pathlib
+from promptflow.core import tool
+from promptflow.contracts.multimedia import Image
+
+@tool
+def look(picture: Image, more: object, logo: Image):
+    if not pathlib.Path(__file__).with_name("mended").exists():
+        if len(picture) == 12:
+            os._exit(1)
+        raise ValueError("no")
+    return {"image": picture, "seen": len(more["deep"][0]) if isinstance(more, dict) else len(more)}
+"""
+
+
+@pytest.mark.parametrize("place", ["storage", "output_dir"])
+def test_failed_lines_are_data_of_a_new_run_with_their_images(runs: Runs, tmp_path: Path, place: str) -> None:
+    (runs.dag / "look.py").write_text(FAILS)
+    (runs.dag / "flow.dag.yaml").write_text(YAML.replace("inputs:\n", "inputs:\n  n: {type: int, default: 0}\n", 1))
+    mapping = {**MORE, **N}
+    runs.rows(
+        {"picture": path_of("pictures/a.png"), "more": {"deep": [path_of("pictures/b.jpg")]}},
+        {"picture": "pictures/b.jpg", "more": path_of("pictures/a.png")},
+        {"picture": "logo.png", "more": {"data:image/png;base64": B64}},
+        {"picture": path_of("../secret.png"), "more": path_of("none.png")},
+        {"picture": "pictures/a.png", "more": {}, "n": "x"},
+    )
+    runs.run(inputs_mapping=mapping, output_dir=str(tmp_path / "out"))
+    assert runs.result.failed_lines == 5
+    folder = runs.storage / "r" if place == "storage" else tmp_path / "out"
+    failed = [json.loads(line) for line in (folder / "failed.jsonl").read_text().splitlines()]
+    assert failed[2]["picture"] == "logo.png", "the flow's own, wherever the data is"
+    assert failed[3]["picture"] == path_of("../secret.png"), "what may not be read is not copied"
+    assert failed[4]["picture"] == PNG_FILE, "its picture is in place when the other input has been mended"
+
+    (runs.dag / "mended").touch()
+    runs.data.rename(tmp_path / "gone")
+    rows = runs.run("again", data=str(folder / "failed.jsonl"), inputs_mapping=mapping)
+
+    assert [(row["line_number"], row["seen"]) for row in rows] == [(0, 12), (1, 16), (2, 16)]
+    assert (runs.storage / "again" / rows[0]["same"]["data:image/png;path"]).read_bytes() == PNG
+    assert (runs.storage / "again" / rows[1]["same"]["data:image/jpeg;path"]).read_bytes() == JPEG
+
+
+def test_a_callables_texts_stay_as_they_are_in_the_failed_lines(runs: Runs) -> None:
+    runs.rows({"picture": "pictures/a.png"}, {"picture": path_of("pictures/a.png"), "n": "x"})
+
+    assert runs.run(flow="Flow", inputs_mapping={"n": "${data.n}"}, bad_rows="fail") == []
+
+    failed = [json.loads(line) for line in (runs.storage / "r" / "failed.jsonl").read_text().splitlines()]
+    assert [row["picture"] for row in failed] == ["pictures/a.png", path_of(PNG_FILE)]

@@ -111,6 +111,8 @@ def failed_outcome(
         "logs": logs,
         "nodes": [],
     }
+    if line.images is not None:
+        record["images"] = {"inputs": {name: source for name, (source, _) in line.images.items()}, "output": []}
     encoded = encode_record(record)
     return LineOutcome(receipt(record), encoded, record["input_hash"], in_log(logs))  # type: ignore[arg-type]
 

@@ -6,12 +6,14 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow.aggregation import aggregate
+from prefect_batchflow.definition.flow import Entry
 from prefect_batchflow.own_server import has_own_server, wait_until_recorded
 from prefect_batchflow.report.artifacts import write_failed_lines, write_summary
 from prefect_batchflow.report.markdown import failed_table, summary_markdown
 from prefect_batchflow.results import summary_line
 from prefect_batchflow.settings import default_storage_url
 from prefect_batchflow.storage.custom import persist_nodes
+from prefect_batchflow.storage.images import ImageInputs
 from prefect_batchflow.storage.outputs import write_outputs
 from prefect_batchflow.surroundings import let_go_of_server, server_answers
 
@@ -48,12 +50,12 @@ class Ending:
 
     async def aggregate(self) -> None:
         """Run the aggregation, unless the run is stopped before it ends."""
-        state, flow = self._state, self._prepared.flow
+        state = self._state
         work = aggregate(
             self._prepared.executor,
             self._newest_records(),
             run_id=state.request.run_id,
-            image_folders={"": str(flow.working_dir), **{s.name: s.folder for s in self._prepared.sources}},
+            image_folders=self._image_folders(),
             timeout_sec=state.options.policy.timeout_sec,
         )
         aggregation = await state.stop.unless_stopped(work)
@@ -76,12 +78,25 @@ class Ending:
             result,
             prepared.output_dir,
             prepared.flow.message_format,
+            self._image_inputs(),
         )
         await self._write_artifacts(result)
         state.logger.info("Run %s: %s", state.request.run_id, summary_line(result))
         state.live.result = result
         await _hand_in(state)
         return result
+
+    def _image_folders(self) -> dict[str, str | None]:
+        """What paths of images are relative to, by the source that brings them; `""` is the flow."""
+        folders = {source.name: source.folder for source in self._prepared.sources}
+        return {"": str(self._prepared.flow.working_dir), **folders}
+
+    def _image_inputs(self) -> ImageInputs | None:
+        """How lines name images; `None` for flows in other languages, which read images from where nobody here knows."""
+        flow = self._prepared.flow
+        if flow.language.lower() != "python":
+            return None
+        return ImageInputs(self._image_folders(), plain_paths=not isinstance(flow.program, Entry))
 
     async def _newest_records(self) -> AsyncIterator[dict[str, Any]]:
         async for stored, record in self._records.newest():

@@ -1,4 +1,4 @@
-"""The images in a run's outputs as files beside them, each under the name that its content gives it.
+"""The images in a run's outputs and failed lines as files beside them, each under the name that its content gives it.
 
 A name that is there already has the same content, so writing outputs again, after a resume, writes no image twice.
 """
@@ -6,31 +6,68 @@ A name that is there already has the same content, so writing outputs again, aft
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from prefect_batchflow.exceptions import StorageError
+from prefect_batchflow.exceptions import InvalidImageInput, StorageError
 from prefect_batchflow.storage.keys import IMAGES
-from prefect_batchflow.tools.multimedia import file_name, is_image, is_image_dict, load_images, path_dict
+from prefect_batchflow.tools.multimedia import (
+    Image,
+    file_name,
+    is_image,
+    is_image_dict,
+    load_images,
+    path_dict,
+    path_in,
+    read_within,
+    with_path,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from prefect_batchflow.storage.keys import RunKeys
     from prefect_batchflow.storage.records import RunFiles
 
 
-class OutputImages:
-    """Writes images to the run's folder, and to the output folder where there is one."""
+@dataclass(frozen=True)
+class ImageInputs:
+    """How the inputs of a run's lines name files of images."""
 
-    def __init__(self, files: RunFiles, keys: RunKeys, output_dir: Path | None, message_format: str) -> None:
+    folders: Mapping[str, str | None] = field(default_factory=dict)
+    """What paths are relative to, by the source that brought them; `""` is the flow. Of other sources none is looked for."""
+    plain_paths: bool = False
+    """Whether a text of an input of type image is a path, too; callables get texts as they are."""
+
+
+class ImageFiles:
+    """Writes images to the run's folder, and to the output folder where there is one.
+
+    Args:
+        files: The storage's file system.
+        keys: The run's keys.
+        output_dir: A folder on this machine.
+        message_format: How the flow writes images.
+        inputs: How inputs name images.
+    """
+
+    def __init__(
+        self,
+        files: RunFiles,
+        keys: RunKeys,
+        output_dir: Path | None,
+        message_format: str,
+        inputs: ImageInputs,
+    ) -> None:
         self._files = files
+        self._inputs = inputs
         self._keys = keys
         self._output_dir = output_dir
         self._format = message_format
         self._there: set[str] | None = None
 
-    async def written(self, record: dict[str, Any]) -> dict[str, Any]:
+    async def with_outputs(self, record: dict[str, Any]) -> dict[str, Any]:
         """Give a completed line's record with paths in the place of its output's images, which are written first.
 
         Raises:
@@ -49,6 +86,51 @@ class OutputImages:
                 name = await self._write(image)
                 output = _replaced(output, place, path_dict(image._mime_type, f"{IMAGES}/{name}", self._format))
         return {**record, "output": output}
+
+    async def with_inputs(self, record: dict[str, Any]) -> dict[str, Any]:
+        """Give a failed line's record with the image files of its inputs copied here, and with their paths.
+
+        As data of a new run they name images by paths that are relative to the folder of that data. What cannot be read
+        stays as it is, and fails its line again.
+
+        Raises:
+            StorageError: One cannot be written.
+        """
+        sources = (record.get("images") or {}).get("inputs")
+        if not sources:
+            return record
+        inputs = dict(record["inputs"])
+        for name, source in sources.items():
+            value, folder = inputs.get(name), self._inputs.folders.get(source)
+            if not isinstance(value, str):
+                inputs[name] = await self._copied(value, folder)
+            # It is looked for in the flow's folder first, and will be again.
+            elif self._inputs.plain_paths and await self._read(value, self._inputs.folders.get("")) is None:
+                inputs[name] = await self._copied_file(value, folder)
+        return {**record, "inputs": inputs}
+
+    async def _copied(self, value: Any, folder: str | None) -> Any:
+        if is_image_dict(value, self._format):
+            return await self._copied_file(value, folder)
+        if isinstance(value, list):
+            return [await self._copied(part, folder) for part in value]
+        if isinstance(value, dict):
+            return {key: await self._copied(part, folder) for key, part in value.items()}
+        return value
+
+    async def _copied_file(self, value: Any, folder: str | None) -> Any:
+        image = await self._read(value, folder)
+        return value if image is None else with_path(value, f"{IMAGES}/{await self._write(image)}", self._format)
+
+    async def _read(self, value: Any, folder: str | None) -> Image | None:
+        """The image of a value that gives it by its path; `None` for any other, and where it cannot be read."""
+        path = path_in(value, self._format)
+        if path is None:
+            return None
+        try:
+            return Image(await asyncio.to_thread(read_within, path, folder))
+        except InvalidImageInput:
+            return None
 
     async def _write(self, image: Any) -> str:
         name = file_name(image)

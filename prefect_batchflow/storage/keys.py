@@ -8,7 +8,7 @@
         control.json         what the tasks of a run on a cluster are to do
         records/*.json       segments of line records, append-only
         outputs.jsonl        completed lines, sorted
-        images/*             the images in the outputs, by their content
+        images/*             the images in outputs and failed lines, by their content
         failed.jsonl         failed lines with their inputs, valid as data of a new run
         batch_result.json    the BatchResult
 """
@@ -83,12 +83,12 @@ class RunKeys:
         return f"{self.run_id}/outputs.jsonl"
 
     def image(self, name: str) -> str:
-        """One image of the outputs, which name it by its path from their folder."""
+        """One image of the outputs or failed lines, which name it by its path from their folder."""
         return f"{self.images}/{name}"
 
     @property
     def images(self) -> str:
-        """The folder of the images in the outputs."""
+        """The folder of the images in outputs and failed lines."""
         return f"{self.run_id}/{IMAGES}"
 
     @property

@@ -16,7 +16,7 @@ from prefect_batchflow.definition.flow import MESSAGE_FORMATS
 from prefect_batchflow.error_classes import class_of_error
 from prefect_batchflow.exceptions import StorageError
 from prefect_batchflow.results import BatchResult
-from prefect_batchflow.storage.images import OutputImages
+from prefect_batchflow.storage.images import ImageFiles, ImageInputs
 from prefect_batchflow.storage.manifest import read_model
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ async def write_outputs(
     result: BatchResult,
     output_dir: Path | None,
     message_format: str = MESSAGE_FORMATS[0],
+    image_inputs: ImageInputs | None = None,
 ) -> None:
     """Write all three files, to the run's folder and to `output_dir` where there is one.
 
@@ -80,22 +81,23 @@ async def write_outputs(
         records: The newest record of each line of the data, by line_number.
         result: What the run came to.
         output_dir: A folder on this machine; it is made.
-        message_format: How the flow writes images; those in outputs become files in `images/`, before the rows that name
-            them.
+        message_format: How the flow writes images; those in outputs, and the files in inputs of failed lines, become files
+            in `images/`, before the rows that name them.
+        image_inputs: How inputs name images; `None` leaves them as they are.
 
     Raises:
         StorageError: One of them cannot be written.
     """
-    images = OutputImages(files, keys, output_dir, message_format)
+    images = ImageFiles(files, keys, output_dir, message_format, image_inputs or ImageInputs())
     with tempfile.TemporaryDirectory(prefix="batchflow-outputs-") as folder:
         outputs, failed, summary = (Path(folder, name) for name in ("outputs", "failed", "batch_result"))
         try:
             with _writing(outputs) as out, _writing(failed) as bad, _writing(summary) as whole:
                 async for record in records:
                     if record["status"] == "Completed":
-                        out.write(_json_line(output_row(await images.written(record))))
+                        out.write(_json_line(output_row(await images.with_outputs(record))))
                     elif record["status"] == "Failed":
-                        bad.write(_json_line(failed_row(record)))
+                        bad.write(_json_line(failed_row(await images.with_inputs(record))))
                 whole.write(result.model_dump_json(indent=2) + "\n")
         except OSError as exc:
             raise StorageError(

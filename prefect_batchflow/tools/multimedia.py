@@ -29,6 +29,7 @@ MAX_IMAGE_BYTES = 20 * 1024 * 1024
 MAX_OUTPUT_BYTES = 32 * 1024 * 1024
 """Of all images that one line's record keeps."""
 
+_MAX_PATH = 4096
 _KEY = re.compile(r"data:(image/[\w.+*-]+);(path|base64|url)")
 # Bounded where parts overlap: rows choose the text.
 _DATA_URL = re.compile(r"data:(image/[\w.+*-]{1,100})?[^,]{0,200};base64,")
@@ -221,6 +222,32 @@ def place_images(value: Any, folder: str | None, message_format: str) -> Any:
     except ValueError as exc:  # a null byte
         raise InvalidImageInput(f"The path {shorten(content)} is none: {exc}.") from exc
     return path_dict(mime_type or _ANY, place, message_format)
+
+
+def path_in(value: Any, message_format: str) -> str | None:
+    """The path by which a value of the data gives an image; `None` for an address, for an image itself, and for what is none.
+
+    Args:
+        value: An image dictionary, or the text of an input of type image.
+        message_format: `basic` or `openai-vision`.
+    """
+    if is_image_dict(value, message_format):
+        _, resource, content = _told(value, message_format)
+        return content if resource == "path" and isinstance(content, str) else None
+    if not isinstance(value, str) or len(value) > _MAX_PATH or _DATA_URL.match(value):
+        return None
+    if value.startswith(("http://", "https://")):
+        return None
+    content = _decoded(value) if _BASE64.fullmatch(value.strip()) else None
+    return value if content is None or not guess_mime_type(content) else None
+
+
+def with_path(value: Any, path: str, message_format: str) -> Any:
+    """Give the same with another path, where `path_in` gives one."""
+    if isinstance(value, str):
+        return path
+    mime_type, _, _ = _told(value, message_format)
+    return path_dict(mime_type or _ANY, path, message_format)
 
 
 def load_image(value: Any, folders: Sequence[str | None], message_format: str) -> Any:
