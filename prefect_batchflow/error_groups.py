@@ -67,6 +67,7 @@ _ADVICE: dict[str, str] = {
     "BatchFailureLimitError": "Mend what the lines fail of, then resume: finished lines are kept. Or raise the limit.",
     "LineOutOfMemoryError": "Raise `line_memory_mb`, run fewer workers at once, or let a line hold less.",
     "ProcessCrashError": "The worker process died in these lines: look for native code, `os._exit` or deep recursion.",
+    "InvalidUserData": "Correct these rows in the data, then resume the run with `on_change='reuse'`.",
     "InputTypeError": "Correct these values in the data, or the input's type in the flow.",
     "InputParseError": "Correct the JSON text in the data, or make the input's type string.",
     "InputNotFound": "Add the column to the data, map it in `inputs_mapping`, or give the input a default.",

@@ -23,6 +23,7 @@ from prefect_batchflow.exceptions import (
     InvalidUserData,
     UserErrorException,
     error_dict,
+    innermost_code,
 )
 from prefect_batchflow.inputs import mapping as maps
 from prefect_batchflow.inputs.check import Checker, Inventory
@@ -139,6 +140,8 @@ def chunks(lines: Iterable[Line], size: int) -> Iterator[list[Line]]:
 
 
 INPUT_HASH_DIGITS = 16
+FAILED_COLUMNS = frozenset({maps.LINE_NUMBER, "_error", "_error_class", "_attempts"})
+"""What a row of failed lines has beside its inputs."""
 
 _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
@@ -160,6 +163,16 @@ def _unchanged(source: Source, summary: SourceSummary) -> Iterator[Row]:
             f"Source '{source.name}' ({source.url}) has changed since this run checked it: its lines are not those "
             "that were counted. Run again on data that nobody writes to."
         )
+
+
+def _former_error(values: Mapping[str, Any]) -> InvalidUserData | None:
+    """Why a row of failed lines has no inputs: it could not be read in the run that failed it, nor can it be here."""
+    error = values.get("_error")
+    if values.keys() != FAILED_COLUMNS or not isinstance(error, dict):
+        return None
+    if innermost_code(error) != InvalidUserData.__name__:
+        return None  # a flow may have no inputs
+    return InvalidUserData(str(error.get("message")))
 
 
 class _Preparation:
@@ -188,8 +201,8 @@ class _Preparation:
     def line(self, number: int, rows: Sequence[Row]) -> Line:
         """The line of these rows, one a source."""
         for row in rows:
-            if row.error:
-                return Line(number, {}, error_dict(row.error))
+            if unreadable := row.error or _former_error(row.values):
+                return Line(number, {}, error_dict(unreadable))
         values = {name: row.values for name, row in zip(self._sources, rows, strict=True)}
         inputs, unresolved = maps.map_inputs(values, self._mapping)
         for name in self._shared:

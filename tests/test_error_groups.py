@@ -149,6 +149,7 @@ def test_an_error_without_message_or_code_has_a_group_too() -> None:
         ("LineOutOfMemoryError", "", "line_memory_mb"),
         ("ProcessCrashError", "", "worker process died"),
         ("InputTypeError", "", "input's type"),
+        ("InvalidUserData", "", "Correct these rows"),
         ("BatchRunTimeoutError", "", "Resume"),
         ("BatchFailureLimitError", "", "resume"),
         ("ToolExecutionError", "(ModuleNotFoundError) No module named 'openai.types'", "`openai.types` is missing"),

@@ -17,7 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefect_batchflow.definition.flow import NO_DEFAULT, FlowInput
-from prefect_batchflow.exceptions import InputMappingError, InvalidUserData, innermost_code
+from prefect_batchflow.exceptions import (
+    InputMappingError,
+    InvalidUserData,
+    ToolExecutionError,
+    error_dict,
+    innermost_code,
+)
 from prefect_batchflow.inputs.formats import Row
 from prefect_batchflow.inputs.readers import RowsSource, open_source
 from prefect_batchflow.lines import Line, check, chunks, input_hash, read_lines
@@ -163,6 +169,28 @@ class TestFailedLines:
         assert messages[0].startswith(f"Line 0 ({path}, line 1 (byte 0)): 'r' is mapped to ${{data.r}}, which this row")
         assert messages[1].startswith(f"{path}, line 2 (byte 11): not JSON")
         assert "input 'q' has no value: this row lacks ${data.q}" in messages[2]
+
+    @pytest.mark.parametrize("inputs", [[flow_input("q")], [flow_input("q", default="none")]], ids=["", "default"])
+    def test_a_row_that_a_former_run_could_not_read_fails_again_as_it_did(
+        self, tmp_path: Path, inputs: list[FlowInput]
+    ) -> None:
+        former = error_dict(InvalidUserData("d.jsonl, line 2 (byte 9): not JSON"))
+        code = error_dict(ToolExecutionError("no"))
+        rows = [
+            {"line_number": 1, "_error": former, "_error_class": "bad_input", "_attempts": 1},
+            {"q": "mended", "line_number": 2, "_error": former, "_error_class": "bad_input", "_attempts": 1},
+            {"q": "1", "line_number": 4, "_error": code, "_error_class": "user_code", "_attempts": 1},
+        ]
+
+        lines = lines_of({"data": rows}, inputs_of(*inputs), {"q": "${data.q}"}, bad_rows="fail")
+
+        assert [(line.line_number, line.inputs) for line in lines] == [(1, {}), (2, {"q": "mended"}), (4, {"q": "1"})]
+        assert [line.error for line in lines] == [former, None, None]
+
+    def test_a_failed_line_of_a_flow_without_inputs_runs_again(self) -> None:
+        error = error_dict(ToolExecutionError("no"))
+        rows = [{"line_number": 1, "_error": error, "_error_class": "user_code", "_attempts": 1}]
+        assert lines_of({"data": rows}, {}) == [Line(1, {})]
 
     def test_a_zipped_file_cut_off_fails_one_line_when_told_so(self, tmp_path: Path) -> None:
         path = tmp_path / "d.jsonl.gz"

@@ -23,7 +23,7 @@ from rich.text import Text
 
 from prefect_batchflow.cli.arguments import words_of
 from prefect_batchflow.error_groups import advice_for
-from prefect_batchflow.exceptions import innermost_code
+from prefect_batchflow.exceptions import InvalidUserData, innermost_code
 from prefect_batchflow.report.markdown import one_line, seconds_text, value_text
 from prefect_batchflow.results import Status, summary_line
 
@@ -269,7 +269,10 @@ def next_commands(run: StoredRun, storage_option: str = "") -> list[tuple[str, s
     what = "the line that is" if left == 1 else f"the {left} lines that are"
     commands = [(f"Run {what} not completed:", ["batchflow", "resume", manifest.run_id, *storage])]
     # Values of a constructor and of the environment may be secret: they are not printed, and such a run has no second command.
-    if run.failed and not (manifest.init_names or manifest.environment_names):
+    is_secret = bool(manifest.init_names or manifest.environment_names)
+    # Nor has one whose failed lines are rows that could not be read: they have no inputs to run with.
+    codes = {group.code for group in run.error_groups}
+    if run.failed and not is_secret and codes != {InvalidUserData.__name__}:
         mapping = [part for name in _mapped(manifest.inputs_mapping) for part in ("--map", f"{name}=${{data.{name}}}")]
         again = [
             "batchflow",

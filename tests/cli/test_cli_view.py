@@ -15,7 +15,7 @@ from rich.console import Console
 from prefect_batchflow.cli import view
 from prefect_batchflow.cli.runs import Listing, StoredRun
 from prefect_batchflow.cli.view import Progress, next_commands, progress_text
-from prefect_batchflow.exceptions import BatchRunTimeoutError, ToolExecutionError, error_dict
+from prefect_batchflow.exceptions import BatchRunTimeoutError, InvalidUserData, ToolExecutionError, error_dict
 from prefect_batchflow.live import ProgressReport
 from prefect_batchflow.results import AggregationResult, Receipt, Status, Tally, Tokens
 from prefect_batchflow.settings import LinePolicy, RunOptions
@@ -274,6 +274,17 @@ def test_a_list_that_is_cut_says_so_on_standard_error(capsys: pytest.CaptureFixt
 )
 def test_a_run_that_cannot_go_on_has_no_next_command(run: StoredRun) -> None:
     assert next_commands(run) == []
+
+
+def test_rows_that_could_not_be_read_are_not_run_as_a_run_of_their_own() -> None:
+    tally = Tally()
+    tally.add(
+        Receipt(line_number=2, status=Status.Failed, error=error_dict(InvalidUserData("d.jsonl, line 3: not JSON")))
+    )
+
+    assert len(next_commands(stored_run(error_groups=tally.error_groups))) == 1
+    tally.add(Receipt(line_number=3, status=Status.Failed, error=error_dict(ToolExecutionError("no"))))
+    assert len(next_commands(stored_run(error_groups=tally.error_groups))) == 2
 
 
 def test_the_next_commands_can_be_typed_as_they_stand() -> None:

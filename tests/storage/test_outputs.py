@@ -14,7 +14,7 @@ from prefect_batchflow.blocks import RunStorageBlock
 from prefect_batchflow.definition.flow import FlowInput
 from prefect_batchflow.exceptions import StorageError
 from prefect_batchflow.inputs.readers import open_source
-from prefect_batchflow.lines import check, read_lines
+from prefect_batchflow.lines import FAILED_COLUMNS, check, read_lines
 from prefect_batchflow.results import BatchResult, Status
 from prefect_batchflow.storage.outputs import output_row, write_outputs
 
@@ -120,6 +120,7 @@ async def test_failed_lines_are_data_of_a_new_run(local: RunStorageBlock, keys: 
     assert {row["_error_class"] for row in rows} == {"user_code"}
     assert rows[0]["_error"]["message"] == "first"
     assert {name: rows[0][name] for name in awkward} == awkward
+    assert rows[1].keys() - {"q"} == FAILED_COLUMNS
 
 
 async def test_a_records_line_number_wins_over_an_input_of_that_name(files: RunStorageBlock, keys: RunKeys) -> None:
