@@ -192,13 +192,16 @@ class WorkerPool:
         workers = list(self._workers)
         for worker in workers:
             worker.end()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_END_WITHIN_SEC):
-                for worker in workers:
-                    await worker.exited.wait()
-        end_with_token(self._token)
-        if self._supervisor is not None:
-            await asyncio.to_thread(self._supervisor.let_go)
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_END_WITHIN_SEC):
+                    for worker in workers:
+                        await worker.exited.wait()
+        finally:
+            # Also when this is cancelled: nobody else would wait for the supervisor.
+            end_with_token(self._token)
+            if self._supervisor is not None:
+                await asyncio.to_thread(self._supervisor.let_go)
 
     def _job(self, what: str, head: dict[str, Any], body: bytes, timeout_sec: float) -> Job:
         self._jobs += 1

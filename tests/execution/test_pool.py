@@ -744,6 +744,21 @@ class TestClose:
         assert pool._supervisor is not None
         assert pool._supervisor.returncode == 0
 
+    async def test_a_close_that_is_cancelled_waits_for_its_processes_all_the_same(self, tmp_path: Path) -> None:
+        pool = WorkerPool(flow_of(tmp_path, "def main(n):\n    return n\n"))
+        await pool.start()
+        [worker] = pool._workers
+        closing = asyncio.create_task(pool.close())
+        await eventually(lambda: pool._closed, description="it closes")
+        closing.cancel()
+
+        async with asyncio.timeout(20):
+            await asyncio.wait({closing})
+            await worker.exited.wait()
+
+        assert pool._supervisor is not None
+        assert (pool._supervisor.returncode, with_token(token_of(pool))) == (0, [])
+
     async def test_a_suspect_that_runs_alone_is_cancelled_too(self, tmp_path: Path) -> None:
         code = """
             import asyncio, os, pathlib
