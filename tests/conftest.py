@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
     from model_server import ModelServer
+    from s3_server import Bucket, S3Server
 
 ROOT = Path(__file__).parent.parent
 NO_SKIPS = "BATCHFLOW_TESTS_SKIP_NOTHING"
@@ -68,6 +69,25 @@ def model_server() -> Iterator[ModelServer]:
 
     with ModelServer() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """One S3 server for all tests that need one, which this process's environment names, too."""
+    pytest.importorskip("moto", reason="pip install -c constraints.txt -e '.[s3-test]'")
+    from s3_server import s3_server
+
+    with s3_server(tmp_path_factory.mktemp("s3")) as server, pytest.MonkeyPatch.context() as environment:
+        for name, value in server.environment.items():
+            environment.setenv(name, value)
+        yield server
+
+
+@pytest.fixture
+def bucket(s3: S3Server) -> Iterator[Bucket]:
+    """A bucket of its own."""
+    with s3.bucket() as made:
+        yield made
 
 
 @pytest.fixture

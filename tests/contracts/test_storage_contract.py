@@ -52,10 +52,12 @@ class Canary:
 
 @pytest.mark.anyio
 class TestStorageContract:
-    @pytest.fixture(params=["file", "memory"])
+    @pytest.fixture(params=["file", "memory", pytest.param("s3", marks=pytest.mark.s3)])
     def files(self, request: pytest.FixtureRequest, tmp_path: Path) -> RunStorageBlock:
         if request.param == "file":
             return RunStorageBlock(url=(tmp_path / "runs").as_uri())
+        if request.param == "s3":
+            return RunStorageBlock(url=f"{request.getfixturevalue('bucket').url}/runs")
         return RunStorageBlock(url=f"memory://{uuid.uuid4().hex}/runs")
 
     async def test_a_run_without_records_has_no_lines(self, files: RunStorageBlock) -> None:
