@@ -1,6 +1,7 @@
 """The Prefect blocks of the package: connections, and a run storage on any fsspec file system, written whole or not at all.
 
-Local writes are temp file, fsync and rename; remote ones a single PUT, which object stores make visible at once.
+Local writes are temp file, fsync and rename; remote ones a single PUT, or a large file's parts that are completed as one:
+object stores show either at once.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from prefect_batchflow.connection_blocks import (
     OpenAIConnectionBlock,
 )
 from prefect_batchflow.exceptions import InvalidOptionError
+from prefect_batchflow.inputs.places import fresh_listings
 
 __all__ = [
     "AzureOpenAIConnectionBlock",
@@ -60,6 +62,7 @@ class RunStorageBlock(WritableFileSystem):
 
     _fs: Any = PrivateAttr(default=None)
     _root: str = PrivateAttr(default="")
+    _read_options: dict[str, Any] = PrivateAttr(default_factory=dict)
 
     @field_validator("url")
     @classmethod
@@ -77,11 +80,14 @@ class RunStorageBlock(WritableFileSystem):
     def model_post_init(self, context: Any, /) -> None:
         """Open the file system: its package is missed here, before anything runs."""
         super().model_post_init(context)
-        options = {name: value.get_secret_value() for name, value in self.storage_options.items()}
+        options = fresh_listings(self.url)
+        options.update((name, value.get_secret_value()) for name, value in self.storage_options.items())
         try:
             self._fs, root = fsspec.core.url_to_fs(self.url, **options)
         except ImportError as exc:
-            extra = {"s3": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure"}.get(self.url.split(":")[0])
+            extra = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure"}.get(
+                self.url.split(":")[0]
+            )
             install = (
                 f"pip install 'prefect-batchflow[{extra}]'" if extra else f"pip install the package it names: {exc}"
             )
@@ -91,6 +97,9 @@ class RunStorageBlock(WritableFileSystem):
         except ValueError as exc:
             raise InvalidOptionError(f"The storage URL {self.url!r} cannot be opened: {exc}") from exc
         self._root = root.rstrip("/")
+        if self.url.startswith(("s3://", "s3a://")):
+            # Else s3fs asks for a key's size first, a second request, to read large ones in parts at once.
+            self._read_options = {"max_concurrency": 1}
 
     @property
     def is_local(self) -> bool:
@@ -121,7 +130,7 @@ class RunStorageBlock(WritableFileSystem):
         target = self._path(path)
         if self.is_local:
             return await asyncio.to_thread(Path(target).read_bytes)
-        return bytes(await asyncio.to_thread(self._fs.cat_file, target))
+        return bytes(await asyncio.to_thread(self._fs.cat_file, target, **self._read_options))
 
     async def write_path(self, path: str, content: bytes) -> None:
         """Write a key whole; a reader sees all of it or what was there before."""
@@ -148,7 +157,11 @@ class RunStorageBlock(WritableFileSystem):
             await asyncio.to_thread(self._fs.get_file, source, str(target))
 
     async def list_names(self, folder: str) -> list[str]:
-        """The names directly below a folder, sorted; a folder that is not there holds none."""
+        """The names directly below a folder, sorted; a folder that is not there holds none.
+
+        Raises:
+            OSError: It cannot be told; where the whole bucket is not there this is a `FileNotFoundError`.
+        """
         target = self._path(folder) if folder else self._root
 
         def names() -> list[str]:
@@ -156,7 +169,10 @@ class RunStorageBlock(WritableFileSystem):
             self._fs.invalidate_cache(target)
             try:
                 found = self._fs.ls(target, detail=False)
-            except FileNotFoundError:
+            except FileNotFoundError as exc:
+                # An empty folder is what the file system finds itself; that there is no bucket is what the store answers.
+                if exc.__cause__ is not None:
+                    raise
                 return []
             return sorted(str(path).rstrip("/").rsplit("/", 1)[-1] for path in found)
 

@@ -565,3 +565,8 @@ def innermost_code(error: dict[str, Any]) -> str:
         code = str(inner.get("code", code))
         inner = inner.get("innerError")
     return code
+
+
+def told(exc: BaseException) -> str:
+    """An exception as part of a sentence: its type and its text, without the full stop with which some end."""
+    return f"({type(exc).__name__}) {str(exc).rstrip('.')}"

@@ -35,10 +35,17 @@ class FaultedRun:
         options: Further words of the command line.
         flow: What is run.
         control_group: Of the system's, one that its processes are in.
+        storage: Where it is kept; in the folder, if nothing else is said.
     """
 
     def __init__(
-        self, folder: Path, faults: Sequence[str], *options: str, flow: str = FLOW, control_group: Path | None = None
+        self,
+        folder: Path,
+        faults: Sequence[str],
+        *options: str,
+        flow: str = FLOW,
+        control_group: Path | None = None,
+        storage: str = "",
     ) -> None:
         self.folder = folder
         self.faults = list(faults)
@@ -50,7 +57,7 @@ class FaultedRun:
         data.write_text("".join(json.dumps(row) + "\n" for row in rows))
         self._command = [
             sys.executable, "-m", "prefect_batchflow.cli", "run", flow, "--data", str(data), "--run-id", self.run_id,
-            "--workers", "2", "--storage", str(folder / "runs"), *options,
+            "--workers", "2", "--storage", storage or str(folder / "runs"), *options,
         ]  # fmt: skip
         if control_group is not None:
             join = 'echo $$ > "$0" && exec "$@"'
@@ -73,7 +80,16 @@ class FaultedRun:
 
     def result(self) -> dict[str, Any]:
         """Its `BatchResult`."""
-        return dict(json.loads((self.run / "batch_result.json").read_text()))
+        return dict(json.loads(self.text("batch_result.json") or "{}"))
+
+    def text(self, name: str) -> str | None:
+        """One of its files; `None` when it is not there."""
+        path = self.run / name
+        return path.read_text() if path.exists() else None
+
+    def segments(self) -> list[str]:
+        """The names of the files that have its records."""
+        return [f"records/{path.name}" for path in (self.run / "records").glob("[!.]*.json")]
 
     def begun(self) -> list[int]:
         """The lines in the order in which they were executed, as the lines themselves have written."""
@@ -88,9 +104,9 @@ class FaultedRun:
     def records(self) -> dict[int, dict[str, Any]]:
         """The newest record of each line, read the way `jq` would."""
         found: dict[int, tuple[tuple[str, int], dict[str, Any]]] = {}
-        for path in (self.run / "records").glob("[!.]*.json"):
-            session = path.name.split("-")[2]
-            for text in json.loads(path.read_text())["result"].splitlines()[1:]:
+        for name in self.segments():
+            session = name.split("-")[2]
+            for text in json.loads(self.text(name) or "")["result"].splitlines()[1:]:
                 record = json.loads(text)
                 age = (session, record["attempt"])
                 if record["line_number"] not in found or found[record["line_number"]][0] < age:
@@ -133,7 +149,7 @@ class FaultedRun:
         again = self.begun()[begun_before:]
         assert before.isdisjoint(again), "a line whose record was kept ran again"
         assert self._check_every_line_counts_once() == set(range(len(self.faults)))
-        outputs = [json.loads(line) for line in (self.run / "outputs.jsonl").read_text().splitlines()]
+        outputs = [json.loads(line) for line in (self.text("outputs.jsonl") or "").splitlines()]
         assert outputs == [{"line_number": n, "square": n * n} for n in range(len(self.faults))]
 
     def _check_every_line_counts_once(self) -> set[int]:
@@ -141,8 +157,7 @@ class FaultedRun:
         states = Counter(record["status"] for record in self.records().values())
         assert states.keys() <= {"Completed", "Failed"}
         assert self.records().keys() <= set(range(len(self.faults)))
-        if (self.run / "batch_result.json").exists():
-            result = self.result()
+        if result := self.result():
             counts = {name: result[f"{name}_lines"] for name in ("completed", "failed", "canceled", "not_started")}
             assert sum(counts.values()) == result["total_lines"] == len(self.faults), counts
             assert counts["completed"] == states["Completed"], (counts, states)

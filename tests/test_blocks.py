@@ -92,7 +92,13 @@ class TestUrl:
 
     @pytest.mark.parametrize(
         ("url", "extra"),
-        [("s3://b/runs", "s3"), ("gs://b/runs", "gcs"), ("az://b/runs", "azure"), ("abfs://b", "azure")],
+        [
+            ("s3://b/runs", "s3"),
+            ("s3a://b/runs", "s3"),
+            ("gs://b/runs", "gcs"),
+            ("az://b/runs", "azure"),
+            ("abfs://b", "azure"),
+        ],
     )
     def test_a_missing_package_is_told_with_the_line_that_installs_it(
         self, url: str, extra: str, monkeypatch: pytest.MonkeyPatch

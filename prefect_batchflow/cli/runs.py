@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from prefect_batchflow.error_groups import ErrorGroups
-from prefect_batchflow.exceptions import BatchflowException, InvalidRunIdError, RunNotFoundError, StorageError
+from prefect_batchflow.exceptions import BatchflowException, InvalidRunIdError, RunNotFoundError, StorageError, told
 from prefect_batchflow.results import Tally
 from prefect_batchflow.storage.keys import RunKeys
 from prefect_batchflow.storage.lease import is_held
@@ -147,7 +147,7 @@ async def _names(files: RunStorageBlock) -> list[str]:
         return await files.list_names("")
     except Exception as exc:
         raise StorageError(
-            f"Cannot list the run storage at {files.location()}: ({type(exc).__name__}) {exc}. Make it readable, or give "
+            f"Cannot list the run storage at {files.location()}: {told(exc)}. Make it readable, or give "
             "another one, with --storage or BATCHFLOW_STORAGE."
         ) from exc
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from prefect_batchflow.exceptions import InvalidUserData
 
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{([^{}]*)\})")
 _WILDCARD = re.compile(r"[*?\[]")
+_OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss")
 
 
 def is_local_path(location: str) -> bool:
@@ -42,6 +44,15 @@ def local_path(path: str, base_dir: str | Path | None = None) -> str:
     if "$" in path and not os.path.lexists(_joined(path, base_dir)):
         path = _VARIABLE.sub(value, path)
     return _joined(path, base_dir)
+
+
+def fresh_listings(url: str) -> dict[str, Any]:
+    """The fsspec options with which a URL's file system remembers no listings.
+
+    Those of object stores remember them for as long as the process lives: a file that somebody else wrote since is not found,
+    not even by its own name, and one that has grown is read to its old length.
+    """
+    return {"use_listings_cache": False} if url.partition("://")[0] in _OBJECT_STORES else {}
 
 
 def fixed_folder(pattern: str) -> str | None:

@@ -28,7 +28,7 @@ from prefect_batchflow.inputs.formats import (
     read_jsonl,
     shorten,
 )
-from prefect_batchflow.inputs.places import fixed_folder, is_local_path, local_path
+from prefect_batchflow.inputs.places import fixed_folder, fresh_listings, is_local_path, local_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -293,7 +293,7 @@ class _FileSource:
 
         if self._protocol in _PACKAGES and self._protocol not in available_protocols():
             raise ImportError(f"no package for {self._protocol}:// was found")
-        resolved: tuple[Any, str] = url_to_fs(self._location)
+        resolved: tuple[Any, str] = url_to_fs(self._location, **fresh_listings(self._location))
         return resolved
 
     @contextmanager

@@ -15,7 +15,7 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
-from prefect_batchflow.exceptions import StorageError
+from prefect_batchflow.exceptions import StorageError, told
 from prefect_batchflow.storage.lease import is_dead, this_process
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Driver:
             await self._write()
         except Exception as exc:
             raise StorageError(
-                f"Cannot write the run storage at {self._files.location(self._keys.control)}: ({type(exc).__name__}) {exc}."
+                f"Cannot write the run storage at {self._files.location(self._keys.control)}: {told(exc)}."
             ) from exc
         self._beating = asyncio.create_task(self._beat())
         return self
@@ -180,9 +180,7 @@ async def supersede(files: RunFiles, keys: RunKeys, session: int) -> None:
     except FileNotFoundError:
         return
     except Exception as exc:
-        raise StorageError(
-            f"Cannot read the run storage at {files.location(keys.control)}: ({type(exc).__name__}) {exc}."
-        ) from exc
+        raise StorageError(f"Cannot read the run storage at {files.location(keys.control)}: {told(exc)}.") from exc
     driver = Driver(files, keys, session)
     await driver.tell("end")
     if before.get("order") != "end":

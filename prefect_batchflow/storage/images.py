@@ -9,7 +9,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from prefect_batchflow.exceptions import InvalidImageInput, StorageError
+from prefect_batchflow.exceptions import InvalidImageInput, StorageError, told
 from prefect_batchflow.storage.keys import IMAGES
 from prefect_batchflow.tools.multimedia import (
     Image,
@@ -143,7 +143,7 @@ class ImageFiles:
                 self._there.add(name)
         except Exception as exc:
             raise StorageError(
-                f"Cannot write {self._files.location(key)}: ({type(exc).__name__}) {exc}. The line records are kept; "
+                f"Cannot write {self._files.location(key)}: {told(exc)}. The line records are kept; "
                 "resume the run to write it again."
             ) from exc
         if self._output_dir is not None:

@@ -18,7 +18,7 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from prefect_batchflow.exceptions import BatchflowException, RunInUseError, StorageError
+from prefect_batchflow.exceptions import BatchflowException, RunInUseError, StorageError, told
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -75,7 +75,7 @@ class Lease:
         except Exception as exc:
             self._unlock()
             raise StorageError(
-                f"Cannot write the run storage at {self._files.location(self._keys.run_id)}: ({type(exc).__name__}) {exc}. "
+                f"Cannot write the run storage at {self._files.location(self._keys.run_id)}: {told(exc)}. "
                 "Nothing was run. Give a storage that can be written, with --storage or BATCHFLOW_STORAGE."
             ) from exc
         except BaseException:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from prefect_batchflow.exceptions import RunNotFoundError, StorageError
+from prefect_batchflow.exceptions import RunNotFoundError, StorageError, told
 from prefect_batchflow.settings import RunOptions  # noqa: TC001 - pydantic resolves it when the model is built
 
 if TYPE_CHECKING:
@@ -146,7 +146,10 @@ async def read_model(files: RunFiles, key: str, model: type[M], what: str) -> M 
     except FileNotFoundError:
         return None
     except Exception as exc:
-        raise StorageError(f"Cannot read the run storage at {place}: ({type(exc).__name__}) {exc}.") from exc
+        raise StorageError(
+            f"Cannot read the run storage at {place}: {told(exc)}. Make it readable, or give another one, with --storage or "
+            "BATCHFLOW_STORAGE."
+        ) from exc
     try:
         return model.model_validate_json(content)
     except ValidationError as exc:
@@ -180,7 +183,8 @@ async def require_manifest(files: RunFiles, keys: RunKeys) -> Manifest:
             there = await files.list_names("")
         except Exception as exc:
             raise StorageError(
-                f"Cannot list the run storage at {files.location()}: ({type(exc).__name__}) {exc}."
+                f"Cannot list the run storage at {files.location()}: {told(exc)}. Make it readable, or give another one, with "
+                "--storage or BATCHFLOW_STORAGE."
             ) from exc
         known = (
             f"It holds {len(there)} run{'s' * (len(there) > 1)}, such as {', '.join(there[-3:])}."
@@ -203,6 +207,4 @@ async def write_manifest(files: RunFiles, keys: RunKeys, manifest: Manifest) -> 
     try:
         await files.write_path(keys.manifest, (manifest.model_dump_json(indent=2) + "\n").encode())
     except Exception as exc:
-        raise StorageError(
-            f"Cannot write the run storage at {files.location(keys.manifest)}: ({type(exc).__name__}) {exc}."
-        ) from exc
+        raise StorageError(f"Cannot write the run storage at {files.location(keys.manifest)}: {told(exc)}.") from exc

@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from prefect_batchflow.definition.flow import MESSAGE_FORMATS
 from prefect_batchflow.error_classes import class_of_error
-from prefect_batchflow.exceptions import StorageError
+from prefect_batchflow.exceptions import StorageError, told
 from prefect_batchflow.results import BatchResult
 from prefect_batchflow.storage.images import ImageFiles, ImageInputs
 from prefect_batchflow.storage.manifest import read_model
@@ -109,7 +109,7 @@ async def write_outputs(
                 await files.put_file(key, source)
             except Exception as exc:
                 raise StorageError(
-                    f"Cannot write {files.location(key)}: ({type(exc).__name__}) {exc}. The line records are kept; "
+                    f"Cannot write {files.location(key)}: {told(exc)}. The line records are kept; "
                     "resume the run to write it again."
                 ) from exc
         if output_dir is not None:

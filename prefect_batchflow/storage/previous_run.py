@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefect_batchflow.exceptions import InvalidOptionError, InvalidUserData, RunNotReadyError, StorageError
+from prefect_batchflow.exceptions import InvalidOptionError, InvalidUserData, RunNotReadyError, StorageError, told
 from prefect_batchflow.inputs.mapping import ColumnReference, parse_expression
 from prefect_batchflow.inputs.readers import RowsSource, open_source
 from prefect_batchflow.inputs.survey import survey_source
@@ -131,7 +131,7 @@ async def _outputs(files: RunFiles, keys: RunKeys) -> Source:
                 await files.get_file(keys.image(name), folder / IMAGES / name)
     except Exception as exc:
         raise StorageError(
-            f"Cannot read the outputs at {files.location(keys.outputs)}: ({type(exc).__name__}) {exc}. `batchflow resume "
+            f"Cannot read the outputs at {files.location(keys.outputs)}: {told(exc)}. `batchflow resume "
             f"{keys.run_id}` writes them again."
         ) from exc
     return RowsSource(OUTPUTS, rows, str(folder if here is None else here.parent))

@@ -26,7 +26,7 @@ from prefect.results import ResultStore
 from prefect.serializers import Serializer
 from pydantic import Field
 
-from prefect_batchflow.exceptions import RecordCorruptError, StorageError
+from prefect_batchflow.exceptions import RecordCorruptError, StorageError, told
 from prefect_batchflow.lines import INPUT_HASH_DIGITS
 from prefect_batchflow.results import Receipt, Status, Tokens, receipt_error
 from prefect_batchflow.storage.keys import RunKeys, SegmentName
@@ -361,7 +361,7 @@ class RunRecords:
 
     def _failed(self, verb: str, key: str, exc: Exception) -> StorageError:
         return StorageError(
-            f"Cannot {verb} the run storage at {self._files.location(key)}: ({type(exc).__name__}) {exc}. The run stops, "
+            f"Cannot {verb} the run storage at {self._files.location(key)}: {told(exc)}. The run stops, "
             "so that no line is run whose result cannot be kept; resume it once the storage answers.",
             key=key,
         )
