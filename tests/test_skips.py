@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import NO_SKIPS, ROOT
 
+TESTS_FOLDER = Path(__file__).parent
+VARIABLE = "BATCHFLOW_TESTS_SKIP_NOTHING"
 TESTS = """
 import pytest
 
@@ -40,12 +41,12 @@ def test_a_skip_is_a_failure_where_it_is_asked_for(value: str, status: int, said
         "-p",
         "conftest",
         "-c",
-        str(ROOT / "pyproject.toml"),
+        str(TESTS_FOLDER.parent / "pyproject.toml"),
         "-n",
         "0",
         str(tmp_path),
     ]
-    env = {**os.environ, NO_SKIPS: value, "PYTHONPATH": str(Path(__file__).parent)}
+    env = {**os.environ, VARIABLE: value, "PYTHONPATH": str(TESTS_FOLDER)}
 
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60, check=False)
 
