@@ -140,6 +140,18 @@ class RunStorageBlock(WritableFileSystem):
         else:
             await asyncio.to_thread(self._fs.pipe_file, target, content)
 
+    async def create_path(self, path: str, content: bytes) -> None:
+        """Write a key whole that is not there yet: of several who do so at once one succeeds, on stores that can compare.
+
+        Raises:
+            FileExistsError: It is there.
+        """
+        target = self._path(path)
+        if self.is_local:
+            await asyncio.to_thread(_create, Path(target), content)
+        else:
+            await asyncio.to_thread(self._fs.pipe_file, target, content, mode="create")
+
     async def put_file(self, path: str, source: Path) -> None:
         """Copy a local file to a key, whole like `write_path`."""
         target = self._path(path)
@@ -205,11 +217,22 @@ async def open_storage(storage: str) -> RunStorageBlock:
 
 def _replace(target: Path, content: bytes) -> None:
     with _beside(target) as (fd, temporary):
-        with open(fd, "wb", closefd=False) as file:
-            file.write(content)
-        os.fsync(fd)
+        _write(fd, content)
         temporary.replace(target)
     _sync_folder(target.parent)
+
+
+def _create(target: Path, content: bytes) -> None:
+    with _beside(target) as (fd, temporary):
+        _write(fd, content)
+        target.hardlink_to(temporary)
+    _sync_folder(target.parent)
+
+
+def _write(fd: int, content: bytes) -> None:
+    with open(fd, "wb", closefd=False) as file:
+        file.write(content)
+    os.fsync(fd)
 
 
 def _copy(source: Path, target: Path) -> None:

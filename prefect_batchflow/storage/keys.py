@@ -4,7 +4,8 @@
 
     <storage>/<run_id>/
         manifest.json        what the run ran, with its sessions
-        lock, lease.json     who runs it now
+        lock                 locked while it runs, on local disks
+        leases/*.json        who ran it, a lease a start; the newest is who runs it now
         control.json         what the tasks of a run on a cluster are to do
         records/*.json       segments of line records, append-only
         outputs.jsonl        completed lines, sorted
@@ -63,9 +64,19 @@ class RunKeys:
         return f"{self.run_id}/lock"
 
     @property
-    def lease(self) -> str:
-        """Who runs it."""
-        return f"{self.run_id}/lease.json"
+    def leases(self) -> str:
+        """The folder of the leases."""
+        return f"{self.run_id}/leases"
+
+    def lease(self, number: int) -> str:
+        """Who runs it, or ran it: each holder's number is one higher than the last one's."""
+        return f"{self.leases}/{number:06d}.json"
+
+    @staticmethod
+    def lease_number(name: str) -> int | None:
+        """The number of a lease by its name in `leases`; `None` for any other file."""
+        stem, _, suffix = name.partition(".")
+        return int(stem) if suffix == "json" and stem.isascii() and stem.isdigit() else None
 
     @property
     def control(self) -> str:

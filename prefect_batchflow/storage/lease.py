@@ -1,8 +1,11 @@
 """One writer a run: a second one is refused by name, and what a dead one left is taken over by itself.
 
-On this machine's disks the lease is a file lock, which the system drops when its holder dies, however it dies. Elsewhere it
-is an object renewed while the run lives: it is taken over once its process is known to be dead, or it was not renewed for a
-while. Two clocks may disagree by more than that while, so what looks old is watched before it is taken.
+On this machine's disks a file lock says who may run it, which the system drops when its holder dies, however it dies.
+Elsewhere it is the newest lease, an object renewed while the run lives: it is taken over once its process is known to be dead,
+or it was not renewed for a while. Two clocks may disagree by more than that while, so what looks old is watched before.
+
+Leases are numbered. Who takes the run over creates the one after the newest, which only one process can where the store
+compares; a late holder renews its own, and sees that it is not the newest any more.
 """
 
 from __future__ import annotations
@@ -56,6 +59,7 @@ class Lease:
         self._keys = keys
         self._on_lost = on_lost
         self._owner = uuid.uuid4().hex
+        self._number = 0
         self._fd: int | None = None
         self._renewing: asyncio.Task[None] | None = None
 
@@ -64,11 +68,7 @@ class Lease:
             lock = self._files.local_path(self._keys.lock)
             if lock is not None:
                 await self._lock(lock)
-            else:
-                await self._refuse_living(await self._holder())
-            await self._write()
-            if lock is None and (taken_by := await self._other_holder()):
-                raise self._in_use(taken_by)
+            await self._take(is_locked=lock is not None)
         except BatchflowException:
             self._unlock()
             raise
@@ -94,8 +94,7 @@ class Lease:
                 await self._renewing
             # A released lease is one that nobody renews: no delete is asked of the storage.
             with contextlib.suppress(Exception):
-                if await self._other_holder() is None:
-                    await self._write(released=True)
+                await self._write(released=True)
         self._unlock()
 
     async def _lock(self, path: Path) -> None:
@@ -107,7 +106,8 @@ class Lease:
             except BlockingIOError:
                 # Somebody who only looks, as `is_held` does, has it for a moment.
                 if time.monotonic() > deadline:
-                    raise self._in_use(await self._holder() or {}) from None
+                    _, holder = await _newest(self._files, self._keys)
+                    raise self._in_use(holder or {}) from None
             await asyncio.sleep(LOOK_SEC / 10)
 
     def _unlock(self) -> None:
@@ -115,31 +115,40 @@ class Lease:
             os.close(self._fd)
             self._fd = None
 
-    async def _holder(self) -> dict[str, Any] | None:
+    async def _take(self, *, is_locked: bool) -> None:
+        number, lease = await _newest(self._files, self._keys)
+        if not is_locked:
+            await self._refuse_living(number, lease)
+        self._number = number + 1
+        await self._create()
+        # Somebody else created it first, or at the same moment on a store that does not compare.
+        if (taken_by := await self._other_holder()) is not None:
+            raise self._in_use(taken_by)
+
+    async def _create(self) -> None:
         try:
-            lease = json.loads(await self._files.read_path(self._keys.lease))
-        except FileNotFoundError:
-            return None
-        except ValueError as exc:
-            raise StorageError(
-                f"The lease at {self._files.location(self._keys.lease)} cannot be read: {exc}. If the run is not running, "
-                "delete it."
-            ) from exc
-        return lease if isinstance(lease, dict) else None
+            await self._files.create_path(self._keys.lease(self._number), self._content())
+        except FileExistsError:
+            pass
+        except Exception:  # noqa: BLE001 - what lasts is raised by what follows
+            # A store that refuses to compare, or does so while another one's write goes on.
+            number, _ = await _newest(self._files, self._keys)
+            if number < self._number:
+                await self._write()
 
     async def _other_holder(self) -> dict[str, Any] | None:
-        lease = await self._holder()
+        _, lease = await _newest(self._files, self._keys)
         return lease if lease is not None and lease.get("owner") != self._owner else None
 
-    async def _refuse_living(self, lease: dict[str, Any] | None) -> None:
+    async def _refuse_living(self, number: int, lease: dict[str, Any] | None) -> None:
         if lease is None or lease.get("released") or is_dead(lease):
             return
         if 0 <= time.time() - float(lease.get("renewed_at", 0)) < STALE_AFTER_SEC:
             raise self._in_use(lease)
         await asyncio.sleep(WATCH_SEC)
-        now = await self._holder()
-        if now is not None and now != lease and not now.get("released"):
-            raise self._in_use(now)
+        now = await _newest(self._files, self._keys)
+        if now != (number, lease) and now[1] is not None and not now[1].get("released"):
+            raise self._in_use(now[1])
 
     def _in_use(self, lease: dict[str, Any]) -> RunInUseError:
         holder = f" by process {lease['pid']} on {lease['host']}" if "pid" in lease else ""
@@ -150,8 +159,11 @@ class Lease:
         )
 
     async def _write(self, *, released: bool = False) -> None:
+        await self._files.write_path(self._keys.lease(self._number), self._content(released=released))
+
+    def _content(self, *, released: bool = False) -> bytes:
         lease = {"owner": self._owner, **this_process(), "renewed_at": time.time(), "released": released}
-        await self._files.write_path(self._keys.lease, json.dumps(lease).encode())
+        return json.dumps(lease).encode()
 
     async def _renew(self) -> None:
         taken_by = None
@@ -171,14 +183,29 @@ class Lease:
         )
 
 
+async def _newest(files: RunFiles, keys: RunKeys) -> tuple[int, dict[str, Any] | None]:
+    """The newest lease and its number; 0 when there is none."""
+    names = await files.list_names(keys.leases)
+    number = max((n for n in map(keys.lease_number, names) if n is not None), default=0)
+    if not number:
+        return 0, None
+    try:
+        lease = json.loads(await files.read_path(keys.lease(number)))
+    except ValueError as exc:
+        raise StorageError(
+            f"The lease at {files.location(keys.lease(number))} cannot be read: {exc}. If the run is not running, delete it."
+        ) from exc
+    return number, lease if isinstance(lease, dict) else None
+
+
 async def is_held(files: RunFiles, keys: RunKeys) -> bool:
     """Whether some process seems to run it now; looks only, and what cannot be told counts as not held."""
     lock = files.local_path(keys.lock)
     if lock is not None:
         return await asyncio.to_thread(_is_locked, lock)
     try:
-        lease = json.loads(await files.read_path(keys.lease))
-        if lease["released"] or is_dead(lease):
+        _, lease = await _newest(files, keys)
+        if lease is None or lease["released"] or is_dead(lease):
             return False
         return bool(time.time() - lease["renewed_at"] < STALE_AFTER_SEC)
     except Exception:  # noqa: BLE001 - whatever the storage raises

@@ -57,6 +57,10 @@ class RunFiles(Protocol):
         """Write a key whole."""
         ...
 
+    async def create_path(self, path: str, content: bytes) -> None:
+        """Write a key whole; `FileExistsError` when there is one already."""
+        ...
+
     async def put_file(self, path: str, source: Path) -> None:
         """Copy a local file to a key, whole."""
         ...

@@ -139,7 +139,7 @@ def test_elsewhere_the_lease_tells_whether_a_run_is_running(lease: dict[str, Any
     files = RunStorageBlock(url="memory://batchflow-cli-lease")
     manifest = write_run(files, "r1")
     text = json.dumps(lease and {"released": lease["released"], "renewed_at": time.time() - lease["age_sec"]})
-    asyncio.run(files.write_path(RunKeys("r1").lease, text.encode()))
+    asyncio.run(files.write_path(RunKeys("r1").lease(1), text.encode()))
 
     assert asyncio.run(read_run(files, manifest)).status == status
 

@@ -88,7 +88,7 @@ def test_a_run_with_data_and_storage_on_s3_is_whole_and_found_again(
     outputs = bucket.text("runs/r1/outputs.jsonl")
     assert [json.loads(line)["line_number"] for line in outputs.splitlines()] == list(range(136))
     assert (copies / "output.jsonl").read_text() == outputs
-    assert json.loads(bucket.text("runs/r1/lease.json"))["released"] is True
+    assert json.loads(bucket.text("runs/r1/leases/000001.json"))["released"] is True
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["result"]["completed_lines"] == 136
     assert re.search("r1 +ticket_triage +Completed +136", shown)

@@ -162,7 +162,7 @@ def test_a_wrong_parameter_fails_the_run_with_the_reason_and_nothing_else(
     assert steered.executed() == {}
     folder = deployed.runs / flow_run_id
     assert not [
-        file.name for file in folder.rglob("*") if file.suffix in (".jsonl", ".json") and file.name != "lease.json"
+        file.name for file in folder.rglob("*") if file.suffix in (".jsonl", ".json") and file.parent.name != "leases"
     ]
 
 

@@ -56,7 +56,7 @@ def test_a_hostile_name_is_refused_with_what_is_allowed(run_id: str) -> None:
 def test_every_key_lies_in_the_runs_folder() -> None:
     keys = RunKeys("r")
 
-    found = [keys.manifest, keys.lock, keys.lease, keys.records, keys.outputs, keys.failed, keys.batch_result]
+    found = [keys.manifest, keys.lock, keys.lease(1), keys.records, keys.outputs, keys.failed, keys.batch_result]
 
     assert all(key.startswith("r/") for key in found)
     assert len(set(found)) == len(found)

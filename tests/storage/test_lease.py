@@ -40,13 +40,15 @@ def files(request: pytest.FixtureRequest) -> RunStorageBlock:
 
 
 async def lease_of(files: RunStorageBlock, keys: RunKeys) -> dict[str, Any]:
-    return dict(json.loads(await files.read_path(keys.lease)))
+    _, lease = await lease_module._newest(files, keys)
+    assert lease is not None
+    return lease
 
 
-async def forge(files: RunStorageBlock, keys: RunKeys, **facts: Any) -> None:
+async def forge(files: RunStorageBlock, keys: RunKeys, number: int = 1, **facts: Any) -> None:
     """Leave the lease of another engine of this process, but for `facts`."""
     lease = {"owner": "other", **lease_module.this_process(), "renewed_at": time.time(), "released": False, **facts}
-    await files.write_path(keys.lease, json.dumps(lease).encode())
+    await files.write_path(keys.lease(number), json.dumps(lease).encode())
 
 
 @contextmanager
@@ -112,6 +114,7 @@ class TestEveryStorage:
 
         with monkeypatch.context() as broken:
             broken.setattr(RunStorageBlock, "write_path", fail)
+            broken.setattr(RunStorageBlock, "create_path", fail)
             with pytest.raises(StorageError, match=r"\(NoCredentialsError\) who are you\?\. Nothing was run") as caught:
                 async with Lease(files, keys):
                     pass
@@ -266,17 +269,58 @@ class TestElsewhere:
     async def test_of_two_that_write_at_once_one_is_refused(
         self, remote: RunStorageBlock, keys: RunKeys, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        really_write = RunStorageBlock.write_path
+        really_create = RunStorageBlock.create_path
 
+        async def created_first(self: RunStorageBlock, path: str, content: bytes) -> None:
+            await forge(remote, keys, host="far")
+            await really_create(self, path, content)
+
+        monkeypatch.setattr(RunStorageBlock, "create_path", created_first)
+
+        with pytest.raises(RunInUseError, match=" on far"):
+            async with Lease(remote, keys):
+                pass
+        assert (await lease_of(remote, keys))["owner"] == "other"
+
+    async def test_of_many_that_begin_at_once_one_does(self, remote: RunStorageBlock, keys: RunKeys) -> None:
+        over, begun = asyncio.Event(), 0
+
+        async def begin() -> None:
+            nonlocal begun
+            async with Lease(remote, keys):
+                begun += 1
+                await over.wait()
+
+        starts = [asyncio.create_task(begin()) for _ in range(10)]
+        await eventually(lambda: sum(start.done() for start in starts) == 9, description="nine are refused")
+        over.set()
+        ends = await asyncio.gather(*starts, return_exceptions=True)
+
+        assert begun == 1
+        assert sorted(type(end).__name__ for end in ends) == ["NoneType"] + ["RunInUseError"] * 9
+
+    async def test_a_store_that_does_not_compare_gives_the_run_to_who_wrote_last(
+        self, remote: RunStorageBlock, keys: RunKeys, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         async def written_over(self: RunStorageBlock, path: str, content: bytes) -> None:
-            await really_write(self, path, content)
-            await really_write(self, path, json.dumps({**json.loads(content), "owner": "other"}).encode())
+            await self.write_path(path, json.dumps({**json.loads(content), "owner": "other"}).encode())
 
-        monkeypatch.setattr(RunStorageBlock, "write_path", written_over)
+        monkeypatch.setattr(RunStorageBlock, "create_path", written_over)
 
         with pytest.raises(RunInUseError):
             async with Lease(remote, keys):
                 pass
+
+    async def test_a_store_that_refuses_to_compare_is_written_to_all_the_same(
+        self, remote: RunStorageBlock, keys: RunKeys, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(RunStorageBlock, "create_path", _failing(OSError("NotImplemented: If-None-Match")))
+
+        async with Lease(remote, keys):
+            assert (await lease_of(remote, keys))["pid"] == os.getpid()
+            with pytest.raises(RunInUseError):
+                async with Lease(remote, keys):
+                    pass
 
     @pytest.mark.parametrize(
         ("error", "said"),
@@ -291,7 +335,7 @@ class TestElsewhere:
         error: Exception | None,
         said: str,
     ) -> None:
-        await remote.write_path(keys.lease, b'{"owner": "oth')
+        await remote.write_path(keys.lease(1), b'{"owner": "oth')
         if error is not None:
             monkeypatch.setattr(RunStorageBlock, "read_path", _failing(error))
 
@@ -338,10 +382,8 @@ class TestElsewhere:
         monkeypatch.setattr(lease_module, "RENEW_EVERY_SEC", 0.005)
         lost: list[RunInUseError] = []
         async with Lease(remote, keys, lost.append):
-            async with asyncio.timeout(60):
-                while not lost:  # a renewal that was under way writes once more: the storage does not compare and swap
-                    await forge(remote, keys, pid=77, host="far", renewed_at=1.0)
-                    await asyncio.sleep(0.01)
+            await forge(remote, keys, 2, pid=77, host="far", renewed_at=1.0)
+            await eventually(lambda: lost, description="it is told")
 
         [error] = lost
         assert "taken over by process 77 on far" in str(error)
