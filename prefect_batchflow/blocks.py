@@ -26,7 +26,7 @@ from prefect_batchflow.connection_blocks import (
     OpenAIConnectionBlock,
 )
 from prefect_batchflow.exceptions import InvalidOptionError
-from prefect_batchflow.inputs.places import fresh_listings
+from prefect_batchflow.inputs.places import EXTRAS, fresh_listings
 
 __all__ = [
     "AzureOpenAIConnectionBlock",
@@ -85,9 +85,7 @@ class RunStorageBlock(WritableFileSystem):
         try:
             self._fs, root = fsspec.core.url_to_fs(self.url, **options)
         except ImportError as exc:
-            extra = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure"}.get(
-                self.url.split(":")[0]
-            )
+            extra = EXTRAS.get(self.url.split(":")[0])
             install = (
                 f"pip install 'prefect-batchflow[{extra}]'" if extra else f"pip install the package it names: {exc}"
             )

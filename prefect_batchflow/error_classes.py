@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
 
 class ErrorClass(StrEnum):
@@ -142,6 +142,18 @@ def class_of_error(error: Mapping[str, Any]) -> ErrorClass:
         found = _OF_CODES.get(code, found) if isinstance(code, str) else found
         node = node.get("innerError")
     return found
+
+
+def is_one_of(names: Collection[str], error: dict[str, Any]) -> bool:
+    """Whether an error dictionary is of one of these classes, or has one of these codes or types of exceptions in its chain."""
+    if class_of_error(error) in names:
+        return True
+    node: Any = error
+    while isinstance(node, dict):
+        if node.get("code") in names:
+            return True
+        node = node.get("innerError")
+    return any(info.get("type") in names for info in infos(error))
 
 
 def infos(error: Mapping[str, Any]) -> list[dict[str, Any]]:

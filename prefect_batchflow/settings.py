@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from prefect_batchflow.error_classes import NOT_RETRIED, ErrorClass, class_of_error, infos
+from prefect_batchflow.error_classes import NOT_RETRIED, ErrorClass, class_of_error, infos, is_one_of
 from prefect_batchflow.exceptions import InvalidOptionError, LineExecutionTimeoutError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
 Granularity = Literal["auto", "line", "chunk"]
 OnChange = Literal["refuse", "reuse", "rerun"]
@@ -62,16 +62,9 @@ class LinePolicy(BaseModel):
         return is_one_of(self.retry_on, error)
 
 
-def is_one_of(names: Collection[str], error: dict[str, Any]) -> bool:
-    """Whether an error dictionary is of one of these classes, or has one of these codes or types of exceptions in its chain."""
-    if class_of_error(error) in names:
-        return True
-    node: Any = error
-    while isinstance(node, dict):
-        if node.get("code") in names:
-            return True
-        node = node.get("innerError")
-    return any(info.get("type") in names for info in infos(error))
+def runs_again(rerun: Collection[str], error: dict[str, Any]) -> bool:
+    """Whether a line that failed with this error is of those that `RunOptions.rerun` names; no name is all."""
+    return not rerun or is_one_of([LINE_TIMED_OUT if name == TIMED_OUT else name for name in rerun], error)
 
 
 def rerun_errors(text: str) -> tuple[str, ...]:
@@ -80,13 +73,10 @@ def rerun_errors(text: str) -> tuple[str, ...]:
     Raises:
         InvalidOptionError: A name that looks like a class of errors and is none.
     """
-    names = [name for name in map(str.strip, text.split(",")) if name]
-    if FAILED in names:
-        if len(names) > 1:
-            raise InvalidOptionError(f"rerun={text!r}: {FAILED!r} is all failed lines. Leave out the others, or it.")
-        return ()
-    words = {TIMED_OUT: LINE_TIMED_OUT, TIMED_OUT.replace("_", "-"): LINE_TIMED_OUT}
-    return error_names(",".join(words.get(name, name) for name in names), "rerun")
+    names = error_names(text, "rerun", (FAILED, TIMED_OUT))
+    if FAILED in names and len(names) > 1:
+        raise InvalidOptionError(f"rerun={text!r}: {FAILED!r} is all failed lines. Leave out the others, or it.")
+    return () if FAILED in names else names
 
 
 def retried_errors(text: str) -> tuple[str, ...]:
@@ -98,40 +88,44 @@ def retried_errors(text: str) -> tuple[str, ...]:
     return error_names(text, "retry_on")
 
 
-def error_names(text: str, option: str) -> tuple[str, ...]:
+def error_names(text: str, option: str, words: Sequence[str] = ()) -> tuple[str, ...]:
     """Read a list of errors: classes, codes and types of exceptions, separated by commas.
 
     Args:
         text: What was typed.
         option: For the message.
+        words: What may be said beside classes.
 
     Raises:
-        InvalidOptionError: A name that looks like a class of errors and is none.
+        InvalidOptionError: A name that looks like a class of errors, or one of the words, and is none.
     """
+    known = [*words, *map(str, ErrorClass)]
     names = []
     for name in filter(None, map(str.strip, text.split(","))):
-        kind = _class_meant(name)
-        if kind is not None and name.replace("-", "_") != kind:
+        meant = _meant(name, known)
+        if meant is not None and name.replace("-", "_") != meant:
             raise InvalidOptionError(
-                f"{option} names {name!r}, which is no class of errors. Did you mean {str(kind)!r}? The classes are "
-                f"{', '.join(ErrorClass)}; codes and types of exceptions, such as RateLimitError, are taken too."
+                f"{option} names {name!r}, which is no class of errors. Did you mean {meant!r}? There are {', '.join(known)}; "
+                "codes and types of exceptions, such as RateLimitError, are taken too."
             )
-        names.append(name if kind is None else str(kind))
+        names.append(meant or name)
     return tuple(names)
 
 
-def _class_meant(name: str) -> ErrorClass | None:
-    """The class that a name stands for, misspelt or not; `None` for what may be a code or a type of exceptions.
+def _meant(name: str, known: Sequence[str]) -> str | None:
+    """What of the known a name stands for, misspelt or not; `None` for what may be a code or a type of exceptions.
 
     Whether one of these ever comes nobody knows beforehand, and most have capitals between small letters.
     """
     if not (name.islower() or name.isupper() or "_" in name or "-" in name):
         return None
     spelt = name.lower().replace("-", "_")
+    if spelt in known:
+        return spelt
     words = set(spelt.split("_"))
-    of_its_words = [kind for kind in ErrorClass if words <= set(kind.split("_"))]
-    close = difflib.get_close_matches(spelt, ErrorClass, 1, cutoff=0.8) if name.islower() else []
-    return next(iter([*of_its_words, *map(ErrorClass, close)]), None)
+    of_its_words = [kind for kind in known if words <= set(kind.split("_"))]
+    close = difflib.get_close_matches(spelt, known, 1, cutoff=0.8) if name.islower() else []
+    return next(iter([*of_its_words, *close]), None)
 
 
 def not_before_sec(error: dict[str, Any]) -> float:
@@ -189,8 +183,8 @@ class RunOptions(BaseModel):
     on_change: OnChange = "refuse"
     """What a resume does when data, mapping or flow are not what they were."""
     rerun: tuple[str, ...] = ()
-    """Of the lines that failed in an earlier start, those that run again: by class, code or type of their error, as in
-    `LinePolicy.retry_on`; empty is all of them."""
+    """Of the lines that failed in an earlier start, those that run again: `timed_out`, or by class, code or type of their
+    error, as in `LinePolicy.retry_on`; empty is all of them."""
 
 
 def positive_number(name: str, default: float | None) -> float | None:

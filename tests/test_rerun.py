@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from prefect_batchflow import BatchEngine, BatchResult
+from prefect_batchflow import AbstractBatchRunStorage, BatchEngine, BatchResult, FlowRunInfo, RunInfo
 from prefect_batchflow.exceptions import InvalidOptionError
 from prefect_batchflow.flows import run_batch
 from prefect_batchflow.live import LiveRun
 from prefect_batchflow.settings import rerun_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -38,6 +38,22 @@ def main(n: int, does: str) -> int:
     return n
 """
 ROWS = [{"n": n, "does": does} for n, does in enumerate(["completes", "hangs", "dies", "raises", "hangs"])]
+
+
+class Nothing(AbstractBatchRunStorage):
+    """A storage of the caller's in which nothing is."""
+
+    def persist_node_run(self, run_info: RunInfo) -> None:
+        pass
+
+    def persist_flow_run(self, run_info: FlowRunInfo) -> None:
+        pass
+
+    def load_node_run_info_for_line(self, line_number: int) -> Sequence[RunInfo]:
+        return ()
+
+    def load_flow_run_info(self, line_number: int) -> FlowRunInfo | None:
+        return None
 
 
 class Nightly:
@@ -104,8 +120,7 @@ def test_what_was_left_is_said_and_runs_with_the_next_start(nightly: Nightly) ->
     run_batch({**parameters, "rerun": "timed_out"}, live)
 
     assert live.notes == [
-        "2 lines that failed before were left as they are: rerun is 'LineExecutionTimeoutError', and they failed with other "
-        "errors."
+        "Lines that failed before and were left as they are: 2. rerun is 'timed_out', and they failed with other errors."
     ]
     assert run_batch(parameters, LiveRun()).completed_lines == 5, "a choice counts for one start"
 
@@ -139,10 +154,25 @@ def test_a_new_run_on_an_old_ones_lines_takes_over_the_failures_that_stay(nightl
     assert nightly.failed("again") == [2, 3]
 
 
+def test_a_storage_that_is_brought_has_no_failed_lines_to_choose_among(nightly: Nightly) -> None:
+    parameters = {"flow": nightly.flow, "data": str(nightly.data), "storage": str(nightly.storage), "run_id": "again"}
+    (nightly.folder / "begun").write_text("")
+
+    with pytest.raises(InvalidOptionError, match="of Nothing completed lines are taken over, and all others run"):
+        run_batch({**parameters, "rerun": "timed_out"}, LiveRun(resume_storage=Nothing()))
+
+    assert nightly.begun() == []
+    assert not (nightly.storage / "again").exists()
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("timeouts", "rerun names 'timeouts', which is no class of errors. Did you mean 'timeout'"),
+        (
+            "timeouts",
+            "rerun names 'timeouts', which is no class of errors. Did you mean 'timeout'? There are failed, timed_out, ",
+        ),
+        ("TIMED_OUT", "rerun names 'TIMED_OUT', which is no class of errors. Did you mean 'timed_out'?"),
         ("failed,crash", "rerun='failed,crash': 'failed' is all failed lines. Leave out the others, or it."),
     ],
 )

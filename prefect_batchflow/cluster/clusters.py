@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from prefect_batchflow.exceptions import BatchflowException, ClusterError, InvalidOptionError
+from prefect_batchflow.exceptions import BatchflowException, ClusterError, InvalidOptionError, told
 from prefect_batchflow.own_server import own_server_url
 
 if TYPE_CHECKING:
@@ -83,8 +83,7 @@ class Cluster(ABC):
             raise
         except Exception as exc:
             raise ClusterError(
-                f"{self._name} cannot be reached: ({type(exc).__name__}) {str(exc).rstrip('.')}. See that it runs, "
-                "and that task_runner_address is right."
+                f"{self._name} cannot be reached: {told(exc)}. See that it runs, and that task_runner_address is right."
             ) from exc
         if places < 1:
             raise ClusterError(f"{self._name} has no worker. Start some, and resume the run.")

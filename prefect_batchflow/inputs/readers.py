@@ -28,7 +28,7 @@ from prefect_batchflow.inputs.formats import (
     read_jsonl,
     shorten,
 )
-from prefect_batchflow.inputs.places import fixed_folder, fresh_listings, is_local_path, local_path
+from prefect_batchflow.inputs.places import EXTRAS, fixed_folder, fresh_listings, is_local_path, local_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -49,9 +49,7 @@ _KNOWN = (
     f"and {', '.join(columnar.SUFFIXES)}"
 )
 _PACKAGES = {
-    **dict.fromkeys(("s3", "s3a"), "'prefect-batchflow[s3]'"),
-    **dict.fromkeys(("gs", "gcs"), "'prefect-batchflow[gcs]'"),
-    **dict.fromkeys(("abfs", "abfss", "adl", "az"), "'prefect-batchflow[azure]'"),
+    **{protocol: f"'prefect-batchflow[{extra}]'" for protocol, extra in EXTRAS.items()},
     **dict.fromkeys(("http", "https"), "aiohttp requests"),
 }
 

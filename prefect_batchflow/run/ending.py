@@ -22,10 +22,13 @@ if TYPE_CHECKING:
 
     from prefect_batchflow.live import LiveRun
     from prefect_batchflow.results import BatchResult
+    from prefect_batchflow.run.opening import Opened
     from prefect_batchflow.run.preparation import Prepared
     from prefect_batchflow.run.state import RunState
-    from prefect_batchflow.storage.records import RunRecords, Stored
+    from prefect_batchflow.storage.records import Stored
 
+COPY_IMAGES_SEC = 20.0
+"""How long images that lie on other machines may take to be copied beside the failed lines that name them, all together."""
 STOPPED_HAND_IN_SEC = 3.0
 """How long a stopped run waits for Prefect's own server: it has task runs that never reported, and its caller waits."""
 
@@ -36,16 +39,14 @@ class Ending:
     Args:
         state: The run.
         prepared: What it ran on.
-        records: What it wrote.
+        opened: Its records.
         counts: Whether a line's newest record is of this run's data, and its last word.
     """
 
-    def __init__(
-        self, state: RunState, prepared: Prepared, records: RunRecords, counts: Callable[[Stored], bool]
-    ) -> None:
+    def __init__(self, state: RunState, prepared: Prepared, opened: Opened, counts: Callable[[Stored], bool]) -> None:
         self._state = state
         self._prepared = prepared
-        self._records = records
+        self._opened = opened
         self._counts = counts
 
     async def aggregate(self) -> None:
@@ -59,7 +60,6 @@ class Ending:
             timeout_sec=state.options.policy.timeout_sec,
         )
         aggregation = await state.stop.unless_stopped(work)
-        state.stop.raise_failure()
         if aggregation is None:
             state.note("The aggregation was stopped before it ended; there are no metrics.")
             return
@@ -70,8 +70,9 @@ class Ending:
     async def report(self) -> BatchResult:
         """Sum up, write the files people take away, and show it in Prefect."""
         state, prepared = self._state, self._prepared
+        state.stop.raise_failure()
         result = state.batch_result(prepared.inventory.total_lines)
-        await write_outputs(
+        images_left = await write_outputs(
             prepared.files,
             state.keys,
             self._newest_records(),
@@ -80,6 +81,12 @@ class Ending:
             prepared.flow.message_format,
             self._image_inputs(),
         )
+        if images_left:
+            state.note(
+                f"Images of failed lines that were not copied beside failed.jsonl: {images_left}. They lie on another machine, "
+                "which takes too long; the lines name them as they did."
+            )
+        state.stop.raise_failure()
         await self._write_artifacts(result)
         state.logger.info("Run %s: %s", state.request.run_id, summary_line(result))
         state.live.result = result
@@ -96,10 +103,12 @@ class Ending:
         flow = self._prepared.flow
         if flow.language.lower() != "python":
             return None
-        return ImageInputs(self._image_folders(), plain_paths=not isinstance(flow.program, Entry))
+        # Who stops a run waits for its end.
+        remote_sec = 0.0 if self._state.stop.is_stopped else COPY_IMAGES_SEC
+        return ImageInputs(self._image_folders(), not isinstance(flow.program, Entry), remote_sec)
 
     async def _newest_records(self) -> AsyncIterator[dict[str, Any]]:
-        async for stored, record in self._records.newest():
+        async for stored, record in self._opened.records.newest():
             if self._counts(stored):
                 yield record
 
@@ -117,7 +126,7 @@ class Ending:
         )
         writes = [write_summary(run_id, summary)]
         # A run that was resumed may have to clear the table of the time before.
-        if result.failed_lines or state.reused_lines:
+        if result.failed_lines or self._opened.session > 1:
             writes.append(write_failed_lines(run_id, failed_table(state.tally.failures), result.failed_lines))
         await asyncio.gather(*writes)
 
@@ -129,10 +138,20 @@ class Ending:
         return f"batchflow resume {request.run_id}" + (f" --storage {request.storage}" if elsewhere else "")
 
 
-async def stopped_before_lines(state: RunState) -> BatchResult:
+async def stopped_before_data(state: RunState) -> BatchResult:
     """The result of a run of which nobody knows the lines; nothing of it is in the storage."""
     state.note("Stopped before the data was read: no line has begun, and nothing was written.")
-    state.live.result = result = state.batch_result(total_lines=0)
+    return await _without_lines(state, 0)
+
+
+async def stopped_before_lines(state: RunState, total_lines: int) -> BatchResult:
+    """The result of a run of which nobody knows which lines are done; what the storage has of it stays as it is."""
+    state.note("Stopped before it was known which lines are done: none has begun, and what was done is kept.")
+    return await _without_lines(state, total_lines)
+
+
+async def _without_lines(state: RunState, total_lines: int) -> BatchResult:
+    state.live.result = result = state.batch_result(total_lines)
     await _hand_in(state)
     return result
 

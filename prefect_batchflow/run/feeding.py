@@ -19,7 +19,7 @@ from prefect_batchflow.lines import chunks, input_hash
 from prefect_batchflow.live import ProgressReport
 from prefect_batchflow.report.artifacts import Progress
 from prefect_batchflow.results import Receipt, Status, line_result
-from prefect_batchflow.settings import is_one_of
+from prefect_batchflow.settings import runs_again
 from prefect_batchflow.storage.control import LOOK_EVERY_SEC, Driver
 from prefect_batchflow.storage.custom import persist_lines
 from prefect_batchflow.surroundings import is_cancelled_in_prefect
@@ -111,7 +111,7 @@ class Feeding:
         self._account_for_every_line(course.runner)
         if self._left_failed:
             self._state.note(
-                f"{self._left_failed} lines that failed before were left as they are: rerun is "
+                f"Lines that failed before and were left as they are: {self._left_failed}. rerun is "
                 f"{','.join(self._options.rerun)!r}, and they failed with other errors."
             )
 
@@ -190,6 +190,7 @@ class Feeding:
     async def _feed(self, course: _Course) -> None:
         state, runner, window = self._state, course.runner, course.window
         self._runner = state.stop.runner = runner
+        state.stop.raise_failure()
         runner.on_room = window.wake
         run_id, total = state.request.run_id, self._total_lines
         state.logger.info("Run %s: %d lines of %s, %s", run_id, total, self._prepared.flow.name, course.how)
@@ -267,8 +268,7 @@ class Feeding:
         """Whether a line that ended in an earlier start is to be run: it failed, and with an error that is asked for."""
         if ended.error is None:
             return False
-        rerun = self._options.rerun
-        return not rerun or is_one_of(rerun, ended.error)
+        return runs_again(self._options.rerun, ended.error)
 
     def _take_as_it_is(self, ended: Receipt) -> None:
         self._state.reused_lines += ended.error is None

@@ -68,8 +68,15 @@ class Opening:
     async def check_before_writing(self) -> None:
         """Refuse what would end a run after it has left something in the storage, or after its lines were paid for."""
         resume_from, output_dir = self._request.resume_from, self._prepared.output_dir
-        if resume_from is not None and await read_manifest(self._files, self._keys) is None:
-            self._refuse_other_flow(await require_manifest(self._files, RunKeys(resume_from)))
+        resume_storage, rerun = self._state.live.resume_storage, self._state.options.rerun
+        if await read_manifest(self._files, self._keys) is None:
+            if resume_from is not None:
+                self._refuse_other_flow(await require_manifest(self._files, RunKeys(resume_from)))
+            if resume_storage is not None and rerun:
+                raise InvalidOptionError(
+                    f"rerun={','.join(rerun)!r} chooses among lines that failed in a run of this package; of "
+                    f"{type(resume_storage).__name__} completed lines are taken over, and all others run. Leave rerun out."
+                )
         if output_dir is not None:
             try:
                 await asyncio.to_thread(_try_to_write, output_dir)
@@ -79,8 +86,12 @@ class Opening:
                     "Give a folder that can."
                 ) from exc
 
-    async def open(self) -> Opened:
-        """Compare with what the run was, write its manifest, and learn which lines are done; the lease is held."""
+    async def open(self) -> Opened | None:
+        """Compare with what the run was, write its manifest, and learn which lines are done; the lease is held.
+
+        Returns:
+            The records; `None` when the run is stopped before all this is done.
+        """
         state = self._state
         before = await read_manifest(self._files, self._keys)
         prints = self._fingerprints()
@@ -100,7 +111,7 @@ class Opening:
                 "lines. Give another run id to take over the lines of that run."
             )
         if before and (earlier := before.sessions[-1].prefect_flow_run_id):
-            await end_abandoned(UUID(earlier), state.flow_run.id)
+            await state.stop.unless_stopped(end_abandoned(UUID(earlier), state.flow_run.id))
         this_start = Session(
             started_at=state.start_time.isoformat(),
             prefect_flow_run_id=str(state.flow_run.id),
@@ -111,7 +122,9 @@ class Opening:
         session = len(sessions)
         if before is None:
             # Before the manifest: a run that could not take over all has not begun, and its next start takes over again.
-            await self._take_over()
+            await state.stop.unless_stopped(self._take_over())
+        if state.stop.is_stopped:
+            return None
         since = before.records_since if before else 0
         if changed and state.options.on_change == "rerun":
             since = session
@@ -120,7 +133,10 @@ class Opening:
             # Whatever its last start ran on: one that was killed may have left tasks of the start before it on a cluster.
             await supersede(self._files, self._keys, session)
         records = RunRecords(self._files, self._keys, session, since)
-        index, damaged = await records.scan()
+        scanned = await state.stop.unless_stopped(records.scan())
+        if scanned is None:
+            return None
+        index, damaged = scanned
         for damage in damaged:
             state.note(f"{damage} Its lines are run again.")
         return Opened(session, since, records, index)

@@ -36,6 +36,8 @@ class Stop:
         self._limit_sec = limit_sec
         self._clock = clock
         self._error: BatchflowException | None = None
+        self._failure: BatchflowException | None = None
+        self._stop_now: Callable[[], object] = lambda: None
         self.is_stopped = False
         """By somebody, by the run's time limit, or by a failure that is no line's."""
         self.runner: LineRunner | ClusterRunner | None = None
@@ -52,14 +54,18 @@ class Stop:
         return error_dict(self._error) if self._error else None
 
     def fail(self, exc: BatchflowException) -> None:
-        """End lines that run, for a reason that leaves no result."""
+        """End the run, whatever it does now, for a reason that leaves no result."""
+        self._failure = self._failure or exc
         if self.runner is not None:
             self.runner.fail(exc)
+        else:
+            self._stop_now()
 
     def raise_failure(self) -> None:
-        """Raise what left no result, if anything did."""
-        if self.runner is not None and self.runner.failure is not None:
-            raise self.runner.failure
+        """Raise what leaves no result, if there is anything."""
+        failure = self._failure or (self.runner.failure if self.runner is not None else None)
+        if failure is not None:
+            raise failure
 
     def on_failure_limit(self, exc: BatchflowException) -> None:
         """End the run with what it has: more failed than it bears. The first reason stays."""
@@ -69,13 +75,21 @@ class Stop:
                 self.runner.on_failure()
 
     async def unless_stopped(self, stage: Coroutine[Any, Any, T]) -> T | None:
-        """What a stage gives; `None` when the run is stopped before it ends."""
+        """What a stage gives; `None` when the run is stopped before it ends.
+
+        Raises:
+            BatchflowException: The stage's own, or what ended the run without a result.
+        """
         work = asyncio.ensure_future(stage)
         try:
             with self.stops(work.cancel):
                 await asyncio.wait({work})
         finally:
             work.cancel()
+        failed = None if work.cancelled() else work.exception()
+        self.raise_failure()
+        if failed is not None:
+            raise failed
         return None if work.cancelled() else work.result()
 
     @contextlib.contextmanager
@@ -99,10 +113,11 @@ class Stop:
             timers.append(loop.call_later(DRAIN_SEC, stop))
 
         def on_limit() -> None:
-            self._error = BatchRunTimeoutError(
-                f"The batch run exceeded its limit of {self._limit_sec:g} seconds. Resume it, with a longer "
-                "batch_timeout_sec, to run the lines that are left."
-            )
+            if not self.is_stopped:
+                self._error = BatchRunTimeoutError(
+                    f"The batch run exceeded its limit of {self._limit_sec:g} seconds. Resume it, with a longer "
+                    "batch_timeout_sec, to run the lines that are left."
+                )
             stop()
 
         if self._limit_sec is not None:
@@ -110,10 +125,12 @@ class Stop:
             timers.append(loop.call_later(max(left, 0), on_limit))
         if runner is not None:
             runner.on_failure = stop
+        self._stop_now = stop
         self._live.when_cancelled(lambda drains: loop.call_soon_threadsafe(drain if drains else stop))
         try:
             yield
         finally:
             self._live.when_cancelled(lambda _: None)
+            self._stop_now = lambda: None
             for timer in timers:
                 timer.cancel()

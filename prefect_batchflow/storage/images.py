@@ -6,10 +6,12 @@ A name that is there already has the same content, so writing outputs again, aft
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow.exceptions import InvalidImageInput, StorageError, told
+from prefect_batchflow.inputs.places import is_local_path
 from prefect_batchflow.storage.keys import IMAGES
 from prefect_batchflow.tools.multimedia import (
     Image,
@@ -39,6 +41,8 @@ class ImageInputs:
     """What paths are relative to, by the source that brought them; `""` is the flow. Of other sources none is looked for."""
     plain_paths: bool = False
     """Whether a text of an input of type image is a path, too; callables get texts as they are."""
+    remote_sec: float = 0.0
+    """Seconds that reading files of other machines may take, all together."""
 
 
 class ImageFiles:
@@ -66,6 +70,9 @@ class ImageFiles:
         self._output_dir = output_dir
         self._format = message_format
         self._there: set[str] | None = None
+        self._remote_sec = inputs.remote_sec
+        self.left = 0
+        """Images of inputs that were not looked for, since there was no time."""
 
     async def with_outputs(self, record: dict[str, Any]) -> dict[str, Any]:
         """Give a completed line's record with paths in the place of its output's images, which are written first.
@@ -128,9 +135,23 @@ class ImageFiles:
         if path is None:
             return None
         try:
-            return Image(await asyncio.to_thread(read_within, path, folder))
+            if folder is None or is_local_path(folder):
+                return Image(await asyncio.to_thread(read_within, path, folder))
+            return Image(await self._read_remote(path, folder))
         except InvalidImageInput:
             return None
+        except TimeoutError:
+            self.left += 1
+            return None
+
+    async def _read_remote(self, path: str, folder: str) -> bytes:
+        if self._remote_sec <= 0:
+            raise TimeoutError
+        began = time.monotonic()
+        try:
+            return await asyncio.wait_for(asyncio.to_thread(read_within, path, folder), self._remote_sec)
+        finally:
+            self._remote_sec -= time.monotonic() - began
 
     async def _write(self, image: Any) -> str:
         name = file_name(image)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -33,6 +34,11 @@ if TYPE_CHECKING:
 RENEW_EVERY_SEC = 10.0
 STALE_AFTER_SEC = 60.0
 """A lease this old, or from the future, may be a dead one's."""
+CREATE_TRIES = 5
+CREATE_AGAIN_SEC = 0.2
+"""A store may refuse a conditional write while another one's goes on, and asks to try again."""
+WRITE_ENDS_SEC = 5.0
+"""How long a release waits for a renewal that is under way."""
 LOOK_SEC = 0.3
 """How long the lock of a run may be held by who only looks whether it is held."""
 WATCH_SEC = 25.0
@@ -62,6 +68,7 @@ class Lease:
         self._number = 0
         self._fd: int | None = None
         self._renewing: asyncio.Task[None] | None = None
+        self._writing: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         try:
@@ -92,9 +99,12 @@ class Lease:
             self._renewing.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._renewing
+            if self._writing is not None:
+                await asyncio.wait({self._writing}, timeout=WRITE_ENDS_SEC)
             # A released lease is one that nobody renews: no delete is asked of the storage.
             with contextlib.suppress(Exception):
-                await self._write(released=True)
+                if await self._other_holder() is None:
+                    await self._write(released=True)
         self._unlock()
 
     async def _lock(self, path: Path) -> None:
@@ -126,15 +136,22 @@ class Lease:
             raise self._in_use(taken_by)
 
     async def _create(self) -> None:
-        try:
-            await self._files.create_path(self._keys.lease(self._number), self._content())
-        except FileExistsError:
-            pass
-        except Exception:  # noqa: BLE001 - what lasts is raised by what follows
-            # A store that refuses to compare, or does so while another one's write goes on.
-            number, _ = await _newest(self._files, self._keys)
-            if number < self._number:
-                await self._write()
+        """Write the lease unless there is one of its number: whose that is shows when it is read."""
+        for tries_left in reversed(range(CREATE_TRIES)):
+            try:
+                return await self._files.create_path(self._keys.lease(self._number), self._content())
+            except FileExistsError:
+                return None
+            except Exception as exc:
+                if _cannot_compare(exc):
+                    return await self._write()
+                number, _ = await _newest(self._files, self._keys)
+                if number >= self._number:
+                    return None
+                if not tries_left:
+                    raise
+            await asyncio.sleep(CREATE_AGAIN_SEC)
+        return None
 
     async def _other_holder(self) -> dict[str, Any] | None:
         _, lease = await _newest(self._files, self._keys)
@@ -151,7 +168,9 @@ class Lease:
             raise self._in_use(now[1])
 
     def _in_use(self, lease: dict[str, Any]) -> RunInUseError:
-        holder = f" by process {lease['pid']} on {lease['host']}" if "pid" in lease else ""
+        # A lock may be held by one that has not written its lease yet: the newest is that of the holder before.
+        is_old = "pid" not in lease or lease.get("released") or is_dead(lease)
+        holder = "" if is_old else f" by process {lease['pid']} on {lease['host']}"
         return RunInUseError(
             f"The run {self._keys.run_id!r} is running already{holder}. Wait for it to end, cancel it, or give another "
             "run id.",
@@ -173,7 +192,9 @@ class Lease:
             with contextlib.suppress(Exception):
                 taken_by = await self._other_holder()
                 if taken_by is None:
-                    await self._write()
+                    # Whole, also when this is cancelled: one that lands after the release would undo it.
+                    self._writing = asyncio.ensure_future(self._write())
+                    await asyncio.shield(self._writing)
         self._on_lost(
             RunInUseError(
                 f"The run {self._keys.run_id!r} was taken over by process {taken_by.get('pid')} on {taken_by.get('host')} "
@@ -181,6 +202,11 @@ class Lease:
                 run_id=self._keys.run_id,
             )
         )
+
+
+def _cannot_compare(exc: Exception) -> bool:
+    """Whether a store, or its package, knows no conditional writes."""
+    return isinstance(exc, NotImplementedError | TypeError) or (isinstance(exc, OSError) and exc.errno == errno.ENOSYS)
 
 
 async def _newest(files: RunFiles, keys: RunKeys) -> tuple[int, dict[str, Any] | None]:

@@ -72,7 +72,7 @@ async def write_outputs(
     output_dir: Path | None,
     message_format: str = MESSAGE_FORMATS[0],
     image_inputs: ImageInputs | None = None,
-) -> None:
+) -> int:
     """Write all three files, to the run's folder and to `output_dir` where there is one.
 
     Args:
@@ -84,6 +84,9 @@ async def write_outputs(
         message_format: How the flow writes images; those in outputs, and the files in inputs of failed lines, become files
             in `images/`, before the rows that name them.
         image_inputs: How inputs name images; `None` leaves them as they are.
+
+    Returns:
+        How many images of inputs were left where they are, since there was no time to read them.
 
     Raises:
         StorageError: One of them cannot be written.
@@ -115,6 +118,7 @@ async def write_outputs(
         if output_dir is not None:
             sources = {OUTPUT_FILE: outputs, "failed.jsonl": failed, "batch_result.json": summary}
             await asyncio.to_thread(_copy_to, output_dir, sources)
+    return images.left
 
 
 def _writing(path: Path) -> IO[str]:

@@ -124,10 +124,8 @@ class RecordIndex:
 
     def completed(self, line_number: int, input_hash: str) -> Receipt | None:
         """The receipt of a line that is done, with just these inputs; else `None`."""
-        stored = self.lines.get(line_number)
-        if stored is None or stored.receipt.status != "Completed" or stored.input_hash != input_hash:
-            return None
-        return stored.receipt
+        ended = self.ended(line_number, input_hash)
+        return ended if ended is not None and ended.status == "Completed" else None
 
     def ended(self, line_number: int, input_hash: str) -> Receipt | None:
         """The receipt of a line that completed or failed, with just these inputs; else `None`."""

@@ -10,7 +10,7 @@ from prefect_batchflow.execution.executor import LineOutcome
 from prefect_batchflow.execution.nodes import encode_record
 from prefect_batchflow.lines import input_hash
 from prefect_batchflow.results import FlowRunInfo, RunInfo, Status, receipt
-from prefect_batchflow.settings import is_one_of
+from prefect_batchflow.settings import runs_again
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
@@ -36,7 +36,7 @@ async def take_over_run(other: RunRecords, into: RunRecords, rerun: Collection[s
     copier = _Copier(into)
     async for stored, record in other.newest():
         receipt = stored.receipt
-        stays_failed = rerun and receipt.status is Status.Failed and not is_one_of(rerun, receipt.error or {})
+        stays_failed = receipt.status is Status.Failed and not runs_again(rerun, receipt.error or {})
         if receipt.status is Status.Completed or stays_failed:
             await copier.add(LineOutcome(receipt, encode_record(record), record["input_hash"]))
     return await copier.end()

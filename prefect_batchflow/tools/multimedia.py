@@ -442,7 +442,9 @@ def _read_remote(path: str, folder: str) -> bytes:
         return _fetched(url)
     from fsspec.core import url_to_fs
 
-    file_system, place = url_to_fs(url)
+    from prefect_batchflow.inputs.places import fresh_listings
+
+    file_system, place = url_to_fs(url, **fresh_listings(url))
     with file_system.open(place, "rb") as file:
         return _within_limit(file.read(MAX_IMAGE_BYTES + 1), path)
 

@@ -241,14 +241,14 @@ class TestWhatOthersWrote:
     @pytest.mark.anyio
     async def test_a_key_beside_those_that_were_listed_is_found(self, bucket: Bucket) -> None:
         files = RunStorageBlock(url=f"{bucket.url}/runs")
-        await files.write_path("r1/lease.json", b"{}")
+        await files.write_path("r1/manifest.json", b"{}")
         assert await files.list_names("r1/records") == []
-        assert await files.list_names("r1") == ["lease.json"]
+        assert await files.list_names("r1") == ["manifest.json"]
 
         bucket.put("runs/r1/control.json", "{}")
 
         assert await files.read_path("r1/control.json") == b"{}"
-        assert await files.list_names("r1") == ["control.json", "lease.json"]
+        assert await files.list_names("r1") == ["control.json", "manifest.json"]
 
     def test_data_is_looked_for_anew_each_time(self, bucket: Bucket) -> None:
         bucket.put("rows/a.jsonl", '{"n": 1}\n')

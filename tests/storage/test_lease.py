@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import json
 import os
@@ -282,7 +283,16 @@ class TestElsewhere:
                 pass
         assert (await lease_of(remote, keys))["owner"] == "other"
 
-    async def test_of_many_that_begin_at_once_one_does(self, remote: RunStorageBlock, keys: RunKeys) -> None:
+    async def test_of_many_that_begin_at_once_one_does(
+        self, remote: RunStorageBlock, keys: RunKeys, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        really_create, comparing = RunStorageBlock.create_path, asyncio.Lock()
+
+        async def compared(self: RunStorageBlock, path: str, content: bytes) -> None:
+            async with comparing:  # as a store does; those of the tests look first, and write then
+                await really_create(self, path, content)
+
+        monkeypatch.setattr(RunStorageBlock, "create_path", compared)
         over, begun = asyncio.Event(), 0
 
         async def begin() -> None:
@@ -314,7 +324,8 @@ class TestElsewhere:
     async def test_a_store_that_refuses_to_compare_is_written_to_all_the_same(
         self, remote: RunStorageBlock, keys: RunKeys, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(RunStorageBlock, "create_path", _failing(OSError("NotImplemented: If-None-Match")))
+        refused = OSError(errno.ENOSYS, "NotImplemented: If-None-Match")
+        monkeypatch.setattr(RunStorageBlock, "create_path", _failing(refused))
 
         async with Lease(remote, keys):
             assert (await lease_of(remote, keys))["pid"] == os.getpid()
@@ -388,6 +399,54 @@ class TestElsewhere:
         [error] = lost
         assert "taken over by process 77 on far" in str(error)
         assert (await lease_of(remote, keys))["renewed_at"] == 1.0
+        assert (await lease_of(remote, keys))["released"] is False
+
+    async def test_a_conditional_write_that_meets_another_is_tried_again(
+        self, remote: RunStorageBlock, keys: RunKeys, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """S3 answers 409 while another one's write of the same key goes on, which may fail."""
+        monkeypatch.setattr(lease_module, "CREATE_AGAIN_SEC", 0.0)
+        really_create, refusals = RunStorageBlock.create_path, 3
+
+        async def meets(self: RunStorageBlock, path: str, content: bytes) -> None:
+            nonlocal refusals
+            refusals -= 1
+            if refusals:
+                raise OSError(errno.EIO, "ConditionalRequestConflict")
+            await really_create(self, path, content)
+
+        monkeypatch.setattr(RunStorageBlock, "create_path", meets)
+
+        async with Lease(remote, keys):
+            assert (await lease_of(remote, keys))["pid"] == os.getpid()
+
+    async def test_one_that_meets_another_whose_write_has_ended_is_refused(
+        self, remote: RunStorageBlock, keys: RunKeys, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def meets(self: RunStorageBlock, path: str, content: bytes) -> None:
+            await forge(remote, keys, host="far")
+            raise OSError(errno.EIO, "ConditionalRequestConflict")
+
+        monkeypatch.setattr(RunStorageBlock, "create_path", meets)
+
+        with pytest.raises(RunInUseError, match=" on far"):
+            async with Lease(remote, keys):
+                pass
+        assert (await lease_of(remote, keys))["owner"] == "other"
+
+    async def test_who_lost_the_lease_to_one_of_the_same_number_does_not_release_it(
+        self, remote: RunStorageBlock, keys: RunKeys, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """On a store that does not compare both have written it, and the other one last."""
+        monkeypatch.setattr(lease_module, "RENEW_EVERY_SEC", 0.005)
+        lost: list[RunInUseError] = []
+        async with Lease(remote, keys, lost.append):
+            async with asyncio.timeout(60):
+                while not lost:  # a renewal that was under way writes once more
+                    await forge(remote, keys, host="far")
+                    await asyncio.sleep(0.01)
+
+        assert (await lease_of(remote, keys))["owner"] == "other"
         assert (await lease_of(remote, keys))["released"] is False
 
 
