@@ -732,7 +732,8 @@ class TestClose:
         await pool.start()
         tasks = [asyncio.create_task(run(pool, number, n=number)) for number in range(5)]
         await eventually(lambda: len(pids(tmp_path, "pid")) == 2, description="two lines run, three wait")
-        assert len(with_token(token_of(pool))) == 4
+        # A process that has just been forked has no environment to be seen until it runs its program.
+        await eventually(lambda: len(with_token(token_of(pool))) == 4, description="two workers and two grandchildren")
 
         async with asyncio.timeout(10):
             await pool.close()
@@ -755,9 +756,12 @@ class TestClose:
         async with asyncio.timeout(20):
             await asyncio.wait({closing})
             await worker.exited.wait()
+        supervisor = pool._supervisor
+        assert supervisor is not None
+        # In a thread, which goes on when the close is cancelled as late as that.
+        await eventually(lambda: supervisor.returncode is not None, description="somebody has waited for it")
 
-        assert pool._supervisor is not None
-        assert (pool._supervisor.returncode, with_token(token_of(pool))) == (0, [])
+        assert (supervisor.returncode, with_token(token_of(pool))) == (0, [])
 
     async def test_a_suspect_that_runs_alone_is_cancelled_too(self, tmp_path: Path) -> None:
         code = """
