@@ -25,10 +25,13 @@ class Memory:
     """Seconds since the start, resident memory of the process, and of the largest of its descendants."""
     peaks: dict[int, int] = field(default_factory=dict)
     """By descendant, the most it ever had: the kernel's own count, so that a peak between two samples is in it."""
+    born: set[int] = field(default_factory=set)
 
     def sample(self) -> None:
-        """Look once."""
-        children = descendants(self.pid)
+        """Look once; a descendant counts from the second look on, for before it runs its program it has its parent's memory."""
+        there = set(descendants(self.pid))
+        children = there & self.born
+        self.born = there
         resident = [memory_kb("VmRSS", child) for child in children]
         for child in children:
             self.peaks[child] = max(self.peaks.get(child, 0), memory_kb("VmHWM", child))
