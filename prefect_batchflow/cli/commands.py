@@ -42,6 +42,7 @@ from prefect_batchflow.exceptions import (
     BatchRunTimeoutError,
     InvalidOptionError,
     LineFailureError,
+    RunNotFoundError,
     SystemErrorException,
     UnexpectedError,
     UserErrorException,
@@ -469,11 +470,14 @@ def _run(
             if live.cancel_reason or is_signal(exc.__cause__):
                 raise KeyboardInterrupt from exc
             raise
-        if result.total_lines == 0:  # stopped before its data was read: there is no run to show
+        try:
+            stored = _awaited(_read(run_id, storage)) if result.total_lines else None
+        except RunNotFoundError:
+            stored = None
+        if stored is None:  # stopped before it was written down: there is no run to show
             if error := result.error_summary.batch_error_dict:
                 raise BatchRunTimeoutError(str(error["message"]))
             raise KeyboardInterrupt
-        stored = _awaited(_read(run_id, storage))
     if live.tally is not None:
         stored = replace(stored, error_groups=live.tally.error_groups)
     stored = replace(stored, notes=(*notes, *live.notes, *stored.notes))

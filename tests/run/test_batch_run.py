@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from prefect_batchflow import Status
+from prefect_batchflow.cli.commands import main
 from prefect_batchflow.exceptions import RunInUseError
 from prefect_batchflow.flows import run_batch
 from prefect_batchflow.live import LiveRun
@@ -79,6 +82,35 @@ def test_a_run_that_is_cancelled_while_its_records_are_read_ends_at_once(
     assert (storage / "r" / "outputs.jsonl").read_bytes() == outputs
     monkeypatch.undo()
     assert run_batch(parameters, LiveRun()).completed_lines == 2
+
+
+@pytest.mark.parametrize(
+    ("another", "said"),
+    [
+        (["--run-id", "another", "--resume-from", "r"], "Error: Canceled. What was done is kept"),
+        (["--run-id", "r"], ""),
+    ],
+    ids=["of which there is nothing yet", "that had begun before"],
+)
+def test_the_command_line_ends_as_canceled_too(
+    parameters: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    another: list[str],
+    said: str,
+) -> None:
+    async def long(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Opening, "_take_over", long)
+    monkeypatch.setattr(RunRecords, "scan", long)
+    options = [parameters["flow"], "--data", parameters["data"], "--storage", parameters["storage"], *another]
+
+    status = main(["run", *options])
+
+    assert status == 130
+    assert said in capsys.readouterr().err
 
 
 def test_a_run_that_was_taken_over_while_its_records_are_read_runs_no_line(
