@@ -69,10 +69,12 @@ class Opening:
         """Refuse what would end a run after it has left something in the storage, or after its lines were paid for."""
         resume_from, output_dir = self._request.resume_from, self._prepared.output_dir
         resume_storage, rerun = self._state.live.resume_storage, self._state.options.rerun
-        if await read_manifest(self._files, self._keys) is None:
+        chooses_in_storage = resume_storage is not None and bool(rerun)
+        takes_over = resume_from is not None or chooses_in_storage
+        if takes_over and await read_manifest(self._files, self._keys) is None:
             if resume_from is not None:
                 self._refuse_other_flow(await require_manifest(self._files, RunKeys(resume_from)))
-            if resume_storage is not None and rerun:
+            if chooses_in_storage:
                 raise InvalidOptionError(
                     f"rerun={','.join(rerun)!r} chooses among lines that failed in a run of this package; of "
                     f"{type(resume_storage).__name__} completed lines are taken over, and all others run. Leave rerun out."

@@ -39,7 +39,7 @@ from prefect_batchflow.storage.keys import RunKeys
 from prefect_batchflow.storage.records import RunRecords
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
     from pathlib import Path
 
     from prefect import Task
@@ -294,40 +294,43 @@ class TestRefusals:
 
 
 class TestSignals:
-    async def test_what_ray_does_to_sigterm_is_undone(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Its handler is in C, so that Python's own goes on saying what it was."""
-        ignore = 1  # SIG_IGN of the C library
-
-        def take_sigterm(_: RayCluster) -> int:
-            ctypes.CDLL(None).signal(int(signal.SIGTERM), ignore)
-            return 2
-
+    @pytest.fixture
+    def heard(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+        """The SIGTERMs that this process's own handler was called for."""
         monkeypatch.setattr(RayCluster, "_task_runner", lambda _: None)
-        monkeypatch.setattr(RayCluster, "_connect", take_sigterm)
         heard: list[int] = []
         before = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+        yield heard
+        signal.signal(signal.SIGTERM, before)
+
+    @staticmethod
+    def take_sigterm() -> int:
+        """What Ray does to SIGTERM, when it is connected; its places."""
+        ignore = 1  # SIG_IGN of the C library
+        ctypes.CDLL(None).signal(int(signal.SIGTERM), ignore)
+        return 2
+
+    async def test_what_ray_does_to_sigterm_is_undone(self, heard: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+        """Its handler is in C, so that Python's own goes on saying what it was."""
+        monkeypatch.setattr(RayCluster, "_connect", lambda _: self.take_sigterm())
         cluster = RayCluster("", 2)
-        try:
-            assert await cluster.connect() == 2
-            os.kill(os.getpid(), signal.SIGTERM)
-            await eventually(lambda: heard, description="SIGTERM is heard", timeout_sec=5)
-            await cluster.close()
-        finally:
-            signal.signal(signal.SIGTERM, before)
 
-    async def test_also_when_the_run_waits_no_more_for_its_connect(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        ignore, connects, answers = 1, threading.Event(), threading.Event()
+        assert await cluster.connect() == 2
+        os.kill(os.getpid(), signal.SIGTERM)
+        await eventually(lambda: heard, description="SIGTERM is heard", timeout_sec=5)
+        await cluster.close()
 
-        def take_sigterm(_: RayCluster) -> int:
+    async def test_also_when_the_run_waits_no_more_for_its_connect(
+        self, heard: list[int], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        connects, answers = threading.Event(), threading.Event()
+
+        def connect(_: RayCluster) -> int:
             connects.set()
             answers.wait()
-            ctypes.CDLL(None).signal(int(signal.SIGTERM), ignore)
-            return 2
+            return self.take_sigterm()
 
-        monkeypatch.setattr(RayCluster, "_task_runner", lambda _: None)
-        monkeypatch.setattr(RayCluster, "_connect", take_sigterm)
-        heard: list[int] = []
-        before = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+        monkeypatch.setattr(RayCluster, "_connect", connect)
         cluster = RayCluster("", 2)
         try:
             connecting = asyncio.create_task(cluster.connect())
@@ -341,7 +344,6 @@ class TestSignals:
             await eventually(lambda: heard, description="SIGTERM is heard", timeout_sec=5)
         finally:
             answers.set()
-            signal.signal(signal.SIGTERM, before)
 
 
 class TestSecrets:
