@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ended_run import run_in
 
-from prefect_batchflow.error_classes import class_of_error
+from prefect_batchflow.errors.classes import class_of_error
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOW = f"{ROOT / 'tests' / 'faulty_lines.py'}:main"

@@ -18,10 +18,9 @@ if TYPE_CHECKING:
         SystemErrorException,
         UserErrorException,
     )
-    from prefect_batchflow.execution.executor import AbstractExecutorProxy
+    from prefect_batchflow.execution.services.proxy import AbstractExecutorProxy
     from prefect_batchflow.flows import batch_run
-    from prefect_batchflow.live import ProgressReport
-    from prefect_batchflow.results import (
+    from prefect_batchflow.results.models import (
         AggregationResult,
         BatchResult,
         ErrorSummary,
@@ -29,9 +28,10 @@ if TYPE_CHECKING:
         LineError,
         LineResult,
         RunInfo,
-        Status,
         SystemMetrics,
     )
+    from prefect_batchflow.results.records import Status
+    from prefect_batchflow.run.handle import ProgressReport
     from prefect_batchflow.settings import LinePolicy
     from prefect_batchflow.storage.custom import AbstractBatchRunStorage, AbstractRunStorage
     from prefect_batchflow.tools.context import log_metric
@@ -39,22 +39,22 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "AbstractBatchRunStorage": "storage.custom",
-    "AbstractExecutorProxy": "execution.executor",
+    "AbstractExecutorProxy": "execution.services.proxy",
     "AbstractRunStorage": "storage.custom",
-    "AggregationResult": "results",
+    "AggregationResult": "results.models",
     "BatchEngine": "engine",
-    "BatchResult": "results",
-    "ErrorSummary": "results",
+    "BatchResult": "results.models",
+    "ErrorSummary": "results.models",
     "Flow": "definition.flow",
-    "FlowRunInfo": "results",
-    "LineError": "results",
+    "FlowRunInfo": "results.models",
+    "LineError": "results.models",
     "LinePolicy": "settings",
-    "LineResult": "results",
-    "ProgressReport": "live",
-    "RunInfo": "results",
+    "LineResult": "results.models",
+    "ProgressReport": "run.handle",
+    "RunInfo": "results.models",
     "RunStorageBlock": "blocks",
-    "Status": "results",
-    "SystemMetrics": "results",
+    "Status": "results.records",
+    "SystemMetrics": "results.models",
     "BatchflowException": "exceptions",
     "LineFailureError": "exceptions",
     "SystemErrorException": "exceptions",

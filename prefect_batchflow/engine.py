@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, Any
 from prefect_batchflow.definition.document import environment_texts
 from prefect_batchflow.definition.flow import Flow, load_flow
 from prefect_batchflow.exceptions import InvalidOptionError, LineFailureError
-from prefect_batchflow.execution.executor import AbstractExecutorProxy, register_executor
+from prefect_batchflow.execution.languages import register_executor
+from prefect_batchflow.execution.services.proxy import AbstractExecutorProxy
 from prefect_batchflow.flows import run_batch
 from prefect_batchflow.inputs.places import is_local_path, local_path
-from prefect_batchflow.live import LiveRun
+from prefect_batchflow.run.handle import LiveRun
 from prefect_batchflow.settings import DEFAULT_LINE_TIMEOUT_SEC, DEFAULT_WORKER_COUNT, given_by_promptflows_variables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from prefect_batchflow.results import BatchResult
+    from prefect_batchflow.results.models import BatchResult
     from prefect_batchflow.storage.custom import AbstractBatchRunStorage, AbstractRunStorage
 
 OPTIONS = frozenset(

@@ -17,18 +17,23 @@ from prefect.states import Cancelled, Completed, Failed
 from pydantic import Field, ValidationError
 
 from prefect_batchflow.definition.document import environment_texts
+from prefect_batchflow.errors.chosen import rerun_errors, retried_errors
 from prefect_batchflow.exceptions import (
     BatchflowException,
     InvalidOptionError,
     UnexpectedError,
 )
-from prefect_batchflow.live import LiveRun, current_live_run, handed_over
-from prefect_batchflow.own_server import start_own_server
-from prefect_batchflow.results import BatchResult, Status, summary_line
-from prefect_batchflow.roots import ROOTS_VARIABLE, check_roots
+from prefect_batchflow.prefect_runtime.flow_runs import current_flow_run, is_cancelled_in_prefect
+from prefect_batchflow.prefect_runtime.gone_server import give_up, let_go_of_server
+from prefect_batchflow.prefect_runtime.own_server import start_own_server
+from prefect_batchflow.results.models import BatchResult
+from prefect_batchflow.results.records import Status
+from prefect_batchflow.results.tally import summary_line
 from prefect_batchflow.run.batch_run import run_stages
 from prefect_batchflow.run.ending import server_is_gone
-from prefect_batchflow.run.state import current_flow_run
+from prefect_batchflow.run.handle import LiveRun, current_live_run, handed_over
+from prefect_batchflow.run.roots import ROOTS_VARIABLE, check_roots
+from prefect_batchflow.run.signals import signals_cancel
 from prefect_batchflow.settings import (
     DEFAULT_LINE_TIMEOUT_SEC,
     DEFAULT_MAX_CONCURRENCY,
@@ -42,16 +47,8 @@ from prefect_batchflow.settings import (
     RunOptions,
     TaskRunnerName,
     default_storage_url,
-    rerun_errors,
-    retried_errors,
 )
 from prefect_batchflow.storage.keys import check_run_id
-from prefect_batchflow.surroundings import (
-    give_up,
-    is_cancelled_in_prefect,
-    let_go_of_server,
-    signals_cancel,
-)
 
 LAST_STATE_SEC = 15.0
 """How long a server that is gone has to come back for the last state of a run from Python."""

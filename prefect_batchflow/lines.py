@@ -25,11 +25,11 @@ from prefect_batchflow.exceptions import (
     error_dict,
     innermost_code,
 )
+from prefect_batchflow.images.image import holds_images
 from prefect_batchflow.inputs import mapping as maps
 from prefect_batchflow.inputs.check import Checker, Inventory
 from prefect_batchflow.inputs.formats import shorten
 from prefect_batchflow.inputs.types import CONVERSION_ERRORS, CONVERTERS
-from prefect_batchflow.tools.multimedia import holds_images
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

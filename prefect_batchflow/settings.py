@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from prefect_batchflow.error_classes import NOT_RETRIED, ErrorClass, class_of_error, infos, is_one_of
-from prefect_batchflow.exceptions import InvalidOptionError, LineExecutionTimeoutError
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+from prefect_batchflow.errors.classes import NOT_RETRIED, class_of_error, is_one_of
 
 Granularity = Literal["auto", "line", "chunk"]
 OnChange = Literal["refuse", "reuse", "rerun"]
@@ -23,11 +18,6 @@ BadRows = Literal["refuse", "fail"]
 DEFAULT_LINE_TIMEOUT_SEC = 600.0
 DEFAULT_WORKER_COUNT = 4
 DEFAULT_MAX_CONCURRENCY = 64
-FAILED, TIMED_OUT = "failed", "timed_out"
-"""Words for failed lines beside classes of errors: all of them, and those that reached their limit."""
-LINE_TIMED_OUT = LineExecutionTimeoutError.__name__
-MAX_NOT_BEFORE_SEC = 300.0
-"""What a service asks for beyond that is not waited for before a line's next attempt."""
 
 
 class LinePolicy(BaseModel):
@@ -60,82 +50,6 @@ class LinePolicy(BaseModel):
         if not self.retry_on:
             return class_of_error(error) not in NOT_RETRIED
         return is_one_of(self.retry_on, error)
-
-
-def runs_again(rerun: Collection[str], error: dict[str, Any]) -> bool:
-    """Whether a line that failed with this error is of those that `RunOptions.rerun` names; no name is all."""
-    return not rerun or is_one_of([LINE_TIMED_OUT if name == TIMED_OUT else name for name in rerun], error)
-
-
-def rerun_errors(text: str) -> tuple[str, ...]:
-    """Read which failed lines run again, separated by commas, as the errors they failed with; empty is all of them.
-
-    Raises:
-        InvalidOptionError: A name that looks like a class of errors and is none.
-    """
-    names = error_names(text, "rerun", (FAILED, TIMED_OUT))
-    if FAILED in names and len(names) > 1:
-        raise InvalidOptionError(f"rerun={text!r}: {FAILED!r} is all failed lines. Leave out the others, or it.")
-    return () if FAILED in names else names
-
-
-def retried_errors(text: str) -> tuple[str, ...]:
-    """Read a list of errors that are retried, separated by commas.
-
-    Raises:
-        InvalidOptionError: A name that looks like a class of errors and is none.
-    """
-    return error_names(text, "retry_on")
-
-
-def error_names(text: str, option: str, words: Sequence[str] = ()) -> tuple[str, ...]:
-    """Read a list of errors: classes, codes and types of exceptions, separated by commas.
-
-    Args:
-        text: What was typed.
-        option: For the message.
-        words: What may be said beside classes.
-
-    Raises:
-        InvalidOptionError: A name that looks like a class of errors, or one of the words, and is none.
-    """
-    known = [*words, *map(str, ErrorClass)]
-    names = []
-    for name in filter(None, map(str.strip, text.split(","))):
-        meant = _meant(name, known)
-        if meant is not None and name.replace("-", "_") != meant:
-            raise InvalidOptionError(
-                f"{option} names {name!r}, which is no class of errors. Did you mean {meant!r}? There are {', '.join(known)}; "
-                "codes and types of exceptions, such as RateLimitError, are taken too."
-            )
-        names.append(meant or name)
-    return tuple(names)
-
-
-def _meant(name: str, known: Sequence[str]) -> str | None:
-    """What of the known a name stands for, misspelt or not; `None` for what may be a code or a type of exceptions.
-
-    Whether one of these ever comes nobody knows beforehand, and most have capitals between small letters.
-    """
-    if not (name.islower() or name.isupper() or "_" in name or "-" in name):
-        return None
-    spelt = name.lower().replace("-", "_")
-    if spelt in known:
-        return spelt
-    words = set(spelt.split("_"))
-    of_its_words = [kind for kind in known if words <= set(kind.split("_"))]
-    close = difflib.get_close_matches(spelt, known, 1, cutoff=0.8) if name.islower() else []
-    return next(iter([*of_its_words, *close]), None)
-
-
-def not_before_sec(error: dict[str, Any]) -> float:
-    """The seconds that an error says to wait before another attempt, as a service's `Retry-After`; 0 if it says nothing.
-
-    Args:
-        error: An error dictionary; a `retry_after_sec` in its `additionalInfo` counts, up to `MAX_NOT_BEFORE_SEC`.
-    """
-    asked = [info.get("retry_after_sec") for info in infos(error)]
-    return min(max((sec for sec in asked if isinstance(sec, int | float) and sec > 0), default=0.0), MAX_NOT_BEFORE_SEC)
 
 
 class FailurePolicy(BaseModel):

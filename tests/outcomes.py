@@ -6,9 +6,9 @@ from typing import Any
 
 from prefect_batchflow.exceptions import ToolExecutionError, error_dict
 from prefect_batchflow.execution.executor import LineOutcome
-from prefect_batchflow.execution.nodes import encode_record
+from prefect_batchflow.execution.program.nodes import encode_record
 from prefect_batchflow.lines import input_hash
-from prefect_batchflow.results import receipt
+from prefect_batchflow.results.records import receipt
 
 BEGAN = "2026-01-02T03:04:05+00:00"
 

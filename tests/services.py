@@ -12,9 +12,9 @@ from line_service import PROGRAM
 from pools import CLOSE_WITHIN_SEC
 
 from prefect_batchflow.definition.flow import load_flow
-from prefect_batchflow.execution.executor import ProxyExecutor
-from prefect_batchflow.execution.http import HttpExecutorProxy
-from prefect_batchflow.execution.processes import with_token
+from prefect_batchflow.execution.services.http import HttpExecutorProxy
+from prefect_batchflow.execution.services.proxy import ProxyExecutor
+from prefect_batchflow.execution.workers.processes import with_token
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

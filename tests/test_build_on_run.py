@@ -18,7 +18,7 @@ from prefect_batchflow.exceptions import (
     StorageError,
 )
 from prefect_batchflow.flows import run_batch
-from prefect_batchflow.live import LiveRun
+from prefect_batchflow.run.handle import LiveRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,7 +14,7 @@ from prefect_batchflow.connection_blocks import (
     OpenAIConnectionBlock,
     block_name,
 )
-from prefect_batchflow.connections import make_connection
+from prefect_batchflow.connections.given import make_connection
 
 if TYPE_CHECKING:
     from prefect.blocks.core import Block

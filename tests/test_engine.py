@@ -311,7 +311,7 @@ def test_a_flow_of_an_unknown_language_says_how_to_register_one(
 def test_a_registered_executor_runs_flows_of_its_language(
     foreign_flow: Path, storage: Path, write_rows: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prefect_batchflow.execution.executor._REGISTRY", {})
+    monkeypatch.setattr("prefect_batchflow.execution.languages._REGISTRY", {})
     BatchEngine.register_executor("cobol", UpperProxy)
     result = BatchEngine(foreign_flow, run_storage_url=str(storage)).run(
         {"data": write_rows([{"text": "a"}, {"text": "bad"}])}, run_id="r"
@@ -664,7 +664,7 @@ def test_what_a_line_prints_is_in_its_record_and_in_the_log_also_when_it_was_kil
 def test_the_log_has_what_each_attempt_prints_of_the_first_lines_only(
     storage: Path, write_rows: Callable[..., Path], tmp_path: Path, told: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prefect_batchflow.printed.MOST_LINES", 2)
+    monkeypatch.setattr("prefect_batchflow.prefect_runtime.printed.MOST_LINES", 2)
     flow = tmp_path / "printing.py"
     flow.write_text("def main(n: int):\n    print('x' * 3_000 + f'end {n}')\n    return 1 / (n - 1)\n")
     engine = BatchEngine(f"{flow}:main", retries=1, worker_count=1, run_storage_url=str(storage))
@@ -708,7 +708,7 @@ def test_lines_of_a_run_that_is_not_there_leave_nothing_behind(
     dag: Path, storage: Path, write_rows: Callable[..., Path]
 ) -> None:
     from prefect_batchflow.flows import run_batch
-    from prefect_batchflow.live import LiveRun
+    from prefect_batchflow.run.handle import LiveRun
 
     parameters = {"flow": str(dag), "data": str(write_rows([{"n": 1}])), "storage": str(storage), "run_id": "mine"}
     with pytest.raises(RunNotFoundError, match="'nowhere'"):
@@ -728,7 +728,7 @@ def test_lines_of_another_version_of_the_flow_are_not_taken_over_in_silence(
     dag: Path, storage: Path, write_rows: Callable[..., Path]
 ) -> None:
     from prefect_batchflow.flows import run_batch
-    from prefect_batchflow.live import LiveRun
+    from prefect_batchflow.run.handle import LiveRun
 
     data = str(write_rows([{"n": 1}]))
     BatchEngine(dag, run_storage_url=str(storage)).run({"data": data}, run_id="old")
@@ -742,7 +742,7 @@ def test_lines_of_another_version_of_the_flow_are_not_taken_over_in_silence(
 
 def test_resume_from_that_comes_too_late_is_said(dag: Path, storage: Path, write_rows: Callable[..., Path]) -> None:
     from prefect_batchflow.flows import run_batch
-    from prefect_batchflow.live import LiveRun
+    from prefect_batchflow.run.handle import LiveRun
 
     parameters = {"flow": str(dag), "data": str(write_rows([{"n": 1}])), "storage": str(storage), "run_id": "mine"}
     first, second = LiveRun(), LiveRun()

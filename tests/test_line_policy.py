@@ -7,7 +7,9 @@ from typing import Any, ClassVar
 
 import pytest
 
-from prefect_batchflow.error_classes import ErrorClass
+from prefect_batchflow.errors.chosen import retried_errors
+from prefect_batchflow.errors.classes import ErrorClass
+from prefect_batchflow.errors.waits import MAX_NOT_BEFORE_SEC, not_before_sec
 from prefect_batchflow.exceptions import (
     APITimeoutError,
     BadRequestError,
@@ -20,8 +22,8 @@ from prefect_batchflow.exceptions import (
     RateLimitError,
     error_dict,
 )
-from prefect_batchflow.execution.calls import script_error, tool_error
-from prefect_batchflow.settings import MAX_NOT_BEFORE_SEC, LinePolicy, not_before_sec, retried_errors
+from prefect_batchflow.execution.program.calls import script_error, tool_error
+from prefect_batchflow.settings import LinePolicy
 
 
 class Response:

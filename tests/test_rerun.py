@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from prefect_batchflow import AbstractBatchRunStorage, BatchEngine, BatchResult, FlowRunInfo, RunInfo
+from prefect_batchflow.errors.chosen import rerun_errors
 from prefect_batchflow.exceptions import InvalidOptionError
 from prefect_batchflow.flows import run_batch
-from prefect_batchflow.live import LiveRun
-from prefect_batchflow.settings import rerun_errors
+from prefect_batchflow.run.handle import LiveRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -233,11 +233,11 @@ class OptionFlags:
         """
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         if self.retry_on is not None:
-            from prefect_batchflow.settings import retried_errors
+            from prefect_batchflow.errors.chosen import retried_errors
 
             values["retry_on"] = ",".join(retried_errors(",".join(self.retry_on)))  # each may hold several
         if self.rerun is not None:
-            from prefect_batchflow.settings import rerun_errors
+            from prefect_batchflow.errors.chosen import rerun_errors
 
             values["rerun"] = ",".join(rerun_errors(",".join(self.rerun)))
         return {name: value for name, value in values.items() if value is not None}

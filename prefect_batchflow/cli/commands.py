@@ -54,8 +54,8 @@ if TYPE_CHECKING:
 
     from prefect_batchflow.blocks import RunStorageBlock
     from prefect_batchflow.cli.runs import StoredRun
-    from prefect_batchflow.live import ProgressReport
-    from prefect_batchflow.results import BatchResult
+    from prefect_batchflow.results.models import BatchResult
+    from prefect_batchflow.run.handle import ProgressReport
     from prefect_batchflow.storage.custom import AbstractBatchRunStorage
     from prefect_batchflow.storage.manifest import Manifest
 
@@ -450,8 +450,8 @@ def _run(
     run_id = parameters["run_id"]
     with signals_interrupt(), view.Progress(living=False if screen.debug else None) as progress:
         from prefect_batchflow.flows import run_batch
-        from prefect_batchflow.live import LiveRun
-        from prefect_batchflow.own_server import has_own_server
+        from prefect_batchflow.prefect_runtime.own_server import has_own_server
+        from prefect_batchflow.run.handle import LiveRun
 
         last: list[ProgressReport] = []
 
@@ -493,7 +493,7 @@ def _run(
 
 def exit_status(result: BatchResult) -> int:
     """What a run that came to a result exits with."""
-    from prefect_batchflow.results import Status
+    from prefect_batchflow.results.records import Status
 
     if result.status is Status.Canceled:
         return CANCELED

@@ -15,8 +15,8 @@ from typing import Literal as OneOf
 from prefect_batchflow.definition.flow import Dag, Entry, Literal, Prompt, load_flow
 from prefect_batchflow.definition.source_imports import imports_of
 from prefect_batchflow.exceptions import BatchflowException, FlowDefinitionError, FlowNotFoundError
-from prefect_batchflow.execution.environment import connections_in
-from prefect_batchflow.execution.package_tools import install_hint
+from prefect_batchflow.execution.program.environment import connections_in
+from prefect_batchflow.execution.program.package_tools import install_hint
 from prefect_batchflow.promptflow_shim.names import MODULE_HINTS, PROVIDED, REPLACED
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def _findings(flow: Flow) -> Iterator[Finding]:
 
 
 def _of_service(flow: Flow) -> Iterator[Finding]:
-    from prefect_batchflow.execution.executor import executor_for, registered_languages
+    from prefect_batchflow.execution.languages import executor_for, registered_languages
 
     place = _name(flow.definition_file, flow)
     command = flow.service.command if flow.service is not None else ()

@@ -32,7 +32,7 @@ def prefect_url(flow_run_id: str | None) -> str | None:
     from prefect.settings import get_current_settings
     from prefect.utilities.urls import url_for
 
-    from prefect_batchflow.own_server import has_own_server
+    from prefect_batchflow.prefect_runtime.own_server import has_own_server
 
     if has_own_server() or flow_run_id is None or not get_current_settings().ui_url:
         return None

@@ -7,9 +7,9 @@ import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from prefect_batchflow.error_groups import ErrorGroups
+from prefect_batchflow.errors.groups import ErrorGroups
 from prefect_batchflow.exceptions import BatchflowException, InvalidRunIdError, RunNotFoundError, StorageError, told
-from prefect_batchflow.results import Tally
+from prefect_batchflow.results.tally import Tally
 from prefect_batchflow.storage.keys import RunKeys
 from prefect_batchflow.storage.lease import is_held
 from prefect_batchflow.storage.manifest import read_manifest, require_manifest
@@ -18,7 +18,7 @@ from prefect_batchflow.storage.records import RunRecords
 
 if TYPE_CHECKING:
     from prefect_batchflow.blocks import RunStorageBlock
-    from prefect_batchflow.results import BatchResult
+    from prefect_batchflow.results.models import BatchResult
     from prefect_batchflow.storage.manifest import Manifest
 
 RUNNING, UNFINISHED = "Running", "Unfinished"

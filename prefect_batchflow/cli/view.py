@@ -22,10 +22,11 @@ from rich.table import Table
 from rich.text import Text
 
 from prefect_batchflow.cli.arguments import words_of
-from prefect_batchflow.error_groups import advice_for
+from prefect_batchflow.errors.groups import advice_for
 from prefect_batchflow.exceptions import InvalidUserData, innermost_code
 from prefect_batchflow.report.markdown import one_line, seconds_text, value_text
-from prefect_batchflow.results import Status, summary_line
+from prefect_batchflow.results.records import Status
+from prefect_batchflow.results.tally import summary_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
     from prefect_batchflow.cli.flow_check import FlowCheck, Level
     from prefect_batchflow.cli.runs import Listing, StoredRun
     from prefect_batchflow.definition.flow import FlowInput
-    from prefect_batchflow.live import ProgressReport
-    from prefect_batchflow.results import BatchResult
+    from prefect_batchflow.results.models import BatchResult
+    from prefect_batchflow.run.handle import ProgressReport
 
 MAX_ERROR_GROUPS: Final = 10
 """Error groups shown, the largest; `--json` has all."""

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from prefect_batchflow.exceptions import BatchflowException, ClusterError, InvalidOptionError, told
-from prefect_batchflow.own_server import own_server_url
+from prefect_batchflow.prefect_runtime.own_server import own_server_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable

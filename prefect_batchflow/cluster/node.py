@@ -30,13 +30,14 @@ from prefect_batchflow.cluster.work import Assignment, Report, RunDescription
 from prefect_batchflow.definition.flow import merged_copy
 from prefect_batchflow.definition.run_folder import run_folder
 from prefect_batchflow.exceptions import BatchflowException, FlowNotFoundError, InvalidOptionError, RunInUseError
-from prefect_batchflow.execution.pool import WorkerPool
+from prefect_batchflow.execution.workers.pool import WorkerPool
+from prefect_batchflow.line_runner import ChunkRun, LineRunner
 from prefect_batchflow.lines import input_hash
-from prefect_batchflow.printed import PrintedLog
+from prefect_batchflow.prefect_runtime.printed import PrintedLog
 from prefect_batchflow.storage.control import LOOK_EVERY_SEC, Follower
 from prefect_batchflow.storage.keys import RunKeys
 from prefect_batchflow.storage.records import RunRecords
-from prefect_batchflow.tasks import ChunkRun, LineRunner, chunk_name, tag_task_run
+from prefect_batchflow.tasks import chunk_name, tag_task_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from prefect_batchflow.definition.flow import Flow
     from prefect_batchflow.execution.executor import LineOutcome
     from prefect_batchflow.lines import Line
-    from prefect_batchflow.results import Receipt
+    from prefect_batchflow.results.records import Receipt
     from prefect_batchflow.storage.control import Verdict
     from prefect_batchflow.storage.keys import SegmentName
     from prefect_batchflow.storage.records import RunFiles

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from prefect_batchflow.cluster.clusters import Cluster
     from prefect_batchflow.cluster.work import RunDescription
     from prefect_batchflow.lines import Line
-    from prefect_batchflow.results import Receipt
+    from prefect_batchflow.results.records import Receipt
     from prefect_batchflow.storage.control import Driver, Order
     from prefect_batchflow.storage.records import RunRecords
 

@@ -6,41 +6,27 @@ registered one is driven through `ProxyExecutor`.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
-import time
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
-from prefect_batchflow.definition.flow import FlowDescription, FlowInput
-from prefect_batchflow.error_classes import INFO_KEY, class_of_error, class_of_exception
 from prefect_batchflow.exceptions import (
     BatchflowException,
     LineExecutionTimeoutError,
-    UnexpectedError,
-    WorkerStartError,
     error_dict,
 )
-from prefect_batchflow.execution.nodes import encode_record
-from prefect_batchflow.execution.replies import in_log
-from prefect_batchflow.execution.scrubbing import Scrubber
+from prefect_batchflow.execution.program.nodes import encode_record
+from prefect_batchflow.execution.workers.replies import in_log
 from prefect_batchflow.lines import input_hash
-from prefect_batchflow.results import NO_TOKENS, Receipt, Status, Tokens, receipt
-from prefect_batchflow.tools.retry_after import wait_asked_by
+from prefect_batchflow.results.records import NO_TOKENS, Receipt, receipt
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
-    from prefect_batchflow.definition.flow import Flow
+    from prefect_batchflow.definition.flow import FlowDescription
     from prefect_batchflow.lines import Line
-
-
-DESTROY_SEC = 10.0
-"""How long an executor proxy may take to end what it started."""
 
 logger = logging.getLogger(__name__)
 
@@ -137,270 +123,3 @@ def aggregation_timed_out(timeout_sec: float) -> LineExecutionTimeoutError:
         f"The aggregation did not end within {timeout_sec:g} seconds. Raise the line timeout, or see what it waits for.",
         target="Executor",
     )
-
-
-class AbstractExecutorProxy(ABC):
-    """An executor of another language: subclass it and register it with `BatchEngine.register_executor`.
-
-    Source: promptflow `batch/_base_executor_proxy.py`, `AbstractExecutorProxy`.
-    """
-
-    @classmethod
-    @abstractmethod
-    async def create(
-        cls,
-        flow_file: Path,
-        working_dir: Path | None = None,
-        *,
-        connections: Mapping[str, Any] | None = None,
-        storage: Any = None,
-        **kwargs: Any,
-    ) -> AbstractExecutorProxy:
-        """Start what runs the flow; `kwargs` hold `init_kwargs`, `worker_count`, and any `environment_variables`."""
-
-    async def destroy(self) -> None:
-        """End what `create` started."""
-        return
-
-    @property
-    def has_aggregation(self) -> bool:
-        """Whether `exec_aggregation_async` is to be called."""
-        return False
-
-    async def wait_until_ready(self) -> None:
-        """Return once a line can be sent; what that takes is not counted as the line's time. Raise to stop the run.
-
-        Ours: promptflow's proxies do not replace what they have started.
-        """
-        return
-
-    def get_inputs_definition(self) -> Mapping[str, Any]:
-        """Input name to a dictionary with `type` and `default`, both optional."""
-        return {}
-
-    @abstractmethod
-    async def exec_line_async(
-        self, inputs: Mapping[str, Any], index: int | None = None, run_id: str | None = None
-    ) -> Any:
-        """Run one line; a `LineResult`, or its dictionary as the service protocol has it."""
-
-    async def exec_aggregation_async(
-        self, batch_inputs: Mapping[str, Any], aggregation_inputs: Mapping[str, Any], run_id: str | None = None
-    ) -> Any:
-        """Run the aggregation over lists; an `AggregationResult`, or its dictionary."""
-        raise NotImplementedError
-
-
-_REGISTRY: dict[str, type[AbstractExecutorProxy]] = {}
-_BUILT_IN: Mapping[str, str] = {"javascript": "JavaScriptExecutorProxy"}
-"""The classes of `execution.http` that need no registration."""
-
-
-def register_executor(language: str, executor_proxy_cls: type[AbstractExecutorProxy]) -> None:
-    """Let flows whose yaml says `language: <language>` run through this class."""
-    _REGISTRY[language.lower()] = executor_proxy_cls
-
-
-def registered_executor(language: str) -> type[AbstractExecutorProxy] | None:
-    """The class registered for a language, else the one that is built in, if any."""
-    language = language.lower()
-    if language in _REGISTRY or language not in _BUILT_IN:
-        return _REGISTRY.get(language)
-    from prefect_batchflow.execution import http
-
-    built_in: type[AbstractExecutorProxy] = getattr(http, _BUILT_IN[language])
-    return built_in
-
-
-def registered_languages() -> list[str]:
-    """The languages with a class, sorted."""
-    return sorted({*_REGISTRY, *_BUILT_IN})
-
-
-def executor_for(flow: Flow) -> type[AbstractExecutorProxy] | None:
-    """The class for a flow's language, or the one that starts the command its yaml gives; `None` for Python."""
-    proxy = registered_executor(flow.language)
-    if proxy is not None or flow.service is None or not flow.service.command:
-        return proxy
-    from prefect_batchflow.execution.http import HttpExecutorProxy
-
-    return HttpExecutorProxy
-
-
-class ProxyExecutor:
-    """Drives a promptflow executor proxy: many lines at once, each with its limit."""
-
-    def __init__(
-        self,
-        flow: Flow,
-        proxy: AbstractExecutorProxy | type[AbstractExecutorProxy],
-        *,
-        run_id: str,
-        slots: int,
-        init_kwargs: Mapping[str, Any] | None = None,
-        connections: Mapping[str, Any] | None = None,
-        storage: Any = None,
-        environment_variables: Mapping[str, str] | None = None,
-    ) -> None:
-        self.slots = slots
-        self._flow = flow
-        self._given = proxy
-        self._run_id = run_id
-        environment = {**flow.environment_variables, **(environment_variables or {})}
-        self._create_kwargs: dict[str, Any] = {
-            "connections": connections,
-            "storage": storage,
-            "init_kwargs": dict(init_kwargs or {}),
-        }
-        if environment:
-            self._create_kwargs["environment_variables"] = environment
-        self._scrubber = Scrubber.of_run(flow, connections or {}, init_kwargs or {}, environment)
-        self._free = asyncio.Semaphore(slots)
-        self._running: set[int] = set()
-        self._proxy: AbstractExecutorProxy | None = None
-
-    async def start(self) -> FlowDescription:
-        """Create the proxy, unless a made one was given, and ask it for its inputs.
-
-        Raises:
-            WorkerStartError: `create` raised something that is no error of ours.
-        """
-        self._proxy = await self._create(self._given) if isinstance(self._given, type) else self._given
-        inputs = {
-            name: FlowInput(name, **{k: v for k, v in dict(definition).items() if k in ("type", "default")})
-            for name, definition in self._proxy.get_inputs_definition().items()
-        }
-        return FlowDescription(inputs or self._flow.inputs, is_async=True, has_aggregation=self._proxy.has_aggregation)
-
-    async def _create(self, proxy_class: type[AbstractExecutorProxy]) -> AbstractExecutorProxy:
-        flow = self._flow
-        try:
-            return await proxy_class.create(
-                flow.definition_file or flow.working_dir,
-                flow.working_dir,
-                worker_count=self.slots,
-                **self._create_kwargs,
-            )
-        except BatchflowException:
-            raise
-        except Exception as exc:
-            raise WorkerStartError(
-                f"{proxy_class.__name__}.create failed for the flow {flow.name!r}: ({type(exc).__name__}) {exc}"
-            ) from exc
-
-    async def run_line(self, line: Line, *, attempt: int, timeout_sec: float) -> LineOutcome:
-        """Call the proxy for one line; its exceptions, its silence and its odd answers are failures of the line."""
-        assert self._proxy is not None, "start() comes first"
-        if line.error is not None:
-            return failed_outcome(line, attempt=attempt, error=line.error, duration_sec=0.0)
-        async with self._free:
-            await self._proxy.wait_until_ready()
-            started, clock = datetime.now(UTC), time.perf_counter()
-            self._running.add(line.line_number)
-            try:
-                async with asyncio.timeout(timeout_sec) as limit:
-                    result = await self._proxy.exec_line_async(line.inputs, line.line_number, self._run_id)
-                seconds = time.perf_counter() - clock
-                return _outcome(line, _plain(result), attempt, started, seconds, self._scrubber)
-            except Exception as exc:  # noqa: BLE001 - the border around code that is not ours
-                error = timed_out(line, timeout_sec) if limit.expired() else _described(exc)
-                error = self._scrubber.value(error)
-                return failed_outcome(line, attempt=attempt, error=error, duration_sec=time.perf_counter() - clock)
-            finally:
-                self._running.discard(line.line_number)
-
-    async def aggregate(self, lines: Sequence[Mapping[str, Any]], *, timeout_sec: float) -> dict[str, Any]:
-        """Hand the proxy the lists over completed lines, in line_number order; what it raises is the run's error."""
-        assert self._proxy is not None, "start() comes first"
-        inputs = {name: [line["inputs"].get(name) for line in lines] for name in (lines[0]["inputs"] if lines else ())}
-        keys = {key: None for line in lines for key in line["aggregation_inputs"]}
-        references = {key: [line["aggregation_inputs"].get(key) for line in lines] for key in keys}
-        await self._proxy.wait_until_ready()
-        started = datetime.now(UTC)
-        try:
-            async with asyncio.timeout(timeout_sec) as limit:
-                result = _plain(await self._proxy.exec_aggregation_async(inputs, references, self._run_id))
-            nodes = [_node(info, started) for info in (result.get("node_run_infos") or {}).values()]
-        except Exception as exc:  # noqa: BLE001 - the border around code that is not ours
-            return failed_aggregation(aggregation_timed_out(timeout_sec) if limit.expired() else _known(exc))
-        metrics = result.get("metrics") or {}
-        run = {"output": result.get("output") or {}, "metrics": metrics, "nodes": nodes, "error": result.get("error")}
-        return self._scrubber.record(run)
-
-    def running(self) -> set[int]:
-        """The numbers of the lines the proxy has."""
-        return set(self._running)
-
-    async def close(self) -> None:
-        """Destroy the proxy if this executor created it."""
-        if self._proxy is not None and isinstance(self._given, type):
-            try:
-                async with asyncio.timeout(DESTROY_SEC):
-                    await self._proxy.destroy()
-            except Exception as exc:  # noqa: BLE001 - what it does at its end must not cost the run its result
-                logger.warning("%s.destroy() failed: (%s) %s", type(self._proxy).__name__, type(exc).__name__, exc)
-
-
-def _known(exc: Exception) -> BatchflowException:
-    return exc if isinstance(exc, BatchflowException) else UnexpectedError(f"({type(exc).__name__}) {exc}")
-
-
-def _described(exc: Exception) -> dict[str, Any]:
-    """The error of a line whose proxy raised, with the class of what it raised and the wait that this asks for, if any."""
-    error, kind, asked = error_dict(_known(exc)), class_of_exception(exc), wait_asked_by(exc)
-    if kind is class_of_error(error) and asked is None:
-        return error
-    info = {"type": type(exc).__name__, INFO_KEY: str(kind)} | ({} if asked is None else {"retry_after_sec": asked})
-    error["additionalInfo"] = [*error.get("additionalInfo", []), {"type": "ExecutorErrorDetails", "info": info}]
-    return error
-
-
-def _plain(result: Any) -> dict[str, Any]:
-    """A proxy's answer as a dictionary, from a model or as the service protocol has it."""
-    return result.model_dump() if hasattr(result, "model_dump") else dict(result)
-
-
-def _node(info: Mapping[str, Any], started: datetime) -> dict[str, Any]:
-    kept = {key: info.get(key) for key in ("node", "status", "inputs", "output", "error")}
-    times = {
-        "start_time": _iso(info.get("start_time") or started),
-        "end_time": _iso(info.get("end_time") or datetime.now(UTC)),
-    }
-    return {**kept, **times, "duration_sec": 0.0, "metrics": info.get("metrics") or {}}
-
-
-def _iso(time: datetime | str) -> str:
-    return time.isoformat() if isinstance(time, datetime) else time
-
-
-def _outcome(
-    line: Line, result: dict[str, Any], attempt: int, started: datetime, duration_sec: float, scrubber: Scrubber
-) -> LineOutcome:
-    run_info = result.get("run_info") or {}
-    status, error = run_info.get("status") or Status.Completed, run_info.get("error")
-    if status != Status.Completed and not error:
-        error = error_dict(
-            UnexpectedError(f"The executor says that the line is {status}, and not why.", target="Executor")
-        )
-    record: dict[str, Any] = {
-        "line_number": line.line_number,
-        "attempt": attempt,
-        "status": status,
-        "input_hash": input_hash(line.inputs),
-        "inputs": line.inputs,
-        "output": result.get("output"),
-        "aggregation_inputs": result.get("aggregation_inputs") or {},
-        "error": error,
-        "start_time": started.isoformat(),
-        "end_time": datetime.now(UTC).isoformat(),
-        "duration_sec": duration_sec,
-        "metrics": run_info.get("metrics") or {},
-        "tokens": Tokens.of(run_info.get("system_metrics")).metrics(),
-        "logs": "",
-        "nodes": [_node(info, started) for info in (result.get("node_run_infos") or {}).values()],
-    }
-    encoded = encode_record(record)
-    if scrubber.finds_in(encoded):
-        record = scrubber.record(json.loads(encoded))
-        encoded = encode_record(record)
-    return LineOutcome(receipt(record), encoded, record["input_hash"])  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from prefect_batchflow.connections import secret_values
+from prefect_batchflow.connections.given import secret_values
 from prefect_batchflow.definition.flow import Prompt
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 _CONNECTIONS: Final = {
-    name: f"connections:{name}"
+    name: f"connections.kinds:{name}"
     for name in (
         "AzureAIServicesConnection",
         "AzureContentSafetyConnection",
@@ -52,15 +52,15 @@ PROVIDED: Final[dict[str, dict[str, str]]] = {
     "promptflow._sdk": {},
     "promptflow._sdk._constants": {"ConnectionType": "promptflow_shim.types:ConnectionType"},
     "promptflow._sdk.entities": _CONNECTIONS,
-    "promptflow.batch": {"BatchEngine": "engine:BatchEngine", "BatchResult": "results:BatchResult"},
+    "promptflow.batch": {"BatchEngine": "engine:BatchEngine", "BatchResult": "results.models:BatchResult"},
     "promptflow.client": {},
     "promptflow.connections": _CONNECTIONS,
     "promptflow.contracts": {},
-    "promptflow.contracts.multimedia": {"Image": "tools.multimedia:Image", "Text": "tools.multimedia:Text"},
+    "promptflow.contracts.multimedia": {"Image": "images.image:Image", "Text": "images.image:Text"},
     "promptflow.contracts.run_info": {
-        "FlowRunInfo": "results:FlowRunInfo",
-        "RunInfo": "results:RunInfo",
-        "Status": "results:Status",
+        "FlowRunInfo": "results.models:FlowRunInfo",
+        "RunInfo": "results.models:RunInfo",
+        "Status": "results.records:Status",
     },
     "promptflow.contracts.types": {
         "AssistantDefinition": "promptflow_shim.types:AssistantDefinition",
@@ -72,12 +72,12 @@ PROVIDED: Final[dict[str, dict[str, str]]] = {
     "promptflow.core": {
         **_TOOL,
         **_LOG_METRIC,
-        "AsyncFlow": "execution.called_flow:AsyncFlow",
+        "AsyncFlow": "execution.program.called_flow:AsyncFlow",
         "AsyncPrompty": "tools.prompty:AsyncPrompty",
-        "AzureOpenAIModelConfiguration": "connections:AzureOpenAIModelConfiguration",
-        "Flow": "execution.called_flow:Flow",
-        "ModelConfiguration": "connections:ModelConfiguration",
-        "OpenAIModelConfiguration": "connections:OpenAIModelConfiguration",
+        "AzureOpenAIModelConfiguration": "connections.model_configurations:AzureOpenAIModelConfiguration",
+        "Flow": "execution.program.called_flow:Flow",
+        "ModelConfiguration": "connections.model_configurations:ModelConfiguration",
+        "OpenAIModelConfiguration": "connections.model_configurations:OpenAIModelConfiguration",
         "Prompty": "tools.prompty:Prompty",
     },
     "promptflow.entities": {**_CONNECTIONS, **_SETTINGS},

@@ -13,15 +13,17 @@ import re
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
-from prefect_batchflow.error_classes import class_of_error
-from prefect_batchflow.error_groups import advice_for, shortened
+from prefect_batchflow.errors.classes import class_of_error
+from prefect_batchflow.errors.groups import advice_for, shortened
 from prefect_batchflow.exceptions import innermost_code
-from prefect_batchflow.results import summary_line
+from prefect_batchflow.results.tally import summary_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from prefect_batchflow.results import BatchResult, Receipt, Tally
+    from prefect_batchflow.results.models import BatchResult
+    from prefect_batchflow.results.records import Receipt
+    from prefect_batchflow.results.tally import Tally
 
 MAX_MARKDOWN_BYTES: Final = 50_000
 """Larger markdown freezes the page that shows it."""

@@ -12,8 +12,8 @@ from prefect_batchflow.run.state import RunState
 from prefect_batchflow.storage.lease import Lease
 
 if TYPE_CHECKING:
-    from prefect_batchflow.live import LiveRun
-    from prefect_batchflow.results import BatchResult
+    from prefect_batchflow.results.models import BatchResult
+    from prefect_batchflow.run.handle import LiveRun
     from prefect_batchflow.run.preparation import Preparation, Prepared
     from prefect_batchflow.settings import BatchRequest
 

@@ -5,23 +5,23 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from prefect_batchflow.aggregation import aggregate
 from prefect_batchflow.definition.flow import Entry
-from prefect_batchflow.own_server import has_own_server, wait_until_recorded
+from prefect_batchflow.prefect_runtime.gone_server import let_go_of_server, server_answers
+from prefect_batchflow.prefect_runtime.own_server import has_own_server, wait_until_recorded
 from prefect_batchflow.report.artifacts import write_failed_lines, write_summary
 from prefect_batchflow.report.markdown import failed_table, summary_markdown
-from prefect_batchflow.results import summary_line
+from prefect_batchflow.results.tally import summary_line
+from prefect_batchflow.run.aggregation import aggregate
 from prefect_batchflow.settings import default_storage_url
 from prefect_batchflow.storage.custom import persist_nodes
 from prefect_batchflow.storage.images import ImageInputs
 from prefect_batchflow.storage.outputs import write_outputs
-from prefect_batchflow.surroundings import let_go_of_server, server_answers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from prefect_batchflow.live import LiveRun
-    from prefect_batchflow.results import BatchResult
+    from prefect_batchflow.results.models import BatchResult
+    from prefect_batchflow.run.handle import LiveRun
     from prefect_batchflow.run.opening import Opened
     from prefect_batchflow.run.preparation import Prepared
     from prefect_batchflow.run.state import RunState

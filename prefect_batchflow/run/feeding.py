@@ -12,19 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow.cluster.runner import ClusterRunner, Shares
 from prefect_batchflow.cluster.work import RunDescription
+from prefect_batchflow.errors.chosen import runs_again
 from prefect_batchflow.exceptions import UnexpectedError
-from prefect_batchflow.execution.pool import WorkerPool
-from prefect_batchflow.failure_limits import FailureLimits
+from prefect_batchflow.execution.workers.pool import WorkerPool
+from prefect_batchflow.line_runner import LineRunner
 from prefect_batchflow.lines import chunks, input_hash
-from prefect_batchflow.live import ProgressReport
+from prefect_batchflow.prefect_runtime.flow_runs import is_cancelled_in_prefect
 from prefect_batchflow.report.artifacts import Progress
-from prefect_batchflow.results import Receipt, Status, line_result
-from prefect_batchflow.settings import runs_again
+from prefect_batchflow.results.models import line_result
+from prefect_batchflow.results.records import Receipt, Status
+from prefect_batchflow.run.failure_limits import FailureLimits
+from prefect_batchflow.run.handle import ProgressReport
+from prefect_batchflow.run.window import Window
 from prefect_batchflow.storage.control import LOOK_EVERY_SEC, Driver
 from prefect_batchflow.storage.custom import persist_lines
-from prefect_batchflow.surroundings import is_cancelled_in_prefect
-from prefect_batchflow.tasks import Chunk, LineRunner, chunk_task, completed_lines_unlogged, is_broken, line_task
-from prefect_batchflow.window import Window
+from prefect_batchflow.tasks import Chunk, chunk_task, completed_lines_unlogged, is_broken, line_task
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Sequence

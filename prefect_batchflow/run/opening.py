@@ -11,6 +11,7 @@ from uuid import UUID
 from prefect_batchflow.definition.variants import parse_variant
 from prefect_batchflow.exceptions import InvalidOptionError, RunChangedError
 from prefect_batchflow.inputs.places import is_local_path, local_path
+from prefect_batchflow.prefect_runtime.flow_runs import end_abandoned
 from prefect_batchflow.storage.control import supersede
 from prefect_batchflow.storage.keys import RunKeys
 from prefect_batchflow.storage.manifest import (
@@ -26,7 +27,6 @@ from prefect_batchflow.storage.manifest import (
 )
 from prefect_batchflow.storage.records import RunRecords
 from prefect_batchflow.storage.takeover import take_over_run, take_over_storage
-from prefect_batchflow.surroundings import end_abandoned
 
 if TYPE_CHECKING:
     from pathlib import Path

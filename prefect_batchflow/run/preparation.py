@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from prefect_batchflow.blocks import open_storage
 from prefect_batchflow.cluster.clusters import cluster_of
 from prefect_batchflow.connection_blocks import find_connections, load_connections
-from prefect_batchflow.connections import MISSING
+from prefect_batchflow.connections.given import MISSING
 from prefect_batchflow.definition.flow import Dag, Literal, load_flow, merged_copy
 from prefect_batchflow.definition.run_folder import run_folder
 from prefect_batchflow.exceptions import (
@@ -21,12 +21,13 @@ from prefect_batchflow.exceptions import (
     InvalidOptionError,
     UnsupportedFeatureError,
 )
-from prefect_batchflow.execution.environment import connections_in
-from prefect_batchflow.execution.executor import ProxyExecutor, executor_for, registered_languages
-from prefect_batchflow.execution.pool import WorkerPool
+from prefect_batchflow.execution.languages import executor_for, registered_languages
+from prefect_batchflow.execution.program.environment import connections_in
+from prefect_batchflow.execution.services.proxy import ProxyExecutor
+from prefect_batchflow.execution.workers.pool import WorkerPool
 from prefect_batchflow.inputs.readers import open_source
 from prefect_batchflow.lines import check, read_lines
-from prefect_batchflow.roots import ROOTS_VARIABLE, check_roots_of
+from prefect_batchflow.run.roots import ROOTS_VARIABLE, check_roots_of
 from prefect_batchflow.storage.previous_run import (
     INPUTS,
     OUTPUTS,

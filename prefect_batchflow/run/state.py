@@ -6,10 +6,11 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from prefect.context import FlowRunContext
 from prefect.logging import get_run_logger
 
-from prefect_batchflow.results import BatchResult, Status, Tally
+from prefect_batchflow.prefect_runtime.flow_runs import current_flow_run
+from prefect_batchflow.results.records import Status
+from prefect_batchflow.results.tally import Tally
 from prefect_batchflow.run.stopping import Stop
 from prefect_batchflow.storage.keys import RunKeys
 
@@ -17,18 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-    from prefect.client.schemas.objects import FlowRun
-
-    from prefect_batchflow.live import LiveRun
+    from prefect_batchflow.results.models import BatchResult
+    from prefect_batchflow.run.handle import LiveRun
     from prefect_batchflow.settings import BatchRequest
-
-
-def current_flow_run() -> FlowRun:
-    """The Prefect flow run that is going on; asked of the context, for `prefect.runtime` asks the server for some of it."""
-    context = FlowRunContext.get()
-    assert context is not None, "called inside the Prefect flow only"
-    assert context.flow_run is not None, "Prefect made it before it called the flow"
-    return context.flow_run
 
 
 class RunState:

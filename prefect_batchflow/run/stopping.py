@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
 
     from prefect_batchflow.cluster.runner import ClusterRunner
-    from prefect_batchflow.live import LiveRun
-    from prefect_batchflow.tasks import LineRunner
+    from prefect_batchflow.line_runner import LineRunner
+    from prefect_batchflow.run.handle import LiveRun
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ from prefect_batchflow.exceptions import StorageError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from prefect_batchflow.results import FlowRunInfo, LineResult, RunInfo
+    from prefect_batchflow.results.models import FlowRunInfo, LineResult, RunInfo
 
 
 class AbstractRunStorage(ABC):

@@ -11,9 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow.exceptions import InvalidImageInput, StorageError, told
-from prefect_batchflow.inputs.places import is_local_path
-from prefect_batchflow.storage.keys import IMAGES
-from prefect_batchflow.tools.multimedia import (
+from prefect_batchflow.images.image import (
     Image,
     file_name,
     is_image,
@@ -24,6 +22,8 @@ from prefect_batchflow.tools.multimedia import (
     read_within,
     with_path,
 )
+from prefect_batchflow.inputs.places import is_local_path
+from prefect_batchflow.storage.keys import IMAGES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

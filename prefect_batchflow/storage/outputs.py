@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from prefect_batchflow.definition.flow import MESSAGE_FORMATS
-from prefect_batchflow.error_classes import class_of_error
+from prefect_batchflow.errors.classes import class_of_error
 from prefect_batchflow.exceptions import StorageError, told
-from prefect_batchflow.results import BatchResult
+from prefect_batchflow.results.models import BatchResult
 from prefect_batchflow.storage.images import ImageFiles, ImageInputs
 from prefect_batchflow.storage.manifest import read_model
 

@@ -18,7 +18,7 @@ from prefect_batchflow.exceptions import InvalidOptionError, InvalidUserData, Ru
 from prefect_batchflow.inputs.mapping import ColumnReference, parse_expression
 from prefect_batchflow.inputs.readers import RowsSource, open_source
 from prefect_batchflow.inputs.survey import survey_source
-from prefect_batchflow.results import Status
+from prefect_batchflow.results.records import Status
 from prefect_batchflow.storage.keys import IMAGES, RunKeys
 from prefect_batchflow.storage.manifest import require_manifest
 from prefect_batchflow.storage.outputs import read_result

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from pydantic import ValidationError
 
 from prefect_batchflow.exceptions import InvalidOptionError, StorageError
-from prefect_batchflow.results import FlowRunInfo, RunInfo
+from prefect_batchflow.results.models import FlowRunInfo, RunInfo
 from prefect_batchflow.storage.custom import AbstractBatchRunStorage
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from pydantic import Field
 
 from prefect_batchflow.exceptions import RecordCorruptError, StorageError, told
 from prefect_batchflow.lines import INPUT_HASH_DIGITS
-from prefect_batchflow.results import Receipt, Status, Tokens, receipt_error
+from prefect_batchflow.results.records import Receipt, Status, Tokens, receipt_error
 from prefect_batchflow.storage.keys import RunKeys, SegmentName
 
 if TYPE_CHECKING:

@@ -5,17 +5,18 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from prefect_batchflow.errors.chosen import runs_again
 from prefect_batchflow.exceptions import StorageError
 from prefect_batchflow.execution.executor import LineOutcome
-from prefect_batchflow.execution.nodes import encode_record
+from prefect_batchflow.execution.program.nodes import encode_record
 from prefect_batchflow.lines import input_hash
-from prefect_batchflow.results import FlowRunInfo, RunInfo, Status, receipt
-from prefect_batchflow.settings import runs_again
+from prefect_batchflow.results.records import Status, receipt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
 
     from prefect_batchflow.lines import Line
+    from prefect_batchflow.results.models import FlowRunInfo, RunInfo
     from prefect_batchflow.storage.custom import AbstractBatchRunStorage
     from prefect_batchflow.storage.records import RunRecords
 

@@ -12,7 +12,7 @@ from prefect_batchflow.exceptions import GetConnectionError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from prefect_batchflow.connections import Connections
+    from prefect_batchflow.connections.given import Connections
 
 logger = logging.getLogger(__name__)
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from weakref import WeakKeyDictionary
 
 from prefect_batchflow import exceptions
+from prefect_batchflow.errors.waits import retry_after_sec
 from prefect_batchflow.exceptions import (
     APIConnectionError,
     APIResponseValidationError,
@@ -28,7 +29,6 @@ from prefect_batchflow.exceptions import (
     RateLimitError,
     ToolValidationError,
 )
-from prefect_batchflow.tools.retry_after import retry_after_sec
 from prefect_batchflow.tools.usage import count_model_calls
 
 if TYPE_CHECKING:

@@ -174,7 +174,7 @@ class Template:
             JinjaTemplateError: As `render`.
             ToolValidationError: As `parse_chat`.
         """
-        multimedia = sys.modules.get("prefect_batchflow.tools.multimedia")
+        multimedia = sys.modules.get("prefect_batchflow.images.image")
         if multimedia is not None:  # without it there is no image
             parts = dict(images or {})
             variables, images = multimedia.mark_images(variables, parts), parts

@@ -8,7 +8,7 @@ import os
 import re
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
-from prefect_batchflow import connections as kinds
+from prefect_batchflow.connections import kinds as kinds
 from prefect_batchflow.definition.flow import Prompt, load_flow
 from prefect_batchflow.definition.prompty import problems_of_model
 from prefect_batchflow.exceptions import (

@@ -21,7 +21,8 @@ from prefect_batchflow.exceptions import (
     error_dict,
 )
 from prefect_batchflow.execution.executor import LineOutcome
-from prefect_batchflow.results import Receipt, Status, Tally
+from prefect_batchflow.results.records import Receipt, Status
+from prefect_batchflow.results.tally import Tally
 from prefect_batchflow.settings import RunOptions
 from prefect_batchflow.storage.keys import RunKeys
 from prefect_batchflow.storage.manifest import Manifest, Session, write_manifest

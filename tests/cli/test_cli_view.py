@@ -16,8 +16,10 @@ from prefect_batchflow.cli import view
 from prefect_batchflow.cli.runs import Listing, StoredRun
 from prefect_batchflow.cli.view import Progress, next_commands, progress_text
 from prefect_batchflow.exceptions import BatchRunTimeoutError, InvalidUserData, ToolExecutionError, error_dict
-from prefect_batchflow.live import ProgressReport
-from prefect_batchflow.results import AggregationResult, Receipt, Status, Tally, Tokens
+from prefect_batchflow.results.models import AggregationResult
+from prefect_batchflow.results.records import Receipt, Status, Tokens
+from prefect_batchflow.results.tally import Tally
+from prefect_batchflow.run.handle import ProgressReport
 from prefect_batchflow.settings import LinePolicy, RunOptions
 from prefect_batchflow.storage.manifest import Manifest, Session
 

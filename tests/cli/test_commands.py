@@ -20,7 +20,9 @@ from waiting import wait_until
 from prefect_batchflow import exceptions
 from prefect_batchflow.cli import commands
 from prefect_batchflow.cli.commands import EXIT_STATUSES, exit_status, main
-from prefect_batchflow.results import AggregationResult, Receipt, Status, Tally
+from prefect_batchflow.results.models import AggregationResult
+from prefect_batchflow.results.records import Receipt, Status
+from prefect_batchflow.results.tally import Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -30,9 +30,9 @@ from prefect_batchflow.exceptions import (
     RunInUseError,
     StorageError,
 )
-from prefect_batchflow.execution.pool import WorkerPool
+from prefect_batchflow.execution.workers.pool import WorkerPool
 from prefect_batchflow.lines import Line
-from prefect_batchflow.results import Status
+from prefect_batchflow.results.records import Status
 from prefect_batchflow.settings import LinePolicy
 from prefect_batchflow.storage.control import Driver
 from prefect_batchflow.storage.keys import RunKeys
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import State
 
     from prefect_batchflow.execution.executor import LineOutcome
-    from prefect_batchflow.results import Receipt
+    from prefect_batchflow.results.records import Receipt
 
 pytestmark = pytest.mark.anyio
 

@@ -13,7 +13,7 @@ from services import running_service, served_flow
 from waiting import eventually
 
 from prefect_batchflow.exceptions import InputTypeError, error_dict
-from prefect_batchflow.execution.executor import AbstractExecutorProxy, ProxyExecutor
+from prefect_batchflow.execution.services.proxy import AbstractExecutorProxy, ProxyExecutor
 from prefect_batchflow.lines import Line, input_hash
 
 if TYPE_CHECKING:

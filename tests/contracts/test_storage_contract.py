@@ -21,7 +21,7 @@ from prefect_batchflow.storage.keys import RunKeys
 from prefect_batchflow.storage.records import RunRecords
 
 if TYPE_CHECKING:
-    from prefect_batchflow.results import Receipt
+    from prefect_batchflow.results.records import Receipt
 
 KEYS = RunKeys("run-1")
 RECORDS = KEYS.records

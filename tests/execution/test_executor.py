@@ -12,21 +12,16 @@ import pytest
 from pools import code_of, flow_of, message_of, run
 from waiting import eventually
 
-from prefect_batchflow.error_classes import class_of_error
+from prefect_batchflow.errors.classes import class_of_error
+from prefect_batchflow.errors.waits import not_before_sec
 from prefect_batchflow.exceptions import ProcessCrashError, PythonLoadError, ToolExecutionError, WorkerStartError
-from prefect_batchflow.execution import executor as executor_module
-from prefect_batchflow.execution.executor import (
-    AbstractExecutorProxy,
-    ProxyExecutor,
-    failed_outcome,
-    register_executor,
-    registered_executor,
-    registered_languages,
-    timed_out,
-)
+from prefect_batchflow.execution import languages
+from prefect_batchflow.execution.executor import failed_outcome, timed_out
+from prefect_batchflow.execution.languages import register_executor, registered_executor, registered_languages
+from prefect_batchflow.execution.services.proxy import AbstractExecutorProxy, ProxyExecutor
 from prefect_batchflow.lines import Line, input_hash
-from prefect_batchflow.results import FlowRunInfo, LineResult, RunInfo, Status
-from prefect_batchflow.settings import not_before_sec
+from prefect_batchflow.results.models import FlowRunInfo, LineResult, RunInfo
+from prefect_batchflow.results.records import Status
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -110,7 +105,7 @@ async def answered(flow: Flow, answer: Any) -> Any:
 class TestRegistry:
     @pytest.fixture(autouse=True)
     def _empty(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(executor_module, "_REGISTRY", {})
+        monkeypatch.setattr(languages, "_REGISTRY", {})
 
     def test_a_language_is_known_however_it_is_written(self) -> None:
         register_executor("CSharp", Proxy)

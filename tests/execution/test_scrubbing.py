@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from prefect_batchflow.connections import OpenAIConnection, OpenAIModelConfiguration
-from prefect_batchflow.execution.nodes import encode_record
+from prefect_batchflow.connections.kinds import OpenAIConnection
+from prefect_batchflow.connections.model_configurations import OpenAIModelConfiguration
+from prefect_batchflow.execution.program.nodes import encode_record
 from prefect_batchflow.execution.scrubbing import MASK, Scrubber
 
 KEY = "sk-ä'\"\n-canary"

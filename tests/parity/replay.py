@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 from comparable import connections_of, described, described_refusal, entry_of, memory_storage, run_whole
 
 from prefect_batchflow import AbstractBatchRunStorage, BatchEngine, BatchResult, load_flow
-from prefect_batchflow.aggregation import aggregate
 from prefect_batchflow.exceptions import BatchflowException, error_dict
-from prefect_batchflow.execution.pool import WorkerPool
+from prefect_batchflow.execution.workers.pool import WorkerPool
 from prefect_batchflow.inputs.readers import open_source
 from prefect_batchflow.lines import check, read_lines
-from prefect_batchflow.results import line_result
+from prefect_batchflow.results.models import line_result
+from prefect_batchflow.run.aggregation import aggregate
 from prefect_batchflow.storage.outputs import output_row
 
 if TYPE_CHECKING:

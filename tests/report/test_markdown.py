@@ -26,7 +26,9 @@ from prefect_batchflow.report.markdown import (
     one_line,
     summary_markdown,
 )
-from prefect_batchflow.results import AggregationResult, Receipt, RunInfo, Status, Tally, Tokens
+from prefect_batchflow.results.models import AggregationResult, RunInfo
+from prefect_batchflow.results.records import Receipt, Status, Tokens
+from prefect_batchflow.results.tally import Tally
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

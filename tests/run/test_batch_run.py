@@ -13,8 +13,8 @@ from prefect_batchflow import Status
 from prefect_batchflow.cli.commands import main
 from prefect_batchflow.exceptions import RunInUseError
 from prefect_batchflow.flows import run_batch
-from prefect_batchflow.live import LiveRun
 from prefect_batchflow.run import batch_run, ending
+from prefect_batchflow.run.handle import LiveRun
 from prefect_batchflow.run.opening import Opening
 from prefect_batchflow.storage.lease import Lease
 from prefect_batchflow.storage.records import RunRecords

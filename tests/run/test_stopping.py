@@ -10,15 +10,15 @@ import pytest
 from waiting import eventually
 
 from prefect_batchflow.exceptions import BatchFailureLimitError, RunInUseError
-from prefect_batchflow.live import LiveRun
 from prefect_batchflow.run import stopping
+from prefect_batchflow.run.handle import LiveRun
 from prefect_batchflow.run.stopping import Stop
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from prefect_batchflow.exceptions import BatchflowException
-    from prefect_batchflow.tasks import LineRunner
+    from prefect_batchflow.line_runner import LineRunner
 
 pytestmark = pytest.mark.anyio
 

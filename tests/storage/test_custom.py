@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from prefect_batchflow.results import FlowRunInfo, LineResult, RunInfo, Status
+from prefect_batchflow.results.models import FlowRunInfo, LineResult, RunInfo
+from prefect_batchflow.results.records import Status
 from prefect_batchflow.storage.custom import AbstractRunStorage, persist_lines
 
 

@@ -15,7 +15,8 @@ from prefect_batchflow.definition.flow import FlowInput
 from prefect_batchflow.exceptions import StorageError
 from prefect_batchflow.inputs.readers import open_source
 from prefect_batchflow.lines import FAILED_COLUMNS, check, read_lines
-from prefect_batchflow.results import BatchResult, Status
+from prefect_batchflow.results.models import BatchResult
+from prefect_batchflow.results.records import Status
 from prefect_batchflow.storage.outputs import output_row, write_outputs
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ import pytest
 
 from prefect_batchflow import BatchEngine
 from prefect_batchflow.exceptions import InvalidOptionError, StorageError
-from prefect_batchflow.results import FlowRunInfo, RunInfo, Status
+from prefect_batchflow.results.models import FlowRunInfo, RunInfo
+from prefect_batchflow.results.records import Status
 from prefect_batchflow.storage.promptflow_runs import PromptflowRunStorage, is_promptflow_run
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from outcomes import outcome_of, record_of
 
 from prefect_batchflow.exceptions import StorageError
 from prefect_batchflow.lines import Line, input_hash
-from prefect_batchflow.results import FlowRunInfo, RunInfo, Status
+from prefect_batchflow.results.models import FlowRunInfo, RunInfo
+from prefect_batchflow.results.records import Status
 from prefect_batchflow.storage import takeover
 from prefect_batchflow.storage.custom import AbstractBatchRunStorage
 from prefect_batchflow.storage.keys import RunKeys

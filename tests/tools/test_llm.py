@@ -9,6 +9,7 @@ import pytest
 from model_server import ModelServer, Reply, at, error_reply, rate_limited
 
 from prefect_batchflow import exceptions
+from prefect_batchflow.errors.waits import MOST_SEC, retry_after_sec
 from prefect_batchflow.exceptions import (
     APIConnectionError,
     APIResponseValidationError,
@@ -21,7 +22,6 @@ from prefect_batchflow.exceptions import (
 from prefect_batchflow.tools import llm
 from prefect_batchflow.tools.context import running
 from prefect_batchflow.tools.llm import answer_of, call_model, call_model_sync, delay_before_retry
-from prefect_batchflow.tools.retry_after import MOST_SEC, retry_after_sec
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine

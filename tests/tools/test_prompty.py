@@ -9,12 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from model_server import ModelServer, Reply, error_reply
 
-from prefect_batchflow.connections import (
-    AzureOpenAIModelConfiguration,
-    Connections,
-    OpenAIConnection,
-    OpenAIModelConfiguration,
-)
+from prefect_batchflow.connections.given import Connections
+from prefect_batchflow.connections.kinds import OpenAIConnection
+from prefect_batchflow.connections.model_configurations import AzureOpenAIModelConfiguration, OpenAIModelConfiguration
 from prefect_batchflow.definition.flow import load_flow
 from prefect_batchflow.exceptions import (
     APIResponseValidationError,
@@ -26,10 +23,10 @@ from prefect_batchflow.exceptions import (
     MissingRequiredInputError,
     UnsupportedFeatureError,
 )
-from prefect_batchflow.execution.loader import load_program
+from prefect_batchflow.execution.program.loader import load_program
+from prefect_batchflow.images.image import Image
 from prefect_batchflow.tools import context
 from prefect_batchflow.tools.context import running
-from prefect_batchflow.tools.multimedia import Image
 from prefect_batchflow.tools.prompty import AsyncPrompty, Prompty
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""Connections: what a flow needs to reach a service, by name; plain values of promptflow's types."""

@@ -1,0 +1,359 @@
+"""Connections: what a flow needs to reach a service, by name; plain values of promptflow's types.
+
+The standard library only, for worker processes read this too. `Connections` is what looks them up by name there; no secret of
+one is ever shown: not by a `repr`, and not by an error here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from prefect_batchflow.exceptions import InvalidConnectionError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+MODULE = "promptflow.connections"
+"""What `module` of a connection says that is of no package's own type."""
+
+
+class Connection:
+    """One connection: `configs` may be read by anyone, `secrets` by the flow's code only.
+
+    Both are attributes by their keys as well (`connection.api_key`), items, and what `dict(connection)` gives.
+
+    Args:
+        name: What the flow calls it; `None` for one that its code has made.
+        configs: What is no secret.
+        secrets: Keys and passwords.
+        module: Where a custom strong type is defined.
+        **kwargs: promptflow's dates of creation and expiry: taken, and used nowhere.
+    Source: promptflow `core/_connection.py`, `_Connection`.
+    """
+
+    TYPE: ClassVar[str] = ""
+    """promptflow's short name."""
+    configs: dict[str, Any]
+    secrets: dict[str, Any]
+
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        configs: Mapping[str, Any] | None = None,
+        secrets: Mapping[str, Any] | None = None,
+        module: str = MODULE,
+        **kwargs: Any,
+    ) -> None:
+        self.__dict__.update(
+            name=name,
+            type=self.TYPE,
+            class_name=type(self).__name__,
+            module=module,
+            configs=dict(configs or {}),
+            secrets=dict(secrets or {}),
+        )
+
+    def _part(self, key: str) -> dict[str, Any] | None:
+        """Which of the two a key is in."""
+        parts = (self.__dict__.get("configs", {}), self.__dict__.get("secrets", {}))
+        return next((part for part in parts if key in part), None)
+
+    def __getattr__(self, name: str) -> Any:
+        part = self._part(name)
+        if part is None:
+            # Python asks for its own names before there is anything to show, as when one is unpickled.
+            raise AttributeError(name if name.startswith("__") else f"{self!r} has no {name!r}")
+        return part[name]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        part = self._part(name)
+        (self.__dict__ if part is None else part)[name] = value
+
+    def keys(self) -> list[str]:
+        """The keys of both, configs first."""
+        return [*self.__dict__.get("configs", ()), *self.__dict__.get("secrets", ())]
+
+    def __getitem__(self, key: str) -> Any:
+        part = self._part(key)
+        if part is None:
+            raise KeyError(key)
+        return part[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, str) and self._part(key) is not None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.__dict__.get('name')!r}, keys: {', '.join(self.keys()) or 'none'}>"
+
+
+class _EntraIdConnection(Connection):
+    """One that takes a token of Microsoft Entra ID in the place of a key."""
+
+    def get_token(self) -> str:
+        """A token of the identity that this process has.
+
+        Raises:
+            InvalidConnectionError: Its `auth_mode` is `key`, or azure-identity is not installed.
+        """
+        if self.auth_mode != "meid_token":
+            raise InvalidConnectionError(f"{self!r} has auth_mode {self.auth_mode!r}. A token needs 'meid_token'.")
+        try:
+            from azure.identity import DefaultAzureCredential  # type: ignore[import-not-found, unused-ignore]
+        except ImportError as exc:
+            raise InvalidConnectionError(
+                f"{self!r} has auth_mode 'meid_token', which needs a package that is not there: pip install azure-identity"
+            ) from exc
+        return str(DefaultAzureCredential().get_token("https://cognitiveservices.azure.com/.default").token)
+
+
+class AzureOpenAIConnection(_EntraIdConnection):
+    """An Azure OpenAI resource."""
+
+    TYPE = "AzureOpenAI"
+
+    def __init__(
+        self,
+        api_base: str,
+        api_key: str | None = None,
+        api_type: str = "azure",
+        api_version: str = "2024-02-01",
+        auth_mode: str = "key",
+        resource_id: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        configs = {
+            "api_base": api_base,
+            "api_type": api_type,
+            "api_version": api_version,
+            "auth_mode": auth_mode,
+            "resource_id": resource_id,
+        }
+        super().__init__(configs=configs, secrets={"api_key": api_key}, **kwargs)
+
+
+class OpenAIConnection(Connection):
+    """OpenAI, or a service with its interface."""
+
+    TYPE = "OpenAI"
+
+    def __init__(
+        self, api_key: str, organization: str | None = None, base_url: str | None = None, **kwargs: Any
+    ) -> None:
+        configs = {"organization": organization, "base_url": base_url}
+        super().__init__(configs=configs, secrets={"api_key": api_key}, **kwargs)
+
+
+class ServerlessConnection(Connection):
+    """A serverless endpoint of a model."""
+
+    TYPE = "Serverless"
+
+    def __init__(self, api_key: str, api_base: str, **kwargs: Any) -> None:
+        super().__init__(configs={"api_base": api_base}, secrets={"api_key": api_key}, **kwargs)
+
+
+class SerpConnection(Connection):
+    """SerpAPI, a web search."""
+
+    TYPE = "Serp"
+
+    def __init__(self, api_key: str, **kwargs: Any) -> None:
+        super().__init__(secrets={"api_key": api_key}, **kwargs)
+
+
+class _EmbeddingStoreConnection(Connection):
+    """A vector database."""
+
+    def __init__(self, api_key: str, api_base: str, **kwargs: Any) -> None:
+        super().__init__(configs={"api_base": api_base}, secrets={"api_key": api_key}, **kwargs)
+
+
+class QdrantConnection(_EmbeddingStoreConnection):
+    """A Qdrant vector database."""
+
+    TYPE = "Qdrant"
+
+
+class WeaviateConnection(_EmbeddingStoreConnection):
+    """A Weaviate vector database."""
+
+    TYPE = "Weaviate"
+
+
+class CognitiveSearchConnection(_EntraIdConnection):
+    """Azure AI Search."""
+
+    TYPE = "CognitiveSearch"
+
+    def __init__(
+        self,
+        api_base: str,
+        api_key: str | None = None,
+        api_version: str = "2023-11-01",
+        auth_mode: str = "key",
+        **kwargs: Any,
+    ) -> None:
+        configs = {"api_base": api_base, "api_version": api_version, "auth_mode": auth_mode}
+        super().__init__(configs=configs, secrets={"api_key": api_key}, **kwargs)
+
+
+class AzureAIServicesConnection(_EntraIdConnection):
+    """Azure AI services."""
+
+    TYPE = "AzureAIServices"
+
+    def __init__(self, endpoint: str, api_key: str | None = None, auth_mode: str = "key", **kwargs: Any) -> None:
+        super().__init__(configs={"endpoint": endpoint, "auth_mode": auth_mode}, secrets={"api_key": api_key}, **kwargs)
+
+
+class AzureContentSafetyConnection(Connection):
+    """Azure AI Content Safety."""
+
+    TYPE = "AzureContentSafety"
+
+    def __init__(
+        self,
+        api_key: str,
+        endpoint: str,
+        api_version: str = "2023-10-01",
+        api_type: str = "Content Safety",
+        **kwargs: Any,
+    ) -> None:
+        configs = {"endpoint": endpoint, "api_version": api_version, "api_type": api_type}
+        super().__init__(configs=configs, secrets={"api_key": api_key}, **kwargs)
+
+
+class FormRecognizerConnection(AzureContentSafetyConnection):
+    """Azure AI Document Intelligence."""
+
+    TYPE = "FormRecognizer"
+
+    def __init__(
+        self,
+        api_key: str,
+        endpoint: str,
+        api_version: str = "2023-07-31",
+        api_type: str = "Form Recognizer",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(api_key, endpoint, api_version, api_type, **kwargs)
+
+
+class CustomConnection(Connection):
+    """Any keys and values."""
+
+    TYPE = "Custom"
+
+    def __init__(
+        self, secrets: Mapping[str, Any] | None = None, configs: Mapping[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(secrets=secrets, configs=configs, **kwargs)
+
+    def is_secret(self, key: str) -> bool:
+        """Whether a key is one of the secrets."""
+        return key in self.secrets
+
+
+class CustomStrongTypeConnection(Connection):
+    """To be subclassed by a flow, its fields as annotations, the secret ones `Secret`; a custom connection becomes it.
+
+    Ours: a field may have a default in the class.
+    """
+
+    TYPE = "Custom"
+
+    def __init__(
+        self, secrets: Mapping[str, Any] | None = None, configs: Mapping[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(secrets=secrets, configs=configs, **kwargs)
+
+    def __getattribute__(self, name: str) -> Any:
+        # A default of the class must not hide the value that the connection has.
+        values = object.__getattribute__(self, "__dict__")
+        for part in (values.get("configs", {}), values.get("secrets", {})):
+            if name in part:
+                return part[name]
+        return object.__getattribute__(self, name)
+
+
+def strong_connection(custom: Any, kind: type[Any]) -> Any:
+    """A custom connection as a type that the flow defines; a key that it lacks is the default of its field.
+
+    Raises:
+        InvalidConnectionError: It lacks a field without default.
+    """
+    values = {**custom.configs, **custom.secrets}
+    secret_keys = set(custom.secrets)
+    missing = []
+    for name, annotation in _annotations(kind).items():
+        if _is_secret(annotation):
+            secret_keys.add(name)
+        if name in values:
+            continue
+        if hasattr(kind, name):
+            values[name] = getattr(kind, name)
+        else:
+            missing.append(name)
+    if missing:
+        raise InvalidConnectionError(
+            f"The connection {custom.name!r} has no {', '.join(missing)}, which {kind.__name__} needs; it has "
+            f"{', '.join(values) or 'no keys'}. Add what is missing to the connection."
+        )
+    return kind(
+        secrets={key: value for key, value in values.items() if key in secret_keys},
+        configs={key: value for key, value in values.items() if key not in secret_keys},
+        name=custom.name,
+        module=kind.__module__,
+    )
+
+
+def _annotations(cls: type) -> dict[str, Any]:
+    """The annotated fields of a user's class and of those above it, as far as they are the user's."""
+    import inspect  # not by every worker: flows with such types have it anyway
+
+    found: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        if base.__module__ != __name__ and not base.__module__.startswith("promptflow."):
+            found |= inspect.get_annotations(base)
+    return found
+
+
+def _is_secret(annotation: Any) -> bool:
+    """Whether an annotation is `Secret`, also as text, and also promptflow's own."""
+    name = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
+    return name.rpartition(".")[2] == "Secret"
+
+
+KINDS: Mapping[str, type[Connection]] = {
+    cls.__name__: cls
+    for cls in (
+        AzureAIServicesConnection,
+        AzureContentSafetyConnection,
+        AzureOpenAIConnection,
+        CognitiveSearchConnection,
+        CustomConnection,
+        CustomStrongTypeConnection,
+        FormRecognizerConnection,
+        OpenAIConnection,
+        QdrantConnection,
+        SerpConnection,
+        ServerlessConnection,
+        WeaviateConnection,
+    )
+}
+"""What `type` of a connection's dictionary may be."""
+
+
+def is_connection(value: Any) -> bool:
+    """Whether a value is a connection, of these classes or of promptflow's own."""
+    return is_connection_type(type(value))
+
+
+def is_connection_type(kind: Any) -> bool:
+    """Whether an annotation is a class of connections, of these or of promptflow's own."""
+    return isinstance(kind, type) and (
+        issubclass(kind, Connection) or any(base.__name__ == "_Connection" for base in kind.__mro__)
+    )

@@ -1,0 +1,82 @@
+"""Which model a flow asks: by the name of a connection, or by address and key."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from prefect_batchflow.exceptions import InvalidConnectionError
+
+
+class ModelConfiguration:
+    """The base of the two."""
+
+
+@dataclass
+class AzureOpenAIModelConfiguration(ModelConfiguration):
+    """Which deployment of an Azure OpenAI resource: by the name of a connection, or by endpoint and key.
+
+    Source: promptflow `core/_model_configuration.py`, `AzureOpenAIModelConfiguration`.
+    """
+
+    azure_deployment: str
+    azure_endpoint: str | None = None
+    api_version: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+    connection: str | None = None
+
+    def __post_init__(self) -> None:
+        _refuse_both(self.connection, azure_endpoint=self.azure_endpoint, api_key=self.api_key)
+
+    @classmethod
+    def from_connection(cls, connection: Any, azure_deployment: str) -> AzureOpenAIModelConfiguration:
+        """The configuration that a connection and a deployment come to."""
+        _expect(cls, connection, "AzureOpenAIConnection")
+        return cls(
+            azure_deployment=azure_deployment,
+            azure_endpoint=connection.api_base,
+            api_version=connection.api_version,
+            api_key=connection.api_key,
+        )
+
+
+@dataclass
+class OpenAIModelConfiguration(ModelConfiguration):
+    """Which model of OpenAI: by the name of a connection, or by base URL and key.
+
+    Source: promptflow `core/_model_configuration.py`, `OpenAIModelConfiguration`.
+    """
+
+    model: str
+    base_url: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+    organization: str | None = None
+    connection: str | None = None
+
+    def __post_init__(self) -> None:
+        _refuse_both(self.connection, base_url=self.base_url, api_key=self.api_key, organization=self.organization)
+
+    @classmethod
+    def from_connection(cls, connection: Any, model: str) -> OpenAIModelConfiguration:
+        """The configuration that a connection and a model come to."""
+        _expect(cls, connection, "OpenAIConnection")
+        return cls(
+            model=model,
+            base_url=connection.base_url,
+            api_key=connection.api_key,
+            organization=connection.organization,
+        )
+
+
+def _refuse_both(connection: str | None, **inline: str | None) -> None:
+    given = [name for name, value in inline.items() if value]
+    if connection and given:
+        raise InvalidConnectionError(
+            f"The model configuration has the connection {connection!r} and {', '.join(given)} as well. Give one of the two."
+        )
+
+
+def _expect(cls: type, connection: Any, kind: str) -> None:
+    # By name: where promptflow is installed, connections are of its own classes.
+    if type(connection).__name__ != kind:
+        raise InvalidConnectionError(f"{cls.__name__} is made from an {kind}, found {type(connection).__name__}.")

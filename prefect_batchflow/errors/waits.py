@@ -1,0 +1,78 @@
+"""When a service wants to be asked again: what its answer's headers say, and an exception that carries them."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from prefect_batchflow.errors.classes import infos
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+MOST_SEC = 10 * 365 * 86_400.0
+"""No wait is longer: what is beyond is no number of JSON, or none that anybody means."""
+_MOST_CAUSES = 8
+
+
+def retry_after_sec(headers: Mapping[str, str]) -> float | None:
+    """The wait that a service asks for, from `retry-after-ms` or `Retry-After`, in seconds or as a date."""
+    for name, divisor in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
+        try:
+            seconds = float(headers.get(name, "")) / divisor
+        except ValueError:
+            continue
+        if seconds == seconds:  # and not NaN
+            return min(max(0.0, seconds), MOST_SEC)
+    text = headers.get("retry-after", "")
+    if not text:
+        return None
+    from email.utils import parsedate_to_datetime  # takes a while, and nearly no answer has a date
+
+    try:
+        moment = parsedate_to_datetime(text)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return min(max(0.0, moment.timestamp() - time.time()), MOST_SEC)
+
+
+def wait_asked_by(exc: BaseException) -> float | None:
+    """The seconds that an exception, or one that it was raised from, says to wait before another try; `None` if none does.
+
+    This package's exceptions say so themselves, those of openai, httpx and requests by the response that they carry, those of
+    urllib by their headers.
+    """
+    cause: BaseException | None = exc
+    try:
+        for _ in range(_MOST_CAUSES):
+            if cause is None:
+                return None
+            if (asked := _asked_by(cause)) is not None:
+                return asked
+            cause = cause.__cause__
+    except Exception:  # noqa: BLE001 - attributes of a user's class may raise, and be anything
+        return None
+    return None
+
+
+def _asked_by(exc: BaseException) -> float | None:
+    asked = getattr(exc, "retry_after_sec", None)
+    if asked is not None:
+        seconds = float(asked)
+        return min(max(0.0, seconds), MOST_SEC) if seconds == seconds else None
+    headers = getattr(getattr(exc, "response", exc), "headers", None)
+    return None if headers is None else retry_after_sec(headers)
+
+
+MAX_NOT_BEFORE_SEC = 300.0
+"""What a service asks for beyond that is not waited for before a line's next attempt."""
+
+
+def not_before_sec(error: dict[str, Any]) -> float:
+    """The seconds that an error says to wait before another attempt, as a service's `Retry-After`; 0 if it says nothing.
+
+    Args:
+        error: An error dictionary; a `retry_after_sec` in its `additionalInfo` counts, up to `MAX_NOT_BEFORE_SEC`.
+    """
+    asked = [info.get("retry_after_sec") for info in infos(error)]
+    return min(max((sec for sec in asked if isinstance(sec, int | float) and sec > 0), default=0.0), MAX_NOT_BEFORE_SEC)

@@ -1,0 +1,1 @@
+"""A loaded flow and its walk. This module imports nothing: worker processes pass through it."""

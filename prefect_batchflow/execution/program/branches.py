@@ -1,0 +1,143 @@
+"""Branches of a line that run at once, two of them: on threads for sync code, as tasks of the event loop for async code.
+
+A module of its own, for most flows have nodes one after another and import neither threads nor asyncio.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from functools import partial
+from inspect import GEN_CREATED, getgeneratorstate
+from typing import TYPE_CHECKING, Any
+
+from prefect_batchflow.execution.program.calls import Canceled, Raised, drive, drive_async
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from prefect_batchflow.execution.program.calls import Branch
+
+    Outcomes = list[tuple[str, Any]]
+    """Names of branches and what they returned, in the order in which they were begun."""
+
+NODES_AT_ONCE = 2
+"""How many nodes of a line run at once; the others that are ready wait for a place.
+
+Source: promptflow `executor/_flow_nodes_scheduler.py`, `DEFAULT_CONCURRENCY_BULK`.
+"""
+
+
+_idle: list[ThreadPoolExecutor] = []
+"""Threads that no line uses. To start two for each line costs more than most nodes do."""
+
+
+class Threads:
+    """The branches of one line of a sync program."""
+
+    def __init__(self) -> None:
+        self._pool: ThreadPoolExecutor | None = None
+        self._running: dict[Future[Any], Branch] = {}
+
+    def begin(self, branches: Sequence[Branch]) -> Outcomes:
+        """Begin these, and wait until at least one of all is done. One alone runs in this thread."""
+        if len(branches) == 1 and not self._running:
+            (branch,) = branches
+            return [(branch.name, branch.context.run(drive, branch.steps))]
+        if self._pool is None:
+            self._pool = _pool()
+        for branch in branches:
+            self._running[self._pool.submit(branch.context.run, drive, branch.steps)] = branch
+        wait(self._running, return_when=FIRST_COMPLETED)
+        return self._take()
+
+    def end(self) -> Outcomes:
+        """Begin no more of them, and wait for those that run, which nothing can interrupt."""
+        for future in [future for future in self._running if future.cancel()]:
+            del self._running[future]
+        wait(self._running)
+        return self._take()
+
+    def close(self) -> None:
+        """Leave the threads to the next line, if none of them is at work."""
+        if self._pool is None:
+            return
+        if self._running:
+            self._pool.shutdown(cancel_futures=True)
+        else:
+            _idle.append(self._pool)
+
+    def _take(self) -> Outcomes:
+        done = [future for future in self._running if future.done()]
+        return [(self._running.pop(future).name, future.result()) for future in done]
+
+
+def _pool() -> ThreadPoolExecutor:
+    try:
+        return _idle.pop()
+    except IndexError:
+        return ThreadPoolExecutor(NODES_AT_ONCE, "nodes")
+
+
+class Tasks:
+    """The branches of one line of an async program."""
+
+    def __init__(self) -> None:
+        self._running: dict[asyncio.Task[Any], Branch] = {}
+        self._places = asyncio.Semaphore(NODES_AT_ONCE)
+
+    async def begin(self, branches: Sequence[Branch]) -> Outcomes:
+        """Begin these, and wait until at least one of all is done."""
+        loop = asyncio.get_running_loop()
+        for branch in branches:
+            self._running[loop.create_task(self._drive(branch), context=branch.context)] = branch
+        await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
+        return self._take(canceled=False)
+
+    async def end(self) -> Outcomes:
+        """Cancel those that wait for a place or are on the event loop; what a thread runs cannot be interrupted."""
+        for task, branch in self._running.items():
+            if branch.is_async or getgeneratorstate(branch.steps) == GEN_CREATED:
+                task.cancel()
+        if self._running:
+            await asyncio.wait(self._running)
+        return self._take(canceled=True)
+
+    async def abandon(self) -> None:
+        """Cancel all of them, for nobody asks for the line any more; the pool sees to threads that go on."""
+        for task in self._running:
+            task.cancel()
+        if self._running:
+            await asyncio.wait(self._running)
+        for task in self._running:
+            if not task.cancelled():
+                task.exception()  # or asyncio would log that nobody has asked for it
+
+    async def _drive(self, branch: Branch) -> Any:
+        async with self._places:
+            return await drive_async(branch.steps)
+
+    def _take(self, *, canceled: bool) -> Outcomes:
+        """What is done. One that was cancelled, but not by us, has cancelled itself: its code raised that."""
+        outcomes: Outcomes = []
+        for task in [task for task in self._running if task.done()]:
+            branch = self._running.pop(task)
+            if not task.cancelled():
+                outcomes.append((branch.name, task.result()))
+                continue
+            resume = partial(branch.steps.throw, Canceled())
+            if not canceled:
+                resume = partial(branch.steps.send, Raised(asyncio.CancelledError("it has cancelled its own task")))
+            outcomes += _conclude(branch, resume)
+        return outcomes
+
+
+def _conclude(branch: Branch, resume: Callable[[], Any]) -> Outcomes:
+    """Let a branch whose call was cancelled say what has become of it; one that had not begun has nothing to say."""
+    try:
+        resume()
+    except StopIteration as stop:
+        return [(branch.name, stop.value)]
+    except Canceled:
+        pass
+    return []

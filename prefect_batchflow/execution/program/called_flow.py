@@ -1,0 +1,124 @@
+"""A flow as a function that another flow's code calls: promptflow's `Flow.load("folder")(question="…")`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from typing import TYPE_CHECKING, Any
+
+from prefect_batchflow.connections.given import Connections
+from prefect_batchflow.definition.flow import load_flow
+from prefect_batchflow.exceptions import (
+    InputNotFound,
+    InputTypeError,
+    InvalidOptionError,
+    ScriptExecutionError,
+    ToolExecutionError,
+    innermost_code,
+)
+from prefect_batchflow.execution.program.loader import program_of
+from prefect_batchflow.inputs.types import CONVERSION_ERRORS, CONVERTERS
+from prefect_batchflow.tools.context import current_context, given_connections
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from prefect_batchflow.execution.program.nodes import LineRun
+
+
+class _CalledFlow:
+    """A flow that is loaded once, with the run's connections; its tokens count for the line that runs.
+
+    Source: promptflow `core/_flow.py`, `FlowBase`.
+    """
+
+    def __init__(self, source: str | PathLike[str]) -> None:
+        flow = load_flow(os.fspath(source))
+        connections = given_connections()
+        self._program = program_of(flow, {}, Connections(None, os.environ) if connections is None else connections)
+        self._flow = flow.described(self._program.description)
+
+    def _inputs(self, positional: tuple[Any, ...], given: dict[str, Any]) -> dict[str, Any]:
+        """Defaults and types applied; what is no input is left out, as promptflow does."""
+        name = self._flow.name
+        if positional:
+            raise InvalidOptionError(f"The flow {name!r} takes its inputs by name, as {name}(question=…).")
+        inputs = {}
+        for declared in self._flow.inputs.values():
+            if declared.name not in given and declared.required:
+                known = ", ".join(self._flow.inputs)
+                raise InputNotFound(f"The flow {name!r} needs the input {declared.name!r}. Its inputs: {known}.")
+            value = given.get(declared.name, declared.default)
+            try:
+                inputs[declared.name] = CONVERTERS.get(declared.type, _as_it_is)(value)
+            except CONVERSION_ERRORS as exc:
+                raise InputTypeError(
+                    f"Input {declared.name!r} of the flow {name!r} should be {declared.type}, found {value!r}: {exc}"
+                ) from exc
+        return inputs
+
+    def _output(self, run: LineRun) -> dict[str, Any]:
+        context = current_context()
+        if context is not None:
+            context.add_tokens(run["tokens"]["prompt_tokens"], run["tokens"]["completion_tokens"])
+        error = run["error"]
+        if error is not None:
+            kind = ScriptExecutionError if innermost_code(error) == "ScriptExecutionError" else ToolExecutionError
+            raise kind(f"The flow {self._flow.name!r} failed: {error['message']}", target="Executor")
+        output: dict[str, Any] = run["output"]
+        return output
+
+
+class Flow(_CalledFlow):
+    """A flow to be called from sync code; it runs in the caller's thread, or, if it is async, on a loop of its own."""
+
+    @classmethod
+    def load(cls, source: str | PathLike[str]) -> Flow:
+        """Load a flow folder, yaml, `.prompty` or callable, as `load_flow` does.
+
+        Raises:
+            UserErrorException: What loading the flow for a run would raise.
+        """
+        return cls(source)
+
+    def __call__(self, *positional: Any, **inputs: Any) -> dict[str, Any]:
+        """Run it with inputs by name and give its outputs.
+
+        Raises:
+            InputNotFound: An input without default is missing.
+            InputTypeError: A value does not fit its input.
+            ToolExecutionError: A node failed; for a callable flow `ScriptExecutionError`.
+        """
+        prepared, number = self._inputs(positional, inputs), _line_number()
+        if not self._program.description.is_async:
+            return self._output(self._program.run_line(number, prepared))
+        # A thread of its own: the caller's may have a loop that runs.
+        with ThreadPoolExecutor(1) as thread:
+            run = thread.submit(
+                copy_context().run, lambda: asyncio.run(self._program.run_line_async(number, prepared))
+            ).result()
+        return self._output(run)
+
+
+class AsyncFlow(_CalledFlow):
+    """A flow to be awaited from async code; its sync functions run in threads."""
+
+    @classmethod
+    def load(cls, source: str | PathLike[str]) -> AsyncFlow:
+        """Load it as `Flow.load` does."""
+        return cls(source)
+
+    async def __call__(self, *positional: Any, **inputs: Any) -> dict[str, Any]:
+        """Run it as `Flow` does."""
+        return self._output(await self._program.run_line_async(_line_number(), self._inputs(positional, inputs)))
+
+
+def _line_number() -> int:
+    context = current_context()
+    return 0 if context is None or context.line_number is None else context.line_number
+
+
+def _as_it_is(value: Any) -> Any:
+    return value

@@ -1,0 +1,131 @@
+"""Where user code says by its annotations that it takes a connection, and what it is given there."""
+
+from __future__ import annotations
+
+import sys
+import types
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
+
+from prefect_batchflow.connections.given import installed_kind
+from prefect_batchflow.connections.kinds import KINDS, is_connection_type, strong_connection
+from prefect_batchflow.connections.model_configurations import AzureOpenAIModelConfiguration, OpenAIModelConfiguration
+from prefect_batchflow.exceptions import GetConnectionError, InvalidConnectionError, NodeInputValidationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from prefect_batchflow.connections.given import Connections
+
+
+def connection_types(annotation: Any) -> list[type]:
+    """The classes of connections among what an annotation allows; empty for any other parameter."""
+    members = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    return [member for member in members if is_connection_type(member)]
+
+
+def connect(name: Any, kinds: list[type], connections: Connections, needed_by: str) -> Any:
+    """The connection that a parameter gets where the flow says a name.
+
+    Args:
+        name: What the flow says.
+        kinds: What the parameter takes, from `connection_types`.
+        connections: The run's.
+        needed_by: For messages: `node 'answer', input 'connection'`.
+
+    Raises:
+        GetConnectionError: It was not given, or cannot be made.
+        NodeInputValidationError: It is of another type, or the flow says no name.
+    Source: promptflow `executor/_tool_resolver.py`, `_convert_to_connection_value`.
+    """
+    takes = " or ".join(kind.__name__ for kind in kinds)
+    if not isinstance(name, str):
+        raise NodeInputValidationError(
+            f"{needed_by}: a {type(name).__name__} is given where the code takes a {takes}. Write a connection's name there.",
+            target="Tool",
+        )
+    found = connections.get(name, needed_by)
+    if isinstance(found, tuple(kinds)):
+        return found
+    strong = next((kind for kind in kinds if _is_strong(kind)), None)
+    if strong is not None and type(found).__name__ in ("CustomConnection", "CustomStrongTypeConnection"):
+        try:
+            return strong_connection(found, strong)
+        except InvalidConnectionError as exc:
+            raise GetConnectionError(f"{needed_by}: {exc}", target="Tool") from exc
+    raise NodeInputValidationError(
+        f"{needed_by}: the connection {name!r} is a {type(found).__name__}, and the code takes a {takes}. Name one of these, "
+        "or change the annotation.",
+        target="Tool",
+    )
+
+
+def constructor_value(value: Any, annotation: Any, type_name: str, connections: Connections, needed_by: str) -> Any:
+    """What a constructor gets: a connection for its name, a model configuration for its keys, any other value as it is.
+
+    Args:
+        value: As the run or the flow gives it.
+        annotation: The parameter's.
+        type_name: What the flow's yaml calls its type; a class of connections counts as an annotation.
+        connections: The run's.
+        needed_by: For messages: `init 'connection'`.
+
+    Raises:
+        GetConnectionError: A connection was not given, or cannot be made.
+        NodeInputValidationError: A connection is of another type.
+        InvalidConnectionError: The keys make no model configuration.
+    Source: promptflow `executor/_script_executor.py`, `_resolve_init_kwargs`.
+    """
+    kinds = connection_types(annotation)
+    named = installed_kind(type_name) if type_name in KINDS else None
+    if named is not None and not kinds:
+        kinds = [named]
+    if kinds and isinstance(value, str):
+        return connect(value, kinds, connections, needed_by)
+    models = _model_types(annotation)
+    if not models and type_name in _MODELS:
+        models = [getattr(sys.modules.get("promptflow.core"), type_name, None) or _MODELS[type_name]]
+    if models and isinstance(value, dict):
+        return _model_configuration(value, models, connections, needed_by)
+    return value
+
+
+def _model_types(annotation: Any) -> list[type[Any]]:
+    members = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    return [member for member in members if isinstance(member, type) and member.__name__ in _MODELS]
+
+
+def _model_configuration(
+    value: dict[str, Any], kinds: list[type[Any]], connections: Connections, needed_by: str
+) -> Any:
+    """A model configuration of its keys; one that names a connection has the connection's endpoint and key."""
+    fields = {kind: list(kind.__dataclass_fields__) for kind in kinds}
+    kind = next((kind for kind in kinds if fields[kind][0] in value), kinds[0])
+    unknown = [str(key) for key in value if key not in fields[kind]]
+    if unknown or fields[kind][0] not in value:
+        problem = (
+            f"has the keys {', '.join(unknown)}, which it does not know" if unknown else f"lacks {fields[kind][0]!r}"
+        )
+        raise InvalidConnectionError(f"{needed_by}: {kind.__name__} {problem}. It takes {', '.join(fields[kind])}.")
+    configuration = kind(**value)
+    if not configuration.connection:
+        return configuration
+    found = connect(configuration.connection, [_connection_of(kind)], connections, needed_by)
+    made = kind.from_connection(found, value[fields[kind][0]])
+    if value.get("api_version"):
+        made.api_version = value["api_version"]
+    return made
+
+
+def _connection_of(kind: type[Any]) -> type[Any]:
+    found = installed_kind(kind.__name__.replace("ModelConfiguration", "Connection"))
+    assert found is not None, "each model configuration has a connection of its name"
+    return found
+
+
+_MODELS: Mapping[str, type[Any]] = {
+    cls.__name__: cls for cls in (AzureOpenAIModelConfiguration, OpenAIModelConfiguration)
+}
+
+
+def _is_strong(kind: type) -> bool:
+    return any(base.__name__ == "CustomStrongTypeConnection" for base in kind.__mro__)

@@ -1,0 +1,1 @@
+"""Flows in other languages, run by a service that speaks promptflow's protocol."""

@@ -1,0 +1,129 @@
+"""The process that serves a flow in another language: its start, what it prints, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+from typing import TYPE_CHECKING
+
+from prefect_batchflow.execution.workers.processes import TOKEN_VARIABLE, end_session, end_with_token
+from prefect_batchflow.execution.workers.worker_process import TAIL_BYTES, how_it_ended
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+KILLED_WITHIN_SEC = 5.0
+"""How long the system may take to end a process that was killed."""
+_READ_BYTES = 1 << 16
+
+
+class ServiceProcess:
+    """A program in a session of its own; to be made on the event loop that watches it.
+
+    Args:
+        command: The program and its arguments.
+        token: Given to it in its environment, to find all that it starts.
+        cwd: Its working directory.
+        environment: All of its environment but the token.
+
+    Raises:
+        OSError: There is no such program, or it cannot be started.
+    """
+
+    def __init__(self, command: Sequence[str], *, token: str, cwd: Path, environment: Mapping[str, str]) -> None:
+        self.token = token
+        self.exited = asyncio.Event()
+        self._tail = bytearray()
+        self._process = subprocess.Popen(  # noqa: S603 - the flow's own program, run as its Python code would be
+            list(command),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            bufsize=0,
+            cwd=cwd,
+            env={**environment, TOKEN_VARIABLE: token},
+            start_new_session=True,
+        )
+        self.pid = self._process.pid
+        assert self._process.stdout is not None
+        self._output = self._process.stdout.fileno()
+        os.set_blocking(self._output, False)
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._output, self._on_output)
+        self._pidfd = os.pidfd_open(self.pid)
+        loop.add_reader(self._pidfd, self._reap)
+
+    @property
+    def returncode(self) -> int | None:
+        """Its exit code, once it has ended."""
+        return self._process.returncode
+
+    @property
+    def how_it_ended(self) -> str:
+        """Its end, for messages: `exited with status 1`."""
+        return how_it_ended(self.returncode)
+
+    @property
+    def tail(self) -> str:
+        """The end of what it printed."""
+        return bytes(self._tail).decode("utf-8", "replace").strip()
+
+    async def stop(self, grace_sec: float) -> None:
+        """Ask it to end by SIGTERM to its session, and kill it, with all it started, if it has not after `grace_sec`."""
+        try:
+            if not self.exited.is_set():
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(self.pid, signal.SIGTERM)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(grace_sec):
+                        await self.exited.wait()
+        finally:
+            self._kill()
+        await self._gone()
+
+    async def kill(self) -> None:
+        """Kill it with all it started."""
+        self._kill()
+        await self._gone()
+
+    def _kill(self) -> None:
+        if not self.exited.is_set():
+            end_session(self.pid)
+            end_with_token(self.token)
+
+    async def _gone(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(KILLED_WITHIN_SEC):
+                await self.exited.wait()
+
+    def _on_output(self) -> bool:
+        """Keep the end of what it printed; whether there was anything."""
+        try:
+            data = os.read(self._output, _READ_BYTES)
+        except BlockingIOError:
+            return False
+        if not data:  # it has closed its output, and may run on
+            asyncio.get_running_loop().remove_reader(self._output)
+            return False
+        self._tail += data
+        del self._tail[:-TAIL_BYTES]
+        return True
+
+    def _reap(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        self._process.wait()
+        # A descendant may live on in the session or out of it, hold the port, and answer.
+        end_session(self.pid)
+        end_with_token(self.token)
+        while self._on_output():
+            pass
+        loop.remove_reader(self._output)
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        self.exited.set()

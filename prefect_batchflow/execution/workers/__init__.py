@@ -1,0 +1,1 @@
+"""Worker processes and the pool that feeds them. This module imports nothing: worker processes pass through it."""

@@ -1,0 +1,465 @@
+"""A run's workers: start, feed, time, end for good, replace. A crash or a hang is a failed line, never a failed run.
+
+Sync code: `worker_count` processes, a line at a time each. Async code: one process, `max_concurrency` lines at a time.
+Everything happens on the run's event loop; pipes are read by protocols, exits are seen through pidfds, no thread is started.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import json
+import os
+import pickle
+import sys
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from prefect_batchflow import exceptions
+from prefect_batchflow.definition.flow import NO_DEFAULT, FlowDescription, FlowInput
+from prefect_batchflow.exceptions import (
+    BatchflowException,
+    InvalidOptionError,
+    ProcessCrashError,
+    UnexpectedError,
+    WorkerStartError,
+    error_dict,
+    innermost_code,
+)
+from prefect_batchflow.execution.executor import (
+    LineOutcome,
+    aggregation_timed_out,
+    failed_aggregation,
+    failed_outcome,
+    timed_out,
+)
+from prefect_batchflow.execution.scrubbing import Scrubber
+from prefect_batchflow.execution.workers.memory import OomKills
+from prefect_batchflow.execution.workers.processes import end_with_token
+from prefect_batchflow.execution.workers.supervision import Supervisor
+from prefect_batchflow.execution.workers.worker_process import (
+    Job,
+    SuspectError,
+    WorkerProcess,
+    crash_error,
+    how_it_ended,
+)
+from prefect_batchflow.lines import input_hash
+from prefect_batchflow.results.records import Receipt, Status, Tokens, receipt_error
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from prefect_batchflow.definition.flow import Flow
+    from prefect_batchflow.execution.workers import wire
+    from prefect_batchflow.lines import Line
+
+START_TIMEOUT_SEC = 120.0
+"""How long importing a flow may take."""
+_END_WITHIN_SEC = 5.0
+_CLOSED = "The workers are gone: the run was closed."
+ALONE_AT_ONCE = 4
+"""How many suspect lines are run at once, each in a process of its own."""
+RECALL_AFTER_SEC = 0.1
+"""How long a line runs before what was sent ahead behind it is given to other workers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What a flow is called with, as a pool in another process needs it: the caller's objects stay pickled there."""
+
+    packed: bytes
+    """`init_kwargs` and `connections`; unpickled by worker processes only."""
+    environment: Mapping[str, str]
+    """The run's environment variables over those of the flow."""
+    sys_path: Sequence[str]
+    scrubber: Scrubber
+
+    def __repr__(self) -> str:
+        """Without what it holds, which may be secret."""
+        return "Given(…)"
+
+
+class WorkerPool:
+    """The `Executor` of Python flows.
+
+    Args:
+        flow: What to run.
+        init_kwargs: Arguments of a class entry's constructor; may hold any picklable value.
+        connections: Name to promptflow's dictionary or a connection; they go through the pipe to the workers, nowhere else.
+        environment_variables: Set in the workers before the flow's code is imported; before the flow's own of that name.
+        worker_count: Processes for sync code.
+        max_concurrency: Lines at once for async code.
+        line_memory_mb: MiB a worker may grow by once its flow is loaded.
+        given: What another process's pool was given, in place of `init_kwargs`, `connections` and `environment_variables`.
+    """
+
+    def __init__(
+        self,
+        flow: Flow,
+        *,
+        init_kwargs: Mapping[str, Any] | None = None,
+        connections: Mapping[str, Any] | None = None,
+        environment_variables: Mapping[str, str] | None = None,
+        worker_count: int = 4,
+        max_concurrency: int = 64,
+        line_memory_mb: int | None = None,
+        given: Given | None = None,
+    ) -> None:
+        self.slots = worker_count
+        self._flow = flow
+        self._init_kwargs = dict(init_kwargs or {})
+        self._connections = dict(connections or {})
+        self._environment = {**flow.environment_variables, **(environment_variables or {})}
+        self._given = given
+        self._scrubber = (
+            Scrubber.of_run(flow, self._connections, self._init_kwargs, self._environment)
+            if given is None
+            else given.scrubber
+        )
+        self._worker_count = worker_count
+        self._max_concurrency = max_concurrency
+        self._line_memory_mb = line_memory_mb
+        self._token = uuid.uuid4().hex
+        self._started = 0
+        self._jobs = 0
+        self._lines_per_worker = 1
+        self._workers: set[WorkerProcess] = set()
+        self._free: dict[WorkerProcess, None] = {}
+        """Those that can begin a job at once, the longest free first."""
+        self._waiting: collections.deque[Job] = collections.deque()
+        """Jobs that no worker was sent."""
+        self._recalling: asyncio.TimerHandle | None = None
+        self._loading: set[asyncio.Task[None]] = set()
+        self._alone = asyncio.Semaphore(ALONE_AT_ONCE)
+        self._supervisor: Supervisor | None = None
+        self._oom_kills = OomKills()
+        self._closed = False
+
+    async def start(self) -> FlowDescription:
+        """Start the supervisor and the first worker, which loads the flow.
+
+        Raises:
+            UserErrorException: The flow's code does not load; the class is the worker's own (`PythonLoadError`, …).
+            WorkerStartError: The process ended before it said anything.
+        """
+        self._supervisor = Supervisor(self._token)
+        worker = self._new_worker()
+        description = _description(await self._load(worker))
+        if description.is_async:
+            self._worker_count, self._lines_per_worker = 1, self._max_concurrency
+            self.slots = self._max_concurrency
+        worker.loaded(self._lines_per_worker)
+        self._on_room(worker)
+        return description
+
+    async def run_line(self, line: Line, *, attempt: int, timeout_sec: float) -> LineOutcome:
+        """Run one attempt of one line once a worker is free; its clock starts then."""
+        if line.error is not None:
+            return failed_outcome(line, attempt=attempt, error=line.error, duration_sec=0.0)
+        number, inputs = line.line_number, input_hash(line.inputs)
+        head = {"op": "line", "line_number": number, "attempt": attempt, "input_hash": inputs}
+        if line.images is not None:
+            head["images"] = line.images
+        job = self._job(f"Line {number}", head, json.dumps(line.inputs).encode(), timeout_sec)
+        job.line_number = number
+        try:
+            reply, record = await self._run(job)
+        except TimeoutError:
+            error = timed_out(line, timeout_sec)
+        except ProcessCrashError as exc:
+            error = error_dict(exc)
+        else:
+            return LineOutcome(_receipt(line, attempt, reply), record, inputs, reply.get("printed", ""))
+        return failed_outcome(line, attempt=attempt, error=error, duration_sec=job.duration_sec, logs=job.logs)
+
+    async def aggregate(self, lines: Sequence[Mapping[str, Any]], *, timeout_sec: float) -> dict[str, Any]:
+        """Run the aggregation in a worker; a crash or a hang of it is its error, like an exception."""
+        job = self._job("The aggregation", {"op": "aggregate"}, json.dumps(list(lines)).encode(), timeout_sec)
+        try:
+            _, run = await self._run(job)
+        except TimeoutError:
+            return failed_aggregation(aggregation_timed_out(timeout_sec))
+        except ProcessCrashError as exc:
+            return failed_aggregation(exc)
+        return dict(json.loads(run))
+
+    def running(self) -> set[int]:
+        """The numbers of the lines that a worker has."""
+        jobs = (job for worker in self._workers for job in worker.running() if not job.answer.done())
+        return {job.line_number for job in jobs if job.line_number is not None}
+
+    async def close(self) -> None:
+        """Kill every worker with all it started, and let the supervisor go; lines that still run are cancelled."""
+        self._closed = True
+        self._requeue([])
+        workers = list(self._workers)
+        for worker in workers:
+            worker.end()
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_END_WITHIN_SEC):
+                    for worker in workers:
+                        await worker.exited.wait()
+        finally:
+            # Also when this is cancelled: nobody else would wait for the supervisor.
+            end_with_token(self._token)
+            if self._supervisor is not None:
+                await asyncio.to_thread(self._supervisor.let_go)
+
+    def _job(self, what: str, head: dict[str, Any], body: bytes, timeout_sec: float) -> Job:
+        self._jobs += 1
+        return Job(self._jobs, head, body, timeout_sec, what, asyncio.get_running_loop().create_future())
+
+    async def _run(self, job: Job) -> wire.Frame:
+        """Have a worker run a job: its answer, its limit, or its worker's end."""
+        if self._closed:
+            raise asyncio.CancelledError(_CLOSED)
+        self._waiting.append(job)
+        self._feed()
+        try:
+            return await job.answer
+        except SuspectError:
+            return await self._run_alone(job)
+        except asyncio.CancelledError:
+            if job.worker is not None:
+                self._requeue(job.worker.abandon(job))
+            with contextlib.suppress(ValueError):
+                self._waiting.remove(job)  # one that nobody waits for must start no worker
+            raise
+
+    async def _run_alone(self, job: Job) -> wire.Frame:
+        """Run a line whose worker died or hung with many lines in it in a process of its own: only the guilty one fails."""
+        async with self._alone:
+            worker = self._new_worker()
+            try:
+                await self._load(worker)
+                worker.loaded(self._lines_per_worker)
+                worker.retiring = True
+                job.answer, job.timed_out = asyncio.get_running_loop().create_future(), False
+                worker.take([job])
+                return await job.answer
+            finally:
+                worker.end()
+
+    def _new_worker(self) -> WorkerProcess:
+        if self._closed:
+            raise asyncio.CancelledError(_CLOSED)
+        self._started += 1
+        # With an end of its own: tokens are looked for by how they begin, and 1 begins 10.
+        token = f"{self._token}-{self._started}."
+        worker = WorkerProcess(
+            token,
+            str(self._flow.working_dir),
+            scrubber=self._scrubber,
+            on_room=self._on_room,
+            on_exit=self._on_exit,
+            on_stuck=self._retire,
+        )
+        self._workers.add(worker)
+        return worker
+
+    async def _load(self, worker: WorkerProcess) -> dict[str, Any]:
+        """Have a new worker load the flow; what it says of it."""
+        await worker.connect()
+        worker.load(self._load_message())
+        try:
+            async with asyncio.timeout(START_TIMEOUT_SEC):
+                head, _ = await worker.ready
+        except TimeoutError:
+            worker.end()
+            raise WorkerStartError(
+                f"The flow {self._flow.name!r} was not loaded within {START_TIMEOUT_SEC:g} seconds. Its modules do too "
+                f"much on import. Last output: {worker.tail or 'none'}"
+            ) from None
+        if head["op"] == "refused":
+            worker.end()
+            raise _rebuilt(head["error"])
+        self._scrubber = worker.scrubber = self._scrubber.knowing(head["secrets"])
+        return head
+
+    def _load_message(self) -> bytes:
+        given = self.given()
+        job = {
+            "flow": self._flow,
+            "packed": given.packed,
+            "environment_variables": given.environment,
+            "sys_path": given.sys_path,
+            "line_memory_mb": self._line_memory_mb,
+            "lines_at_once": self._max_concurrency,
+        }
+        return pickle.dumps(job)
+
+    def given(self) -> Given:
+        """What this pool was given, for pools of the same flow in other processes.
+
+        Raises:
+            InvalidOptionError: It has objects that cannot be pickled.
+        """
+        if self._given is not None:
+            return self._given
+        # Live objects, such as one of a class of the caller's own script, need cloudpickle; only workers ever read this.
+        import cloudpickle
+
+        try:
+            packed = bytes(cloudpickle.dumps({"init_kwargs": self._init_kwargs, "connections": self._connections}))
+        except Exception as exc:  # whatever the objects' own pickling raises
+            raise InvalidOptionError(
+                f"The init_kwargs of the flow {self._flow.name!r} ({', '.join(self._init_kwargs)}) cannot be sent to a worker "
+                f"process: ({type(exc).__name__}) {exc}. Give plain values, and build clients in the class's constructor."
+            ) from exc
+        sys_path = [os.path.abspath(entry) for entry in sys.path]  # noqa: PTH100 - "" means the current folder
+        self._given = Given(packed, self._environment, sys_path, self._scrubber)
+        return self._given
+
+    def _feed(self) -> None:
+        """Give the jobs that wait to the workers that are free; start another worker when none is and there may be more."""
+        while self._waiting and self._waiting[0].answer.done():
+            self._waiting.popleft()  # one that nobody waits for must start no worker
+        while self._waiting and self._free:
+            self._on_room(next(iter(self._free)))
+        if self._waiting and self._may_grow():
+            self._grow()
+
+    def _on_room(self, worker: WorkerProcess) -> None:
+        """Give a worker as many of the jobs that wait as it may have."""
+        room = worker.room(len(self._waiting) // max(len(self._workers), 1))
+        jobs: list[Job] = []
+        while self._waiting and len(jobs) < room:
+            job = self._waiting.popleft()
+            if not job.answer.done():
+                jobs.append(job)
+        if jobs:
+            worker.take(jobs)
+        if worker.room(0) > 0:
+            self._free[worker] = None
+        else:
+            self._free.pop(worker, None)
+        if self._recalling is None and len(worker.jobs) > worker.lines_at_once:
+            self._recalling = asyncio.get_running_loop().call_later(RECALL_AFTER_SEC, self._recall)
+
+    def _recall(self) -> None:
+        """Take back what was sent ahead to a worker whose line takes longer than its lines did."""
+        self._recalling = None
+        recalled: list[Job] = []
+        for worker in self._workers:
+            if len(worker.jobs) > worker.lines_at_once:
+                self._recalling = self._recalling or asyncio.get_running_loop().call_later(
+                    RECALL_AFTER_SEC, self._recall
+                )
+                if worker.running()[0].duration_sec > RECALL_AFTER_SEC:
+                    recalled += worker.recall()
+        self._requeue(recalled)
+
+    def _requeue(self, jobs: list[Job]) -> None:
+        """Let jobs wait again, before the others: no worker has begun them, or its end was not their fault."""
+        self._waiting.extendleft(reversed(jobs))
+        if self._closed:
+            for job in self._waiting:
+                job.answer.cancel()
+            self._waiting.clear()
+        self._feed()
+
+    def _may_grow(self) -> bool:
+        return not self._closed and sum(not worker.retiring for worker in self._workers) < self._worker_count
+
+    def _grow(self) -> None:
+        """Start one more worker, which offers itself once it has loaded the flow; counted as one from here on."""
+        try:
+            worker = self._new_worker()
+        except OSError as exc:
+            self._fail_waiting(exc)
+            return
+        task = asyncio.get_running_loop().create_task(self._load_and_offer(worker))
+        self._loading.add(task)
+        task.add_done_callback(self._loading.discard)
+
+    async def _load_and_offer(self, worker: WorkerProcess) -> None:
+        try:
+            await self._load(worker)
+        except (BatchflowException, OSError) as exc:
+            self._fail_waiting(exc)
+        else:
+            worker.loaded(self._lines_per_worker)
+            self._on_room(worker)
+
+    def _fail_waiting(self, exc: Exception) -> None:
+        # The first worker loaded this flow, so one that does not is worth saying, to whoever waits for it.
+        for job in self._waiting:
+            if not job.answer.done():
+                job.answer.set_exception(WorkerStartError(f"A further worker did not start: {exc}"))
+        self._waiting.clear()
+
+    def _retire(self, worker: WorkerProcess) -> None:
+        """Replace a worker in which a line goes on behind its limit, in a thread or against its cancellation.
+
+        Only the end of the process ends that line; the other lines of it are let come to their own ends first.
+        """
+        worker.retiring = True
+        self._free.pop(worker, None)
+        if not worker.jobs:
+            worker.end()
+        self._feed()
+
+    def _on_exit(self, worker: WorkerProcess, unbegun: list[Job], begun: list[Job]) -> None:
+        self._workers.discard(worker)
+        self._free.pop(worker, None)
+        if not worker.ready.done():
+            if self._closed:
+                worker.ready.cancel()
+                return
+            worker.ready.set_exception(
+                WorkerStartError(
+                    f"The worker process for the flow {self._flow.name!r} {how_it_ended(worker.returncode)} while it "
+                    f"loaded the flow. Last output: {worker.tail or 'none'}"
+                )
+            )
+            worker.ready.exception()
+            return
+        lost: list[Job] = []
+        if not worker.ending and not begun and unbegun:
+            # Nobody's fault once; but a line whose inputs end each worker that reads them would come again for ever.
+            unbegun[0].deaths += 1
+            if unbegun[0].deaths > 1:
+                begun = [unbegun.pop(0)]
+        for job in begun:
+            if job.timed_out:
+                # One line that blocks the event loop takes the others past their limits with it.
+                suspect = worker.silent and len(begun) > 1
+                job.answer.set_exception(SuspectError() if suspect else TimeoutError())
+            elif worker.ending:
+                lost.append(job)
+            elif len(begun) > 1:
+                job.answer.set_exception(SuspectError())
+            else:
+                job.answer.set_exception(crash_error(worker, job.what, self._oom_kills))
+        self._requeue([*lost, *unbegun])
+
+
+def _description(head: dict[str, Any]) -> FlowDescription:
+    inputs = {
+        i["name"]: FlowInput(i["name"], i["type"], i.get("default", NO_DEFAULT), i["description"], i["nullable"])
+        for i in head["inputs"]
+    }
+    return FlowDescription(inputs, is_async=head["is_async"], has_aggregation=head["has_aggregation"])
+
+
+def _receipt(line: Line, attempt: int, reply: dict[str, Any]) -> Receipt:
+    return Receipt(
+        line_number=line.line_number,
+        status=Status(reply["status"]),
+        attempt=attempt,
+        duration_sec=reply["duration_sec"],
+        tokens=Tokens(*reply["tokens"]),
+        nodes=tuple((name, Status(status)) for name, status in reply["nodes"]),
+        error=None if reply["error"] is None else receipt_error(reply["error"]),
+    )
+
+
+def _rebuilt(error: dict[str, Any]) -> BatchflowException:
+    """The exception that a worker described; an unknown one is unexpected."""
+    cls = getattr(exceptions, innermost_code(error), UnexpectedError)
+    info = {item["type"]: item["info"] for item in error.get("additionalInfo", [])}
+    return cls(error["message"], target=error["referenceCode"], additional_info=info)

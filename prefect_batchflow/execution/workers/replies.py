@@ -1,0 +1,159 @@
+"""What a worker says: what its lines print, and the records of what they did."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from prefect_batchflow.exceptions import innermost_code
+from prefect_batchflow.execution.program.nodes import encode_record
+from prefect_batchflow.execution.workers import wire
+
+if TYPE_CHECKING:
+    from prefect_batchflow.execution.scrubbing import Scrubber
+
+LOG_LIMIT = 64 * 1024
+"""Characters of a line's output that its record keeps."""
+
+
+PRINTED_LIMIT = 2_000
+"""Characters of it that reach the log of the run."""
+
+
+def in_log(logs: str) -> str:
+    """Of what a line printed, what the log of the run has: its beginning and its end."""
+    if len(logs) <= PRINTED_LIMIT:
+        return logs
+    half = PRINTED_LIMIT // 2
+    return f"{logs[:half]}\n… {len(logs) - 2 * half} more characters in the line's record …\n{logs[-half:]}"
+
+
+class Printed:
+    """What one line printed: its beginning, for a line that prints without end must not fill the memory."""
+
+    def __init__(self) -> None:
+        self._parts: list[str] = []
+        self._room = LOG_LIMIT
+        self._left_out = 0
+
+    def add(self, text: str) -> None:
+        """Keep as much of a text as there is room for."""
+        kept = text[: self._room]
+        if kept:
+            self._parts.append(kept)
+            self._room -= len(kept)
+        self._left_out += len(text) - len(kept)
+
+    def text(self, scrubber: Scrubber) -> str:
+        """What was kept, without secrets, and how much was not."""
+        kept = "".join(self._parts)
+        if not self._left_out:
+            return scrubber.text(kept)
+        return f"{scrubber.beginning(kept)}\n… {self._left_out} more characters"
+
+
+class LineOutput(io.TextIOBase):
+    """Standard output and error of user code: kept for the line that prints, and passed on to the engine.
+
+    What is passed on is read there only when the line's process dies; a copy in the line's record is enough otherwise.
+    """
+
+    _printed: ContextVar[Printed | None] = ContextVar("_printed", default=None)
+
+    only: ClassVar[Printed | None] = None
+    """Of the one line that runs, if lines come one at a time: its threads have no context of it."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """Always UTF-8."""
+        return "utf-8"
+
+    def writable(self) -> bool:
+        """Yes."""
+        return True
+
+    def fileno(self) -> int:
+        """The process's standard error."""
+        return self._fd
+
+    def write(self, text: str) -> int:
+        """Keep a text for the line that prints it, and pass it on."""
+        printed = self._printed.get() or self.only
+        if printed is not None:
+            printed.add(text)
+        data = text.encode("utf-8", "backslashreplace")
+        while data:
+            data = data[os.write(self._fd, data) :]
+        return len(text)
+
+    @classmethod
+    def begin(cls) -> Printed:
+        """Keep what is printed from here on, in this context."""
+        printed = Printed()
+        cls._printed.set(printed)
+        return printed
+
+
+def line_reply(head: dict[str, Any], record: dict[str, Any], printed: Printed, scrubber: Scrubber) -> bytes:
+    """A line's record, and of it what the engine needs to know at once."""
+    record["line_number"] = head["line_number"]
+    record["attempt"] = head["attempt"]
+    record["input_hash"] = head["input_hash"]
+    record["logs"] = printed.text(scrubber)
+    body = encode_record(record)
+    if scrubber.finds_in(body):
+        record = scrubber.record(json.loads(body))
+        body = encode_record(record)
+    error = record["error"]
+    tokens = record["tokens"]
+    told = {"printed": in_log(record["logs"])} if record["logs"] else {}
+    return wire.pack(
+        {
+            **told,
+            "op": "line",
+            "id": head["id"],
+            "status": record["status"],
+            "duration_sec": record["duration_sec"],
+            "tokens": [tokens["total_tokens"], tokens["prompt_tokens"], tokens["completion_tokens"]],
+            "nodes": [[node["node"], node["status"]] for node in record["nodes"]],
+            "error": error,
+            "spent": is_spent(record),
+        },
+        body,
+    )
+
+
+def is_spent(record: dict[str, Any]) -> bool:
+    """Whether the line was refused memory."""
+    error = record["error"]
+    return error is not None and innermost_code(error) == "LineOutOfMemoryError"
+
+
+def aggregate_reply(head: dict[str, Any], run: Any, scrubber: Scrubber) -> bytes:
+    """What the aggregation did."""
+    body = json.dumps(run, default=repr).encode()
+    if scrubber.finds_in(body):
+        body = json.dumps(scrubber.record(json.loads(body))).encode()
+    return wire.pack({"op": "aggregate", "id": head["id"]}, body)
+
+
+class Writer:
+    """Writes whole messages to a blocking pipe."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._pid = os.getpid()
+
+    def __call__(self, message: bytes) -> None:
+        """Write a message; waits while the pipe is full. What a line has forked ends here: it is no second worker."""
+        if os.getpid() != self._pid:
+            os._exit(0)
+        view = memoryview(message)
+        while view:
+            view = view[os.write(self._fd, view) :]

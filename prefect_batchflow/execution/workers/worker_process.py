@@ -1,0 +1,460 @@
+"""One worker process as the pool holds it: its pipes, the jobs it has, and its end.
+
+A worker of sync code runs one job at a time, and is sent some ahead, so that between two short lines nobody waits for
+anybody. What was sent ahead stays the pool's: beside standard input there is a pipe of permits, a byte a job, and a worker
+starts no job before it has taken that job's byte. Whoever takes the byte has the job, so that the pool can take back what a
+hanging line holds up, and knows for certain which job a dead worker had begun.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Any
+
+from prefect_batchflow.exceptions import LineOutOfMemoryError, ProcessCrashError
+from prefect_batchflow.execution.workers import wire
+from prefect_batchflow.execution.workers.processes import TOKEN_VARIABLE, end_session, end_with_token
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from prefect_batchflow.execution.scrubbing import Scrubber
+    from prefect_batchflow.execution.workers.memory import OomKills
+
+CANCEL_GRACE_SEC = 2.0
+"""How long an event loop may take to answer that a line is to be cancelled, before its worker is replaced."""
+TAIL_BYTES = 8 * 1024
+"""What is kept of a worker's output for the message of a crash."""
+AHEAD_SEC = 0.02
+"""How much work a worker is sent ahead, by what its lines take; slow lines are not sent ahead."""
+MOST_AHEAD = 32
+_READ_BYTES = 1 << 18
+_SMOOTHING = 0.3
+
+# As an interpreter or an allocator says it on its way out; what a line prints about memory is no sign.
+_OUT_OF_MEMORY = re.compile(
+    r"^(MemoryError\b|.*\bstd::bad_alloc\b|memory allocation of \d+ bytes failed)", re.MULTILINE
+)
+
+
+class SuspectError(Exception):
+    """The worker died, or hung, with several lines in it; which of them did it shows when each runs alone."""
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A line or the aggregation, until its answer comes."""
+
+    key: int
+    head: dict[str, Any]
+    body: bytes
+    timeout_sec: float
+    what: str
+    """For messages: `Line 7`."""
+    answer: asyncio.Future[wire.Frame]
+    line_number: int | None = None
+    """`None` for the aggregation."""
+    worker: WorkerProcess | None = None
+    """Who has it, or had it last."""
+    began: float = 0.0
+    """When its worker began it, on the monotonic clock."""
+    deadline: asyncio.TimerHandle | None = None
+    timed_out: bool = False
+    logs: str = ""
+    """What it has printed, of one that comes to no answer."""
+    deaths: int = 0
+    """How many workers died of themselves when it was the next one and not begun."""
+
+    @property
+    def duration_sec(self) -> float:
+        """For how long its worker has had it; 0 when that never began it."""
+        return time.monotonic() - self.began if self.began else 0.0
+
+
+class WorkerProcess:
+    """One worker process.
+
+    Args:
+        token: Given to it in its environment, to find all that it starts.
+        cwd: Its working directory.
+        scrubber: Takes secrets out of what it printed.
+        on_room: Called when it can take another job.
+        on_exit: Called once it is gone, with the jobs that it had not begun, and those it had and did not answer.
+        on_stuck: Called when it says that a line goes on behind its limit.
+    """
+
+    def __init__(
+        self,
+        token: str,
+        cwd: str,
+        *,
+        scrubber: Scrubber,
+        on_room: Callable[[WorkerProcess], None],
+        on_exit: Callable[[WorkerProcess, list[Job], list[Job]], None],
+        on_stuck: Callable[[WorkerProcess], None],
+    ) -> None:
+        self.token = token
+        self.jobs: dict[int, Job] = {}
+        """By key, in the order in which they were sent."""
+        self.lines_at_once = 1
+        self.ready: asyncio.Future[wire.Frame] = asyncio.get_running_loop().create_future()
+        self.exited = asyncio.Event()
+        self.ending = False
+        """It was killed, and nobody is to blame for its end."""
+        self.silent = False
+        """Its event loop does not answer."""
+        self.retiring = False
+        """It gets no more lines, and ends with those it has."""
+        self._gone = False
+        self._tail = bytearray()
+        self._tail_of: Job | None = None
+        """The one job whose output the tail is; `None` when several run, or ran."""
+        self.scrubber = scrubber
+        self._line_sec: float | None = None
+        """What its lines take, smoothed."""
+        self._on_room, self._on_exit, self._on_stuck = on_room, on_exit, on_stuck
+        self._unpacker = wire.Unpacker()
+        self._transports: list[asyncio.ReadTransport | asyncio.WriteTransport] = []
+        self._permits_taken_back, self._permits = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        permits = -1
+        try:
+            # A blocking end for the worker, of the same pipe: whether an end blocks is its own open file's.
+            permits = os.open(f"/proc/self/fd/{self._permits_taken_back}", os.O_RDONLY | os.O_CLOEXEC)
+            self._process = subprocess.Popen(  # noqa: S603 - our own program
+                # -P: the current directory, which is the flow's, does not come before the standard library.
+                [sys.executable, "-P", "-m", "prefect_batchflow.execution.workers.worker", str(permits)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                bufsize=0,
+                cwd=cwd,
+                env={**os.environ, TOKEN_VARIABLE: token},
+                start_new_session=True,
+                pass_fds=(permits,),
+            )
+        except BaseException:
+            self._close_permits()
+            raise
+        finally:
+            if permits >= 0:
+                os.close(permits)
+        self.pid = self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """Its exit code, once it has ended."""
+        return self._process.returncode
+
+    @property
+    def tail(self) -> str:
+        """The end of what it printed since its current job began, or its first of several, without secrets."""
+        text = bytes(self._tail).decode("utf-8", "replace")
+        is_cut = len(self._tail) == TAIL_BYTES
+        return self.scrubber.end(text) if is_cut else self.scrubber.text(text)
+
+    async def connect(self) -> None:
+        """Attach its pipes to the event loop; to be called once, first."""
+        try:
+            await self._connect()
+        except BaseException:
+            # As when there are no descriptors left: nothing would ever see its end.
+            self.end()
+            self._process.wait()
+            self._gone = True
+            self._close_permits()
+            for transport in self._transports:
+                transport.close()
+            self.exited.set()
+            self._on_exit(self, [], [])
+            raise
+
+    async def _connect(self) -> None:
+        loop = asyncio.get_running_loop()
+        process = self._process
+        assert process.stdin is not None
+        self._stdin, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, process.stdin)
+        self._transports.append(self._stdin)
+        for pipe, take in ((process.stdout, self._on_answers), (process.stderr, self._on_output)):
+            transport, _ = await loop.connect_read_pipe(functools.partial(_Pipe, take), pipe)
+            self._transports.append(transport)
+        # Last: a process that has ended already is seen at once, and its end closes the pipes.
+        self._pidfd = os.pidfd_open(self.pid)
+        loop.add_reader(self._pidfd, self._reap)
+
+    def load(self, job: bytes) -> None:
+        """Have it load its flow; `ready` has its answer."""
+        self._stdin.write(wire.pack({"op": "init"}, job))
+
+    def loaded(self, lines_at_once: int) -> None:
+        """Its flow is loaded, and runs so many lines at once."""
+        self.lines_at_once = lines_at_once
+        self._tail.clear()
+
+    def room(self, fair_share: int) -> int:
+        """How many jobs more it may be sent: it runs so many at once, and short ones are sent ahead.
+
+        Args:
+            fair_share: How many it may be sent ahead for there are other workers, too.
+        """
+        if self.ending or self.retiring or self._gone or self._stdin.is_closing():
+            return 0
+        ahead = 0
+        if self.lines_at_once == 1 and self._line_sec is not None:
+            ahead = min(int(AHEAD_SEC / max(self._line_sec, 1e-6)), MOST_AHEAD, fair_share)
+        return self.lines_at_once + ahead - len(self.jobs)
+
+    def take(self, jobs: list[Job]) -> None:
+        """Send it jobs, within its room; one that is gone by now hands them back through `on_exit`."""
+        if self._gone:
+            self._on_exit(self, jobs, [])
+            return
+        if self.lines_at_once == 1:
+            os.write(self._permits, wire.RUN * len(jobs))
+        for job in jobs:
+            job.worker = self
+            self.jobs[job.key] = job
+            if len(self.jobs) == 1:
+                self._tail.clear()
+                self._begin(job)
+            elif self.lines_at_once > 1:
+                self._tail_of = None
+                self._begin(job)
+        self._stdin.write(b"".join(wire.pack({**job.head, "id": job.key}, job.body) for job in jobs))
+
+    def running(self) -> list[Job]:
+        """The jobs it has begun, as far as it has said."""
+        jobs = list(self.jobs.values())
+        return jobs if self.lines_at_once > 1 else jobs[:1]
+
+    def recall(self) -> list[Job]:
+        """Take back the jobs that it has not begun, but the first one.
+
+        That one stays, with its limit, also where the system has not let the worker begin it yet: a worker without jobs
+        is one that waits for some, and this one would not be known to.
+        """
+        permits = self._take_permits_back()
+        jobs = list(self.jobs.values())
+        begun = len(jobs) - permits.count(wire.RUN)
+        first = permits.find(wire.RUN) if begun == 0 and jobs else -1
+        os.write(self._permits, bytes((wire.RUN if at == first else wire.SKIP)[0] for at in range(len(permits))))
+        jobs = jobs[max(begun, 1) :]
+        for job in jobs:
+            del self.jobs[job.key]
+        return jobs
+
+    def abandon(self, job: Job) -> list[Job]:
+        """Stop a job whose answer nobody waits for; the jobs behind it, taken back."""
+        if job.key not in self.jobs:
+            return []
+        if self.lines_at_once > 1:
+            self._stop(job)
+            self._drop(job)
+            return []
+        recalled = self.recall()
+        if job.key in self.jobs:
+            self.end()
+        return recalled
+
+    def end(self) -> None:
+        """Kill the process, its session, and whatever it started that left its session."""
+        self.ending = True
+        if not self._gone:
+            end_session(self.pid)
+            end_with_token(self.token)
+
+    def _stop(self, job: Job) -> None:
+        """Stop one job: kill the process that has it alone, ask the one that has others too."""
+        if self.lines_at_once == 1:
+            self.end()
+        elif not self.ending:
+            self._stdin.write(wire.pack({"op": "cancel", "id": job.key}))
+
+    def _begin(self, job: Job) -> None:
+        if self.lines_at_once == 1 or len(self.jobs) == 1:
+            self._tail_of = job
+        job.began, job.timed_out = time.monotonic(), False
+        job.deadline = asyncio.get_running_loop().call_later(job.timeout_sec, self._on_deadline, job)
+
+    def _on_deadline(self, job: Job) -> None:
+        if job.answer.done():
+            return
+        job.timed_out = True
+        self._stop(job)
+        if not self.ending:
+            job.deadline = asyncio.get_running_loop().call_later(CANCEL_GRACE_SEC, self._on_silence, job)
+
+    def _on_silence(self, job: Job) -> None:
+        if not job.answer.done():
+            self.silent = True
+            self.end()
+
+    def _take_permits_back(self) -> bytes:
+        """The permits that the worker has not taken: it never will."""
+        try:
+            return os.read(self._permits_taken_back, 1 << 16)
+        except BlockingIOError:
+            return b""
+
+    def _on_output(self, data: bytes) -> None:
+        # What was answered before this was printed is behind it: the tail is of the job that runs now.
+        _drain(self._process.stdout, self._on_answers)
+        self._keep_output(data)
+
+    def _keep_output(self, data: bytes) -> None:
+        self._tail += data
+        if (last := self._tail.rfind(wire.NEXT_LINE)) >= 0:
+            del self._tail[: last + len(wire.NEXT_LINE)]
+        del self._tail[:-TAIL_BYTES]
+
+    def _on_answers(self, data: bytes) -> None:
+        for head, body in self._unpacker.feed(data):
+            op = head["op"]
+            if op in ("ready", "refused"):
+                if not self.ready.done():
+                    self.ready.set_result((head, body))
+                continue
+            if op == "stuck":
+                self._on_stuck(self)
+                continue
+            job = self.jobs.get(head["id"])
+            if job is None:
+                continue
+            if op != "canceled":
+                self._answered(job, head, body)
+            elif job.timed_out:
+                job.logs = body.decode()
+                self._drop(job)
+                if not job.answer.done():
+                    job.answer.set_exception(TimeoutError())
+
+    def _answered(self, job: Job, head: dict[str, Any], body: bytes) -> None:
+        if (seconds := head.get("duration_sec")) is not None:
+            before = seconds if self._line_sec is None else self._line_sec
+            self._line_sec = before + _SMOOTHING * (seconds - before)
+        if head.get("spent"):
+            # The line was refused memory: what it left allocated would be refused to the next one.
+            self.end()
+        self._drop(job)
+        if not job.answer.done():
+            job.answer.set_result((head, body))
+
+    def _drop(self, job: Job) -> None:
+        """Have no more to do with a job: the next one begins, or there is room."""
+        if self.jobs.pop(job.key, None) is None:
+            return
+        if job.deadline is not None:
+            job.deadline.cancel()
+        if self.ending or self._gone:
+            return
+        if self.retiring and not self.jobs:
+            self.end()
+            return
+        if self.lines_at_once == 1:
+            self._tail.clear()
+            for following in self.running():
+                self._begin(following)
+        self._on_room(self)
+
+    def _reap(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        self._process.wait()
+        self._gone = True
+        # A descendant may live on in the session or out of it, and write.
+        end_session(self.pid)
+        end_with_token(self.token)
+        # What it wrote last is in its pipes still.
+        _drain(self._process.stdout, self._on_answers)
+        _drain(self._process.stderr, self._keep_output)
+        for transport in self._transports:
+            # The one to the process's standard input has closed itself when the process went.
+            if not transport.is_closing():
+                transport.close()
+        jobs = list(self.jobs.values())
+        begun = len(jobs)
+        if self.lines_at_once == 1:
+            begun -= self._take_permits_back().count(wire.RUN)
+        self._close_permits()
+        self.jobs.clear()
+        if self._tail_of is not None:
+            self._tail_of.logs = self.tail
+        for job in jobs:
+            if job.deadline is not None:
+                job.deadline.cancel()
+        self.exited.set()
+        self._on_exit(self, jobs[begun:], [job for job in jobs[:begun] if not job.answer.done()])
+
+    def _close_permits(self) -> None:
+        os.close(self._permits)
+        os.close(self._permits_taken_back)
+
+
+class _Pipe(asyncio.Protocol):
+    """Hands what a pipe brings to a function."""
+
+    def __init__(self, take: Callable[[bytes], None]) -> None:
+        self._take = take
+
+    def data_received(self, data: bytes) -> None:
+        self._take(data)
+
+
+def _drain(pipe: IO[bytes] | None, take: Callable[[bytes], None]) -> None:
+    """Read what is in a pipe now."""
+    data = b"" if pipe is None else b"-"
+    while data:
+        try:
+            data = os.read(pipe.fileno(), _READ_BYTES) if pipe is not None else b""
+        except (OSError, ValueError):  # it is empty, or closed
+            return
+        take(data)
+
+
+def how_it_ended(returncode: int | None) -> str:
+    """The end of a process, for messages."""
+    if returncode is not None and returncode < 0:
+        try:
+            return f"was killed by {signal.Signals(-returncode).name}"
+        except ValueError:  # a real-time signal has a number only
+            return f"was killed by signal {-returncode}"
+    return f"exited with status {returncode}"
+
+
+def crash_error(worker: WorkerProcess, what: str, oom_kills: OomKills) -> ProcessCrashError:
+    """Why a worker died with a job in it, as far as its exit code, its last words and the system tell."""
+    tail, how = worker.tail, how_it_ended(worker.returncode)
+    details = {"exit_code": worker.returncode, "output": tail}
+    if _OUT_OF_MEMORY.search(tail):
+        return LineOutOfMemoryError(
+            f"{what}: its process {how}, out of memory. Raise line_memory_mb, or make the line smaller.",
+            target="Executor",
+            additional_info={"ProcessCrashDetails": details},
+        )
+    hint = ""
+    if worker.returncode == -signal.SIGKILL:
+        if oom_kills.took_one():
+            return LineOutOfMemoryError(
+                f"{what}: the system's out-of-memory killer ended its process: the machine, or the container, had no memory "
+                "left. Give it more, run fewer workers, or make the line smaller; line_memory_mb ends such a line alone.",
+                target="Executor",
+                additional_info={"ProcessCrashDetails": details},
+            )
+        hint = " Nobody here sent it, and no out-of-memory killer is known to have."
+    output = tail.strip().splitlines()
+    # faulthandler says the cause first and where it was after.
+    last = next((text for text in output if text.startswith("Fatal Python error")), output[-1] if output else "")
+    said = f" Its last output: {last[:300]}" if last else ""
+    return ProcessCrashError(
+        f"{what}: its process {how} while the line ran.{hint}{said}",
+        target="Executor",
+        additional_info={"ProcessCrashDetails": details},
+    )

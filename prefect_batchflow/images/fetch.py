@@ -1,0 +1,157 @@
+"""Fetching an image that a row of data names, without being led into private networks.
+
+Who writes a row must not make a worker ask what only the worker can reach. So a name is resolved here, every address it has
+must be a public one, the connection goes to an address that was looked at, and each redirect is taken the same way.
+Proxies of the environment are not used. The standard library only.
+"""
+
+from __future__ import annotations
+
+import http.client
+import ipaddress
+import os
+import socket
+import ssl
+import time
+from typing import TYPE_CHECKING
+from urllib.parse import SplitResult, urljoin, urlsplit
+
+from prefect_batchflow.errors.classes import ErrorClass, class_of_exception, class_of_status
+from prefect_batchflow.exceptions import InvalidImageInput
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Resolver = Callable[[str, int], list[str]]
+    """A host's name and port to its addresses."""
+
+HOSTS_VARIABLE = "BATCHFLOW_IMAGE_HOSTS"
+"""In the worker's environment: hosts, separated by commas, that may be on a private network; unset is none."""
+MAX_REDIRECTS = 5
+TIMEOUT_SEC = 30.0
+_BLOCK_BYTES = 1 << 16
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
+def resolved(host: str, port: int) -> list[str]:
+    """The addresses of a host, as the system knows them."""
+    return [str(found[4][0]) for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+
+
+def fetch(
+    url: str, max_bytes: int, *, resolve: Resolver = resolved, private_hosts: frozenset[str] | None = None
+) -> tuple[bytes, str]:
+    """Give what is at an `http` or `https` address, and the type that its server says it is.
+
+    Args:
+        url: The address; messages show it without its query, which may sign it.
+        max_bytes: More than this is refused.
+        resolve: Gives a host's addresses.
+        private_hosts: Hosts that may be on a private network; `None` is what `HOSTS_VARIABLE` lists.
+
+    Raises:
+        InvalidImageInput: It leads into a private network, takes too long, is too large, or is not there. Its `error_class`, if
+            any, is that of the service's or the connection's failure.
+    """
+    if private_hosts is None:
+        private_hosts = frozenset(name.strip().lower() for name in os.environ.get(HOSTS_VARIABLE, "").split(","))
+    deadline = time.monotonic() + TIMEOUT_SEC
+    shown = shown_url(url)
+    for _ in range(MAX_REDIRECTS + 1):
+        try:
+            answer = _ask(url, max_bytes, resolve, private_hosts, deadline)
+        except InvalidImageInput:
+            raise
+        except (OSError, http.client.HTTPException, ValueError) as exc:
+            raise InvalidImageInput(
+                f"{shown} cannot be fetched: ({type(exc).__name__}) {exc}. Check the address, or give the image as a file.",
+                error_class=class_of_exception(exc),
+            ) from exc
+        if not isinstance(answer, str):
+            return answer
+        url = urljoin(url, answer)
+    raise InvalidImageInput(f"{shown} redirects more than {MAX_REDIRECTS} times. Give the address that it leads to.")
+
+
+def shown_url(url: str) -> str:
+    """An address for people: no credentials, no query."""
+    start, _, rest = url.partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{start}://{host.rpartition('@')[2]}{slash}{path}".partition("?")[0].partition("#")[0][:200]
+
+
+def _ask(
+    url: str, max_bytes: int, resolve: Resolver, private_hosts: frozenset[str], deadline: float
+) -> tuple[bytes, str] | str:
+    """One request: the content and its type, or where it redirects to."""
+    parts, shown = urlsplit(url), shown_url(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InvalidImageInput(f"{shown} is no http or https address. Give one, or a path.")
+    if parts.username is not None:
+        raise InvalidImageInput(f"{shown} has credentials in it, which are not sent. Give an address without.")
+    connection = _connection(parts, resolve, private_hosts, deadline, shown)
+    try:
+        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        connection.request("GET", target, headers={"Accept": "image/*", "User-Agent": "prefect-batchflow"})
+        response = connection.getresponse()
+        if response.status in _REDIRECTS and (location := response.getheader("Location")):
+            return location
+        if response.status != 200:
+            raise InvalidImageInput(
+                f"{shown} answered {response.status} {response.reason}, expected 200. Check the address.",
+                error_class=class_of_status(response.status),
+            )
+        content = bytearray()
+        while block := response.read(_BLOCK_BYTES):
+            content += block
+            if len(content) > max_bytes:
+                raise InvalidImageInput(f"{shown} is larger than {max_bytes:,} bytes. Give a smaller image.")
+            if time.monotonic() > deadline:
+                raise InvalidImageInput(
+                    f"{shown} took longer than {TIMEOUT_SEC:g} s. Give the image as a file.",
+                    error_class=ErrorClass.TIMEOUT,
+                )
+        return bytes(content), response.headers.get_content_type()
+    finally:
+        connection.close()
+
+
+def _connection(
+    parts: SplitResult, resolve: Resolver, private_hosts: frozenset[str], deadline: float, shown: str
+) -> http.client.HTTPConnection:
+    """A connection to an address of the host that was looked at."""
+    host = str(parts.hostname)
+    is_secure = parts.scheme == "https"
+    port = parts.port or (443 if is_secure else 80)
+    addresses = resolve(host, port)
+    hidden = [address for address in addresses if not is_public(address)]
+    if (hidden or not addresses) and host.lower() not in private_hosts:
+        raise InvalidImageInput(
+            f"{shown} is on a private network ({', '.join(hidden) or 'no address'}), from which rows may fetch nothing. Give "
+            f"the image as a file, or ask who runs the workers to list {host} in {HOSTS_VARIABLE}."
+        )
+    left = max(deadline - time.monotonic(), 0.1)
+    made = (http.client.HTTPSConnection if is_secure else http.client.HTTPConnection)(host, port, timeout=left)
+    plain = socket.create_connection((addresses[0], port), timeout=left)
+    try:
+        made.sock = ssl.create_default_context().wrap_socket(plain, server_hostname=host) if is_secure else plain
+    except BaseException:
+        plain.close()
+        raise
+    return made
+
+
+def is_public(address: str) -> bool:
+    """Whether an address is one of the open internet, also where it wraps another: IPv4 in IPv6, 6to4, NAT64."""
+    try:
+        ip = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    if isinstance(ip, ipaddress.IPv6Address):
+        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
+        if ip in _NAT64:
+            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if inner is not None:
+            return is_public(str(inner))
+    return ip.is_global and not ip.is_multicast

@@ -1,0 +1,284 @@
+"""What runs a line: its attempts, its time limit, its record. Shared by the tasks of a run, here and on a cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from typing import TYPE_CHECKING, Any
+
+from prefect.utilities.math import clamped_poisson_interval
+
+from prefect_batchflow.errors.waits import not_before_sec
+from prefect_batchflow.exceptions import BatchflowException, UnexpectedError
+from prefect_batchflow.prefect_runtime.printed import PrintedLog
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from prefect_batchflow.execution.executor import Executor, LineOutcome
+    from prefect_batchflow.lines import Line
+    from prefect_batchflow.results.records import Receipt
+    from prefect_batchflow.settings import LinePolicy
+    from prefect_batchflow.storage.records import RunRecords
+
+
+FLUSH_EVERY_SEC = 2.0
+"""A chunk writes what it has finished at least this often; a kill costs no more than that."""
+FLUSH_BYTES = 4 * 1024 * 1024
+"""And whenever so much is waiting."""
+
+
+class _Group:
+    """Outcomes that are written as one segment."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[LineOutcome] = []
+        self.written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+
+class LineRunner:
+    """What the tasks of one run share: where lines run, where records go, who counts.
+
+    Args:
+        executor: Runs the lines.
+        records: Keeps them.
+        policy: Limit and retries of a line.
+        settle: Called once a line with its final receipt, after its record is safe.
+        ended: Called once a line with its final receipt, as soon as there is one.
+        persisted: Called with each segment's outcomes once they are safe, retried attempts included.
+        printed: Where what lines print goes; `None` is a log of its own.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        records: RunRecords,
+        policy: LinePolicy,
+        settle: Callable[[Receipt], None],
+        *,
+        ended: Callable[[Receipt], None] | None = None,
+        persisted: Callable[[Sequence[LineOutcome]], None] | None = None,
+        printed: PrintedLog | None = None,
+    ) -> None:
+        self.executor = executor
+        self.policy = policy
+        self.open_lines = 0
+        """Lines that have been begun and wait for a worker or have one; not those that wait for their next attempt."""
+        self.on_room: Callable[[], None] = lambda: None
+        self.unsettled: dict[int, Receipt] = {}
+        """The failed attempts of lines whose next one has not ended."""
+        self.stopped = False
+        self.canceled: set[int] = set()
+        """The lines that ran when the run was stopped, and did not end."""
+        self.failure: BatchflowException | None = None
+        """What ends the run: the storage, or a worker that cannot start. No further line is begun."""
+        self.on_failure: Callable[[], None] = lambda: None
+        self._stopping = asyncio.Event()
+        self._records = records
+        self._settle = settle
+        self._ended = ended
+        self._persisted = persisted
+        self._printed = PrintedLog() if printed is None else printed
+        self._not_before: dict[int, float] = {}
+        """By line, the moment its next attempt may begin, where the failed one's error names one; monotonic."""
+        self._attempts: dict[asyncio.Task[LineOutcome], int] = {}
+        """Those that go on, and the numbers of their lines."""
+        self._ended_lines = False
+        self._gathering = _Group()
+        self._writing: asyncio.Task[None] | None = None
+
+    def stop(self, *, drain: bool = False) -> None:
+        """Let no line begin or be tried again, and end those that run. Idempotent.
+
+        Args:
+            drain: Leave those that run to their own ends, until a call without it.
+        """
+        self.stopped = True
+        self._stopping.set()
+        running = self.executor.running()
+        if not drain and not self._ended_lines:
+            self._ended_lines = True
+            self.canceled = running
+        for attempt, number in self._attempts.items():
+            if not (drain and number in running):
+                attempt.cancel()
+
+    def is_final(self, receipt: Receipt) -> bool:
+        """Whether no further attempt follows."""
+        return (
+            receipt.error is None
+            or receipt.attempt > self.policy.retries
+            or not self.policy.retries_error(receipt.error)
+        )
+
+    async def attempt(self, line: Line, attempt: int) -> LineOutcome | None:
+        """One attempt of a line; `None` when the run was stopped first."""
+        if self.stopped:
+            return None
+        work = asyncio.ensure_future(self.executor.run_line(line, attempt=attempt, timeout_sec=self.policy.timeout_sec))
+        self._attempts[work] = line.line_number
+        try:
+            outcome = await work
+        except asyncio.CancelledError:
+            if self.stopped and work.cancelled():
+                return None
+            raise
+        except BatchflowException as exc:
+            self.fail(exc)
+            raise
+        finally:
+            self._attempts.pop(work, None)
+            # The caller was cancelled, not the work: it must not go on unseen.
+            work.cancel()
+        self._printed.add(outcome)
+        if self.is_final(outcome.receipt):
+            if self._ended is not None:
+                self._ended(outcome.receipt)
+        elif asked := not_before_sec(outcome.receipt.error or {}):
+            self._not_before[line.line_number] = time.monotonic() + asked
+        return outcome
+
+    def running(self) -> int:
+        """How many lines a worker has."""
+        return len(self.executor.running())
+
+    def enter(self, lines: int = 1) -> None:
+        """Lines are about to be run."""
+        self.open_lines += lines
+
+    def leave(self) -> None:
+        """An attempt of a line is over."""
+        self.open_lines -= 1
+        self.on_room()
+
+    async def written(self, limit_sec: float) -> None:
+        """Wait, for a bounded time, until nothing is being written; nothing is settled after that."""
+        if self._writing is not None:
+            await asyncio.wait({self._writing}, timeout=limit_sec)
+        self._settle = lambda _: None
+
+    async def wait_turn(self, line: Line) -> None:
+        """Wait until a line's next attempt may begin, as the service that refused the last one asked."""
+        moment = self._not_before.pop(line.line_number, None)
+        if moment is not None:
+            await self.pause(moment - time.monotonic())
+
+    async def pause(self, delay_sec: float) -> None:
+        """Wait before the next attempt, or until the run is stopped."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(delay_sec):
+                await self._stopping.wait()
+
+    async def keep(self, outcomes: Sequence[LineOutcome]) -> None:
+        """Write outcomes and settle those that are final; when this returns, they are safe.
+
+        While the storage writes one segment, what else ends gathers for the next one: a group commit, so that a slow
+        storage is asked less often instead of holding up the lines.
+        """
+        self._gathering.outcomes.extend(outcomes)
+        written = self._gathering.written
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.ensure_future(self._write())
+        await asyncio.shield(written)
+
+    async def _write(self) -> None:
+        while self._gathering.outcomes:
+            group, self._gathering = self._gathering, _Group()
+            try:
+                await self._records.append(group.outcomes)
+                if self._persisted is not None:
+                    self._persisted(group.outcomes)
+            except Exception as exc:  # noqa: BLE001 - whatever it is, those who wait for the group must hear of it
+                failure = (
+                    exc if isinstance(exc, BatchflowException) else UnexpectedError(f"({type(exc).__name__}) {exc}")
+                )
+                self.fail(failure)
+                group.written.set_exception(failure)
+                group.written.exception()  # every line of the group may have been cancelled: it is known all the same
+                continue
+            for outcome in group.outcomes:
+                number = outcome.receipt.line_number
+                if self.is_final(outcome.receipt):
+                    self.canceled.discard(number)
+                    self.unsettled.pop(number, None)
+                    self._settle(outcome.receipt)
+                else:
+                    self.unsettled[number] = outcome.receipt
+            group.written.set_result(None)
+
+    def result(self, note: dict[str, bool]) -> Any:
+        """A note as the result of a task run: kept in memory, never written."""
+        return self._records.in_memory(note)
+
+    def fail(self, exc: BatchflowException) -> None:
+        """End the run for a reason that is no line's."""
+        if self.failure is None:
+            self.failure = exc
+            self.on_failure()
+
+
+class ChunkRun:
+    """The lines of one task run: all at once, as far as the executor has room; records kept in groups."""
+
+    def __init__(self, runner: LineRunner) -> None:
+        self.completed = 0
+        self.failed = 0
+        self._runner = runner
+        self._unkept: list[LineOutcome] = []
+        self._bytes = 0
+        self._keeping = asyncio.Lock()
+
+    async def run(self, lines: Sequence[Line], attempts: Mapping[int, int] | None = None) -> None:
+        """Run the lines to their ends, or until the run is stopped.
+
+        Args:
+            lines: The lines.
+            attempts: By line number, the attempt to begin with where it is not the first.
+        """
+        first = attempts or {}
+        pending = {asyncio.create_task(self._run_line(line, first.get(line.line_number, 1))) for line in lines}
+        try:
+            while pending:
+                done, pending = await asyncio.wait(
+                    pending, timeout=FLUSH_EVERY_SEC, return_when=asyncio.FIRST_EXCEPTION
+                )
+                for finished in done:
+                    finished.result()
+                await self._keep()
+        finally:
+            for unfinished in pending:
+                unfinished.cancel()
+            # What is finished is paid for: it is kept also when the chunk ends early.
+            with contextlib.suppress(BatchflowException):
+                await asyncio.shield(self._keep())
+
+    async def _run_line(self, line: Line, first: int) -> None:
+        policy = self._runner.policy
+        delays = policy.delays()
+        for attempt in range(first, policy.retries + 2):
+            outcome = await self._runner.attempt(line, attempt)
+            self._runner.leave()
+            if outcome is None:
+                return
+            self._unkept.append(outcome)
+            self._bytes += len(outcome.record)
+            if self._bytes > FLUSH_BYTES:
+                await self._keep()
+            if self._runner.is_final(outcome.receipt):
+                self.completed += outcome.receipt.error is None
+                self.failed += outcome.receipt.error is not None
+                return
+            delay = delays[attempt - 1]
+            # As Prefect does for task runs, so that both granularities wait alike.
+            await self._runner.pause(
+                clamped_poisson_interval(delay, policy.jitter) if policy.jitter and delay else delay
+            )
+            await self._runner.wait_turn(line)
+            self._runner.enter()
+
+    async def _keep(self) -> None:
+        async with self._keeping:
+            if self._unkept:
+                outcomes, self._unkept, self._bytes = self._unkept, [], 0
+                await self._runner.keep(outcomes)

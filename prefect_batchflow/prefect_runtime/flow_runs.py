@@ -1,0 +1,70 @@
+"""Flow runs as the Prefect server knows them: the current one, a cancelled one, one that was killed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterId,
+    TaskRunFilter,
+    TaskRunFilterState,
+    TaskRunFilterStateType,
+)
+from prefect.client.schemas.objects import State, StateType
+from prefect.context import FlowRunContext
+from prefect.states import Crashed
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from prefect.client.schemas.objects import FlowRun
+
+ANSWER_SEC = 5.0
+
+
+async def is_cancelled_in_prefect(flow_run_id: UUID) -> bool:
+    """Whether somebody cancelled the flow run through the API; a server that does not answer has not said so."""
+    try:
+        async with asyncio.timeout(ANSWER_SEC), get_client() as client:
+            state = (await client.read_flow_run(flow_run_id)).state
+    except Exception:  # noqa: BLE001 - asked again soon; the run does not depend on the answer
+        return False
+    return state is not None and (state.is_cancelling() or state.is_cancelled())
+
+
+async def end_abandoned(flow_run_id: UUID, current: UUID) -> None:
+    """Show as Crashed what an earlier start of the run left going on when it was killed: nobody else does.
+
+    To be called by who holds the run's lease, before the first line: nothing of an earlier start is alive then. It is for
+    the eye only: it takes 10 s at most, and its failure is silent.
+
+    Args:
+        flow_run_id: The flow run of the earlier start.
+        current: The flow run that goes on now, the same one after a Retry.
+    """
+    killed: State[Any] = Crashed(message="Its process was gone when the run was started again.")
+    going_on = TaskRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING])
+    with contextlib.suppress(Exception):
+        async with asyncio.timeout(2 * ANSWER_SEC), get_client() as client:
+            # The server gives a page of them at a time.
+            while task_runs := await client.read_task_runs(
+                flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id])),
+                task_run_filter=TaskRunFilter(state=TaskRunFilterState(type=going_on)),
+            ):
+                for task_run in task_runs:
+                    await client.set_task_run_state(task_run.id, killed, force=True)
+            state = (await client.read_flow_run(flow_run_id)).state
+            if flow_run_id != current and state is not None and state.is_running():
+                await client.set_flow_run_state(flow_run_id, killed, force=True)
+
+
+def current_flow_run() -> FlowRun:
+    """The Prefect flow run that is going on; asked of the context, for `prefect.runtime` asks the server for some of it."""
+    context = FlowRunContext.get()
+    assert context is not None, "called inside the Prefect flow only"
+    assert context.flow_run is not None, "Prefect made it before it called the flow"
+    return context.flow_run

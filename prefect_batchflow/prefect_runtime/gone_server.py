@@ -1,0 +1,71 @@
+"""A Prefect server that is gone: noticed, and not waited for."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import queue
+from typing import TYPE_CHECKING, Any
+
+from prefect._internal.concurrency.services import QueueService
+from prefect.client.orchestration import get_client
+from prefect.events.worker import EventsWorker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+GONE_AFTER_SEC = 10.0
+"""A server that takes so long for the simplest answer counts as gone; a busy one took 1.1 s at most."""
+
+
+async def server_answers() -> bool:
+    """Whether the Prefect server answers now, within `GONE_AFTER_SEC`."""
+    try:
+        async with asyncio.timeout(GONE_AFTER_SEC), get_client() as client:
+            return await client.api_healthcheck() is None
+    except Exception:  # noqa: BLE001 - whatever it is, it is no answer
+        return False
+
+
+def let_go_of_server() -> None:
+    """Drop the events and logs that wait for a server that is gone.
+
+    Prefect's own way is to wait at the end of the process until each of them was sent, or has failed some ten times, which
+    for the events of one run may take an hour.
+    """
+    with EventsWorker._instance_cache_lock:
+        # All kinds of services are in it, those for logs too.
+        services: list[Any] = list(EventsWorker._instances.values())  # type: ignore[misc] # their types do not matter
+    for service in services:
+        if not isinstance(service, QueueService):
+            continue  # somebody waits for its answers
+        with contextlib.suppress(queue.Empty):
+            while True:
+                service._on_item_dropped(service._queue.get_nowait())
+        # What it is sending just now.
+        if service._loop is not None and service._task is not None:
+            service._loop.call_soon_threadsafe(service._task.cancel)
+
+
+async def give_up(flow_run: asyncio.Future[Any]) -> None:
+    """End a call of a Prefect flow that cannot tell the server how it ended; a cancelled one tries once more to tell."""
+    with _muted("prefect.flow_runs"):
+        for _ in range(3):
+            flow_run.cancel()
+            await asyncio.wait({flow_run}, timeout=1)
+            if flow_run.done():
+                return
+
+
+@contextlib.contextmanager
+def _muted(name: str) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+__all__ = ["give_up", "let_go_of_server", "server_answers"]

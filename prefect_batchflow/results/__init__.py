@@ -1,0 +1,1 @@
+"""What a run, a line and a node gave: records, their tally, and promptflow's result models."""

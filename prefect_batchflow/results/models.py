@@ -1,0 +1,397 @@
+"""What a run, a line and a node gave: promptflow's result models, the records they come from, and their tally.
+
+Field names are promptflow's. Every datetime carries UTC; one without a zone is taken as UTC, as promptflow means them.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any, Final, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from prefect_batchflow.exceptions import error_dict
+from prefect_batchflow.results.records import AggregationRun, LineRecord, NodeRecord, Status, Tokens
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+MAX_ERROR_LIST: Final = 10_000
+"""Failed lines that `error_summary.error_list` names, those with the smallest line numbers; the counts are exact."""
+
+
+# --- models ---------------------------------------------------------------------------------------------------------
+
+
+def _in_utc(value: datetime) -> datetime:
+    return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+def _encodable(value: Any) -> Any:
+    r"""A JSON value whose texts can be written as UTF-8: a lone surrogate becomes its escape, `\ud800`."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_encodable(key): _encodable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_encodable(item) for item in value]
+    return value
+
+
+UtcDatetime = Annotated[datetime, AfterValidator(_in_utc)]
+JsonDict = Annotated[dict[str, Any], AfterValidator(_encodable)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class ResultModel(BaseModel):
+    """The base of the models here.
+
+    `model_dump_json` writes NaN and infinity as `NaN` and `Infinity`, which Python's `json` and `model_validate_json`
+    read again and strict JSON readers do not. promptflow writes them so too; `null` would say that nothing is there.
+    """
+
+    model_config = ConfigDict(ser_json_inf_nan="constants")
+
+    @classmethod
+    def deserialize(cls, data: dict[str, Any]) -> Self:
+        """Build one from its dictionary, as another language's executor answers it; unknown keys are dropped.
+
+        Source: promptflow `contracts/run_info.py` and `executor/_result.py`, `deserialize`.
+        """
+        return cls.model_validate(data)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as a dictionary of plain values; datetimes stay datetimes."""
+        return self.model_dump()
+
+
+class RunInfo(ResultModel):
+    """One node of one line, or one aggregation node.
+
+    Source: promptflow `contracts/run_info.py`, `RunInfo`.
+    """
+
+    node: str
+    """The node's name."""
+    flow_run_id: str = ""
+    """The batch run's id."""
+    run_id: str
+    """`{run_id}_{node}_{line_number}`, of an aggregation node `{run_id}_{node}_reduce`."""
+    status: Status
+    """How it ended."""
+    inputs: Any = None
+    """What it was called with, by parameter."""
+    output: Any = None
+    """What it returned; `None` unless it is completed."""
+    metrics: dict[str, Any] | None = None
+    """What it logged by `log_metric`."""
+    error: dict[str, Any] | None = None
+    """Its error dictionary, if it failed."""
+    parent_run_id: str | None = None
+    """The line's id, of an aggregation node the batch run's."""
+    start_time: UtcDatetime | None = None
+    """When it began; `None` if it never did."""
+    end_time: UtcDatetime | None = None
+    """When it ended."""
+    index: int | None = None
+    """The line number; `None` for an aggregation node."""
+    api_calls: list[dict[str, Any]] | None = None
+    """promptflow's trace; not recorded here."""
+    cached_run_id: str | None = None
+    """promptflow's cache; not used, there as here."""
+    cached_flow_run_id: str | None = None
+    """promptflow's cache; not used, there as here."""
+    logs: dict[str, str] | None = None
+    """What it printed, by stream; here a line's record has the line's."""
+    system_metrics: dict[str, Any] | None = None
+    """`duration` in seconds, and tokens where they were counted."""
+    result: Any = None
+    """promptflow's copy of the output; not used here."""
+    message_format: str = "basic"
+    """How images are written in messages."""
+
+
+class FlowRunInfo(ResultModel):
+    """One line.
+
+    Source: promptflow `contracts/run_info.py`, `FlowRunInfo`.
+    """
+
+    run_id: str
+    """`{run_id}_{line_number}`."""
+    status: Status
+    """How it ended."""
+    error: dict[str, Any] | None = None
+    """Its error dictionary, unless it is completed."""
+    inputs: Any = None
+    """What the flow was called with, by input."""
+    output: Any = None
+    """What the flow gave; `None` unless it is completed."""
+    metrics: dict[str, Any] | None = None
+    """What the line logged by `log_metric`."""
+    request: Any = None
+    """promptflow's; not used here."""
+    parent_run_id: str | None = None
+    """The batch run's id."""
+    root_run_id: str | None = None
+    """The batch run's id."""
+    source_run_id: str | None = None
+    """promptflow's; not used here."""
+    flow_id: str = "default_flow_id"
+    """promptflow's name for a flow without an id."""
+    start_time: UtcDatetime | None = None
+    """When it began; `None` if it never did."""
+    end_time: UtcDatetime | None = None
+    """When it ended."""
+    index: int | None = None
+    """The line number."""
+    api_calls: list[dict[str, Any]] | None = None
+    """promptflow's trace; not recorded here."""
+    name: str = ""
+    """promptflow's; not used here."""
+    description: str = ""
+    """promptflow's; not used here."""
+    tags: dict[str, str] | None = None
+    """promptflow's; not used here."""
+    system_metrics: dict[str, Any] | None = None
+    """`duration` in seconds, `total_tokens`, `prompt_tokens`, `completion_tokens`."""
+    result: Any = None
+    """promptflow's copy of the output; not used here."""
+    upload_metrics: bool = False
+    """promptflow's; not used here."""
+    otel_trace_id: str | None = ""
+    """promptflow's trace; not recorded here."""
+    message_format: str = "basic"
+    """How images are written in messages."""
+
+
+class LineResult(ResultModel):
+    """What one line gave; a failed line has one too.
+
+    Source: promptflow `executor/_result.py`, `LineResult`.
+    """
+
+    output: Any = Field(default_factory=dict)
+    """The flow's outputs by name; `{}` unless the line is completed."""
+    aggregation_inputs: dict[str, Any] = Field(default_factory=dict)
+    """What aggregation needs of this line, by reference as written: `${node.output}`."""
+    run_info: FlowRunInfo
+    """The line."""
+    node_run_infos: dict[str, RunInfo] = Field(default_factory=dict)
+    """Its nodes by name; empty for a flow without nodes."""
+
+
+class AggregationResult(ResultModel):
+    """What the aggregation gave; all empty when there was none.
+
+    Source: promptflow `executor/_result.py`, `AggregationResult`.
+    """
+
+    output: Any = Field(default_factory=dict)
+    """The aggregation nodes' outputs by name."""
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    """What it logged by `log_metric`, or `__aggregate__` returned."""
+    node_run_infos: dict[str, RunInfo] = Field(default_factory=dict)
+    """Its nodes by name."""
+    error: dict[str, Any] | None = None
+    """Ours: the error dictionary of an `__aggregate__` that raised; promptflow only logs it."""
+
+
+class SystemMetrics(ResultModel):
+    """What a batch run cost.
+
+    Source: promptflow `batch/_result.py`, `SystemMetrics`.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    total_tokens: int = 0
+    """Of all lines and aggregation nodes."""
+    prompt_tokens: int = 0
+    """Those sent."""
+    completion_tokens: int = 0
+    """Those received."""
+    duration: float = 0.0
+    """Seconds from the run's start to its end."""
+
+
+class LineError(ResultModel):
+    """Why one line failed."""
+
+    model_config = ConfigDict(frozen=True)
+
+    line_number: int
+    """The line's number."""
+    error: JsonDict
+    """Its error dictionary."""
+
+
+class ErrorSummary(ResultModel):
+    """Why lines, aggregation or the run failed.
+
+    Source: promptflow `batch/_result.py`, `ErrorSummary`.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    failed_user_error_lines: Count = 0
+    """Failed lines whose error's root code is `UserError`."""
+    failed_system_error_lines: Count = 0
+    """Failed lines with any other error."""
+    error_list: list[LineError] = Field(default_factory=list)
+    """Failed lines, not canceled ones, by line number; at most `MAX_ERROR_LIST`, the first ones."""
+    aggr_error_dict: JsonDict = Field(default_factory=dict)
+    """Error dictionaries of failed aggregation nodes by name; ours: `__aggregate__` for that of a class entry."""
+    batch_error_dict: JsonDict | None = None
+    """The error dictionary of a run that failed as a whole, as `BatchRunTimeoutError`."""
+
+
+class BatchResult(ResultModel):
+    """What a batch run gave; a run that timed out or was canceled has one too.
+
+    Always `completed_lines + failed_lines + canceled_lines + not_started_lines == total_lines`. promptflow counts
+    canceled lines as failed and drops lines that never started from the total; here both are counted apart.
+
+    Source: promptflow `batch/_result.py`, `BatchResult`.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    status: Status
+    """`Completed` also when lines failed; `Failed` for a run stopped by its time limit or an error; or `Canceled`."""
+    total_lines: Count
+    """Lines of the data."""
+    completed_lines: Count
+    """Lines with an output."""
+    failed_lines: Count
+    """Lines with an error."""
+    node_status: dict[str, int] = Field(default_factory=dict)
+    """`{node}.{completed|failed|canceled|bypassed}` to the number of lines; aggregation nodes count once."""
+    start_time: UtcDatetime
+    """When the run began."""
+    end_time: UtcDatetime
+    """When the run ended."""
+    metrics: JsonDict = Field(default_factory=dict)
+    """What the aggregation logged by `log_metric`, or `__aggregate__` returned."""
+    system_metrics: SystemMetrics = Field(default_factory=SystemMetrics)
+    """Tokens and seconds."""
+    error_summary: ErrorSummary = Field(default_factory=ErrorSummary)
+    """What failed, and why."""
+    canceled_lines: Count = 0
+    """Ours: lines that ran when the run was canceled."""
+    not_started_lines: Count = 0
+    """Ours: lines the run did not come to."""
+
+    @model_validator(mode="after")
+    def _accounts_for_every_line(self) -> Self:
+        counts = (self.completed_lines, self.failed_lines, self.canceled_lines, self.not_started_lines)
+        if sum(counts) != self.total_lines:
+            raise ValueError(
+                f"completed, failed, canceled and not started lines are {' + '.join(map(str, counts))} = {sum(counts)} "
+                f"but total_lines is {self.total_lines}: they must be equal, every line is in exactly one of them"
+            )
+        return self
+
+    @staticmethod
+    def create(
+        start_time: datetime,
+        end_time: datetime,
+        line_results: Iterable[LineResult],
+        aggr_result: AggregationResult | None,
+        status: Status = Status.Completed,
+        exception: BaseException | None = None,
+    ) -> BatchResult:
+        """Sum up the results of all lines.
+
+        Args:
+            start_time: When the run began.
+            end_time: When the run ended.
+            line_results: One result a line; `total_lines` is their number.
+            aggr_result: What the aggregation gave; `None` for none.
+            status: The run's; an exception makes it `Failed`.
+            exception: What stopped the run.
+        Source: promptflow `batch/_result.py`, `BatchResult.create`; canceled lines are failed ones there.
+        """
+        from prefect_batchflow.results.tally import Tally, _receipt_of
+
+        tally = Tally()
+        total_lines = 0
+        for result in line_results:
+            tally.add(_receipt_of(result))
+            total_lines += 1
+        if aggr_result is not None:
+            tally.add_aggregation(aggr_result)
+        error = None if exception is None else error_dict(exception)
+        return tally.batch_result(total_lines, start_time, end_time, status=status, batch_error=error)
+
+
+# --- records to models ----------------------------------------------------------------------------------------------
+
+
+def line_result(record: LineRecord, run_id: str) -> LineResult:
+    """Give promptflow's result of a line from its record.
+
+    Args:
+        record: The line's newest record.
+        run_id: The batch run's id; the line's is `{run_id}_{line_number}`.
+    """
+    line_number = record["line_number"]
+    line_run_id = f"{run_id}_{line_number}"
+    info = FlowRunInfo(
+        run_id=line_run_id,
+        status=Status(record["status"]),
+        error=record["error"],
+        inputs=record["inputs"],
+        output=record["output"],
+        metrics=record["metrics"],
+        parent_run_id=run_id,
+        root_run_id=run_id,
+        start_time=datetime.fromisoformat(record["start_time"]),
+        end_time=datetime.fromisoformat(record["end_time"]),
+        index=line_number,
+        system_metrics={"duration": record["duration_sec"], **Tokens.of(record["tokens"]).metrics()},
+    )
+    nodes = {
+        node["node"]: _node_run_info(
+            node, run_id, suffix=str(line_number), parent_run_id=line_run_id, index=line_number
+        )
+        for node in record["nodes"]
+    }
+    return LineResult(
+        output={} if record["output"] is None else record["output"],
+        aggregation_inputs=record["aggregation_inputs"],
+        run_info=info,
+        node_run_infos=nodes,
+    )
+
+
+def aggregation_result(run: AggregationRun, run_id: str) -> AggregationResult:
+    """Give promptflow's result of an aggregation from what the executor tells.
+
+    Args:
+        run: The aggregation's output, metrics, nodes and error.
+        run_id: The batch run's id; a node's is `{run_id}_{node}_reduce`.
+    """
+    nodes = {
+        node["node"]: _node_run_info(node, run_id, suffix="reduce", parent_run_id=run_id, index=None)
+        for node in run["nodes"]
+    }
+    return AggregationResult(output=run["output"], metrics=run["metrics"], node_run_infos=nodes, error=run["error"])
+
+
+def _node_run_info(node: NodeRecord, run_id: str, *, suffix: str, parent_run_id: str, index: int | None) -> RunInfo:
+    return RunInfo(
+        node=node["node"],
+        flow_run_id=run_id,
+        run_id=f"{run_id}_{node['node']}_{suffix}",
+        status=Status(node["status"]),
+        inputs=node["inputs"],
+        output=node["output"],
+        metrics=node["metrics"],
+        error=node["error"],
+        parent_run_id=parent_run_id,
+        start_time=datetime.fromisoformat(node["start_time"]),
+        end_time=datetime.fromisoformat(node["end_time"]),
+        index=index,
+        system_metrics={"duration": node["duration_sec"], **node.get("tokens", {})},
+    )

@@ -1,0 +1,48 @@
+"""Completed lines to aggregation nodes or `__aggregate__`, keyed by line_number, read back from the records.
+
+promptflow pairs flow inputs and node outputs by their place in two lists, which differ after a resume or where line numbers
+are not in order; here each line's inputs, output and node outputs come from one record.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from prefect_batchflow.results.models import AggregationResult, aggregation_result
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterable, Mapping
+
+    from prefect_batchflow.execution.executor import Executor
+
+_KEPT = ("line_number", "inputs", "output", "aggregation_inputs")
+
+
+async def aggregate(
+    executor: Executor,
+    records: AsyncIterable[dict[str, Any]],
+    *,
+    run_id: str,
+    timeout_sec: float,
+    image_folders: Mapping[str, str | None] | None = None,
+) -> AggregationResult:
+    """Run the flow's aggregation over the completed lines.
+
+    Args:
+        executor: Runs it.
+        records: The newest record of each line of the data, by line_number.
+        run_id: The run's id, for the node runs' ids.
+        timeout_sec: The aggregation's limit; promptflow's is the line's too.
+        image_folders: Where paths of images in inputs are looked for, by the source that brought them.
+    """
+    folders = image_folders or {}
+    completed = [_kept(record, folders) async for record in records if record["status"] == "Completed"]
+    run = await executor.aggregate(completed, timeout_sec=timeout_sec)
+    return aggregation_result(run, run_id)  # type: ignore[arg-type] # plain JSON of that shape, from a worker
+
+
+def _kept(record: dict[str, Any], folders: Mapping[str, str | None]) -> dict[str, Any]:
+    line = {name: record[name] for name in _KEPT}
+    if (images := record.get("images")) is not None:
+        line["images"] = {name: [source, folders.get(source)] for name, source in images["inputs"].items()}
+    return line

@@ -1,0 +1,72 @@
+"""When a run gives up: too many of its lines failed, or the same error came again and again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prefect_batchflow.errors.groups import message_template, shortened
+from prefect_batchflow.exceptions import BatchFailureLimitError, innermost_code
+
+if TYPE_CHECKING:
+    from prefect_batchflow.results.records import Receipt
+    from prefect_batchflow.settings import FailurePolicy
+
+PERCENT_FROM_LINES = 20
+"""A share of failed lines counts from so many ended lines on, or when all have ended."""
+MESSAGE_CHARS = 500
+"""Characters of a line's message in that of the run."""
+
+
+class FailureLimits:
+    """Looks at each line that ended, and says when the run should go on no more."""
+
+    def __init__(self, policy: FailurePolicy, total_lines: int) -> None:
+        self._policy = policy
+        self._total_lines = total_lines
+        self._ended = 0
+        self._failed = 0
+        self._last: tuple[str, str] | None = None
+        self._same = 0
+
+    def add_earlier(self, receipt: Receipt) -> None:
+        """Count a line that ended in an earlier start, and does not run again: it counts, and ends no run by itself."""
+        self._ended += 1
+        self._failed += receipt.error is not None
+
+    def add(self, receipt: Receipt) -> BatchFailureLimitError | None:
+        """Count a line that ended, by its last receipt; gives the limit that it exceeds, as the error of the run."""
+        self._ended += 1
+        if receipt.error is None:
+            self._last, self._same = None, 0
+            return self._exceeded_share()
+        self._failed += 1
+        policy = self._policy
+        code, message = innermost_code(receipt.error), str(receipt.error.get("message"))
+        if policy.max_same_errors is not None:
+            kind = (code, message_template(message))
+            self._same = self._same + 1 if kind == self._last else 1
+            self._last = kind
+        if policy.fail_fast:
+            said, option = "a line failed", "fail_fast"
+        elif policy.max_same_errors is not None and self._same >= policy.max_same_errors:
+            said, option = f"{self._same} lines in a row failed with the same error", "max_same_errors"
+        elif policy.max_failed_lines is not None and self._failed > policy.max_failed_lines:
+            said, option = f"{self._failed} lines failed, {policy.max_failed_lines} may", "max_failed_lines"
+        else:
+            return self._exceeded_share()
+        return BatchFailureLimitError(
+            f"The run gave up: {said}; line {receipt.line_number}: {code}, {shortened(message, MESSAGE_CHARS)} Mend it and "
+            f"resume the run; the limit is {option}."
+        )
+
+    def _exceeded_share(self) -> BatchFailureLimitError | None:
+        most = self._policy.max_failed_percent
+        if most is None or self._ended < min(PERCENT_FROM_LINES, self._total_lines):
+            return None
+        share = 100 * self._failed / self._ended
+        if share <= most:
+            return None
+        return BatchFailureLimitError(
+            f"The run gave up: {self._failed} of {self._ended} lines failed, {share:.1f} %, and {most:g} % may. Mend what they "
+            "fail of and resume the run, or raise max_failed_percent."
+        )
