@@ -26,9 +26,8 @@ from prefect_batchflow.exceptions import (
 from prefect_batchflow.prefect_runtime.flow_runs import current_flow_run, is_cancelled_in_prefect
 from prefect_batchflow.prefect_runtime.gone_server import give_up, let_go_of_server
 from prefect_batchflow.prefect_runtime.own_server import start_own_server
-from prefect_batchflow.results.models import BatchResult
+from prefect_batchflow.results.models import BatchResult, summary_line
 from prefect_batchflow.results.records import Status
-from prefect_batchflow.results.tally import summary_line
 from prefect_batchflow.run.batch_run import run_stages
 from prefect_batchflow.run.ending import server_is_gone
 from prefect_batchflow.run.handle import LiveRun, current_live_run, handed_over

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from prefect_batchflow.errors.groups import ErrorGroups
 from prefect_batchflow.exceptions import BatchflowException, InvalidRunIdError, RunNotFoundError, StorageError, told
+from prefect_batchflow.results.models import BatchResult
 from prefect_batchflow.results.tally import Tally
 from prefect_batchflow.storage.keys import RunKeys
 from prefect_batchflow.storage.lease import is_held
@@ -18,7 +19,6 @@ from prefect_batchflow.storage.records import RunRecords
 
 if TYPE_CHECKING:
     from prefect_batchflow.blocks import RunStorageBlock
-    from prefect_batchflow.results.models import BatchResult
     from prefect_batchflow.storage.manifest import Manifest
 
 RUNNING, UNFINISHED = "Running", "Unfinished"
@@ -164,7 +164,7 @@ async def _unfinished(files: RunStorageBlock, keys: RunKeys, manifest: Manifest)
     return StoredRun(
         manifest=manifest,
         status=RUNNING if await is_held(files, keys) else UNFINISHED,
-        result=tally.batch_result(total_lines, started_at, started_at),
+        result=BatchResult.of(tally, total_lines, started_at, started_at),
         error_groups=tally.error_groups,
         folder=files.location(keys.run_id),
         outputs=None,

@@ -25,8 +25,8 @@ from prefect_batchflow.cli.arguments import words_of
 from prefect_batchflow.errors.groups import advice_for
 from prefect_batchflow.exceptions import InvalidUserData, innermost_code
 from prefect_batchflow.report.markdown import one_line, seconds_text, value_text
+from prefect_batchflow.results.models import summary_line
 from prefect_batchflow.results.records import Status
-from prefect_batchflow.results.tally import summary_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

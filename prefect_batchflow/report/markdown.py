@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from prefect_batchflow.errors.classes import class_of_error
 from prefect_batchflow.errors.groups import advice_for, shortened
 from prefect_batchflow.exceptions import innermost_code
-from prefect_batchflow.results.tally import summary_line
+from prefect_batchflow.results.models import summary_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

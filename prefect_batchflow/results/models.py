@@ -1,4 +1,4 @@
-"""What a run, a line and a node gave: promptflow's result models, the records they come from, and their tally.
+"""What a run, a line and a node gave, as promptflow's result models.
 
 Field names are promptflow's. Every datetime carries UTC; one without a zone is taken as UTC, as promptflow means them.
 """
@@ -6,18 +6,16 @@ Field names are promptflow's. Every datetime carries UTC; one without a zone is 
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any, Final, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from prefect_batchflow.exceptions import error_dict
-from prefect_batchflow.results.records import AggregationRun, LineRecord, NodeRecord, Status, Tokens
+from prefect_batchflow.results.records import NO_TOKENS, AggregationRun, LineRecord, NodeRecord, Receipt, Status, Tokens
+from prefect_batchflow.results.tally import AggregationCounts, Tally
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-MAX_ERROR_LIST: Final = 10_000
-"""Failed lines that `error_summary.error_list` names, those with the smallest line numbers; the counts are exact."""
 
 
 # --- models ---------------------------------------------------------------------------------------------------------
@@ -196,6 +194,18 @@ class AggregationResult(ResultModel):
     error: dict[str, Any] | None = None
     """Ours: the error dictionary of an `__aggregate__` that raised; promptflow only logs it."""
 
+    def counts(self) -> AggregationCounts:
+        """What it adds to the tally of a run."""
+        infos = self.node_run_infos
+        errors: dict[str, Any] = {name: info.error for name, info in infos.items() if info.status is Status.Failed}
+        if self.error is not None:
+            errors["__aggregate__"] = self.error
+        tokens = NO_TOKENS
+        for info in infos.values():
+            tokens = tokens.plus(Tokens.of(info.system_metrics))
+        nodes = tuple((info.node, info.status) for info in infos.values())
+        return AggregationCounts(nodes=nodes, tokens=tokens, metrics=self.metrics, errors=errors)
+
 
 class SystemMetrics(ResultModel):
     """What a batch run cost.
@@ -292,6 +302,55 @@ class BatchResult(ResultModel):
             )
         return self
 
+    @classmethod
+    def of(
+        cls,
+        tally: Tally,
+        total_lines: int,
+        start_time: datetime,
+        end_time: datetime,
+        *,
+        status: Status = Status.Completed,
+        batch_error: dict[str, Any] | None = None,
+    ) -> Self:
+        """Give the result of a run as far as it is counted.
+
+        Args:
+            tally: What is counted.
+            total_lines: Lines of the data; those without a receipt are not started.
+            start_time: When the run began.
+            end_time: When the run ended.
+            status: The run's; a batch error makes it `Failed`.
+            batch_error: The error dictionary of what stopped the run.
+        """
+        if tally.ended_lines > total_lines:
+            raise ValueError(
+                f"{tally.ended_lines} lines have ended but total_lines is {total_lines}: "
+                "a line was counted more than once, give the tally each line's last receipt only"
+            )
+        tokens = tally.tokens.plus(tally.aggregation.tokens)
+        start_time, end_time = _in_utc(start_time), _in_utc(end_time)
+        return cls(
+            status=Status.Failed if batch_error else status,
+            total_lines=total_lines,
+            completed_lines=tally.completed_lines,
+            failed_lines=tally.failed_lines,
+            canceled_lines=tally.canceled_lines,
+            not_started_lines=total_lines - tally.ended_lines,
+            node_status=tally.node_status,
+            start_time=start_time,
+            end_time=end_time,
+            metrics=tally.aggregation.metrics,
+            system_metrics=SystemMetrics(duration=(end_time - start_time).total_seconds(), **tokens.metrics()),
+            error_summary=ErrorSummary(
+                failed_user_error_lines=tally.user_errors,
+                failed_system_error_lines=tally.failed_lines - tally.user_errors,
+                error_list=[LineError(line_number=r.line_number, error=r.error or {}) for r in tally.failures],
+                aggr_error_dict=tally.aggregation.errors,
+                batch_error_dict=batch_error,
+            ),
+        )
+
     @staticmethod
     def create(
         start_time: datetime,
@@ -312,17 +371,15 @@ class BatchResult(ResultModel):
             exception: What stopped the run.
         Source: promptflow `batch/_result.py`, `BatchResult.create`; canceled lines are failed ones there.
         """
-        from prefect_batchflow.results.tally import Tally, _receipt_of
-
         tally = Tally()
         total_lines = 0
         for result in line_results:
             tally.add(_receipt_of(result))
             total_lines += 1
         if aggr_result is not None:
-            tally.add_aggregation(aggr_result)
+            tally.add_aggregation(aggr_result.counts())
         error = None if exception is None else error_dict(exception)
-        return tally.batch_result(total_lines, start_time, end_time, status=status, batch_error=error)
+        return BatchResult.of(tally, total_lines, start_time, end_time, status=status, batch_error=error)
 
 
 # --- records to models ----------------------------------------------------------------------------------------------
@@ -395,3 +452,31 @@ def _node_run_info(node: NodeRecord, run_id: str, *, suffix: str, parent_run_id:
         index=index,
         system_metrics={"duration": node["duration_sec"], **node.get("tokens", {})},
     )
+
+
+def _receipt_of(result: LineResult) -> Receipt:
+    info = result.run_info
+    if info.index is None:
+        raise ValueError(
+            f"the line result {info.run_id!r} has no line number: run_info.index is None, expected the line's number"
+        )
+    return Receipt(
+        line_number=info.index,
+        status=info.status,
+        duration_sec=float((info.system_metrics or {}).get("duration") or 0.0),
+        tokens=Tokens.of(info.system_metrics),
+        nodes=tuple((node.node, node.status) for node in result.node_run_infos.values()),
+        error=info.error,
+    )
+
+
+# --- the tally ------------------------------------------------------------------------------------------------------
+
+
+def summary_line(result: BatchResult) -> str:
+    """Say in one line how the lines ended: `159 of 164 lines completed, 5 failed`; what is 0 is not said."""
+    text = (
+        f"{result.completed_lines} of {result.total_lines} {'line' if result.total_lines == 1 else 'lines'} completed"
+    )
+    others = {"failed": result.failed_lines, "canceled": result.canceled_lines, "not started": result.not_started_lines}
+    return ", ".join([text, *(f"{count} {name}" for name, count in others.items() if count)])

@@ -10,7 +10,7 @@ from prefect_batchflow.prefect_runtime.gone_server import let_go_of_server, serv
 from prefect_batchflow.prefect_runtime.own_server import has_own_server, wait_until_recorded
 from prefect_batchflow.report.artifacts import write_failed_lines, write_summary
 from prefect_batchflow.report.markdown import failed_table, summary_markdown
-from prefect_batchflow.results.tally import summary_line
+from prefect_batchflow.results.models import summary_line
 from prefect_batchflow.run.aggregation import aggregate
 from prefect_batchflow.settings import default_storage_url
 from prefect_batchflow.storage.custom import persist_nodes
@@ -63,7 +63,7 @@ class Ending:
         if aggregation is None:
             state.note("The aggregation was stopped before it ended; there are no metrics.")
             return
-        state.tally.add_aggregation(aggregation)
+        state.tally.add_aggregation(aggregation.counts())
         if state.live.run_storage is not None:
             persist_nodes(state.live.run_storage, aggregation.node_run_infos.values())
 

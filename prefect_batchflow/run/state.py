@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from prefect.logging import get_run_logger
 
 from prefect_batchflow.prefect_runtime.flow_runs import current_flow_run
+from prefect_batchflow.results.models import BatchResult
 from prefect_batchflow.results.records import Status
 from prefect_batchflow.results.tally import Tally
 from prefect_batchflow.run.stopping import Stop
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-    from prefect_batchflow.results.models import BatchResult
     from prefect_batchflow.run.handle import LiveRun
     from prefect_batchflow.settings import BatchRequest
 
@@ -66,7 +66,8 @@ class RunState:
 
     def batch_result(self, total_lines: int) -> BatchResult:
         """What the run has come to by now."""
-        return self.tally.batch_result(
+        return BatchResult.of(
+            self.tally,
             total_lines,
             self.start_time,
             datetime.now(UTC),

@@ -21,6 +21,7 @@ from prefect_batchflow.exceptions import (
     error_dict,
 )
 from prefect_batchflow.execution.executor import LineOutcome
+from prefect_batchflow.results.models import BatchResult
 from prefect_batchflow.results.records import Receipt, Status
 from prefect_batchflow.results.tally import Tally
 from prefect_batchflow.settings import RunOptions
@@ -71,7 +72,7 @@ def write_result(files: RunStorageBlock, run_id: str, start: datetime, **how: An
     tally = Tally()
     tally.add(receipt(0))
     tally.add(receipt(1, failed=True))
-    result = tally.batch_result(3, start, start + timedelta(seconds=5), **how)
+    result = BatchResult.of(tally, 3, start, start + timedelta(seconds=5), **how)
     asyncio.run(files.write_path(RunKeys(run_id).batch_result, result.model_dump_json().encode()))
 
 

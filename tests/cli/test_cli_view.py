@@ -16,7 +16,7 @@ from prefect_batchflow.cli import view
 from prefect_batchflow.cli.runs import Listing, StoredRun
 from prefect_batchflow.cli.view import Progress, next_commands, progress_text
 from prefect_batchflow.exceptions import BatchRunTimeoutError, InvalidUserData, ToolExecutionError, error_dict
-from prefect_batchflow.results.models import AggregationResult
+from prefect_batchflow.results.models import AggregationResult, BatchResult
 from prefect_batchflow.results.records import Receipt, Status, Tokens
 from prefect_batchflow.results.tally import Tally
 from prefect_batchflow.run.handle import ProgressReport
@@ -72,9 +72,13 @@ def stored_run(
     for number in range(completed, completed + failed):
         error = error_dict(ToolExecutionError(message))
         tally.add(Receipt(line_number=number, status=Status.Failed, error=error))
-    tally.add_aggregation(AggregationResult(metrics=values.pop("metrics", {})))
-    result = tally.batch_result(
-        total, START, START + timedelta(seconds=90), **{k: values.pop(k) for k in ("batch_error",) if k in values}
+    tally.add_aggregation(AggregationResult(metrics=values.pop("metrics", {})).counts())
+    result = BatchResult.of(
+        tally,
+        total,
+        START,
+        START + timedelta(seconds=90),
+        **{k: values.pop(k) for k in ("batch_error",) if k in values},
     )
     run = StoredRun(
         manifest=manifest(total_lines=total),

@@ -20,7 +20,7 @@ from waiting import wait_until
 from prefect_batchflow import exceptions
 from prefect_batchflow.cli import commands
 from prefect_batchflow.cli.commands import EXIT_STATUSES, exit_status, main
-from prefect_batchflow.results.models import AggregationResult
+from prefect_batchflow.results.models import AggregationResult, BatchResult
 from prefect_batchflow.results.records import Receipt, Status
 from prefect_batchflow.results.tally import Tally
 
@@ -276,15 +276,17 @@ def test_a_result_has_the_exit_status_of_how_it_ended(
     for number in range(completed + failed):
         tally.add(Receipt(line_number=number, status=Status.Completed if number < completed else Status.Failed))
 
-    assert exit_status(tally.batch_result(2, NOON, NOON, **how)) == status
+    assert exit_status(BatchResult.of(tally, 2, NOON, NOON, **how)) == status
 
 
 def test_a_failed_aggregation_is_no_success() -> None:
     tally = Tally()
     tally.add(Receipt(line_number=0, status=Status.Completed))
-    tally.add_aggregation(AggregationResult(error=exceptions.error_dict(exceptions.ToolExecutionError("no metrics"))))
+    tally.add_aggregation(
+        AggregationResult(error=exceptions.error_dict(exceptions.ToolExecutionError("no metrics"))).counts()
+    )
 
-    assert exit_status(tally.batch_result(1, NOON, NOON)) == 3
+    assert exit_status(BatchResult.of(tally, 1, NOON, NOON)) == 3
 
 
 # --- real runs -------------------------------------------------------------------------------------------------------

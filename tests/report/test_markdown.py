@@ -26,7 +26,7 @@ from prefect_batchflow.report.markdown import (
     one_line,
     summary_markdown,
 )
-from prefect_batchflow.results.models import AggregationResult, RunInfo
+from prefect_batchflow.results.models import AggregationResult, BatchResult, RunInfo
 from prefect_batchflow.results.records import Receipt, Status, Tokens
 from prefect_batchflow.results.tally import Tally
 
@@ -138,7 +138,8 @@ def test_one_line_is_printable_short_and_can_be_encoded(text: str, limit: int) -
 
 def build(tally: Tally, total: int | None = None, seconds: float = 8.0, **options: Any) -> str:
     batch_error = options.pop("batch_error", None)
-    result = tally.batch_result(
+    result = BatchResult.of(
+        tally,
         tally.ended_lines if total is None else total,
         START,
         START + timedelta(seconds=seconds),
@@ -215,7 +216,7 @@ class TestSummary:
         node = RunInfo(
             node="mean", run_id="r_mean_reduce", status=Status.Failed, error=error_dict(ToolExecutionError("(X) y"))
         )
-        tally.add_aggregation(AggregationResult(node_run_infos={"mean": node}))
+        tally.add_aggregation(AggregationResult(node_run_infos={"mean": node}).counts())
 
         text = build(tally, total=9, batch_error=error_dict(BatchRunTimeoutError("over 10 s")))
 
@@ -245,7 +246,7 @@ class TestSummary:
         tally.add(Receipt(0, Status.Completed, nodes=nodes))
         tally.add(Receipt(1, Status.Completed, nodes=(("fetch", Status.Completed), ("my.judge", Status.Completed))))
         metrics = {"accuracy": 2 / 3, "mean": math.nan, "most": math.inf, "all": {"a": [1]}, "n_lines": 3, "who": "é"}
-        tally.add_aggregation(AggregationResult(metrics=metrics))
+        tally.add_aggregation(AggregationResult(metrics=metrics).counts())
 
         text = build(tally)
 
@@ -293,7 +294,7 @@ class TestSummary:
             tally = Tally()
             error = {"code": "UserError", "message": value, "innerError": {"code": value, "innerError": None}}
             tally.add(Receipt(0, Status.Failed, nodes=((f"n{value}", Status.Failed),), error=error))
-            tally.add_aggregation(AggregationResult(metrics={f"m{value}": value}, error=error))
+            tally.add_aggregation(AggregationResult(metrics={f"m{value}": value}, error=error).counts())
             return build(tally, run_id=value, flow_name=value, batch_error=error)
 
         def form(markdown: str) -> list[str]:
@@ -308,7 +309,9 @@ class TestSummary:
             worst = chr(0x4E00 + n) + "&" * 400
             error = {"code": worst, "message": worst, "innerError": None}
             tally.add(Receipt(n, Status.Failed, nodes=((worst, Status.Failed),), error=error))
-        tally.add_aggregation(AggregationResult(metrics={f"{n}{'|' * 200}": "\U0001f600" * 500 for n in range(500)}))
+        tally.add_aggregation(
+            AggregationResult(metrics={f"{n}{'|' * 200}": "\U0001f600" * 500 for n in range(500)}).counts()
+        )
 
         text = build(tally, next_command="batchflow resume nightly-1", storage_url="file:///" + "é" * 5_000)
 
@@ -319,7 +322,7 @@ class TestSummary:
     def test_long_tables_are_cut_by_rows(self) -> None:
         tally = Tally()
         tally.add(Receipt(0, Status.Completed, nodes=tuple((f"n{n}", Status.Completed) for n in range(60))))
-        tally.add_aggregation(AggregationResult(metrics={f"m{n}": n for n in range(70)}))
+        tally.add_aggregation(AggregationResult(metrics={f"m{n}": n for n in range(70)}).counts())
 
         text = build(tally)
 

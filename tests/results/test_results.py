@@ -20,7 +20,6 @@ from pydantic import ValidationError
 from prefect_batchflow.exceptions import BatchRunTimeoutError, StorageError, ToolExecutionError, error_dict
 from prefect_batchflow.results import models as results
 from prefect_batchflow.results.models import (
-    MAX_ERROR_LIST,
     AggregationResult,
     BatchResult,
     FlowRunInfo,
@@ -28,6 +27,7 @@ from prefect_batchflow.results.models import (
     RunInfo,
     aggregation_result,
     line_result,
+    summary_line,
 )
 from prefect_batchflow.results.records import (
     MAX_RECEIPT_TEXT,
@@ -39,7 +39,7 @@ from prefect_batchflow.results.records import (
     Tokens,
     receipt,
 )
-from prefect_batchflow.results.tally import Durations, Tally, summary_line
+from prefect_batchflow.results.tally import MAX_ERROR_LIST, Durations, Tally
 
 START = datetime(2026, 11, 23, 12, 0, 0, tzinfo=UTC)
 END = START + timedelta(seconds=2.5)
@@ -294,7 +294,7 @@ class TestCreate:
             tally.add(Receipt(line_number, status, error=USER_ERROR))
         started = [s for s in statuses if s not in (Status.NotStarted, Status.Preparing)]
 
-        result = tally.batch_result(len(statuses) + missing, START, END)
+        result = BatchResult.of(tally, len(statuses) + missing, START, END)
 
         assert result.total_lines == len(statuses) + missing
         assert result.completed_lines == statuses.count(Status.Completed)
@@ -349,9 +349,9 @@ class TestBatchResult:
     def test_it_becomes_json_with_texts_no_encoding_knows(self) -> None:
         tally = Tally()
         tally.add(Receipt(0, Status.Failed, error={"code": "UserError", "message": "half \ud800 of a pair"}))
-        tally.add_aggregation(AggregationResult(metrics={"\udfff": 1}))
+        tally.add_aggregation(AggregationResult(metrics={"\udfff": 1}).counts())
 
-        result = json.loads(tally.batch_result(1, START, END).model_dump_json())
+        result = json.loads(BatchResult.of(tally, 1, START, END).model_dump_json())
 
         assert result["error_summary"]["error_list"][0]["error"]["message"] == r"half \ud800 of a pair"
         assert result["metrics"] == {r"\udfff": 1}
@@ -397,7 +397,7 @@ class TestTally:
         tally = Tally()
         tally.add(Receipt(3, Status.Completed))
 
-        result = tally.batch_result(10, START, END, status=Status.Canceled)
+        result = BatchResult.of(tally, 10, START, END, status=Status.Canceled)
 
         assert (result.completed_lines, result.not_started_lines) == (1, 9)
 
@@ -407,7 +407,7 @@ class TestTally:
             tally.add(Receipt(0, Status.Completed))
 
         with pytest.raises(ValueError, match="2 lines have ended but total_lines is 1"):
-            tally.batch_result(1, START, END)
+            BatchResult.of(tally, 1, START, END)
 
     def test_it_counts_as_it_goes(self) -> None:
         tally = Tally()
@@ -421,19 +421,19 @@ class TestTally:
     def test_it_can_be_asked_again_and_again(self) -> None:
         tally = Tally()
         tally.add(Receipt(0, Status.Completed, nodes=(("n", Status.Completed),), tokens=Tokens(1, 1, 0)))
-        tally.add_aggregation(aggregation_result(TestAggregationResult.RUN, "run"))
+        tally.add_aggregation(aggregation_result(TestAggregationResult.RUN, "run").counts())
 
-        assert tally.batch_result(1, START, END) == tally.batch_result(1, START, END)
+        assert BatchResult.of(tally, 1, START, END) == BatchResult.of(tally, 1, START, END)
 
     def test_the_second_aggregation_replaces_the_first(self) -> None:
         tally = Tally()
-        tally.add_aggregation(AggregationResult(metrics={"a": 1}))
-        tally.add_aggregation(AggregationResult(metrics={"b": 2}))
+        tally.add_aggregation(AggregationResult(metrics={"a": 1}).counts())
+        tally.add_aggregation(AggregationResult(metrics={"b": 2}).counts())
 
-        assert tally.batch_result(0, START, END).metrics == {"b": 2}
+        assert BatchResult.of(tally, 0, START, END).metrics == {"b": 2}
 
     def test_a_batch_error_fails_the_run(self) -> None:
-        result = Tally().batch_result(4, START, END, batch_error=SYSTEM_ERROR)
+        result = BatchResult.of(Tally(), 4, START, END, batch_error=SYSTEM_ERROR)
 
         assert result.status is Status.Failed
         assert result.error_summary.batch_error_dict == SYSTEM_ERROR
@@ -455,7 +455,7 @@ class TestTally:
         for line_number in (9, 1, 8, 2, 7, 3):
             tally.add(Receipt(line_number, Status.Failed, error=USER_ERROR))
 
-        summary = tally.batch_result(10, START, END).error_summary
+        summary = BatchResult.of(tally, 10, START, END).error_summary
 
         assert [error.line_number for error in summary.error_list] == [1, 2, 3]
         assert summary.failed_user_error_lines == 6
@@ -539,7 +539,7 @@ def test_the_summary_line_says_how_the_lines_ended(statuses: list[Status], total
     for line_number, status in enumerate(statuses):
         tally.add(Receipt(line_number, status))
 
-    assert summary_line(tally.batch_result(total, START, END)) == text
+    assert summary_line(BatchResult.of(tally, total, START, END)) == text
 
 
 def test_a_status_reads_as_its_name() -> None:
