@@ -20,7 +20,7 @@ from ended_run import run_in
 from prefect_batchflow.errors.classes import class_of_error
 
 ROOT = Path(__file__).resolve().parent.parent
-FLOW = f"{ROOT / 'tests' / 'faulty_lines.py'}:main"
+FLOW = f"{ROOT / 'tests' / 'support' / 'faulty_lines.py'}:main"
 
 CODES = {
     "hang in C": "LineExecutionTimeoutError",

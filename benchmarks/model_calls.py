@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOW = ROOT / "flows" / "math_qa"
 WRONG_EVERY = 10
 
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests" / "support"))
 
 from model_server import ModelServer, Reply  # noqa: E402 - beside the tests, which use it too
 

@@ -53,7 +53,7 @@ def test_cancel_of_a_deployments_run_keeps_what_is_done_and_says_so(
 def test_prefects_own_command_cancels_a_run_of_a_served_deployment(
     api: PrefectAPI, server: Home, steering: Callable[[int], Steering]
 ) -> None:
-    served = server.start("served", [sys.executable, str(Path(__file__).with_name("served.py"))])
+    served = server.start("served", [sys.executable, str(Path(__file__).parents[1] / "support" / "served.py")])
     steered = steering(LINES)
     steered.wait_from(DONE)
     try:

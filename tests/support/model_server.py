@@ -1,6 +1,6 @@
 """A model service for tests and benchmarks: OpenAI's and Azure OpenAI's API over real HTTP, with its troubles on order.
 
-`python tests/model_server.py --port 8000 --delay-sec 0.5 --rate-limited 10 --failing 5` serves until it is ended.
+`python tests/support/model_server.py --port 8000 --delay-sec 0.5 --rate-limited 10 --failing 5` serves until it is ended.
 """
 
 from __future__ import annotations
