@@ -308,7 +308,7 @@ def measure_all(name: str, given: argparse.Namespace, work: Work, **facts: Any) 
         facts: What else figures are worth nothing without.
     """
     cells = given.cells
-    results = Results(name, environment_facts(cells) | facts)
+    results = Results(name, environment_facts(cell.contender for cell in cells) | facts)
     if given.add:
         results.take_over(Results.load(given.results, name))
     with benching(work, given.log_level) as bench:
@@ -326,7 +326,7 @@ def measure_all(name: str, given: argparse.Namespace, work: Work, **facts: Any) 
 def measure_again(name: str, given: argparse.Namespace, work: Work) -> Results:
     """As `measure_all`, of runs that have been started before: each cell is one run, begun once and resumed each round."""
     cells = given.cells
-    results = Results(name, environment_facts(cells) | {"failing_lines": work.failing})
+    results = Results(name, environment_facts(cell.contender for cell in cells) | {"failing_lines": work.failing})
     with benching(work, given.log_level) as bench:
         print("The first starts, not counted", flush=True)
         run_ids = {cell: f"{cell.contender}-{cell.lines}-{cell.at_once}" for cell in cells}

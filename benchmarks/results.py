@@ -18,8 +18,6 @@ from peers import PEERS, peer_version
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from measuring import Cell
-
 Measurement: TypeAlias = dict[str, Any]
 """`contender`, `lines`, `at_once`, `round`; then either `failed`, or `seconds` and what else was measured."""
 OURS = ("auto", "line", "chunk", "processes")
@@ -132,19 +130,18 @@ def table(title: str, rows: dict[str, list[float]], digits: int = 3) -> str:
     return "\n".join(lines)
 
 
-def environment_facts(cells: Iterable[Cell]) -> dict[str, Any]:
+def environment_facts(contenders: Iterable[str]) -> dict[str, Any]:
     """The command, processor, cores, memory, versions, and whether the machine was idle."""
     cpuinfo, meminfo = Path("/proc/cpuinfo"), Path("/proc/meminfo")
     rows = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     models = [row.partition(":")[2].strip() for row in rows if row.startswith("model name")]
     versions = [f"{name} {version(name)}" for name in ("prefect", "prefect-batchflow")]
-    contenders = dict.fromkeys(cell.contender for cell in cells)
     return {
         "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "processor": models[0] if models else platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gb": round(int(meminfo.read_text().split()[1]) / 2**20) if meminfo.exists() else 0,
         "python": platform.python_version(),
-        "versions": versions + [peer_version(name) for name in contenders if name in PEERS],
+        "versions": versions + [peer_version(name) for name in dict.fromkeys(contenders) if name in PEERS],
         "load_before": round(os.getloadavg()[0], 1),
     }

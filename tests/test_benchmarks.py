@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -50,6 +52,18 @@ def test_each_says_what_it_does_and_is_in_the_readme(program: str) -> None:
     assert helped.returncode == 0, helped.stderr
     assert "usage: " in helped.stdout
     assert f"`{program}`" in (BENCHMARKS / "README.md").read_text()
+
+
+def test_no_file_imports_one_that_imports_it() -> None:
+    imported: dict[str, set[str]] = {}
+    for path in BENCHMARKS.glob("*.py"):
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        names = {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+        imported[path.stem] = names | {alias.name for n in nodes if isinstance(n, ast.Import) for alias in n.names}
+
+    order = list(TopologicalSorter(imported).static_order())  # raises for a circle
+
+    assert order.index("results") < order.index("measuring") < order.index("overhead")
 
 
 def test_an_unknown_contender_is_refused_before_anything_is_started() -> None:
