@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prefect_batchflow.blocks import RunStorageBlock
-    from prefect_batchflow.definition.flow import Flow, load_flow
+    from prefect_batchflow.definition.flow import Flow
+    from prefect_batchflow.definition.load import load_flow
     from prefect_batchflow.engine import BatchEngine
     from prefect_batchflow.exceptions import (
         BatchflowException,
@@ -61,7 +62,7 @@ _HOMES = {
     "ToolProvider": "tools.python",
     "UserErrorException": "exceptions",
     "batch_run": "flows",
-    "load_flow": "definition.flow",
+    "load_flow": "definition.load",
     "log_metric": "tools.context",
     "tool": "tools.python",
 }

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow.definition.document import environment_texts
-from prefect_batchflow.definition.flow import Flow, load_flow
+from prefect_batchflow.definition.load import load_flow
 from prefect_batchflow.exceptions import InvalidOptionError, LineFailureError
 from prefect_batchflow.execution.languages import register_executor
 from prefect_batchflow.execution.services.proxy import AbstractExecutorProxy
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    from prefect_batchflow.definition.flow import Flow
     from prefect_batchflow.results.models import BatchResult
     from prefect_batchflow.storage.custom import AbstractBatchRunStorage, AbstractRunStorage
 

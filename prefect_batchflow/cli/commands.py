@@ -253,7 +253,7 @@ def run(
 ) -> int:
     """Run a flow over data, line by line."""
     from prefect_batchflow.cli.run_file import RunFile, read_run_file
-    from prefect_batchflow.definition.flow import load_flow
+    from prefect_batchflow.definition.load import load_flow
     from prefect_batchflow.settings import given_by_promptflows_variables
     from prefect_batchflow.storage.keys import check_run_id
 

@@ -12,7 +12,8 @@ from importlib.machinery import PathFinder
 from typing import TYPE_CHECKING, Any
 from typing import Literal as OneOf
 
-from prefect_batchflow.definition.flow import Dag, Entry, Literal, Prompt, load_flow
+from prefect_batchflow.definition.flow import Dag, Entry, Literal, Prompt
+from prefect_batchflow.definition.load import load_flow
 from prefect_batchflow.definition.source_imports import imports_of
 from prefect_batchflow.exceptions import BatchflowException, FlowDefinitionError, FlowNotFoundError
 from prefect_batchflow.execution.program.environment import connections_in

@@ -27,7 +27,7 @@ from pydantic import SecretStr
 
 from prefect_batchflow.blocks import RunStorageBlock
 from prefect_batchflow.cluster.work import Assignment, Report, RunDescription
-from prefect_batchflow.definition.flow import merged_copy
+from prefect_batchflow.definition.load import merged_copy
 from prefect_batchflow.definition.run_folder import run_folder
 from prefect_batchflow.exceptions import BatchflowException, FlowNotFoundError, InvalidOptionError, RunInUseError
 from prefect_batchflow.execution.workers.pool import WorkerPool

@@ -1,4 +1,4 @@
-"""The one model of a flow, whatever it was written as, and `load_flow` which makes it.
+"""The one model of a flow, whatever it was written as.
 
 Frozen dataclasses and no third-party import: a worker process reads these too.
 """
@@ -6,17 +6,13 @@ Frozen dataclasses and no third-party import: a worker process reads these too.
 from __future__ import annotations
 
 import os
-import re
 import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
-
-from prefect_batchflow.definition.node_connections import check_node_connections
-from prefect_batchflow.exceptions import FlowDefinitionError, FlowNotFoundError, InvalidOptionError
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
 SOURCE_SUFFIXES: Final = frozenset({".py", ".jinja2", ".prompty", ".yaml", ".yml"})
 """The files of a flow folder that may change what the flow does."""
@@ -272,175 +268,6 @@ class FlowDescription:
     is_async: bool
     """Many lines at once in one event loop, or one line at a time a process."""
     has_aggregation: bool
-
-
-class _Choices(NamedTuple):
-    """What a run chooses for nodes of a flow.dag.yaml."""
-
-    variant: str
-    node_connections: Mapping[str, Mapping[str, str]]
-
-
-def load_flow(
-    source: str | Path | Callable[..., Any],
-    working_dir: str | Path | None = None,
-    *,
-    variant: str = "",
-    node_connections: Mapping[str, Mapping[str, str]] | None = None,
-) -> Flow:
-    """Give the flow of a folder, a file, `module:attr`, `path/to/file.py:attr` or a callable.
-
-    Args:
-        source: A folder with `flow.dag.yaml` or `flow.flex.yaml`; a yaml, flex when it has `entry`, else a DAG; a
-            `.prompty` file; a reference to a function or class; or a function, a class with `__call__`, any callable
-            object.
-        working_dir: First on the worker's `sys.path`; relative sources are looked for here first. `None` is the flow
-            file's folder; for a callable, the folder its module is imported from; else the current directory.
-        variant: `${node.variant}`, of a DAG flow whose node has several; empty is each node's default.
-        node_connections: Node of a DAG flow to what it has in this run: names of connections, by `connection` or by the
-            tool's parameter, and `deployment_name` and `model`.
-
-    Raises:
-        FlowNotFoundError: Nothing at the path; the message lists what is there instead.
-        InvalidFlowRequest: The definition is wrong, or asks for what is not supported; the message lists every problem.
-        InvalidOptionError: The flow has no such variant or node; the message lists those that there are.
-    """
-    choices = _Choices(variant, check_node_connections(node_connections or {}, "node_connections"))
-    flow = _load_flow(source, working_dir, choices)
-    if variant and flow.variant != variant:
-        raise InvalidOptionError(
-            f"The variant {variant!r} was chosen, but '{flow.name}' is no flow.dag.yaml, and has none. Leave it out."
-        )
-    if node_connections and flow.node_connections != node_connections:
-        raise InvalidOptionError(
-            f"Connections were chosen for the nodes {', '.join(map(repr, node_connections))}, but '{flow.name}' is no "
-            "flow.dag.yaml of Python nodes, and has none. Leave them out; a flow's own code names its connections."
-        )
-    return flow
-
-
-def _load_flow(source: str | Path | Callable[..., Any], working_dir: str | Path | None, choices: _Choices) -> Flow:
-    from prefect_batchflow.definition import flex
-
-    folder = None if working_dir is None else Path(working_dir).resolve()
-    if not isinstance(source, str | os.PathLike):
-        return flex.flow_of_object(source, folder)
-    text = os.fspath(source)
-    if not _locate(text, folder).exists():
-        if match := re.fullmatch(r"(?P<file>.+\.py):(?P<attribute>\w+(\.\w+)*)", text):
-            return flex.flow_of_file(_existing(match["file"], folder), match["attribute"], folder)
-        if match := re.fullmatch(r"(?P<module>\w+(\.\w+)*):(?P<attribute>\w+(\.\w+)*)", text):
-            return flex.flow_of_module(match["module"], match["attribute"], folder)
-    return _flow_of_path(_existing(text, folder), folder, choices)
-
-
-def _flow_of_path(path: Path, working_dir: Path | None, choices: _Choices) -> Flow:
-    file = _definition_in(path) if path.is_dir() else path
-    folder = working_dir or file.parent
-    if file.suffix in {".yaml", ".yml"}:
-        return replace(_flow_of_yaml(file, folder, choices), source=str(path))
-    if file.suffix == ".prompty":
-        from prefect_batchflow.definition import prompty
-
-        return replace(prompty.flow_of_prompty(file, folder), source=str(path))
-    if file.suffix == ".dll":
-        entry = Entry(module=str(file), attribute="")
-        return Flow(
-            file.stem, folder, entry, language="csharp", source=str(path), definition_file=file, service=Service()
-        )
-    if file.suffix == ".py":
-        raise FlowDefinitionError(
-            f"{file}: a Python file is no flow by itself. Name the function or class in it, as {file}:my_flow."
-        )
-    raise FlowDefinitionError(
-        f"{file}: expected a flow folder, a .yaml or .prompty file or 'file.py:callable', found a "
-        f"{file.suffix or 'plain'} file."
-    )
-
-
-def merged_copy(flow: Flow, folder: Path) -> tuple[Flow, list[str]]:
-    """Merge a flow and its `additional_includes` in an empty folder; gives the flow of that, and what was replaced.
-
-    Raises:
-        InvalidFlowRequest: It cannot be merged, or the merged flow is wrong.
-        InvalidOptionError: The flow runs in another folder than its own.
-    """
-    import yaml
-
-    from prefect_batchflow.definition.document import read_document
-    from prefect_batchflow.definition.includes import merge
-
-    assert flow.definition_file is not None, "only a yaml has includes"
-    own = flow.definition_file.parent
-    if not flow.working_dir.samefile(own):
-        raise InvalidOptionError(
-            f"{flow.definition_file}: its additional_includes are merged with the folder {own}, but the flow is to run in "
-            f"{flow.working_dir}. Leave the working_dir out."
-        )
-    folder = folder.resolve()
-    notes = merge(own, flow.additional_includes, folder)
-    document = read_document(flow.definition_file)
-    del document["additional_includes"]
-    file = folder / flow.definition_file.name
-    file.write_text(yaml.safe_dump(document, allow_unicode=True, sort_keys=False), encoding="utf-8")
-    merged = load_flow(file, folder, variant=flow.variant, node_connections=flow.node_connections)
-    return replace(merged, name=flow.name, source=flow.source), notes
-
-
-def _flow_of_yaml(file: Path, working_dir: Path, choices: _Choices) -> Flow:
-    from prefect_batchflow.definition import dag, flex
-    from prefect_batchflow.definition.document import read_document
-
-    document = read_document(file)
-    if "entry" in document:
-        return flex.flow_of_document(document, file, working_dir)
-    return dag.flow_of_document(document, file, working_dir, choices.variant, choices.node_connections)
-
-
-def _locate(text: str, folder: Path | None) -> Path:
-    """The path meant: below `folder` when it is there, else as the current directory has it; absolute."""
-    try:
-        path = Path(text).expanduser()
-        below = (folder or Path.cwd()) / path
-        return (below if below.exists() else path).resolve()
-    except (OSError, ValueError, RuntimeError) as exc:
-        raise FlowNotFoundError(f"No flow at {text!r}: {exc}.") from exc
-
-
-def _existing(text: str, folder: Path | None) -> Path:
-    path = _locate(text, folder)
-    if path.exists():
-        return path
-    nearest = next(parent for parent in path.parents if parent.is_dir())
-    raise FlowNotFoundError(
-        f"No flow at {path}. Expected a flow folder, a .yaml or .prompty file, 'module:callable', 'file.py:callable' or a "
-        f"callable. {nearest} holds {_candidates(nearest)}."
-    )
-
-
-def _definition_in(folder: Path) -> Path:
-    names = ("flow.dag.yaml", "flow.flex.yaml", "flow.dag.yml", "flow.flex.yml")
-    found = [folder / name for name in names if (folder / name).is_file()]
-    if len(found) > 1:
-        raise FlowDefinitionError(
-            f"{folder} holds {' and '.join(file.name for file in found)}. Give the path of the one that is meant."
-        )
-    if not found:
-        raise FlowNotFoundError(
-            f"No flow in {folder}. Expected flow.dag.yaml or flow.flex.yaml there; it holds {_candidates(folder)}."
-        )
-    return found[0]
-
-
-def _candidates(folder: Path) -> str:
-    """What else in a folder could be a flow, for a message."""
-    names = sorted(
-        entry.name + "/" * entry.is_dir()
-        for entry in folder.iterdir()
-        if not entry.name.startswith(".") and (entry.is_dir() or entry.suffix in SOURCE_SUFFIXES)
-    )
-    shown = ", ".join(names[:10]) or "no yaml or Python file"
-    return shown + f" and {len(names) - 10} more" * (len(names) > 10)
 
 
 def _source_files(folder: Path, suffixes: frozenset[str]) -> Iterator[Path]:

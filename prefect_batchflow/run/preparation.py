@@ -13,7 +13,8 @@ from prefect_batchflow.blocks import open_storage
 from prefect_batchflow.cluster.clusters import cluster_of
 from prefect_batchflow.connection_blocks import find_connections, load_connections
 from prefect_batchflow.connections.given import MISSING
-from prefect_batchflow.definition.flow import Dag, Literal, load_flow, merged_copy
+from prefect_batchflow.definition.flow import Dag, Literal
+from prefect_batchflow.definition.load import load_flow, merged_copy
 from prefect_batchflow.definition.run_folder import run_folder
 from prefect_batchflow.exceptions import (
     FlowEntryInitializationError,

@@ -9,7 +9,8 @@ import re
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from prefect_batchflow.connections import kinds as kinds
-from prefect_batchflow.definition.flow import Prompt, load_flow
+from prefect_batchflow.definition.flow import Prompt
+from prefect_batchflow.definition.load import load_flow
 from prefect_batchflow.definition.prompty import problems_of_model
 from prefect_batchflow.exceptions import (
     APIResponseValidationError,

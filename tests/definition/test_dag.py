@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from prefect_batchflow.definition.dag import parse_value
-from prefect_batchflow.definition.flow import Activate, Dag, Flow, FlowOutput, Literal, Reference, Service, load_flow
+from prefect_batchflow.definition.flow import Activate, Dag, Flow, FlowOutput, Literal, Reference, Service
+from prefect_batchflow.definition.load import load_flow
 from prefect_batchflow.exceptions import (
     DuplicateNodeName,
     EmptyOutputReference,

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from prefect_batchflow.definition.flex import find_module_file
-from prefect_batchflow.definition.flow import Entry, Flow, FlowInput, Service, load_flow
+from prefect_batchflow.definition.flow import Entry, Flow, FlowInput, Service
+from prefect_batchflow.definition.load import load_flow
 from prefect_batchflow.exceptions import (
     FlowDefinitionError,
     FlowNotFoundError,
@@ -306,7 +307,7 @@ class TestObjects:
     def test_a_function_of_a_script_travels_by_value(self, tmp_path: Path) -> None:
         (tmp_path / "script.py").write_text(
             "import sys\n"
-            "from prefect_batchflow.definition.flow import load_flow\n"
+            "from prefect_batchflow.definition.load import load_flow\n"
             "def double(n): return 2 * n\n"
             "def run(n): return double(n)\n"
             "flow = load_flow(run)\n"

@@ -9,15 +9,8 @@ from typing import Any
 import pytest
 
 from prefect_batchflow.definition import flow as flow_module
-from prefect_batchflow.definition.flow import (
-    NO_DEFAULT,
-    Dag,
-    Entry,
-    Flow,
-    FlowDescription,
-    FlowInput,
-    load_flow,
-)
+from prefect_batchflow.definition.flow import NO_DEFAULT, Dag, Entry, Flow, FlowDescription, FlowInput
+from prefect_batchflow.definition.load import load_flow
 from prefect_batchflow.exceptions import FlowDefinitionError, FlowNotFoundError
 
 DAG = """

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from prefect_batchflow.definition import includes
-from prefect_batchflow.definition.flow import Dag, load_flow, merged_copy
+from prefect_batchflow.definition.flow import Dag
+from prefect_batchflow.definition.load import load_flow, merged_copy
 from prefect_batchflow.exceptions import FlowDefinitionError, InvalidOptionError
 from prefect_batchflow.storage.manifest import fingerprint_files
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from prefect_batchflow.definition.flow import Dag, Flow, Literal, Node, load_flow, merged_copy
+from prefect_batchflow.definition.flow import Dag, Flow, Literal, Node
+from prefect_batchflow.definition.load import load_flow, merged_copy
 from prefect_batchflow.definition.node_connections import check_node_connections
 from prefect_batchflow.exceptions import FlowDefinitionError, InvalidOptionError
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from prefect_batchflow.definition import document
-from prefect_batchflow.definition.flow import Flow, FlowInput, Prompt, load_flow
+from prefect_batchflow.definition.flow import Flow, FlowInput, Prompt
+from prefect_batchflow.definition.load import load_flow
 from prefect_batchflow.exceptions import FlowDefinitionError, InvalidFlowRequest, UnsupportedFeatureError
 
 if TYPE_CHECKING:

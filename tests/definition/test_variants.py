@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from prefect_batchflow.definition.flow import Dag, Flow, Literal, load_flow
+from prefect_batchflow.definition.flow import Dag, Flow, Literal
+from prefect_batchflow.definition.load import load_flow
 from prefect_batchflow.definition.variants import parse_variant
 from prefect_batchflow.exceptions import FlowDefinitionError, InvalidFlowRequest, InvalidOptionError
 

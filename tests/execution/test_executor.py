@@ -128,7 +128,7 @@ class TestCreation:
         (tmp_path / "a_helper.py").touch()
         (tmp_path / "flow_code.py").write_text("def main(n):\n    return n\n")
         (tmp_path / "flow.flex.yaml").write_text("entry: flow_code:main\n")
-        from prefect_batchflow.definition.flow import load_flow
+        from prefect_batchflow.definition.load import load_flow
 
         executor = executor_of(load_flow(tmp_path), Proxy, slots=7)
         description = await executor.start()
@@ -154,7 +154,7 @@ class TestCreation:
         assert (description.is_async, description.has_aggregation) == (True, False)
 
     async def test_a_flow_without_files_has_a_folder_at_least(self) -> None:
-        from prefect_batchflow.definition.flow import load_flow
+        from prefect_batchflow.definition.load import load_flow
 
         flow = load_flow(len)
         executor = executor_of(flow, Proxy)

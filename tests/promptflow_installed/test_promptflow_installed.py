@@ -23,7 +23,7 @@ pytestmark = pytest.mark.promptflow
 SOURCE = Path(__file__).parents[2]
 RUN = """
 import asyncio, json, sys
-from prefect_batchflow.definition.flow import load_flow
+from prefect_batchflow.definition.load import load_flow
 from prefect_batchflow.execution.program.loader import load_program
 from prefect_batchflow.execution.program.nodes import encode_record
 

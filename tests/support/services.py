@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from line_service import PROGRAM
 from pools import CLOSE_WITHIN_SEC
 
-from prefect_batchflow.definition.flow import load_flow
+from prefect_batchflow.definition.load import load_flow
 from prefect_batchflow.execution.services.http import HttpExecutorProxy
 from prefect_batchflow.execution.services.proxy import ProxyExecutor
 from prefect_batchflow.execution.workers.processes import with_token

@@ -12,7 +12,7 @@ from model_server import ModelServer, Reply, error_reply
 from prefect_batchflow.connections.given import Connections
 from prefect_batchflow.connections.kinds import OpenAIConnection
 from prefect_batchflow.connections.model_configurations import AzureOpenAIModelConfiguration, OpenAIModelConfiguration
-from prefect_batchflow.definition.flow import load_flow
+from prefect_batchflow.definition.load import load_flow
 from prefect_batchflow.exceptions import (
     APIResponseValidationError,
     FlowDefinitionError,

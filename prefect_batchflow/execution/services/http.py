@@ -18,7 +18,8 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from prefect_batchflow.definition.flow import Entry, Service, load_flow
+from prefect_batchflow.definition.flow import Entry, Service
+from prefect_batchflow.definition.load import load_flow
 from prefect_batchflow.exceptions import (
     FlowDefinitionError,
     InputTypeError,

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pytest
 from tool_package import install_package
 
-from prefect_batchflow.definition.flow import FlowInput, load_flow
+from prefect_batchflow.definition.flow import FlowInput
+from prefect_batchflow.definition.load import load_flow
 from prefect_batchflow.exceptions import (
     FlowEntryInitializationError,
     InvalidAggregationFunction,

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from prefect_batchflow.definition.flow import load_flow
+from prefect_batchflow.definition.load import load_flow
 from prefect_batchflow.execution.program.loader import load_program
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def test_a_flow_without_models_imports_none_of_their_packages(tmp_path: Path) ->
     (tmp_path / "plain.py").write_text("def plain():\n    return 1\n")
     program = (
         "import sys\n"
-        "from prefect_batchflow.definition.flow import load_flow\n"
+        "from prefect_batchflow.definition.load import load_flow\n"
         "from prefect_batchflow.execution.program.loader import load_program\n"
         f"load_program(load_flow({str(tmp_path / 'plain.py:plain')!r})).run_line(0, {{}})\n"
         "print(*{'openai', 'jinja2', 'asyncio', 'prefect'} & set(sys.modules))\n"

@@ -11,7 +11,7 @@ import yaml
 from model_server import Reply, error_reply
 from tool_package import install_package
 
-from prefect_batchflow.definition.flow import load_flow
+from prefect_batchflow.definition.load import load_flow
 from prefect_batchflow.errors.waits import not_before_sec
 from prefect_batchflow.exceptions import (
     GetConnectionError,

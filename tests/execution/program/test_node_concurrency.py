@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from prefect_batchflow.definition.flow import load_flow
+from prefect_batchflow.definition.load import load_flow
 from prefect_batchflow.exceptions import innermost_code
 from prefect_batchflow.execution.program.loader import load_program
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pydantic import BaseModel
 
-from prefect_batchflow.definition.flow import FlowDescription, load_flow
+from prefect_batchflow.definition.flow import FlowDescription
+from prefect_batchflow.definition.load import load_flow
 from prefect_batchflow.exceptions import InputMappingError, innermost_code
 from prefect_batchflow.execution.program.calls import UserFunction
 from prefect_batchflow.execution.program.loader import load_program

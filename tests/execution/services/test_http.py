@@ -18,7 +18,7 @@ from pools import code_of, is_alive, message_of, run
 from services import pid_of, proxy_of, running_service, served_flow
 from waiting import eventually, wait_until
 
-from prefect_batchflow.definition.flow import load_flow
+from prefect_batchflow.definition.load import load_flow
 from prefect_batchflow.exceptions import FlowDefinitionError, InvalidOptionError, WorkerStartError
 from prefect_batchflow.execution.languages import executor_for, registered_executor
 from prefect_batchflow.execution.services.http import HttpExecutorProxy, JavaScriptExecutorProxy

@@ -16,7 +16,7 @@ import pytest
 from pools import code_of, flow_of, is_alive, message_of, run, running_pool, token_of
 from waiting import eventually
 
-from prefect_batchflow.definition.flow import load_flow
+from prefect_batchflow.definition.load import load_flow
 from prefect_batchflow.exceptions import (
     FlowEntryInitializationError,
     InvalidOptionError,
@@ -124,7 +124,7 @@ class TestStart:
             textwrap.dedent(
                 """
                 import asyncio
-                from prefect_batchflow.definition.flow import load_flow
+                from prefect_batchflow.definition.load import load_flow
                 from prefect_batchflow.execution.workers.pool import WorkerPool
                 from prefect_batchflow.lines import Line
 

@@ -98,7 +98,7 @@ def test_nothing_of_a_run_outlives_its_killed_parent(tmp_path: Path) -> None:
         textwrap.dedent(
             """
             import asyncio, multiprocessing, time
-            from prefect_batchflow.definition.flow import load_flow
+            from prefect_batchflow.definition.load import load_flow
             from prefect_batchflow.execution.workers.pool import WorkerPool
             from prefect_batchflow.lines import Line
 
