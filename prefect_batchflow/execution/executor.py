@@ -1,13 +1,8 @@
-"""The seam of execution: what runs a line of one language, and the registry of languages.
-
-An `Executor` is what the run uses. `AbstractExecutorProxy` is promptflow's public base class for other languages; a
-registered one is driven through `ProxyExecutor`.
-"""
+"""The seam between a run and whatever runs its lines: the `Executor` protocol and the outcome of a line."""
 
 from __future__ import annotations
 
 import json
-import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,17 +13,14 @@ from prefect_batchflow.exceptions import (
     error_dict,
 )
 from prefect_batchflow.execution.program.nodes import encode_record
-from prefect_batchflow.execution.workers.replies import in_log
 from prefect_batchflow.lines import input_hash
-from prefect_batchflow.results.records import NO_TOKENS, Receipt, receipt
+from prefect_batchflow.results.records import NO_TOKENS, Receipt, in_log, receipt
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from prefect_batchflow.definition.flow import FlowDescription
     from prefect_batchflow.lines import Line
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,10 @@
-"""Who runs which language: the registry of executors, and the executor of a flow."""
+"""The registry of languages: which class runs flows of which language."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+from prefect_batchflow.execution.services.http import HttpExecutorProxy, JavaScriptExecutorProxy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -12,8 +14,8 @@ if TYPE_CHECKING:
 
 
 _REGISTRY: dict[str, type[AbstractExecutorProxy]] = {}
-_BUILT_IN: Mapping[str, str] = {"javascript": "JavaScriptExecutorProxy"}
-"""The classes of `execution.http` that need no registration."""
+_BUILT_IN: Mapping[str, type[AbstractExecutorProxy]] = {"javascript": JavaScriptExecutorProxy}
+"""The classes that need no registration."""
 
 
 def register_executor(language: str, executor_proxy_cls: type[AbstractExecutorProxy]) -> None:
@@ -22,14 +24,9 @@ def register_executor(language: str, executor_proxy_cls: type[AbstractExecutorPr
 
 
 def registered_executor(language: str) -> type[AbstractExecutorProxy] | None:
-    """The class registered for a language, else the one that is built in, if any."""
+    """The class registered for a language, or else the built-in one; `None` if there is neither."""
     language = language.lower()
-    if language in _REGISTRY or language not in _BUILT_IN:
-        return _REGISTRY.get(language)
-    from prefect_batchflow.execution.services import http
-
-    built_in: type[AbstractExecutorProxy] = getattr(http, _BUILT_IN[language])
-    return built_in
+    return _REGISTRY.get(language) or _BUILT_IN.get(language)
 
 
 def registered_languages() -> list[str]:
@@ -38,10 +35,6 @@ def registered_languages() -> list[str]:
 
 
 def executor_for(flow: Flow) -> type[AbstractExecutorProxy] | None:
-    """The class for a flow's language, or the one that starts the command its yaml gives; `None` for Python."""
-    proxy = registered_executor(flow.language)
-    if proxy is not None or flow.service is None or not flow.service.command:
-        return proxy
-    from prefect_batchflow.execution.services.http import HttpExecutorProxy
-
-    return HttpExecutorProxy
+    """The class for a flow's language, or else the one that starts the command in its yaml; `None` for Python."""
+    has_command = flow.service is not None and flow.service.command
+    return registered_executor(flow.language) or (HttpExecutorProxy if has_command else None)

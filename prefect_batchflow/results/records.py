@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 MAX_RECEIPT_TEXT: Final = 2_000
 """Characters of one text of a receipt's error; the line's record has the whole."""
+PRINTED_LIMIT: Final = 2_000
+"""Characters of what a line printed that reach the log of the run."""
 
 
 class Status(StrEnum):
@@ -167,3 +169,11 @@ def _cut_texts(value: Any) -> Any:
     if isinstance(value, list):
         return [_cut_texts(item) for item in value]
     return value
+
+
+def in_log(logs: str) -> str:
+    """Of what a line printed, what the log of the run has: its beginning and its end."""
+    if len(logs) <= PRINTED_LIMIT:
+        return logs
+    half = PRINTED_LIMIT // 2
+    return f"{logs[:half]}\n… {len(logs) - 2 * half} more characters in the line's record …\n{logs[-half:]}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from abc import ABC, abstractmethod
 from datetime import UTC, datetime
@@ -18,6 +19,13 @@ from prefect_batchflow.exceptions import (
     WorkerStartError,
     error_dict,
 )
+from prefect_batchflow.execution.executor import (
+    LineOutcome,
+    aggregation_timed_out,
+    failed_aggregation,
+    failed_outcome,
+    timed_out,
+)
 from prefect_batchflow.execution.program.nodes import encode_record
 from prefect_batchflow.execution.scrubbing import Scrubber
 from prefect_batchflow.lines import input_hash
@@ -30,14 +38,7 @@ if TYPE_CHECKING:
     from prefect_batchflow.definition.flow import Flow
     from prefect_batchflow.lines import Line
 
-from prefect_batchflow.execution.executor import (
-    LineOutcome,
-    aggregation_timed_out,
-    failed_aggregation,
-    failed_outcome,
-    logger,
-    timed_out,
-)
+logger = logging.getLogger(__name__)
 
 DESTROY_SEC = 10.0
 """How long an executor proxy may take to end what it started."""

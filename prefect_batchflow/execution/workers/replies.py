@@ -11,24 +11,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from prefect_batchflow.exceptions import innermost_code
 from prefect_batchflow.execution.program.nodes import encode_record
 from prefect_batchflow.execution.workers import wire
+from prefect_batchflow.results.records import in_log
 
 if TYPE_CHECKING:
     from prefect_batchflow.execution.scrubbing import Scrubber
 
 LOG_LIMIT = 64 * 1024
 """Characters of a line's output that its record keeps."""
-
-
-PRINTED_LIMIT = 2_000
-"""Characters of it that reach the log of the run."""
-
-
-def in_log(logs: str) -> str:
-    """Of what a line printed, what the log of the run has: its beginning and its end."""
-    if len(logs) <= PRINTED_LIMIT:
-        return logs
-    half = PRINTED_LIMIT // 2
-    return f"{logs[:half]}\n… {len(logs) - 2 * half} more characters in the line's record …\n{logs[-half:]}"
 
 
 class Printed:
