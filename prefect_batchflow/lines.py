@@ -25,7 +25,7 @@ from prefect_batchflow.exceptions import (
     error_dict,
     innermost_code,
 )
-from prefect_batchflow.images.image import holds_images
+from prefect_batchflow.images.forms import holds_images
 from prefect_batchflow.inputs import mapping as maps
 from prefect_batchflow.inputs.check import Checker, Inventory
 from prefect_batchflow.inputs.formats import shorten

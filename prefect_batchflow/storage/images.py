@@ -11,17 +11,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow.exceptions import InvalidImageInput, StorageError, told
-from prefect_batchflow.images.image import (
-    Image,
-    file_name,
-    is_image,
-    is_image_dict,
-    load_images,
-    path_dict,
-    path_in,
-    read_within,
-    with_path,
-)
+from prefect_batchflow.images.forms import is_image_dict, load_images, path_dict, path_in, with_path
+from prefect_batchflow.images.image import Image, file_name, is_image
+from prefect_batchflow.images.places import read_within
 from prefect_batchflow.inputs.places import is_local_path
 from prefect_batchflow.storage.keys import IMAGES
 

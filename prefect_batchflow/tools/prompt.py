@@ -174,10 +174,11 @@ class Template:
             JinjaTemplateError: As `render`.
             ToolValidationError: As `parse_chat`.
         """
-        multimedia = sys.modules.get("prefect_batchflow.images.image")
-        if multimedia is not None:  # without it there is no image
+        if "prefect_batchflow.images.image" in sys.modules:  # without it there is no image
+            from prefect_batchflow.images.written import mark_images
+
             parts = dict(images or {})
-            variables, images = multimedia.mark_images(variables, parts), parts
+            variables, images = mark_images(variables, parts), parts
         text = self.render(_marked_variables(variables, variables if untrusted is None else untrusted))
         return parse_chat(text, images, place=self.place)
 

@@ -11,21 +11,11 @@ import fsspec
 import pytest
 
 from prefect_batchflow.exceptions import ImageTooLargeError, InvalidImageInput
-from prefect_batchflow.images import fetch
-from prefect_batchflow.images import image as multimedia
-from prefect_batchflow.images.image import (
-    Image,
-    ImageWriter,
-    Text,
-    file_name,
-    holds_images,
-    load_image,
-    load_images,
-    mark_images,
-    place_images,
-    placeheld,
-    read_within,
-)
+from prefect_batchflow.images import fetch, forms, places, written
+from prefect_batchflow.images.forms import holds_images, load_image, load_images, place_images
+from prefect_batchflow.images.image import Image, Text, file_name
+from prefect_batchflow.images.places import read_within
+from prefect_batchflow.images.written import ImageWriter, mark_images, placeheld
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -213,7 +203,8 @@ class TestFolders:
             read_within("a.png", None)
 
     def test_what_is_too_large_is_refused(self, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(multimedia, "MAX_IMAGE_BYTES", 10)
+        for module in (forms, places):
+            monkeypatch.setattr(module, "MAX_IMAGE_BYTES", 10)
 
         with pytest.raises(InvalidImageInput, match=r"'a\.png' is larger than 10 bytes"):
             read_within("a.png", folder)
@@ -266,7 +257,7 @@ class TestRecords:
         assert placeheld((1, [])) == (1, [])
 
     def test_a_record_takes_only_so_much(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(multimedia, "MAX_OUTPUT_BYTES", 30)
+        monkeypatch.setattr(written, "MAX_OUTPUT_BYTES", 30)
 
         with pytest.raises(ImageTooLargeError, match="more than 30 bytes"):
             ImageWriter("basic").plain([Image(PNG), Image(PNG)])

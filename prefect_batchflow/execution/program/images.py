@@ -56,7 +56,7 @@ class FlowImages:
         return given
 
     def _loaded_input(self, name: str, value: Any, folder: str | None) -> Any:
-        from prefect_batchflow.images.image import load_image, load_images, place_images
+        from prefect_batchflow.images.forms import load_image, load_images, place_images
 
         try:
             if not self._loads:
@@ -77,7 +77,7 @@ class FlowImages:
         Raises:
             InvalidImageInput: It cannot be loaded.
         """
-        from prefect_batchflow.images.image import load_image
+        from prefect_batchflow.images.forms import load_image
 
         return load_image(value, (self._working_dir,), self._format)
 
@@ -89,7 +89,7 @@ class FlowImages:
         """
         if not self._loads:
             return dict(line)
-        from prefect_batchflow.images.image import load_images
+        from prefect_batchflow.images.forms import load_images
 
         loaded = {**line, "inputs": self.loaded(line["inputs"], line["images"])}
         for part in ("output", "aggregation_inputs"):
@@ -112,7 +112,7 @@ class FlowImages:
             run["images"] = {"inputs": sources, "output": []}
         if not any(module in sys.modules for module in _MODULES):
             return
-        from prefect_batchflow.images.image import ImageWriter, placeheld
+        from prefect_batchflow.images.written import ImageWriter, placeheld
 
         for node in run["nodes"]:
             node["inputs"], node["output"] = placeheld(node["inputs"]), placeheld(node["output"])
