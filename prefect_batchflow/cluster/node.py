@@ -49,8 +49,8 @@ if TYPE_CHECKING:
     from prefect_batchflow.lines import Line
     from prefect_batchflow.results.records import Receipt
     from prefect_batchflow.storage.control import Verdict
+    from prefect_batchflow.storage.files import RunFiles
     from prefect_batchflow.storage.keys import SegmentName
-    from prefect_batchflow.storage.records import RunFiles
 
 logger = logging.getLogger(__name__)
 

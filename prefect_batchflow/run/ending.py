@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from prefect_batchflow.run.opening import Opened
     from prefect_batchflow.run.preparation import Prepared
     from prefect_batchflow.run.state import RunState
-    from prefect_batchflow.storage.records import Stored
+    from prefect_batchflow.storage.index import Stored
 
 COPY_IMAGES_SEC = 20.0
 """How long images that lie on other machines may take to be copied beside the failed lines that name them, all together."""

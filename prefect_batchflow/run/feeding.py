@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from prefect_batchflow.run.preparation import Prepared
     from prefect_batchflow.run.state import RunState
     from prefect_batchflow.settings import Granularity
-    from prefect_batchflow.storage.records import Stored
+    from prefect_batchflow.storage.index import Stored
 
 LINE_GRANULARITY_UP_TO = 1_000
 """Lines for which `auto` makes a task run each."""

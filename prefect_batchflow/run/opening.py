@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from prefect_batchflow.run.preparation import Prepared
     from prefect_batchflow.run.state import RunState
-    from prefect_batchflow.storage.records import RecordIndex
+    from prefect_batchflow.storage.index import RecordIndex
 
 FLOW_PARTS = frozenset({"flow", "init", "variant", "node_connections", "environment"})
 """The fingerprints that must be the same for lines of another run to be this run's."""

@@ -21,8 +21,8 @@ from prefect_batchflow.storage.lease import is_dead, this_process
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from prefect_batchflow.storage.files import RunFiles
     from prefect_batchflow.storage.keys import RunKeys
-    from prefect_batchflow.storage.records import RunFiles
 
 logger = logging.getLogger(__name__)
 

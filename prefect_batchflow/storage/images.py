@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from prefect_batchflow.storage.files import RunFiles
     from prefect_batchflow.storage.keys import RunKeys
-    from prefect_batchflow.storage.records import RunFiles
 
 
 @dataclass(frozen=True)

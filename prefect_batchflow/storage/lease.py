@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from types import TracebackType
 
+    from prefect_batchflow.storage.files import RunFiles
     from prefect_batchflow.storage.keys import RunKeys
-    from prefect_batchflow.storage.records import RunFiles
 
 RENEW_EVERY_SEC = 10.0
 STALE_AFTER_SEC = 60.0

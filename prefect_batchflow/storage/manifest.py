@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
+    from prefect_batchflow.storage.files import RunFiles
     from prefect_batchflow.storage.keys import RunKeys
-    from prefect_batchflow.storage.records import RunFiles
 
 FORMAT = 1
 

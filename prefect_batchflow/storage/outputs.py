@@ -22,9 +22,9 @@ from prefect_batchflow.storage.manifest import read_model
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable
 
+    from prefect_batchflow.storage.files import RunFiles
     from prefect_batchflow.storage.keys import RunKeys
     from prefect_batchflow.storage.manifest import Manifest
-    from prefect_batchflow.storage.records import RunFiles
 
 OUTPUT_FILE = "output.jsonl"
 """promptflow's name of the outputs in an output folder."""

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from prefect_batchflow.inputs.readers import Source
+    from prefect_batchflow.storage.files import RunFiles
     from prefect_batchflow.storage.manifest import Manifest
-    from prefect_batchflow.storage.records import RunFiles
 
 OUTPUTS, INPUTS = "run.outputs", "run.inputs"
 

@@ -16,7 +16,7 @@ from outcomes import outcome_of, record_of
 from prefect_batchflow.blocks import RunStorageBlock
 from prefect_batchflow.exceptions import RecordCorruptError, StorageError
 from prefect_batchflow.lines import input_hash
-from prefect_batchflow.storage import records as records_module
+from prefect_batchflow.storage import segments
 from prefect_batchflow.storage.keys import RunKeys
 from prefect_batchflow.storage.records import RunRecords
 
@@ -235,7 +235,7 @@ class TestStorageContract:
         self, files: RunStorageBlock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with monkeypatch.context() as newer:
-            newer.setattr(records_module, "FORMAT", 2)
+            newer.setattr(segments, "FORMAT", 2)
             await records_of(files).append([outcome_of(0)])
 
         with pytest.raises(StorageError, match="format 2, this version reads 1") as caught:

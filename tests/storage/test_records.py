@@ -15,11 +15,13 @@ from outcomes import outcome_of
 
 from prefect_batchflow.blocks import RunStorageBlock
 from prefect_batchflow.storage.keys import RunKeys
-from prefect_batchflow.storage.records import RecordIndex, RunRecords, Stored
+from prefect_batchflow.storage.records import RunRecords
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from prefect_batchflow.storage.index import RecordIndex, Stored
 
 KEYS = RunKeys("run-1")
 

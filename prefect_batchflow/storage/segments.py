@@ -1,0 +1,131 @@
+"""A segment as text and back.
+
+The text is JSON lines: a header (format, session, length of what follows, a receipt a line, sha256 of all of it), then one
+line record a line, by line_number. Prefect keeps it as `{"metadata": …, "result": "<text>"}`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from prefect_batchflow.exceptions import RecordCorruptError, StorageError
+from prefect_batchflow.results.records import Receipt, Status, Tokens, receipt_error
+from prefect_batchflow.storage.index import Stored
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from prefect_batchflow.execution.executor import LineOutcome
+    from prefect_batchflow.storage.keys import SegmentName
+
+FORMAT = 1
+SEGMENT_TYPE = "batchflow-segment"
+_MALFORMED = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A segment as read: its receipts, and its records as bytes in the same order."""
+
+    name: SegmentName
+    stored: list[Stored]
+    records: list[bytes]
+
+
+def encode_segment(outcomes: Iterable[LineOutcome], session: int) -> bytes:
+    """The text of one segment, by line_number."""
+    outcomes = list(outcomes)
+    body = b"".join(outcome.record + b"\n" for outcome in outcomes)
+    header = {
+        "format": FORMAT,
+        "session": session,
+        "bytes": len(body),
+        "receipts": [_header_entry(outcome) for outcome in outcomes],
+    }
+    return _compact({**header, "sha256": _checksum(header, body)}) + b"\n" + body
+
+
+def _checksum(header: dict[str, Any], body: bytes) -> str:
+    """Of all there is, for a receipt with a flipped digit would be another line's."""
+    digest = hashlib.sha256(_compact(header))
+    digest.update(body)
+    return digest.hexdigest()
+
+
+def _compact(header: dict[str, Any]) -> bytes:
+    return json.dumps(header, separators=(",", ":")).encode()
+
+
+def _header_entry(outcome: LineOutcome) -> list[Any]:
+    r = outcome.receipt
+    return [r.line_number, outcome.input_hash, r.status, r.attempt, round(r.duration_sec, 6), r.tokens, r.nodes]
+
+
+def segment_text(content: bytes, place: str) -> bytes:
+    """A segment's text out of Prefect's record; the record's own word on how to read it is checked, never followed."""
+    try:
+        envelope = json.loads(content)
+        kind, result = envelope["metadata"]["serializer"]["type"], envelope["result"]
+    except _MALFORMED as exc:
+        raise RecordCorruptError(f"The file {place} is no whole Prefect result: {exc}.") from exc
+    if kind != SEGMENT_TYPE or not isinstance(result, str):
+        raise RecordCorruptError(
+            f"The file {place} says that it is of type {kind!r}; only {SEGMENT_TYPE!r} is read here."
+        )
+    return result.encode("utf-8", "surrogatepass")
+
+
+def decode_segment(text: bytes, name: SegmentName, place: str) -> Segment:
+    """Read a segment's text.
+
+    Raises:
+        RecordCorruptError: Its form or its checksum is wrong.
+        StorageError: It is of another format.
+    """
+    head, _, body = text.partition(b"\n")
+    try:
+        header = json.loads(head)
+        checksum = header.pop("sha256")
+        if len(body) != header["bytes"] or _checksum(header, body) != checksum:
+            raise RecordCorruptError(f"The records at {place} are damaged: length or checksum do not fit.")
+        if header["format"] != FORMAT:
+            # Whole, and somebody's work: not to be done again for want of a reader.
+            raise StorageError(
+                f"The records at {place} are of format {header['format']}, this version reads {FORMAT}. Go on with the "
+                "version of prefect-batchflow that wrote them; the run's manifest.json names it."
+            )
+        numbers = [entry[0] for entry in header["receipts"]]
+        if (header["session"], min(numbers), max(numbers)) != (name.session, name.first, name.last):
+            raise RecordCorruptError(f"The records at {place} are not those that its name tells. Was it renamed?")
+        records = body.split(b"\n")[:-1]
+        stored = []
+        alike: dict[str, tuple[tuple[str, Status], ...]] = {}
+        for entry, record in zip(header["receipts"], records, strict=True):
+            number, input_hash, status, attempt, duration_sec, tokens, nodes = entry
+            error = json.loads(record)["error"] if status != "Completed" else None
+            receipt = Receipt(
+                line_number=number,
+                status=Status(status),
+                attempt=attempt,
+                duration_sec=duration_sec,
+                tokens=Tokens(*tokens),
+                nodes=_nodes_of(nodes, alike),
+                error=None if error is None else receipt_error(error),
+            )
+            stored.append(Stored(receipt, header["session"], input_hash))
+    except _MALFORMED as exc:
+        raise RecordCorruptError(f"The records at {place} have not the form of a segment: {exc}.") from exc
+    return Segment(name, stored, records)
+
+
+def _nodes_of(
+    nodes: list[list[str]], alike: dict[str, tuple[tuple[str, Status], ...]]
+) -> tuple[tuple[str, Status], ...]:
+    """The nodes of a receipt, one object for all lines whose nodes ended alike, as nearly all of a segment do."""
+    text = repr(nodes)
+    if (known := alike.get(text)) is None:
+        known = alike[text] = tuple((node, Status(status)) for node, status in nodes)
+    return known
