@@ -463,7 +463,10 @@ class LineOutOfMemoryError(ProcessCrashError):
 
 
 class LineFailureError(UserErrorException):
-    """Raised by `BatchEngine.run(raise_on_line_failure=True)` after all was written; carries `batch_result`."""
+    """Raised by `BatchEngine.run(raise_on_line_failure=True)` after all was written."""
+
+    batch_result: Any
+    """The `BatchResult`."""
 
 
 class InvalidRunIdError(UserErrorException):

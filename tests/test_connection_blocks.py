@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from prefect.testing.standard_test_suites.blocks import BlockStandardTestSuite
+from pydantic import SecretStr
 
 from prefect_batchflow.connection_blocks import (
     AzureOpenAIConnectionBlock,
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from prefect.blocks.core import Block
 
 CANARY = "s3cr3t-canary"
+KEY = SecretStr(CANARY)
 
 
 class TestStandard(BlockStandardTestSuite):
@@ -35,10 +37,10 @@ class TestStandard(BlockStandardTestSuite):
 @pytest.mark.parametrize(
     ("block", "kind", "configs"),
     [
-        (OpenAIConnectionBlock(api_key=CANARY), "OpenAIConnection", {"organization": None, "base_url": None}),
-        (AzureOpenAIConnectionBlock(api_base="b", api_key=CANARY), "AzureOpenAIConnection", {"api_base": "b"}),
-        (CustomConnectionBlock(configs={"u": "v"}, secrets={"api_key": CANARY}), "CustomConnection", {"u": "v"}),
-        (CustomConnectionBlock(connection_type="SerpConnection", secrets={"api_key": CANARY}), "SerpConnection", {}),
+        (OpenAIConnectionBlock(api_key=KEY), "OpenAIConnection", {"organization": None, "base_url": None}),
+        (AzureOpenAIConnectionBlock(api_base="b", api_key=KEY), "AzureOpenAIConnection", {"api_base": "b"}),
+        (CustomConnectionBlock(configs={"u": "v"}, secrets={"api_key": KEY}), "CustomConnection", {"u": "v"}),
+        (CustomConnectionBlock(connection_type="SerpConnection", secrets={"api_key": KEY}), "SerpConnection", {}),
     ],
     ids=["openai", "azure", "custom", "another type"],
 )

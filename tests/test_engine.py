@@ -465,7 +465,7 @@ def test_errors_are_retried_by_their_class_and_rows_that_do_not_fit_never(
         "    raise {1: KeyError('no'), 2: ConnectionResetError('no'), 3: TimeoutError('no')}[n]\n"
     )
     witness = tmp_path / "seen"
-    options = {"granularity": granularity, "run_storage_url": str(storage), "worker_count": 1}
+    options: dict[str, Any] = {"granularity": granularity, "run_storage_url": str(storage), "worker_count": 1}
     rows = write_rows([{"n": n, "file": str(witness)} for n in (1, 2, 3, "none")])
 
     named = BatchEngine(f"{flow}:main", retries=1, retry_on=["transient", "timeout"], **options)

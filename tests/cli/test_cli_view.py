@@ -43,24 +43,22 @@ def columns(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 
 def manifest(**values: Any) -> Manifest:
-    return Manifest(
-        **{
-            "run_id": "r1",
-            "flow_name": "shout",
-            "flow": "/flows/my shout.py:shout",
-            "working_dir": "/flows",
-            "data": {"data": "/rows.jsonl"},
-            "inputs_mapping": {},
-            "init_names": [],
-            "init_kwargs": {},
-            "options": RunOptions(),
-            "output_dir": None,
-            "total_lines": 4,
-            "fingerprints": {},
-            "sessions": [Session(started_at=START.isoformat(), prefect_flow_run_id=None, versions={})],
-        }
-        | values
-    )
+    facts: dict[str, Any] = {
+        "run_id": "r1",
+        "flow_name": "shout",
+        "flow": "/flows/my shout.py:shout",
+        "working_dir": "/flows",
+        "data": {"data": "/rows.jsonl"},
+        "inputs_mapping": {},
+        "init_names": [],
+        "init_kwargs": {},
+        "options": RunOptions(),
+        "output_dir": None,
+        "total_lines": 4,
+        "fingerprints": {},
+        "sessions": [Session(started_at=START.isoformat(), prefect_flow_run_id=None, versions={})],
+    }
+    return Manifest(**facts | values)
 
 
 def stored_run(
@@ -93,19 +91,9 @@ def stored_run(
 
 
 def report(**values: Any) -> ProgressReport:
-    return ProgressReport(
-        **{
-            "run_id": "r1",
-            "flow_name": "shout",
-            "total_lines": 100,
-            "completed_lines": 0,
-            "failed_lines": 0,
-            "reused_lines": 0,
-            "running_lines": 0,
-            "elapsed_sec": 0.0,
-        }
-        | values
-    )
+    counts = ("completed_lines", "failed_lines", "reused_lines", "running_lines")
+    facts: dict[str, Any] = dict.fromkeys(counts, 0) | {"total_lines": 100, "elapsed_sec": 0.0}
+    return ProgressReport(run_id="r1", flow_name="shout", **facts | values)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
+from pydantic import SecretStr
 from waiting import wait_until
 
 from prefect_batchflow import exceptions
@@ -510,7 +511,7 @@ def test_a_resume_takes_connections_from_the_same_blocks(
 ) -> None:
     from prefect_batchflow.blocks import OpenAIConnectionBlock
 
-    OpenAIConnectionBlock(api_key="sk-canary-1").save("cli-block", overwrite=True)
+    OpenAIConnectionBlock(api_key=SecretStr("sk-canary-1")).save("cli-block", overwrite=True)
     (tmp_path / "ask.py").write_text(
         "from promptflow.connections import OpenAIConnection\n"
         "class Ask:\n"

@@ -60,7 +60,7 @@ class TestTypes:
         ids=lambda value: value if isinstance(value, str) else None,
     )
     def test_a_connection_has_the_fields_of_its_type(
-        self, type_name: str, value: dict[str, str], configs: dict[str, Any], short: str
+        self, type_name: str, value: dict[str, Any], configs: dict[str, Any], short: str
     ) -> None:
         connection = make(type_name, api_key=CANARY, **value)
         assert (type(connection), connection.type, connection.name) == (KINDS[type_name], short, "my con")

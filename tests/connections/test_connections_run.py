@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from model_server import Reply, error_reply
 from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL
+from pydantic import SecretStr
 
 from prefect_batchflow import BatchEngine, Status
 from prefect_batchflow.blocks import OpenAIConnectionBlock
@@ -195,7 +196,7 @@ def run_of(flow: Path, tmp_path: Path, **parameters: Any) -> BatchResult:
 
 
 def test_a_connection_that_was_not_given_is_the_block_of_its_name(flow: Path, tmp_path: Path) -> None:
-    OpenAIConnectionBlock(api_key=CANARY, base_url="http://host").save("my-ai-1", overwrite=True)
+    OpenAIConnectionBlock(api_key=SecretStr(CANARY), base_url="http://host").save("my-ai-1", overwrite=True)
     yaml = flow / "flow.dag.yaml"
     yaml.write_text(yaml.read_text().replace("c: my", "c: My AI_1"))
     assert run_of(flow, tmp_path).completed_lines == 1
@@ -204,7 +205,7 @@ def test_a_connection_that_was_not_given_is_the_block_of_its_name(flow: Path, tm
 
 @pytest.mark.parametrize("block", ["openai-connection/canary-block", "canary-block"], ids=["type and name", "name"])
 def test_a_connection_may_be_a_block_that_is_named(flow: Path, tmp_path: Path, block: str) -> None:
-    OpenAIConnectionBlock(api_key=CANARY).save("canary-block", overwrite=True)
+    OpenAIConnectionBlock(api_key=SecretStr(CANARY)).save("canary-block", overwrite=True)
     assert run_of(flow, tmp_path, run_id="named", connections={"my": block}).completed_lines == 1
     assert files_with(block, tmp_path / "runs"), "the manifest says which, for a resume"
     assert files_with(CANARY, tmp_path) == []
@@ -218,7 +219,7 @@ def test_a_block_that_is_not_there_is_told(flow: Path, tmp_path: Path) -> None:
 
 
 def test_a_variable_of_the_flow_has_the_key_of_the_block_of_its_name(flow: Path, tmp_path: Path) -> None:
-    OpenAIConnectionBlock(api_key=CANARY, base_url="http://host").save("my-variables-ai", overwrite=True)
+    OpenAIConnectionBlock(api_key=SecretStr(CANARY), base_url="http://host").save("my-variables-ai", overwrite=True)
     yaml = flow / "flow.dag.yaml"
     text = yaml.read_text().replace("c: my", "c: my_variables_ai")
     yaml.write_text(text + "environment_variables: {PLACE: '${my_variables_ai.base_url}'}\n")
@@ -266,7 +267,7 @@ def test_a_run_file_chooses_connections_and_a_resume_keeps_them(
     flow: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("theirs", "others"):
-        OpenAIConnectionBlock(api_key=CANARY, base_url=name).save(name, overwrite=True)
+        OpenAIConnectionBlock(api_key=SecretStr(CANARY), base_url=name).save(name, overwrite=True)
     file = tmp_path / "run.yaml"
     file.write_text(
         "flow: flow\ndata: flow/data.jsonl\ncolumn_mapping: {x: '${data.x}'}\nconnections: {a: {c: theirs}}\n"

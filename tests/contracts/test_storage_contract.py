@@ -63,7 +63,7 @@ class TestStorageContract:
     async def test_a_run_without_records_has_no_lines(self, files: RunStorageBlock) -> None:
         index, damaged = await records_of(files).scan()
 
-        assert (index.lines, damaged) == ({}, [])
+        assert (dict(index.lines), damaged) == ({}, [])
         assert await newest(files) == []
 
     async def test_what_was_appended_is_read_back(self, files: RunStorageBlock) -> None:

@@ -63,8 +63,12 @@ def test_each_line_fails_in_its_own_class_and_no_other_line_fails(granularity: s
     run = FaultedRun(tmp_path, faults, *options)
     hanging = Hanging(tmp_path)
 
+    def ended() -> bool:
+        hanging.look()
+        return process.poll() is not None
+
     process = run.start()
-    wait_until(lambda: hanging.look() or process.poll() is not None, description="the run ends", timeout_sec=100)
+    wait_until(ended, description="the run ends", timeout_sec=100)
     hanging.look()
 
     assert process.returncode == 3, "lines failed"

@@ -24,11 +24,11 @@ from prefect_batchflow.inputs.formats import MAX_DEPTH, PhysicalLines, Row, read
 from prefect_batchflow.inputs.readers import RowsSource, open_source
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 
-COMPRESS = {".gz": gzip.compress, ".zst": zstd.compress}
+COMPRESS: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".zst": zstd.compress}
 
 
 def rows_of(path: Path | str, **options: Any) -> list[Row]:

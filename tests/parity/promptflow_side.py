@@ -69,7 +69,7 @@ def record(names: list[str], model_url: str, scratch: Path) -> dict[str, Any]:
             folder = scratch / name
             folder.mkdir()
             told = scratch / f"{name}.json"
-            child = context.Process(target=run_one, args=(name, folder, model_url, told))
+            child: BaseProcess = context.Process(target=run_one, args=(name, folder, model_url, told))
             child.start()
             running[name] = child, time.monotonic()
         for name, (child, began) in list(running.items()):

@@ -13,6 +13,7 @@ from prefect_batchflow import exceptions
 from prefect_batchflow.exceptions import UnsupportedFeatureError, error_dict
 from prefect_batchflow.promptflow_shim import install, uninstall
 from prefect_batchflow.promptflow_shim.names import PROVIDED, REPLACED
+from prefect_batchflow.promptflow_shim.tracing import trace
 from prefect_batchflow.tools.context import current_context, running
 
 if TYPE_CHECKING:
@@ -106,8 +107,6 @@ def test_what_is_replaced_may_stand_in_annotations() -> None:
 
 class TestTrace:
     def test_functions_of_every_kind_stay_what_they_are(self) -> None:
-        trace = imported("promptflow.tracing", "trace")
-
         @trace
         def plain() -> int:
             return 1
@@ -127,6 +126,7 @@ class TestTrace:
         async def all_of_it() -> list[int]:
             return [plain(), await awaited(), *several(), *[part async for part in several_async()]]
 
+        assert imported("promptflow.tracing", "trace") is trace
         assert asyncio.run(all_of_it()) == [1, 2, 3, 4]
 
     def test_starting_it_does_nothing(self) -> None:
@@ -165,7 +165,7 @@ class TestExceptions:
     def test_a_class_derived_from_one_brings_its_code(self) -> None:
         validation = imported("promptflow.exceptions", "ValidationException")
 
-        class TooLongException(validation):  # type: ignore[misc]
+        class TooLongException(validation):  # type: ignore[misc, valid-type] # a class known at run time only
             pass
 
         shown = error_dict(TooLongException("x"))

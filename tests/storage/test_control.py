@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -82,7 +83,7 @@ class TestLostRuns:
     ) -> None:
         monkeypatch.setattr(control_module, "BEAT_EVERY_SEC", 1000.0)
         clock = [0.0]
-        monkeypatch.setattr(control_module.time, "monotonic", lambda: clock[0])
+        monkeypatch.setattr(time, "monotonic", lambda: clock[0])
         async with Driver(files, KEYS, 1) as driver:
             follower = follower_of(driver, files)
             await follower.look()
@@ -139,7 +140,7 @@ class TestSupersede:
 
         driver = Driver(files, KEYS, 1)
         await driver.tell("run" if killed else "end")
-        monkeypatch.setattr(control_module.asyncio, "sleep", sleep)
+        monkeypatch.setattr(asyncio, "sleep", sleep)
 
         await supersede(files, KEYS, 2)
 

@@ -251,7 +251,7 @@ class TestElsewhere:
     ) -> None:
         """The clocks of two machines are an hour apart, and the holder lives."""
         monkeypatch.setattr(lease_module, "WATCH_SEC", 60)
-        facts = {"boot_id": "another boot", "pid": 7, "host": "far"}
+        facts: dict[str, Any] = {"boot_id": "another boot", "pid": 7, "host": "far"}
         await forge(remote, keys, **facts, renewed_at=time.time() - age_sec)
         watching = asyncio.Event()
         really_sleep = asyncio.sleep

@@ -79,7 +79,7 @@ def eat_memory(_folder: Path) -> None:
 
 def fill_memory(_folder: Path) -> None:
     # Written to, not only asked for. Where nothing limits the group of this process, not all of the machine is eaten.
-    filled = []
+    filled: list[bytes] = []
     while len(filled) < 2_000:
         filled.append(b"x" * (1 << 20))
 

@@ -5,4 +5,4 @@ from __future__ import annotations
 from prefect_batchflow import batch_run
 
 if __name__ == "__main__":
-    batch_run.serve(name="served")  # type: ignore[attr-defined]
+    batch_run.serve(name="served")

@@ -60,7 +60,7 @@ def delays(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         waited.append(delay)
         return sleep(0)
 
-    monkeypatch.setattr(llm.asyncio, "sleep", note)
+    monkeypatch.setattr(asyncio, "sleep", note)
     return waited
 
 

@@ -413,7 +413,7 @@ class TestPackageTools:
 
         def load(tool: str, inputs: str, more: str = "") -> Program:
             common = {"module": "shout_package.tools"}
-            tools = {
+            tools: dict[str, dict[str, Any]] = {
                 "shout": {**common, "function": "shout", "inputs": {"n": {"type": ["int"]}, "x": {"type": "string"}}},
                 "Shouter.run": {**common, "function": "run", "class_name": "Shouter"},
                 "lost": {**common, "function": "lost"},

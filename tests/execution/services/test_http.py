@@ -101,7 +101,7 @@ class TestStart:
 
     async def test_the_service_gets_port_init_kwargs_and_connections(self, tmp_path: Path) -> None:
         asked = ["PORT", "BATCHFLOW_INIT_KWARGS", "BATCHFLOW_CONNECTIONS"]
-        options = {"init_kwargs": {"model": "ü"}, "connections": {"a": {"key": "k"}}}
+        options: dict[str, Any] = {"init_kwargs": {"model": "ü"}, "connections": {"a": {"key": "k"}}}
         async with running_service(served_flow(tmp_path, "{entry}", "{working_dir}"), **options) as executor:
             told = (await run(executor, do="tell", value=asked)).parsed()["output"]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from declared import cases_of, dag, node
 
 case = cases_of("nodes")
@@ -11,7 +13,7 @@ ROWS = [{"text": "one"}, {"text": "two"}]
 GIVEN = {"x": "${inputs.text}"}
 
 
-def after(code: str, reference: str = "${first.output}") -> dict[str, object]:
+def after(code: str, reference: str = "${first.output}") -> dict[str, Any]:
     """Two nodes: `first` as in `code`, and one that gives on what it refers to."""
     return {"first": node(code, GIVEN), "last": node("def last(x): return x", {"x": reference})}
 
