@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from prefect_batchflow.execution.workers import wire
-from prefect_batchflow.execution.workers.replies import LineOutput, Printed, Writer, aggregate_reply, line_reply
+from prefect_batchflow.execution.workers.replies import Printed, PrintedOutput, Writer, aggregate_reply, line_reply
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,7 +77,7 @@ async def _host(program: Program, fd: int, write: Writer, lines_at_once: int, sc
 
     async def run_line(head: dict[str, Any], body: bytes) -> None:
         threads.job.set(head["id"])
-        printed = outputs[head["id"]] = LineOutput.begin()
+        printed = outputs[head["id"]] = PrintedOutput.begin()
         inputs = json.loads(body)
         try:
             record = await program.run_line_async(head["line_number"], inputs, head.get("images"))

@@ -44,7 +44,7 @@ class Printed:
         return f"{scrubber.beginning(kept)}\n… {self._left_out} more characters"
 
 
-class LineOutput(io.TextIOBase):
+class PrintedOutput(io.TextIOBase):
     """Standard output and error of user code: kept for the line that prints, and passed on to the engine.
 
     What is passed on is read there only when the line's process dies; a copy in the line's record is enough otherwise.

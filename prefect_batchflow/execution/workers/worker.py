@@ -24,7 +24,7 @@ from prefect_batchflow.execution.program.loader import load_program
 from prefect_batchflow.execution.scrubbing import Scrubber
 from prefect_batchflow.execution.workers import wire
 from prefect_batchflow.execution.workers.memory import be_killed_first
-from prefect_batchflow.execution.workers.replies import LineOutput, Writer, aggregate_reply, is_spent, line_reply
+from prefect_batchflow.execution.workers.replies import PrintedOutput, Writer, aggregate_reply, is_spent, line_reply
 
 if TYPE_CHECKING:
     from prefect_batchflow.execution.program.nodes import Program
@@ -102,7 +102,7 @@ def _run_sync(program: Program, read: _Reader, permits: int, write: Writer, scru
         if not permit:  # the engine is gone
             return
         if head["op"] == "line":
-            printed = LineOutput.only = LineOutput.begin()
+            printed = PrintedOutput.only = PrintedOutput.begin()
             record = dict(program.run_line(head["line_number"], json.loads(body), head.get("images")))
             _end_output()
             write(line_reply(head, record, printed, scrubber))
@@ -139,7 +139,7 @@ def main(permits: int) -> None:
     os.dup2(nothing, 0)
     os.dup2(2, 1)
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - the process's own, for its life
-    sys.stdout = sys.stderr = LineOutput(2)
+    sys.stdout = sys.stderr = PrintedOutput(2)
     faulthandler.enable(file=2)
     read, write = _Reader(fd_in), Writer(fd_out)
     first = read()
