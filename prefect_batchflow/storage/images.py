@@ -6,7 +6,9 @@ A name that is there already has the same content, so writing outputs again, aft
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -141,7 +143,7 @@ class ImageFiles:
             raise TimeoutError
         began = time.monotonic()
         try:
-            return await asyncio.wait_for(asyncio.to_thread(read_within, path, folder), self._remote_sec)
+            return await asyncio.wait_for(_read_in_daemon_thread(path, folder), self._remote_sec)
         finally:
             self._remote_sec -= time.monotonic() - began
 
@@ -168,6 +170,21 @@ class ImageFiles:
                     "give a folder that can be written."
                 ) from exc
         return name
+
+
+def _read_in_daemon_thread(path: str, folder: str) -> asyncio.Future[bytes]:
+    """Read on a thread that nothing waits for; `asyncio.run` waits at its end for threads of `asyncio.to_thread`."""
+    content: Future[bytes] = Future()
+    content.set_running_or_notify_cancel()
+
+    def read() -> None:
+        try:
+            content.set_result(read_within(path, folder))
+        except BaseException as exc:  # noqa: BLE001 - handed to the caller
+            content.set_exception(exc)
+
+    threading.Thread(target=read, name="batchflow-remote-image", daemon=True).start()
+    return asyncio.wrap_future(content)
 
 
 def _write_to(folder: Path, name: str, content: bytes) -> None:
