@@ -84,7 +84,7 @@ _ADVICE: dict[str, str] = {
     "APIResponseValidationError": "What answers is no model service: check the connection's address.",
     "StorageError": "Make the run storage readable and writable again, then resume the run.",
     "RecordCorruptError": "Resume the run: lines without a whole record are run again.",
-    "WorkerStartError": "Start `python -m prefect_batchflow.execution.workers.worker` by hand to see what stops it.",
+    "WorkerStartError": "Read the process's last output in the message: correct the flow's imports, or its `service`.",
 }
 
 _CAUSES: tuple[tuple[re.Pattern[str], str], ...] = (
