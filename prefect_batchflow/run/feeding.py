@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from prefect_batchflow.cluster.runner import ClusterRunner, Shares
+from prefect_batchflow.cluster.feed import ClusterRunner, Shares
 from prefect_batchflow.cluster.work import RunDescription
 from prefect_batchflow.errors.chosen import runs_again
 from prefect_batchflow.exceptions import UnexpectedError

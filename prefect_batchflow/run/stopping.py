@@ -12,7 +12,7 @@ from prefect_batchflow.exceptions import BatchflowException, BatchRunTimeoutErro
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
 
-    from prefect_batchflow.cluster.runner import ClusterRunner
+    from prefect_batchflow.cluster.feed import ClusterRunner
     from prefect_batchflow.line_runner import LineRunner
     from prefect_batchflow.run.handle import LiveRun
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from prefect_batchflow.cluster.runner import LARGEST_CHUNK, Shares
+from prefect_batchflow.cluster.feed import LARGEST_CHUNK, Shares
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,8 @@ from waiting import eventually
 from prefect_batchflow.blocks import RunStorageBlock
 from prefect_batchflow.cluster import node
 from prefect_batchflow.cluster.clusters import DaskCluster, LostTaskError, RayCluster, cluster_of
+from prefect_batchflow.cluster.feed import SUBMISSIONS, ClusterRunner
 from prefect_batchflow.cluster.node import run_assignment
-from prefect_batchflow.cluster.runner import SUBMISSIONS, ClusterRunner
 from prefect_batchflow.cluster.work import Assignment, RunDescription
 from prefect_batchflow.exceptions import (
     ClusterError,
