@@ -118,7 +118,7 @@ class ChunkWork:
             self.runner.stop(drain=drain)
 
 
-class NodeRun:
+class RemoteRun:
     """What the chunks of one run share in this process: its storage, its pools of workers, and what they are told to do.
 
     Args:
@@ -301,7 +301,7 @@ class _ChunkRecords(RunRecords):
 # What is a process's own: tasks come one by one, with nothing but their assignment, and workers must outlive a chunk.
 _starting = threading.Lock()
 _started: list[asyncio.AbstractEventLoop] = []
-_runs: dict[str, NodeRun] = {}
+_runs: dict[str, RemoteRun] = {}
 """By run key; touched on the loop only."""
 _watching: set[asyncio.Task[None]] = set()
 
@@ -311,7 +311,7 @@ def _loop() -> asyncio.AbstractEventLoop:
         if not _started:
             loop = asyncio.new_event_loop()
             # A daemon: the end of this process must wait for no line. Supervisors then end the workers.
-            threading.Thread(target=loop.run_forever, name="batchflow-node", daemon=True).start()
+            threading.Thread(target=loop.run_forever, name="batchflow-remote", daemon=True).start()
             _started.append(loop)
         return _started[0]
 
@@ -326,14 +326,14 @@ async def _run(assignment: Assignment, chunk: ChunkWork) -> Report:
                 "Install the same version on every machine."
             )
             return Report(failure=version, host=socket.gethostname())
-        run = _runs[assignment.run_key] = NodeRun(description)
+        run = _runs[assignment.run_key] = RemoteRun(description)
         watching = asyncio.create_task(_watch(assignment.run_key, run))
         _watching.add(watching)
         watching.add_done_callback(_watching.discard)
     return await run.run(chunk)
 
 
-async def _watch(run_key: str, run: NodeRun) -> None:
+async def _watch(run_key: str, run: RemoteRun) -> None:
     try:
         await run.watch()
     finally:

@@ -85,7 +85,7 @@ async def write_failed_lines(run_id: str, rows: list[dict[str, Any]], failed_lin
     return await _written(write, f"table of failed lines of run {run_id!r}", WRITE_TIMEOUT_SEC)
 
 
-class Progress:
+class ProgressArtifact:
     """The progress artifact of a run, while a run is inside its `async with`.
 
     `update` only notes the numbers; they are written in the background, one request at a time and at most every

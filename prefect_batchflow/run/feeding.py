@@ -18,7 +18,7 @@ from prefect_batchflow.execution.workers.pool import WorkerPool
 from prefect_batchflow.line_runner import LineRunner
 from prefect_batchflow.lines import chunks, input_hash
 from prefect_batchflow.prefect_runtime.flow_runs import is_cancelled_in_prefect
-from prefect_batchflow.report.artifacts import Progress
+from prefect_batchflow.report.artifacts import ProgressArtifact
 from prefect_batchflow.results.models import line_result
 from prefect_batchflow.results.records import Receipt, Status
 from prefect_batchflow.run.failure_limits import FailureLimits
@@ -197,7 +197,7 @@ class Feeding:
         run_id, total = state.request.run_id, self._total_lines
         state.logger.info("Run %s: %d lines of %s, %s", run_id, total, self._prepared.flow.name, course.how)
         with state.stop.stops(window.wake), completed_lines_unlogged(state.flow_run.id):
-            async with Progress(run_id, total) as progress, _beside(self._watch(progress, window)):
+            async with ProgressArtifact(run_id, total) as progress, _beside(self._watch(progress, window)):
                 deadline = 0.0
                 try:
                     async for lines in self._undone(course.group):
@@ -278,7 +278,7 @@ class Feeding:
         self._limits.add_earlier(ended)
         self._tally.add(ended)
 
-    async def _watch(self, progress: Progress, window: Window) -> None:
+    async def _watch(self, progress: ProgressArtifact, window: Window) -> None:
         """Tell how far the run is, and look whether somebody cancelled it in the UI, where Prefect does not tell us."""
         look_again = time.monotonic() + LOOK_FOR_CANCEL_EVERY_SEC
         began = time.monotonic()

@@ -19,7 +19,7 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect_batchflow.report import artifacts
 from prefect_batchflow.report.artifacts import (
     PROGRESS_INTERVAL_SEC,
-    Progress,
+    ProgressArtifact,
     artifact_key,
     write_failed_lines,
     write_summary,
@@ -175,7 +175,7 @@ class TestInPrefect:
     def test_progress_is_one_artifact_that_ends_with_the_last_numbers(self) -> None:
         async def body() -> list[StoredArtifact]:
             clock = Clock()
-            async with Progress("run_4", 8, clock=clock) as progress:
+            async with ProgressArtifact("run_4", 8, clock=clock) as progress:
                 for ended in range(1, 9):
                     clock.now += 1.5
                     progress.update(ended, failed_lines=ended // 4)
@@ -202,7 +202,7 @@ class TestProgress:
     def test_it_begins_at_zero_and_writes_at_most_every_two_seconds(self, fake: FakeArtifacts) -> None:
         async def scenario() -> None:
             clock = Clock()
-            async with Progress("run", 100, clock=clock) as progress:
+            async with ProgressArtifact("run", 100, clock=clock) as progress:
                 await settle()
                 assert fake.created == [(0.0, "0 of 100 lines ended")]
                 clock.now += PROGRESS_INTERVAL_SEC - 0.01
@@ -223,7 +223,7 @@ class TestProgress:
 
     def test_the_end_writes_nothing_twice(self, fake: FakeArtifacts) -> None:
         async def scenario() -> None:
-            async with Progress("run", 4):
+            async with ProgressArtifact("run", 4):
                 await settle()
             assert (len(fake.created), len(fake.updated)) == (1, 0)
 
@@ -233,7 +233,7 @@ class TestProgress:
         async def scenario() -> None:
             clock = Clock()
             fake.gate.clear()
-            async with Progress("run", 100, clock=clock) as progress:
+            async with ProgressArtifact("run", 100, clock=clock) as progress:
                 for ended in range(100):
                     clock.now += 10
                     progress.update(ended)
@@ -252,7 +252,7 @@ class TestProgress:
         fake.gate.clear()
 
         async def scenario() -> None:
-            async with Progress("run", 100):
+            async with ProgressArtifact("run", 100):
                 pass
             assert [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
 
@@ -267,7 +267,7 @@ class TestProgress:
 
         async def scenario() -> None:
             clock = Clock()
-            async with Progress("run", 4, clock=clock) as progress:
+            async with ProgressArtifact("run", 4, clock=clock) as progress:
                 for ended in range(4):
                     clock.now += 10
                     progress.update(ended)
@@ -283,7 +283,7 @@ class TestProgress:
         async def scenario() -> None:
             clock = Clock()
             fake.error = ConnectionError("away")
-            async with Progress("run", 4, clock=clock) as progress:
+            async with ProgressArtifact("run", 4, clock=clock) as progress:
                 await settle()
                 fake.error = None
                 clock.now += 10
@@ -299,7 +299,7 @@ class TestProgress:
             inside = asyncio.Event()
 
             async def run() -> None:
-                async with Progress("run", 4):
+                async with ProgressArtifact("run", 4):
                     inside.set()
                     await asyncio.Event().wait()
 
@@ -317,7 +317,7 @@ class TestProgress:
 
     def test_an_error_of_the_run_passes(self, fake: FakeArtifacts) -> None:
         async def scenario() -> None:
-            async with Progress("run", 4):
+            async with ProgressArtifact("run", 4):
                 raise KeyError("theirs")
 
         with pytest.raises(KeyError, match="theirs"):
@@ -327,7 +327,7 @@ class TestProgress:
     @pytest.mark.parametrize(("total", "ended", "percent"), [(0, 0, 100.0), (3, 1, 100 / 3), (2, 5, 100.0)])
     def test_percents_stay_between_0_and_100(self, fake: FakeArtifacts, total: int, ended: int, percent: float) -> None:
         async def scenario() -> None:
-            async with Progress("run", total) as progress:
+            async with ProgressArtifact("run", total) as progress:
                 progress.update(ended)
 
         asyncio.run(scenario())
