@@ -11,7 +11,7 @@ from prefect.utilities.math import clamped_poisson_interval
 
 from prefect_batchflow.errors.waits import not_before_sec
 from prefect_batchflow.exceptions import BatchflowException, UnexpectedError
-from prefect_batchflow.prefect_runtime.printed import PrintedLog
+from prefect_batchflow.prefect_runtime.logs import PrintedLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -6,31 +6,27 @@ written and read back, and no retry of it will follow.
 
 from __future__ import annotations
 
-import contextlib
-import logging
 from typing import TYPE_CHECKING, Any, cast
 
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, StateType
 from prefect.context import TaskRunContext
-from prefect.logging import get_logger
 from prefect.states import Cancelled, Completed
 
 from prefect_batchflow.exceptions import innermost_code
 from prefect_batchflow.line_runner import ChunkRun, LineRunner
+from prefect_batchflow.prefect_runtime.logs import LINE_TASK
+from prefect_batchflow.prefect_runtime.task_runs import tag_task_run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from uuid import UUID
+    from collections.abc import Sequence
 
     from prefect.client.schemas.objects import TaskRun
 
     from prefect_batchflow.lines import Line
     from prefect_batchflow.results.records import Receipt
 _MAX_RETRY_DELAYS = 50  # Prefect takes no more, and repeats the last one
-
-LINE_TASK = "run_line"
 
 _STATE_NAMES = {
     "LineExecutionTimeoutError": "TimedOut",
@@ -114,31 +110,6 @@ def chunk_task(runner: LineRunner, run_tag: str) -> Task[[Chunk], Any]:
     return run_chunk
 
 
-@contextlib.contextmanager
-def completed_lines_unlogged(flow_run_id: UUID) -> Iterator[None]:
-    """Keep Prefect's log record of each line that completed out of the log of a flow run.
-
-    A record a line says nothing that the line's state does not, hides those of lines that failed, and took a fifth of the
-    time of a run with a task run a line. Of the two records that Prefect writes of a line's last failure, one stays.
-    """
-    run = str(flow_run_id)
-
-    def is_logged(record: logging.LogRecord) -> bool:
-        if getattr(record, "task_name", None) != LINE_TASK or getattr(record, "flow_run_id", None) != run:
-            return True
-        text = record.getMessage()
-        completed = record.levelno == logging.INFO and text.startswith("Finished in state")
-        told_again = text.startswith("Task run failed with state") and " - Retry " not in text
-        return not completed and not told_again
-
-    logger = get_logger("prefect.task_runs")
-    logger.addFilter(is_logged)
-    try:
-        yield
-    finally:
-        logger.removeFilter(is_logged)
-
-
 def is_broken(state: State[Any]) -> bool:
     """Whether a task run ended in a way that none of the tasks here ends one: its lines are not accounted for."""
     return (state.is_failed() and _note_of(state) is None) or state.is_crashed()
@@ -160,19 +131,6 @@ def _state(receipt: Receipt) -> State[Any]:
         name=_STATE_NAMES.get(code, "Failed"),
         message=str(receipt.error.get("message", code))[:1000],
     )
-
-
-def tag_task_run(run_tag: str) -> TaskRun:
-    """The current task run, tagged with its run.
-
-    Tagged only now, not on the task: for a task run that has tags when it starts, Prefect asks the server for a concurrency
-    slot, one request a line. The tag reaches the server with the run's last state.
-    """
-    context = TaskRunContext.get()
-    assert context is not None, "called by a task only"
-    if run_tag not in context.task_run.tags:
-        context.task_run.tags.append(run_tag)
-    return context.task_run
 
 
 def _chunk() -> Chunk:

@@ -664,7 +664,7 @@ def test_what_a_line_prints_is_in_its_record_and_in_the_log_also_when_it_was_kil
 def test_the_log_has_what_each_attempt_prints_of_the_first_lines_only(
     storage: Path, write_rows: Callable[..., Path], tmp_path: Path, told: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prefect_batchflow.prefect_runtime.printed.MOST_LINES", 2)
+    monkeypatch.setattr("prefect_batchflow.prefect_runtime.logs.MOST_LINES", 2)
     flow = tmp_path / "printing.py"
     flow.write_text("def main(n: int):\n    print('x' * 3_000 + f'end {n}')\n    return 1 / (n - 1)\n")
     engine = BatchEngine(f"{flow}:main", retries=1, worker_count=1, run_storage_url=str(storage))

@@ -33,11 +33,12 @@ from prefect_batchflow.exceptions import BatchflowException, FlowNotFoundError, 
 from prefect_batchflow.execution.workers.pool import WorkerPool
 from prefect_batchflow.line_runner import ChunkRun, LineRunner
 from prefect_batchflow.lines import input_hash
-from prefect_batchflow.prefect_runtime.printed import PrintedLog
+from prefect_batchflow.prefect_runtime.logs import PrintedLog
+from prefect_batchflow.prefect_runtime.task_runs import tag_task_run
 from prefect_batchflow.storage.control import LOOK_EVERY_SEC, Follower
 from prefect_batchflow.storage.keys import RunKeys
 from prefect_batchflow.storage.records import RunRecords
-from prefect_batchflow.tasks import chunk_name, tag_task_run
+from prefect_batchflow.tasks import chunk_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -18,6 +18,7 @@ from prefect_batchflow.execution.workers.pool import WorkerPool
 from prefect_batchflow.line_runner import LineRunner
 from prefect_batchflow.lines import chunks, input_hash
 from prefect_batchflow.prefect_runtime.flow_runs import is_cancelled_in_prefect
+from prefect_batchflow.prefect_runtime.logs import completed_lines_unlogged
 from prefect_batchflow.report.artifacts import ProgressArtifact
 from prefect_batchflow.results.models import line_result
 from prefect_batchflow.results.records import Receipt, Status
@@ -26,7 +27,7 @@ from prefect_batchflow.run.handle import ProgressReport
 from prefect_batchflow.run.window import Window
 from prefect_batchflow.storage.control import LOOK_EVERY_SEC, Driver
 from prefect_batchflow.storage.custom import persist_lines
-from prefect_batchflow.tasks import Chunk, chunk_task, completed_lines_unlogged, is_broken, line_task
+from prefect_batchflow.tasks import Chunk, chunk_task, is_broken, line_task
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
