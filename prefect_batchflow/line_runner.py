@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from typing import TYPE_CHECKING, Any
-
-from prefect.utilities.math import clamped_poisson_interval
+from typing import TYPE_CHECKING
 
 from prefect_batchflow.errors.waits import not_before_sec
 from prefect_batchflow.exceptions import BatchflowException, UnexpectedError
 from prefect_batchflow.prefect_runtime.logs import PrintedLog
+from prefect_batchflow.prefect_runtime.task_runs import jittered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -207,10 +206,6 @@ class LineRunner:
                     self.unsettled[number] = outcome.receipt
             group.written.set_result(None)
 
-    def result(self, note: dict[str, bool]) -> Any:
-        """A note as the result of a task run: kept in memory, never written."""
-        return self._records.in_memory(note)
-
     def fail(self, exc: BatchflowException) -> None:
         """End the run for a reason that is no line's."""
         if self.failure is None:
@@ -269,11 +264,7 @@ class ChunkRun:
                 self.completed += outcome.receipt.error is None
                 self.failed += outcome.receipt.error is not None
                 return
-            delay = delays[attempt - 1]
-            # As Prefect does for task runs, so that both granularities wait alike.
-            await self._runner.pause(
-                clamped_poisson_interval(delay, policy.jitter) if policy.jitter and delay else delay
-            )
+            await self._runner.pause(jittered(delays[attempt - 1], policy.jitter))
             await self._runner.wait_turn(line)
             self._runner.enter()
 

@@ -6,18 +6,17 @@ written and read back, and no retry of it will follow.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, StateType
-from prefect.context import TaskRunContext
 from prefect.states import Cancelled, Completed
 
 from prefect_batchflow.exceptions import innermost_code
 from prefect_batchflow.line_runner import ChunkRun, LineRunner
 from prefect_batchflow.prefect_runtime.logs import LINE_TASK
-from prefect_batchflow.prefect_runtime.task_runs import tag_task_run
+from prefect_batchflow.prefect_runtime.task_runs import in_memory_result, tag_task_run, task_parameter
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,7 +53,7 @@ def line_task(runner: LineRunner, run_tag: str) -> Task[[Chunk], Any]:
 
     @task(
         name=LINE_TASK,
-        task_run_name=lambda: f"line-{_chunk().lines[0].line_number:06d}",
+        task_run_name=lambda: f"line-{task_parameter('chunk').lines[0].line_number:06d}",
         retries=policy.retries,
         retry_delay_seconds=policy.delays()[:_MAX_RETRY_DELAYS] if policy.retry_delay_sec else None,
         retry_jitter_factor=policy.jitter or None,
@@ -78,8 +77,7 @@ def line_task(runner: LineRunner, run_tag: str) -> Task[[Chunk], Any]:
         await runner.keep([outcome])
         retried = not runner.is_final(outcome.receipt)
         state = _state(outcome.receipt)
-        # A result made already is taken as it is; Prefect would resolve the path of its default storage for each line.
-        state.data = runner.result({"retried": retried})
+        state.data = in_memory_result({"retried": retried})
         return state
 
     return run_line
@@ -90,7 +88,7 @@ def chunk_task(runner: LineRunner, run_tag: str) -> Task[[Chunk], Any]:
 
     @task(
         name="run_chunk",
-        task_run_name=lambda: chunk_name(_chunk().lines),
+        task_run_name=lambda: chunk_name(task_parameter("chunk").lines),
         cache_policy=NO_CACHE,
         persist_result=False,
         cache_result_in_memory=False,
@@ -131,12 +129,6 @@ def _state(receipt: Receipt) -> State[Any]:
         name=_STATE_NAMES.get(code, "Failed"),
         message=str(receipt.error.get("message", code))[:1000],
     )
-
-
-def _chunk() -> Chunk:
-    context = TaskRunContext.get()
-    assert context is not None, "called for a task run's name only"
-    return cast("Chunk", context.parameters["chunk"])
 
 
 def chunk_name(lines: Sequence[Line]) -> str:

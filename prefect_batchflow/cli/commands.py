@@ -33,7 +33,6 @@ from prefect_batchflow.cli.arguments import (
 from prefect_batchflow.cli.process import (
     end_soon,
     is_signal,
-    prefect_url,
     quiet_prefect,
     signals_interrupt,
 )
@@ -450,6 +449,7 @@ def _run(
     run_id = parameters["run_id"]
     with signals_interrupt(), view.Progress(living=False if screen.debug else None) as progress:
         from prefect_batchflow.flows import run_batch
+        from prefect_batchflow.prefect_runtime.flow_runs import flow_run_url
         from prefect_batchflow.prefect_runtime.own_server import has_own_server
         from prefect_batchflow.run.handle import LiveRun
 
@@ -486,7 +486,7 @@ def _run(
         screen,
         storage_option=storage,
         reused_lines=last[-1].reused_lines if last else 0,
-        prefect_url=prefect_url(stored.manifest.sessions[-1].prefect_flow_run_id),
+        prefect_url=flow_run_url(stored.manifest.sessions[-1].prefect_flow_run_id),
     )
     return exit_status(result)
 

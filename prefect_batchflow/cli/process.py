@@ -27,18 +27,6 @@ def quiet_prefect(*, debug: bool) -> None:
             os.environ.setdefault(f"PREFECT_LOGGING_HANDLERS_{handler}_LEVEL", "CRITICAL")
 
 
-def prefect_url(flow_run_id: str | None) -> str | None:
-    """The page of a flow run, where a server that stays has a user interface."""
-    from prefect.settings import get_current_settings
-    from prefect.utilities.urls import url_for
-
-    from prefect_batchflow.prefect_runtime.own_server import has_own_server
-
-    if has_own_server() or flow_run_id is None or not get_current_settings().ui_url:
-        return None
-    return url_for("flow-run", obj_id=flow_run_id)
-
-
 @contextlib.contextmanager
 def signals_interrupt() -> Iterator[None]:
     """Let SIGTERM and SIGHUP do what Ctrl-C does, so that what was started is ended; `batch_run` has its own way.

@@ -18,10 +18,8 @@ import time
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
-from prefect.settings import PREFECT_API_URL, temporary_settings
-
 from prefect_batchflow.exceptions import BatchflowException, ClusterError, InvalidOptionError, told
-from prefect_batchflow.prefect_runtime.own_server import own_server_url
+from prefect_batchflow.prefect_runtime.own_server import own_server_named
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -96,7 +94,8 @@ class Cluster(ABC):
             LostTaskError: There is none.
             ClusterError: The cluster's workers cannot run it.
         """
-        with self._settings():
+        # Tasks tell their states to the server of this run, also to one of its own, which no setting names.
+        with own_server_named():
             submitting = asyncio.ensure_future(asyncio.to_thread(self._submit, task, parameters))
         try:
             # Whatever happens meanwhile, what was submitted must be known: it is waited for, or cancelled.
@@ -158,13 +157,6 @@ class Cluster(ABC):
     def _cancel_submitted(self, submitting: asyncio.Future[Any]) -> None:
         if not submitting.cancelled() and submitting.exception() is None:
             threading.Thread(target=self._cancel, args=[submitting.result()], daemon=True).start()
-
-    @contextlib.contextmanager
-    def _settings(self) -> Any:
-        """Tasks tell their states to the server of this run, also to one of its own, which no setting names."""
-        url = own_server_url()
-        with temporary_settings({PREFECT_API_URL: url}) if url else contextlib.nullcontext():
-            yield
 
     @property
     def _name(self) -> str:

@@ -15,13 +15,10 @@ import sys
 import threading
 import time
 from importlib import metadata
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from prefect.context import TaskRunContext
-from prefect.filesystems import LocalFileSystem
-from prefect.results import ResultStore
 from prefect.states import Cancelled, Completed, Failed
 from pydantic import SecretStr
 
@@ -34,7 +31,7 @@ from prefect_batchflow.execution.workers.pool import WorkerPool
 from prefect_batchflow.line_runner import ChunkRun, LineRunner
 from prefect_batchflow.lines import input_hash
 from prefect_batchflow.prefect_runtime.logs import PrintedLog
-from prefect_batchflow.prefect_runtime.task_runs import tag_task_run
+from prefect_batchflow.prefect_runtime.task_runs import in_memory_result, tag_task_run, task_parameter
 from prefect_batchflow.storage.control import LOOK_EVERY_SEC, Follower
 from prefect_batchflow.storage.keys import RunKeys
 from prefect_batchflow.storage.records import RunRecords
@@ -64,7 +61,7 @@ ASK_CLUSTER_EVERY_SEC = 0.5
 
 @task(
     name="run_chunk",
-    task_run_name=lambda: chunk_name(_assignment().lines),
+    task_run_name=lambda: chunk_name(task_parameter("assignment").lines),
     cache_policy=NO_CACHE,
     persist_result=False,
     cache_result_in_memory=False,
@@ -84,8 +81,7 @@ def run_chunk(assignment: Assignment) -> State[Any]:
         state = Cancelled(message=f"{message}; the chunk was ended before the others had.")
     else:
         state = Completed(message=message)
-    # Made already, it is taken as it is, and travels back with the state; Prefect would write nothing of it anywhere.
-    state.data = _in_memory(report)
+    state.data = in_memory_result(report)
     return state
 
 
@@ -353,15 +349,3 @@ def _is_leaving() -> bool:
     except ValueError:
         return False
     return worker.status.name not in ("init", "starting", "running", "paused")
-
-
-def _assignment() -> Assignment:
-    context = TaskRunContext.get()
-    assert context is not None, "called for a task run's name only"
-    return cast("Assignment", context.parameters["assignment"])
-
-
-def _in_memory(report: Report) -> Any:
-    # A store that names a storage asks no server for the default one.
-    store = ResultStore(result_storage=LocalFileSystem(), cache_result_in_memory=False)
-    return store.create_result_record(report)

@@ -16,7 +16,11 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import State, StateType
 from prefect.context import FlowRunContext
+from prefect.settings import get_current_settings
 from prefect.states import Crashed
+from prefect.utilities.urls import url_for
+
+from prefect_batchflow.prefect_runtime.own_server import has_own_server
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -68,3 +72,10 @@ def current_flow_run() -> FlowRun:
     assert context is not None, "called inside the Prefect flow only"
     assert context.flow_run is not None, "Prefect made it before it called the flow"
     return context.flow_run
+
+
+def flow_run_url(flow_run_id: str | None) -> str | None:
+    """The page of a flow run, where a server that stays has a user interface."""
+    if has_own_server() or flow_run_id is None or not get_current_settings().ui_url:
+        return None
+    return url_for("flow-run", obj_id=flow_run_id)

@@ -15,11 +15,12 @@ import time
 from typing import TYPE_CHECKING
 
 from prefect.client.orchestration import get_client
-from prefect.settings import PREFECT_SERVER_LOGGING_LEVEL, get_current_settings, temporary_settings
+from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_LOGGING_LEVEL, get_current_settings, temporary_settings
 
 from prefect_batchflow.exceptions import UnexpectedError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from uuid import UUID
 
 START_SEC = 120
@@ -42,14 +43,17 @@ def has_own_server() -> bool:
     return not settings.api.url and settings.server.ephemeral.enabled
 
 
-def own_server_url() -> str | None:
-    """Where this process's ephemeral server listens, for processes that are to tell it something; `None` without one."""
+@contextlib.contextmanager
+def own_server_named() -> Iterator[None]:
+    """Name this process's ephemeral server in the settings, which other processes take over; does nothing without one."""
     if not has_own_server():
-        return None
+        yield
+        return
     from prefect.server.api.server import SubprocessASGIServer
 
     server = SubprocessASGIServer()
-    return server.api_url if server.running else None
+    with temporary_settings({PREFECT_API_URL: server.api_url}) if server.running else contextlib.nullcontext():
+        yield
 
 
 def start_own_server() -> None:
@@ -131,4 +135,4 @@ async def wait_until_recorded(flow_run_id: UUID, task_runs: int, most_sec: float
     return None if recorded is None else task_runs - recorded
 
 
-__all__ = ["has_own_server", "own_server_url", "start_own_server", "wait_until_recorded"]
+__all__ = ["has_own_server", "own_server_named", "start_own_server", "wait_until_recorded"]

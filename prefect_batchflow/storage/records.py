@@ -95,10 +95,6 @@ class RunRecords:
             )
         return name
 
-    def in_memory(self, value: Any) -> Any:
-        """A Prefect result that is not written: what a task run hands to Prefect besides its records."""
-        return self._store.create_result_record(value, key=self._keys.records)
-
     async def segments(self) -> list[SegmentName]:
         """The names of all segments, by first line."""
         try:

@@ -32,6 +32,7 @@ from prefect_batchflow.exceptions import (
 )
 from prefect_batchflow.execution.workers.pool import WorkerPool
 from prefect_batchflow.lines import Line
+from prefect_batchflow.prefect_runtime.task_runs import in_memory_result
 from prefect_batchflow.results.records import Status
 from prefect_batchflow.settings import LinePolicy
 from prefect_batchflow.storage.control import Driver
@@ -91,7 +92,8 @@ class FakeCluster(DaskCluster):
         assignment = travelled(parameters["assignment"])
         report = await asyncio.to_thread(run_assignment, assignment)
         state: State[Any] = Completed()
-        state.data = node._in_memory(travelled(report))
+        state.data = in_memory_result(travelled(report))
+        state.data = in_memory_result(travelled(report))
         return state
 
 
