@@ -27,12 +27,10 @@ OPTIONS = frozenset(
     {
         "bad_rows",
         "batch_use_async",
-        "fail_fast",
         "granularity",
         "line_memory_mb",
         "max_concurrency",
-        "max_failed_lines",
-        "max_failed_percent",
+        "max_failures",
         "max_same_errors",
         "on_change",
         "rerun",
@@ -68,7 +66,7 @@ class BatchEngine:
         worker_count: Worker processes; `None` or 0 is `PF_WORKER_COUNT`, else 4.
         init_kwargs: Arguments of a class entry's constructor; any picklable values, never kept by the run.
         **kwargs: `granularity`, `max_concurrency`, `line_memory_mb`, `retries`, `retry_delay_sec`, `retry_backoff`,
-            `retry_jitter`, `retry_on` and `rerun`, which may be lists, `fail_fast`, `max_failed_lines`, `max_failed_percent`,
+            `retry_jitter`, `retry_on` and `rerun`, which may be lists, `max_failures`, which may be a number,
             `max_same_errors`, `bad_rows`, `on_change`, `variant`, `node_connections`, `task_runner`, `task_runner_address` as
             `batch_run` has them; `run_storage_url`, its `storage`; `listener`, called with each `ProgressReport`. promptflow's
             `batch_use_async` is taken and has no effect: async code always runs on an event loop. `environment_variables` are
@@ -120,6 +118,8 @@ class BatchEngine:
         for option in ("retry_on", "rerun"):
             if not isinstance(names := kwargs.get(option, ""), str):
                 kwargs[option] = ",".join(names)
+        if isinstance(kwargs.get("max_failures"), int):
+            kwargs["max_failures"] = str(kwargs["max_failures"])
         self._options = kwargs
         self._live: LiveRun | None = None
         self._is_canceled = False

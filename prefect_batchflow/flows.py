@@ -37,14 +37,15 @@ from prefect_batchflow.settings import (
     DEFAULT_LINE_TIMEOUT_SEC,
     DEFAULT_MAX_CONCURRENCY,
     DEFAULT_WORKER_COUNT,
+    MAX_FAILURES,
     BadRows,
     BatchRequest,
-    FailurePolicy,
     Granularity,
     LinePolicy,
     OnChange,
     RunOptions,
     TaskRunnerName,
+    check_max_failures,
     default_storage_url,
 )
 from prefect_batchflow.storage.keys import check_run_id
@@ -76,9 +77,7 @@ async def batch_run(
     line_timeout_sec: Annotated[float, Field(gt=0)] = DEFAULT_LINE_TIMEOUT_SEC,
     line_memory_mb: Annotated[int, Field(ge=0)] = 0,
     batch_timeout_sec: Annotated[float, Field(ge=0)] = 0.0,
-    fail_fast: bool = False,
-    max_failed_lines: Annotated[int, Field(ge=0)] = 0,
-    max_failed_percent: Annotated[float, Field(ge=0, le=100)] = 0.0,
+    max_failures: Annotated[str, Field(pattern=MAX_FAILURES)] = "",
     max_same_errors: Annotated[int, Field(ge=0)] = 0,
     retries: Annotated[int, Field(ge=0)] = 0,
     retry_delay_sec: Annotated[float, Field(ge=0)] = 0.0,
@@ -118,10 +117,8 @@ async def batch_run(
         line_timeout_sec: Seconds a line may run, counted from when a worker has it.
         line_memory_mb: MiB a line may add to its worker's memory; 0 is no limit.
         batch_timeout_sec: Seconds the whole run may take; 0 is no limit.
-        fail_fast: End the run with the first line that failed.
-        max_failed_lines: End the run when more lines failed; 0 is no limit.
-        max_failed_percent: End the run when a larger share of the ended lines failed, as soon as 20 or all have ended; 0 is no
-            limit.
+        max_failures: End the run at this number of failed lines, such as 1 or 50, or when more than this share of the lines
+            that have ended failed, such as 5%. A share counts once 20 lines or all have ended. Empty is no limit.
         max_same_errors: End the run when so many lines in a row failed with the same error; 0 is no limit.
         retries: Further attempts for a line that failed.
         retry_delay_sec: Seconds before the first retry.
@@ -175,12 +172,8 @@ async def batch_run(
                     jitter=retry_jitter,
                     retry_on=retried_errors(retry_on),
                 ),
-                failures=FailurePolicy(
-                    fail_fast=fail_fast,
-                    max_failed_lines=max_failed_lines or None,
-                    max_failed_percent=max_failed_percent or None,
-                    max_same_errors=max_same_errors or None,
-                ),
+                max_failures=max_failures,
+                max_same_errors=max_same_errors or None,
                 batch_timeout_sec=batch_timeout_sec or None,
                 worker_count=worker_count,
                 max_concurrency=max_concurrency,
@@ -248,6 +241,7 @@ def run_batch(parameters: Mapping[str, Any], live: LiveRun) -> BatchResult:
     Raises:
         BatchflowException: There is no result: the flow, the mapping, the data, the storage or an option is wrong.
     """
+    check_max_failures(str(parameters.get("max_failures", "")))
     _check_parameters(parameters)
     retried_errors(str(parameters.get("retry_on", "")))
     rerun_errors(str(parameters.get("rerun", "")))

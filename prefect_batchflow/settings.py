@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_batchflow.errors.classes import NOT_RETRIED, class_of_error, is_one_of
+from prefect_batchflow.exceptions import InvalidOptionError
 
 Granularity = Literal["auto", "line", "chunk"]
 OnChange = Literal["refuse", "reuse", "rerun"]
@@ -52,19 +54,21 @@ class LinePolicy(BaseModel):
         return is_one_of(self.retry_on, error)
 
 
-class FailurePolicy(BaseModel):
-    """What of its failed lines a run bears. Beyond it the run ends, with what it has; a resume goes on."""
+MAX_FAILURES = r"^([1-9][0-9]*|(100|[1-9][0-9]?(\.[0-9]+)?|0\.[0-9]*[1-9][0-9]*)%)?$"
+"""`max_failures`: nothing, a number of lines, or a share above 0 % up to 100 %."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    fail_fast: bool = False
-    """End with the first line that failed."""
-    max_failed_lines: Annotated[int, Field(ge=1)] | None = None
-    """End when more lines failed; `None` is no limit."""
-    max_failed_percent: Annotated[float, Field(gt=0, le=100)] | None = None
-    """End when a larger share of the ended lines failed, as soon as 20 or all have ended; `None` is no limit."""
-    max_same_errors: Annotated[int, Field(ge=1)] | None = None
-    """End when so many lines in a row, as they end, failed with the same error; `None` is no limit."""
+def check_max_failures(text: str) -> None:
+    """Refuse a `max_failures` that cannot be.
+
+    Raises:
+        InvalidOptionError: It is neither a number of lines nor a share.
+    """
+    if re.fullmatch(MAX_FAILURES, text) is None:
+        raise InvalidOptionError(
+            f"max_failures is {text!r}. It must be a number of lines, such as 1 or 50, a share, such as 5%, or empty for no "
+            "limit."
+        )
 
 
 class RunOptions(BaseModel):
@@ -74,8 +78,11 @@ class RunOptions(BaseModel):
 
     policy: LinePolicy = LinePolicy()
     """Limit and retries of a line."""
-    failures: FailurePolicy = FailurePolicy()
-    """How many lines may fail."""
+    max_failures: Annotated[str, Field(pattern=MAX_FAILURES)] = ""
+    """The failed lines that end the run, `1` or `50`, or the share of the ended lines above which it ends, `5%`, as soon as 20
+    or all have ended; empty is no limit."""
+    max_same_errors: Annotated[int, Field(ge=1)] | None = None
+    """End when so many lines in a row, as they end, failed with the same error; `None` is no limit."""
     batch_timeout_sec: Annotated[float, Field(gt=0)] | None = None
     """Seconds the whole run may take; `None` is no limit."""
     worker_count: Annotated[int, Field(ge=1, le=1024)] = DEFAULT_WORKER_COUNT

@@ -342,7 +342,7 @@ def test_batch_timeout_gives_a_partial_result_that_can_resume(
 
 @pytest.mark.parametrize("granularity", ["line", "chunk"])
 @pytest.mark.parametrize(
-    "limit", [{"fail_fast": True}, {"max_failed_lines": 2}, {"max_failed_percent": 50}, {"max_same_errors": 3}], ids=str
+    "limit", [{"max_failures": 1}, {"max_failures": "3"}, {"max_failures": "50%"}, {"max_same_errors": 3}], ids=str
 )
 def test_a_run_that_goes_wrong_ends_and_resumes(
     granularity: str, limit: dict[str, Any], storage: Path, write_rows: Callable[..., Path], tmp_path: Path

@@ -98,27 +98,13 @@ class OptionFlags:
             help="Seconds the whole run may take; 0 is no limit. [default: 0]",
         ),
     ] = None
-    fail_fast: Annotated[
-        bool | None,
-        _option(group=LIMITS, negative="", help="End the run with the first line that failed. [default: no]"),
-    ] = None
-    max_failed_lines: Annotated[
-        int | None,
+    max_failures: Annotated[
+        str | None,
         _option(
             group=LIMITS,
-            metavar="N",
-            validator=Number(gte=0),
-            help="End the run when more lines failed; 0 is no limit. [default: 0]",
-        ),
-    ] = None
-    max_failed_percent: Annotated[
-        float | None,
-        _option(
-            group=LIMITS,
-            metavar="PERCENT",
-            validator=Number(gte=0, lte=100),
-            help="End the run when a larger share of the ended lines failed, as soon as 20 or all have ended; 0 is no limit. "
-            "[default: 0]",
+            metavar="N|N%",
+            help="End the run at this number of failed lines, such as 1 or 50, or when more than this share of the lines that "
+            "have ended failed, such as 5%. A share counts once 20 lines or all have ended. [default: no limit]",
         ),
     ] = None
     max_same_errors: Annotated[
@@ -256,10 +242,8 @@ def parameters_of(options: RunOptions) -> dict[str, Any]:
         "line_timeout_sec": policy.timeout_sec,
         "line_memory_mb": options.line_memory_mb or 0,
         "batch_timeout_sec": options.batch_timeout_sec or 0.0,
-        "fail_fast": options.failures.fail_fast,
-        "max_failed_lines": options.failures.max_failed_lines or 0,
-        "max_failed_percent": options.failures.max_failed_percent or 0.0,
-        "max_same_errors": options.failures.max_same_errors or 0,
+        "max_failures": options.max_failures,
+        "max_same_errors": options.max_same_errors or 0,
         "max_lines_count": options.max_lines_count or 0,
         "bad_rows": options.bad_rows,
         "granularity": options.granularity,
@@ -291,8 +275,7 @@ def words_of(options: RunOptions) -> list[str]:
             continue
         flag_names = get_args(hint)[1].name or (f"--{name.replace('_', '-')}",)
         words.append(flag_names[0])
-        if not isinstance(value, bool):
-            words.append(f"{value:g}" if isinstance(value, float) else str(value))
+        words.append(f"{value:g}" if isinstance(value, float) else str(value))
     return words
 
 

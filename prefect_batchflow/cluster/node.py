@@ -168,7 +168,7 @@ class RemoteRun:
         pool = await self._pool()
 
         def ended(receipt: Receipt) -> None:
-            if self._run.fail_fast and receipt.error is not None:
+            if self._run.ends_on_failure and receipt.error is not None:
                 chunk.end("limit")
 
         runner = LineRunner(pool, records, self._run.policy, settled.append, ended=ended, printed=self._printed)

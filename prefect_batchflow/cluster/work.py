@@ -34,7 +34,7 @@ class RunDescription:
     """As it was loaded: what it includes is merged where it runs."""
     given: Given
     policy: LinePolicy
-    fail_fast: bool
+    ends_on_failure: bool
     """A chunk ends with the first of its lines that failed; the limits that need all lines are the run's own."""
     lines_at_once: int
     """Of one chunk."""

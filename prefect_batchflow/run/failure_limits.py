@@ -9,7 +9,7 @@ from prefect_batchflow.exceptions import BatchFailureLimitError, innermost_code
 
 if TYPE_CHECKING:
     from prefect_batchflow.results.records import Receipt
-    from prefect_batchflow.settings import FailurePolicy
+    from prefect_batchflow.settings import RunOptions
 
 PERCENT_FROM_LINES = 20
 """A share of failed lines counts from so many ended lines on, or when all have ended."""
@@ -20,8 +20,11 @@ MESSAGE_CHARS = 500
 class FailureLimits:
     """Looks at each line that ended, and says when the run should go on no more."""
 
-    def __init__(self, policy: FailurePolicy, total_lines: int) -> None:
-        self._policy = policy
+    def __init__(self, options: RunOptions, total_lines: int) -> None:
+        most = options.max_failures
+        self._max_percent = float(most.removesuffix("%")) if most.endswith("%") else None
+        self._max_lines = int(most) if most and self._max_percent is None else None
+        self._max_same = options.max_same_errors
         self._total_lines = total_lines
         self._ended = 0
         self._failed = 0
@@ -40,18 +43,15 @@ class FailureLimits:
             self._last, self._same = None, 0
             return self._exceeded_share()
         self._failed += 1
-        policy = self._policy
         code, message = innermost_code(receipt.error), str(receipt.error.get("message"))
-        if policy.max_same_errors is not None:
+        if self._max_same:
             kind = (code, message_template(message))
             self._same = self._same + 1 if kind == self._last else 1
             self._last = kind
-        if policy.fail_fast:
-            said, option = "a line failed", "fail_fast"
-        elif policy.max_same_errors is not None and self._same >= policy.max_same_errors:
+        if self._max_lines is not None and self._failed >= self._max_lines:
+            said, option = "a line failed" if self._failed == 1 else f"{self._failed} lines failed", "max_failures"
+        elif self._max_same and self._same >= self._max_same:
             said, option = f"{self._same} lines in a row failed with the same error", "max_same_errors"
-        elif policy.max_failed_lines is not None and self._failed > policy.max_failed_lines:
-            said, option = f"{self._failed} lines failed, {policy.max_failed_lines} may", "max_failed_lines"
         else:
             return self._exceeded_share()
         return BatchFailureLimitError(
@@ -60,7 +60,7 @@ class FailureLimits:
         )
 
     def _exceeded_share(self) -> BatchFailureLimitError | None:
-        most = self._policy.max_failed_percent
+        most = self._max_percent
         if most is None or self._ended < min(PERCENT_FROM_LINES, self._total_lines):
             return None
         share = 100 * self._failed / self._ended
@@ -68,5 +68,5 @@ class FailureLimits:
             return None
         return BatchFailureLimitError(
             f"The run gave up: {self._failed} of {self._ended} lines failed, {share:.1f} %, and {most:g} % may. Mend what they "
-            "fail of and resume the run, or raise max_failed_percent."
+            "fail of and resume the run, or raise max_failures."
         )

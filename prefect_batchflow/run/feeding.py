@@ -98,7 +98,7 @@ class Feeding:
         self._opened = opened
         self._places = places
         self._runner: LineRunner | ClusterRunner | None = None
-        self._limits = FailureLimits(state.options.failures, self._total_lines)
+        self._limits = FailureLimits(state.options, self._total_lines)
         self._left_failed = 0
         """Lines that failed in an earlier start and do not run again, as was asked."""
         self._changed_lines: set[int] = set()
@@ -173,7 +173,7 @@ class Feeding:
             flow=self._prepared.loaded_flow,
             given=self._executor.given(),
             policy=options.policy,
-            fail_fast=options.failures.fail_fast,
+            ends_on_failure=options.max_failures == "1",
             lines_at_once=shares.lines_at_once,
             line_memory_mb=options.line_memory_mb,
         )

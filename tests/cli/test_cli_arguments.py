@@ -22,7 +22,7 @@ from prefect_batchflow.cli.arguments import (
 )
 from prefect_batchflow.cli.commands import app
 from prefect_batchflow.exceptions import InvalidOptionError
-from prefect_batchflow.settings import FailurePolicy, LinePolicy, RunOptions
+from prefect_batchflow.settings import LinePolicy, RunOptions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -115,7 +115,8 @@ OTHER = RunOptions(
     policy=LinePolicy(
         timeout_sec=5.0, retries=2, retry_delay_sec=0.5, backoff=3.0, jitter=0.25, retry_on=("ProcessCrashError", "X")
     ),
-    failures=FailurePolicy(fail_fast=True, max_failed_lines=3, max_failed_percent=2.5, max_same_errors=4),
+    max_failures="2.5%",
+    max_same_errors=4,
     batch_timeout_sec=60.0,
     worker_count=2,
     max_concurrency=7,

@@ -116,7 +116,7 @@ class ARun:
             "flow": flow,
             "given": pool.given(),
             "policy": LinePolicy(),
-            "fail_fast": False,
+            "ends_on_failure": False,
             "lines_at_once": 1,
             "line_memory_mb": None,
         }
@@ -191,7 +191,7 @@ class TestChunks:
         assert again.settled[1].attempt == 3
 
     async def test_failing_fast_ends_the_chunk(self, a_run: Callable[..., Any]) -> None:
-        async with a_run(fail_fast=True) as run:
+        async with a_run(ends_on_failure=True) as run:
             await run.run(-1, *range(2, 60))
 
         assert len(run.settled) < 59

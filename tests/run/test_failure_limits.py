@@ -14,7 +14,7 @@ from prefect_batchflow.exceptions import (
 )
 from prefect_batchflow.results.records import Receipt, Status
 from prefect_batchflow.run.failure_limits import FailureLimits
-from prefect_batchflow.settings import FailurePolicy
+from prefect_batchflow.settings import RunOptions
 
 
 def ends_at(outcomes: str, *, total: int = 1_000, **limits: Any) -> tuple[int, str] | None:
@@ -24,7 +24,7 @@ def ends_at(outcomes: str, *, total: int = 1_000, **limits: Any) -> tuple[int, s
         "g": ToolExecutionError("Execution failure in 'a': (KeyError) 'label'"),
         "t": LineExecutionTimeoutError("Line {n} exceeded its limit of 5 seconds."),
     }
-    judge = FailureLimits(FailurePolicy(**limits), total)
+    judge = FailureLimits(RunOptions(**limits), total)
     for number, outcome in enumerate(outcomes):
         error = error_dict(errors[outcome]) if outcome != "." else None
         if error is not None:
@@ -40,20 +40,20 @@ def ends_at(outcomes: str, *, total: int = 1_000, **limits: Any) -> tuple[int, s
     ("outcomes", "limits", "line"),
     [
         ("." * 30 + "f" * 70, {}, None),
-        ("....", {"fail_fast": True}, None),
-        ("..f", {"fail_fast": True}, 2),
-        ("f.f.f", {"max_failed_lines": 2}, 4),
-        ("f.f...", {"max_failed_lines": 2}, None),
-        ("." * 19 + "ff", {"max_failed_percent": 5}, 20),
-        ("f" * 10 + "." * 9, {"max_failed_percent": 5}, None),
-        ("f" * 10 + "." * 10, {"max_failed_percent": 5}, 19),
-        ("f" * 10 + "." * 10, {"max_failed_percent": 50}, None),
+        ("....", {"max_failures": "1"}, None),
+        ("..f", {"max_failures": "1"}, 2),
+        ("f.f.f", {"max_failures": "3"}, 4),
+        ("f.f...", {"max_failures": "3"}, None),
+        ("." * 19 + "ff", {"max_failures": "5%"}, 20),
+        ("f" * 10 + "." * 9, {"max_failures": "5%"}, None),
+        ("f" * 10 + "." * 10, {"max_failures": "5%"}, 19),
+        ("f" * 10 + "." * 10, {"max_failures": "50%"}, None),
         ("fff", {"max_same_errors": 3}, 2),
         ("ff.ff", {"max_same_errors": 3}, None),
         ("ffgfftf", {"max_same_errors": 3}, None),
         ("gfftttt", {"max_same_errors": 3}, 5),
         ("." * 3, {"max_same_errors": 1}, None),
-        ("..t", {"max_same_errors": 1, "max_failed_lines": 10}, 2),
+        ("..t", {"max_same_errors": 1, "max_failures": "11"}, 2),
     ],
 )
 def test_a_limit_ends_the_run_with_the_line_that_exceeds_it(
@@ -65,19 +65,19 @@ def test_a_limit_ends_the_run_with_the_line_that_exceeds_it(
 
 
 def test_a_share_counts_for_a_few_lines_when_all_have_ended() -> None:
-    assert ends_at("f..", total=4, max_failed_percent=5) is None
-    assert ends_at("f...", total=4, max_failed_percent=5) == (
+    assert ends_at("f..", total=4, max_failures="5%") is None
+    assert ends_at("f...", total=4, max_failures="5%") == (
         3,
         "The run gave up: 1 of 4 lines failed, 25.0 %, and 5 % may. Mend what they fail of and resume the run, or raise "
-        "max_failed_percent.",
+        "max_failures.",
     )
 
 
 @pytest.mark.parametrize(
     ("limits", "said"),
     [
-        ({"fail_fast": True}, "a line failed; line 0: ToolExecutionError"),
-        ({"max_failed_lines": 1}, "2 lines failed, 1 may; line 1: ToolExecutionError"),
+        ({"max_failures": "1"}, "a line failed; line 0: ToolExecutionError"),
+        ({"max_failures": "2"}, "2 lines failed; line 1: ToolExecutionError"),
         ({"max_same_errors": 3}, "3 lines in a row failed with the same error; line 2: ToolExecutionError"),
     ],
 )
@@ -90,7 +90,7 @@ def test_what_is_said_names_the_limit_the_line_and_its_error(limits: dict[str, A
 
 
 def test_lines_that_were_done_before_count_for_the_share() -> None:
-    judge = FailureLimits(FailurePolicy(max_failed_percent=10), 40)
+    judge = FailureLimits(RunOptions(max_failures="10%"), 40)
     for _ in range(30):
         judge.add_earlier(Receipt(line_number=0, status=Status.Completed))
     failed = Receipt(line_number=30, status=Status.Failed, error=error_dict(ToolExecutionError("no")))
@@ -99,7 +99,7 @@ def test_lines_that_were_done_before_count_for_the_share() -> None:
 
 
 def test_lines_that_failed_before_count_and_end_no_run_by_themselves() -> None:
-    judge = FailureLimits(FailurePolicy(max_failed_lines=3, fail_fast=False), 40)
+    judge = FailureLimits(RunOptions(max_failures="4"), 40)
     failed = Receipt(line_number=30, status=Status.Failed, error=error_dict(ToolExecutionError("no")))
     for _ in range(5):
         judge.add_earlier(failed)
@@ -107,4 +107,4 @@ def test_lines_that_failed_before_count_and_end_no_run_by_themselves() -> None:
     ended = judge.add(failed)
 
     assert ended is not None
-    assert "6 lines failed, 3 may" in str(ended)
+    assert "6 lines failed" in str(ended)
