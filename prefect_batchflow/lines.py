@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from prefect_batchflow.definition.flow import MESSAGE_FORMATS
 from prefect_batchflow.exceptions import (
     InputMappingError,
     InputNotFound,
@@ -25,7 +24,7 @@ from prefect_batchflow.exceptions import (
     error_dict,
     innermost_code,
 )
-from prefect_batchflow.images.forms import holds_images
+from prefect_batchflow.images.forms import BASIC
 from prefect_batchflow.inputs import mapping as maps
 from prefect_batchflow.inputs.check import Checker, Inventory
 from prefect_batchflow.inputs.formats import shorten
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from prefect_batchflow.definition.flow import FlowInput
+    from prefect_batchflow.images.forms import ImageForm
     from prefect_batchflow.inputs.formats import Row
     from prefect_batchflow.inputs.readers import Source
     from prefect_batchflow.inputs.survey import SourceSummary
@@ -99,7 +99,7 @@ def read_lines(
     inventory: Inventory,
     *,
     flow_folder: str | None = None,
-    message_format: str = MESSAGE_FORMATS[0],
+    image_form: ImageForm = BASIC,
 ) -> Iterator[Line]:
     """Give the lines that `check` counted, from a second reading of the data.
 
@@ -112,13 +112,13 @@ def read_lines(
         inputs_mapping: Input name to `${source.column}` or a literal.
         inventory: What `check` returned.
         flow_folder: Where images of the flow's defaults and the mapping's literals are.
-        message_format: The flow's, by which images in the data are known.
+        image_form: How the flow writes images.
 
     Raises:
         InvalidUserData: The data is no longer what was checked. Rows that were appended are left out with a warning.
     """
     folders = {"": flow_folder, **{source.name: source.folder for source in sources}}
-    preparation = _Preparation(folders, flow_inputs, inputs_mapping, message_format)
+    preparation = _Preparation(folders, flow_inputs, inputs_mapping, image_form)
     numbered = [
         maps.number_rows(_unchanged(source, summary), own_numbers=summary.own_numbers)
         for source, summary in zip(sources, inventory.sources, strict=True)
@@ -183,7 +183,7 @@ class _Preparation:
         folders: Mapping[str, str | None],
         flow_inputs: Mapping[str, FlowInput],
         inputs_mapping: Mapping[str, Any] | None,
-        message_format: str,
+        image_form: ImageForm,
     ) -> None:
         sources = [name for name in folders if name]
         mapping = maps.complete_mapping(inputs_mapping, _required(flow_inputs))
@@ -194,7 +194,7 @@ class _Preparation:
         self._flow_inputs = flow_inputs
         self._defaults = {name: i.default for name, i in flow_inputs.items() if not i.required}
         self._folders = folders
-        self._message_format = message_format
+        self._image_form = image_form
         self._typed = [(name, i.type, CONVERTERS[i.type]) for name, i in flow_inputs.items() if i.type in CONVERTERS]
         self._nullable = {name for name, i in flow_inputs.items() if i.nullable}
 
@@ -224,7 +224,7 @@ class _Preparation:
         for name, declared in self._flow_inputs.items():
             value = inputs.get(name)
             if declared.type != "image":
-                if type(value) not in (dict, list) or not holds_images(value, self._message_format):
+                if type(value) not in (dict, list) or not self._image_form.holds_images(value):
                     continue
             elif value is None:
                 continue

@@ -1,4 +1,6 @@
-"""How images are written in data, outputs and messages: read from there, and written as such.
+"""How images are written in data, outputs and messages.
+
+A flow's `message_format` names one of two forms. `form_of` is the only place that reads that text.
 
 Source: promptflow `_utils/multimedia_utils.py`.
 """
@@ -9,17 +11,17 @@ import base64
 import binascii
 import re
 import sys
-from typing import TYPE_CHECKING, Any
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from prefect_batchflow.definition.flow import MESSAGE_FORMATS
 from prefect_batchflow.exceptions import InvalidImageInput
 from prefect_batchflow.images.image import ANY_TYPE, Image, Text, guess_mime_type, is_image
-from prefect_batchflow.images.places import MAX_IMAGE_BYTES, fetched, place_within, read_within, shorten
+from prefect_batchflow.images.places import MAX_IMAGE_BYTES, fetched, place_within, read_within
+from prefect_batchflow.inputs.formats import shorten
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-BASIC, OPENAI_VISION = MESSAGE_FORMATS
+    from collections.abc import Mapping, Sequence
 
 _MAX_PATH = 4096
 _KEY = re.compile(r"data:(image/[\w.+*-]+);(path|base64|url)")
@@ -28,172 +30,225 @@ _DATA_URL = re.compile(r"data:(image/[\w.+*-]{1,100})?[^,]{0,200};base64,")
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]+={0,2}")
 
 
-def is_image_dict(value: Any, message_format: str) -> bool:
-    """Whether a value of the data stands for an image, in the flow's own form."""
-    if type(value) is not dict:
+class ImageForm(ABC):
+    """One way to write images as JSON."""
+
+    example: ClassVar[str]
+    """An image dictionary, for messages."""
+
+    @abstractmethod
+    def is_image_dict(self, value: Any) -> bool:
+        """Whether a value is an image dictionary."""
+
+    @abstractmethod
+    def path_dict(self, mime_type: str, path: str) -> dict[str, Any]:
+        """Give the image dictionary for a file's path."""
+
+    @abstractmethod
+    def url_dict(self, image: Any) -> dict[str, Any]:
+        """Give the image dictionary with the image's address or, without one, its content."""
+
+    @abstractmethod
+    def _parts(self, value: dict[str, Any]) -> tuple[str | None, str, Any]:
+        """Give an image dictionary's type, its kind (`path`, `url` or `base64`) and its content."""
+
+    def text(self, text: Any) -> Any:
+        """Give a `Text` as JSON."""
+        return str(text)
+
+    def _is_text_dict(self, value: dict[Any, Any]) -> bool:
         return False
-    if message_format == BASIC:
-        return len(value) == 1 and isinstance(key := next(iter(value)), str) and _KEY.fullmatch(key) is not None
-    kind = value.get("type")
-    if len(value) != 2 or kind not in ("image_url", "image_file"):
+
+    def holds_images(self, value: Any) -> bool:
+        """Whether lists and dicts of data have something in them, at any depth, that `load_images` changes."""
+        level = [value]
+        while level := [part for part in level if type(part) in (dict, list)]:
+            for part in level:
+                if self.is_image_dict(part) or (type(part) is dict and self._is_text_dict(part)):
+                    return True
+            level = [child for part in level for child in (part.values() if type(part) is dict else part)]
         return False
-    inner = value.get(kind)
-    return isinstance(inner, dict) and ("url" if kind == "image_url" else "path") in inner
 
+    def load_images(self, value: Any, folder: str | None) -> Any:
+        """Give the value with each image dictionary in its lists and dicts as an `Image`, each text dictionary as a `Text`.
 
-def _is_text_dict(value: dict[Any, Any]) -> bool:
-    if len(value) != 2 or value.get("type") != "text":
-        return False
-    text = value.get("text")
-    return isinstance(text, str) or (isinstance(text, dict) and isinstance(text.get("value"), str))
+        Args:
+            value: JSON.
+            folder: Where paths are looked for, and which they may not leave; `None` where there is none.
 
+        Raises:
+            InvalidImageInput: An image cannot be read, or may not be.
+        """
+        if type(value) is list:
+            return [self.load_images(part, folder) for part in value]
+        if type(value) is not dict:
+            return value
+        if self.is_image_dict(value):
+            return self._load_dict(value, folder)
+        if self._is_text_dict(value):
+            return Text.deserialize(value)
+        return {key: self.load_images(part, folder) for key, part in value.items()}
 
-def holds_images(value: Any, message_format: str) -> bool:
-    """Whether lists and dicts of data have something in them, at any depth, that `load_images` changes."""
-    level = [value]
-    while level := [part for part in level if type(part) in (dict, list)]:
-        for part in level:
-            if is_image_dict(part, message_format):
-                return True
-            if message_format == OPENAI_VISION and type(part) is dict and _is_text_dict(part):
-                return True
-        level = [child for part in level for child in (part.values() if type(part) is dict else part)]
-    return False
+    def place_images(self, value: Any, folder: str | None) -> Any:
+        """Give the value with each path in its image dictionaries as a place that can be opened; nothing is read.
 
+        Args:
+            value: JSON.
+            folder: What paths are relative to, and may not leave; `None` where there is none: they stay as they are.
 
-def load_images(value: Any, folder: str | None, message_format: str) -> Any:
-    """Give the value with each image dictionary in its lists and dicts as an `Image`, each text dictionary as a `Text`.
-
-    Args:
-        value: JSON.
-        folder: Where paths are looked for, and which they may not leave; `None` where there is none.
-        message_format: `basic` or `openai-vision`.
-
-    Raises:
-        InvalidImageInput: An image cannot be read, or may not be.
-    """
-    if type(value) is list:
-        return [load_images(part, folder, message_format) for part in value]
-    if type(value) is not dict:
-        return value
-    if is_image_dict(value, message_format):
-        return _of_dict(value, folder, message_format)
-    if message_format == OPENAI_VISION and _is_text_dict(value):
-        return Text.deserialize(value)
-    return {key: load_images(part, folder, message_format) for key, part in value.items()}
-
-
-def place_images(value: Any, folder: str | None, message_format: str) -> Any:
-    """Give the value with each path in its image dictionaries as a place that can be opened; nothing is read.
-
-    Args:
-        value: JSON.
-        folder: What paths are relative to, and may not leave; `None` where there is none: they stay as they are.
-        message_format: `basic` or `openai-vision`.
-
-    Raises:
-        InvalidImageInput: A path leads out of the folder, or is none.
-    """
-    if type(value) is list:
-        return [place_images(part, folder, message_format) for part in value]
-    if type(value) is not dict:
-        return value
-    if not is_image_dict(value, message_format):
-        return {key: place_images(part, folder, message_format) for key, part in value.items()}
-    mime_type, resource, content = _told(value, message_format)
-    if resource != "path" or folder is None or not isinstance(content, str):
-        return value
-    try:
-        place = place_within(content, folder)
-    except ValueError as exc:  # a null byte
-        raise InvalidImageInput(f"The path {shorten(content)} is none: {exc}.") from exc
-    return path_dict(mime_type or ANY_TYPE, place, message_format)
-
-
-def path_in(value: Any, message_format: str) -> str | None:
-    """The path by which a value of the data gives an image; `None` for an address, for an image itself, and for what is none.
-
-    Args:
-        value: An image dictionary, or the text of an input of type image.
-        message_format: `basic` or `openai-vision`.
-    """
-    if is_image_dict(value, message_format):
-        _, resource, content = _told(value, message_format)
-        return content if resource == "path" and isinstance(content, str) else None
-    if not isinstance(value, str) or len(value) > _MAX_PATH or _DATA_URL.match(value):
-        return None
-    if value.startswith(("http://", "https://")):
-        return None
-    content = _decoded(value) if _BASE64.fullmatch(value.strip()) else None
-    return value if content is None or not guess_mime_type(content) else None
-
-
-def with_path(value: Any, path: str, message_format: str) -> Any:
-    """Give the same with another path, where `path_in` gives one."""
-    if isinstance(value, str):
-        return path
-    mime_type, _, _ = _told(value, message_format)
-    return path_dict(mime_type or ANY_TYPE, path, message_format)
-
-
-def load_image(value: Any, folders: Sequence[str | None], message_format: str) -> Any:
-    """Give the image that an input of type image stands for.
-
-    Args:
-        value: An image dictionary, a path, an address, or base64 text with or without `data:…;base64,` before it.
-        folders: Where a path is looked for, the first that has it; a dictionary's in the last, the data's own.
-        message_format: `basic` or `openai-vision`.
-
-    Raises:
-        InvalidImageInput: It is none, or cannot be read, or may not be.
-    """
-    if is_image(value):
-        return value
-    if is_image_dict(value, message_format):
-        return _of_dict(value, folders[-1], message_format)
-    if not isinstance(value, str) or not value:
-        known = '{"data:image/<type>;path|base64|url": …}' if message_format == BASIC else '{"type": "image_url", …}'
-        found = "an empty text" if value == "" else f"a {type(value).__name__}"
-        raise InvalidImageInput(f"Found {found}, expected a path, an address, base64 text or {known}.")
-    if _DATA_URL.match(value):
-        return _of_base64(value)
-    if value.startswith(("http://", "https://")):
-        return _of_url(value)
-    content = _decoded(value) if _BASE64.fullmatch(value.strip()) else None
-    if content is not None and guess_mime_type(content):
-        return _image(content)
-    problem: InvalidImageInput | None = None
-    for folder in dict.fromkeys(folders):
+        Raises:
+            InvalidImageInput: A path leads out of the folder, or is none.
+        """
+        if type(value) is list:
+            return [self.place_images(part, folder) for part in value]
+        if type(value) is not dict:
+            return value
+        if not self.is_image_dict(value):
+            return {key: self.place_images(part, folder) for key, part in value.items()}
+        mime_type, resource, content = self._parts(value)
+        if resource != "path" or folder is None or not isinstance(content, str):
+            return value
         try:
-            return _of_path(value, folder)
-        except InvalidImageInput as exc:
-            problem = exc
-    if content:
-        return _image(content)
-    assert problem is not None, "there is one folder at least"
-    raise problem
+            place = place_within(content, folder)
+        except ValueError as exc:  # a null byte
+            raise InvalidImageInput(f"The path {shorten(content)} is none: {exc}.") from exc
+        return self.path_dict(mime_type or ANY_TYPE, place)
+
+    def path_in(self, value: Any) -> str | None:
+        """Give the path in a value that stands for an image; `None` if it holds an address, the image itself, or no image.
+
+        Args:
+            value: An image dictionary, or the text of an input of type image.
+        """
+        if self.is_image_dict(value):
+            _, resource, content = self._parts(value)
+            return content if resource == "path" and isinstance(content, str) else None
+        if not isinstance(value, str) or len(value) > _MAX_PATH or _DATA_URL.match(value):
+            return None
+        if value.startswith(("http://", "https://")):
+            return None
+        content = _decoded(value) if _BASE64.fullmatch(value.strip()) else None
+        return value if content is None or not guess_mime_type(content) else None
+
+    def with_path(self, value: Any, path: str) -> Any:
+        """Give the same with another path, where `path_in` gives one."""
+        if isinstance(value, str):
+            return path
+        mime_type, _, _ = self._parts(value)
+        return self.path_dict(mime_type or ANY_TYPE, path)
+
+    def load_image(self, value: Any, folders: Sequence[str | None]) -> Any:
+        """Give the image that an input of type image stands for.
+
+        Args:
+            value: An image dictionary, a path, an address, or base64 text with or without `data:…;base64,` before it.
+            folders: Where a path is looked for, the first that has it; a dictionary's in the last, the data's own.
+
+        Raises:
+            InvalidImageInput: It is none, or cannot be read, or may not be.
+        """
+        if is_image(value):
+            return value
+        if self.is_image_dict(value):
+            return self._load_dict(value, folders[-1])
+        if not isinstance(value, str) or not value:
+            found = "an empty text" if value == "" else f"a {type(value).__name__}"
+            raise InvalidImageInput(f"Found {found}, expected a path, an address, base64 text or {self.example}.")
+        if _DATA_URL.match(value):
+            return _of_base64(value)
+        if value.startswith(("http://", "https://")):
+            return _of_url(value)
+        content = _decoded(value) if _BASE64.fullmatch(value.strip()) else None
+        if content is not None and guess_mime_type(content):
+            return _image(content)
+        problem: InvalidImageInput | None = None
+        for folder in dict.fromkeys(folders):
+            try:
+                return _of_path(value, folder)
+            except InvalidImageInput as exc:
+                problem = exc
+        if content:
+            return _image(content)
+        assert problem is not None, "there is one folder at least"
+        raise problem
+
+    def _load_dict(self, value: dict[str, Any], folder: str | None) -> Any:
+        mime_type, resource, content = self._parts(value)
+        if not isinstance(content, str) or not content:
+            raise InvalidImageInput(f"The {resource} of an image should be a text, found {shorten(content)}.")
+        if resource == "path":
+            return _of_path(content, folder, mime_type)
+        if resource == "base64" or _DATA_URL.match(content):
+            return _of_base64(content, mime_type)
+        return _of_url(content, mime_type)
 
 
-def _told(value: dict[str, Any], message_format: str) -> tuple[str | None, str, Any]:
-    """What an image dictionary says: the type, whether it is a `path`, a `url` or `base64`, and that itself."""
-    if message_format != BASIC:
+class _Basic(ImageForm):
+    """`{"data:image/png;path": …}`, or `;base64` or `;url` in its place."""
+
+    example = '{"data:image/<type>;path|base64|url": …}'
+
+    def is_image_dict(self, value: Any) -> bool:
+        if type(value) is not dict or len(value) != 1:
+            return False
+        return isinstance(key := next(iter(value)), str) and _KEY.fullmatch(key) is not None
+
+    def path_dict(self, mime_type: str, path: str) -> dict[str, Any]:
+        return {f"data:{mime_type};path": path}
+
+    def url_dict(self, image: Any) -> dict[str, Any]:
+        url = image.source_url
+        return {f"data:{image._mime_type};url": url} if url else {f"data:{image._mime_type};base64": image.to_base64()}
+
+    def _parts(self, value: dict[str, Any]) -> tuple[str | None, str, Any]:
+        ((key, content),) = value.items()
+        match = _KEY.fullmatch(key)
+        assert match is not None, "that is what made it an image"
+        return match[1], match[2], content
+
+
+class _OpenaiVision(ImageForm):
+    """The parts of OpenAI's messages: `image_url`, `image_file` and `text`."""
+
+    example = '{"type": "image_url", …}'
+
+    def is_image_dict(self, value: Any) -> bool:
+        if type(value) is not dict or len(value) != 2:
+            return False
+        kind = value.get("type")
+        if kind not in ("image_url", "image_file"):
+            return False
+        inner = value.get(kind)
+        return isinstance(inner, dict) and ("url" if kind == "image_url" else "path") in inner
+
+    def path_dict(self, mime_type: str, path: str) -> dict[str, Any]:
+        return {"type": "image_file", "image_file": {"path": path}}
+
+    def url_dict(self, image: Any) -> dict[str, Any]:
+        return {"type": "image_url", "image_url": {"url": image.source_url or image.to_base64(with_type=True)}}
+
+    def text(self, text: Any) -> Any:
+        return text.serialize()
+
+    def _parts(self, value: dict[str, Any]) -> tuple[str | None, str, Any]:
         resource = "path" if value["type"] == "image_file" else "url"
         return None, resource, value[value["type"]][resource]
-    ((key, content),) = value.items()
-    match = _KEY.fullmatch(key)
-    assert match is not None, "that is what made it an image"
-    return match[1], match[2], content
+
+    def _is_text_dict(self, value: dict[Any, Any]) -> bool:
+        if len(value) != 2 or value.get("type") != "text":
+            return False
+        text = value.get("text")
+        return isinstance(text, str) or (isinstance(text, dict) and isinstance(text.get("value"), str))
 
 
-def _of_dict(value: dict[str, Any], folder: str | None, message_format: str) -> Any:
-    mime_type, resource, content = _told(value, message_format)
-    if not isinstance(content, str) or not content:
-        raise InvalidImageInput(f"The {resource} of an image should be a text, found {shorten(content)}.")
-    if resource == "path":
-        return _of_path(content, folder, mime_type)
-    if resource == "base64" or _DATA_URL.match(content):
-        return _of_base64(content, mime_type)
-    return _of_url(content, mime_type)
+BASIC: Final = _Basic()
+OPENAI_VISION: Final = _OpenaiVision()
+_FORMS: Final[Mapping[str, ImageForm]] = dict(zip(MESSAGE_FORMATS, (BASIC, OPENAI_VISION), strict=True))
+
+
+def form_of(message_format: str) -> ImageForm:
+    """Give the form that a flow's `message_format` names."""
+    return _FORMS[message_format]
 
 
 def _of_path(path: str, folder: str | None, mime_type: str | None = None) -> Any:
@@ -228,18 +283,3 @@ def _image(content: bytes, mime_type: str | None = None, source_url: str | None 
     theirs = sys.modules.get("promptflow.contracts.multimedia")
     made = getattr(theirs, "Image", Image)
     return made(content, mime_type, source_url)
-
-
-def url_dict(image: Any, message_format: str) -> dict[str, Any]:
-    """A dictionary that holds the image's address, or the image itself where it has none."""
-    url = image.source_url
-    if message_format == OPENAI_VISION:
-        return {"type": "image_url", "image_url": {"url": url or image.to_base64(with_type=True)}}
-    return {f"data:{image._mime_type};url": url} if url else {f"data:{image._mime_type};base64": image.to_base64()}
-
-
-def path_dict(mime_type: str, path: str, message_format: str) -> dict[str, Any]:
-    """A dictionary that holds the path of an image's file."""
-    if message_format == OPENAI_VISION:
-        return {"type": "image_file", "image_file": {"path": path}}
-    return {f"data:{mime_type};path": path}

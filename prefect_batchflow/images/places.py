@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import re
 import stat
-from typing import Any
 from urllib.parse import unquote
 
 from prefect_batchflow.exceptions import InvalidImageInput
 from prefect_batchflow.images.image import guess_mime_type
+from prefect_batchflow.inputs.formats import shorten
 
 MAX_IMAGE_BYTES = 20 * 1024 * 1024
 """Of one image, read or fetched."""
@@ -135,9 +135,3 @@ def fetched(url: str) -> bytes:
     if not content_type.startswith("image/") and guess_mime_type(content) is None:
         raise InvalidImageInput(f"{shown_url(url)} is {content_type}, expected an image. Check the address.")
     return content
-
-
-def shorten(value: Any) -> str:
-    """A value of the data for a message."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:60]}… ({len(text)} characters)"

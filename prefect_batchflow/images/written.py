@@ -6,11 +6,12 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow.exceptions import ImageTooLargeError
-from prefect_batchflow.images.forms import OPENAI_VISION, url_dict
 from prefect_batchflow.images.image import file_name, is_image
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from prefect_batchflow.images.forms import ImageForm
 
 MAX_OUTPUT_BYTES = 32 * 1024 * 1024
 """Of all images that one line's record keeps."""
@@ -29,10 +30,10 @@ class ImageWriter:
         found: Whether there was any image, or `Text`.
     """
 
-    def __init__(self, message_format: str) -> None:
+    def __init__(self, form: ImageForm) -> None:
         self.places: list[list[str | int]] = []
         self.found = False
-        self._format = message_format
+        self._form = form
         self._bytes = 0
 
     def plain(self, value: Any, place: tuple[str | int, ...] = ()) -> Any:
@@ -52,11 +53,10 @@ class ImageWriter:
                         target="Executor",
                     )
                 self.places.append(list(place))
-            return url_dict(value, self._format)
+            return self._form.url_dict(value)
         if isinstance(value, str) and hasattr(value, "_annotations"):
             self.found = True
-            text: Any = value
-            return text.serialize() if self._format == OPENAI_VISION else str(text)
+            return self._form.text(value)
         if type(value) in (list, tuple):
             return type(value)(self.plain(part, (*place, index)) for index, part in enumerate(value))
         if type(value) is dict:

@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow.definition.flow import Entry
+from prefect_batchflow.images.forms import form_of
 from prefect_batchflow.prefect_runtime.gone_server import let_go_of_server, server_answers
 from prefect_batchflow.prefect_runtime.own_server import has_own_server, wait_until_recorded
 from prefect_batchflow.report.artifacts import write_failed_lines, write_summary
@@ -78,7 +79,7 @@ class Ending:
             self._newest_records(),
             result,
             prepared.output_dir,
-            prepared.flow.message_format,
+            form_of(prepared.flow.message_format),
             self._image_inputs(),
         )
         if images_left:

@@ -26,6 +26,7 @@ from prefect_batchflow.execution.languages import executor_for, registered_langu
 from prefect_batchflow.execution.program.environment import connections_in
 from prefect_batchflow.execution.services.proxy import ProxyExecutor
 from prefect_batchflow.execution.workers.pool import WorkerPool
+from prefect_batchflow.images.forms import form_of
 from prefect_batchflow.inputs.readers import open_source
 from prefect_batchflow.lines import check, read_lines
 from prefect_batchflow.run.roots import ROOTS_VARIABLE, check_roots_of
@@ -81,7 +82,7 @@ class Prepared:
             self.inputs_mapping,
             self.inventory,
             flow_folder=str(self.flow.working_dir),
-            message_format=self.flow.message_format,
+            image_form=form_of(self.flow.message_format),
         )
 
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow.exceptions import InvalidImageInput, StorageError, told
-from prefect_batchflow.images.forms import is_image_dict, load_images, path_dict, path_in, with_path
 from prefect_batchflow.images.image import Image, file_name, is_image
 from prefect_batchflow.images.places import read_within
 from prefect_batchflow.inputs.places import is_local_path
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from prefect_batchflow.images.forms import ImageForm
     from prefect_batchflow.storage.files import RunFiles
     from prefect_batchflow.storage.keys import RunKeys
 
@@ -46,7 +46,7 @@ class ImageFiles:
         files: The storage's file system.
         keys: The run's keys.
         output_dir: A folder on this machine.
-        message_format: How the flow writes images.
+        form: How the flow writes images.
         inputs: How inputs name images.
     """
 
@@ -55,14 +55,14 @@ class ImageFiles:
         files: RunFiles,
         keys: RunKeys,
         output_dir: Path | None,
-        message_format: str,
+        form: ImageForm,
         inputs: ImageInputs,
     ) -> None:
         self._files = files
         self._inputs = inputs
         self._keys = keys
         self._output_dir = output_dir
-        self._format = message_format
+        self._form = form
         self._there: set[str] | None = None
         self._remote_sec = inputs.remote_sec
         self.left = 0
@@ -80,12 +80,12 @@ class ImageFiles:
         output = record["output"]
         for place in places:
             found = _at(output, place)
-            if not is_image_dict(found, self._format):
+            if not self._form.is_image_dict(found):
                 continue
-            image = load_images(found, None, self._format)
+            image = self._form.load_images(found, None)
             if is_image(image):
                 name = await self._write(image)
-                output = _replaced(output, place, path_dict(image._mime_type, f"{IMAGES}/{name}", self._format))
+                output = _replaced(output, place, self._form.path_dict(image._mime_type, f"{IMAGES}/{name}"))
         return {**record, "output": output}
 
     async def with_inputs(self, record: dict[str, Any]) -> dict[str, Any]:
@@ -111,7 +111,7 @@ class ImageFiles:
         return {**record, "inputs": inputs}
 
     async def _copied(self, value: Any, folder: str | None) -> Any:
-        if is_image_dict(value, self._format):
+        if self._form.is_image_dict(value):
             return await self._copied_file(value, folder)
         if isinstance(value, list):
             return [await self._copied(part, folder) for part in value]
@@ -121,11 +121,11 @@ class ImageFiles:
 
     async def _copied_file(self, value: Any, folder: str | None) -> Any:
         image = await self._read(value, folder)
-        return value if image is None else with_path(value, f"{IMAGES}/{await self._write(image)}", self._format)
+        return value if image is None else self._form.with_path(value, f"{IMAGES}/{await self._write(image)}")
 
     async def _read(self, value: Any, folder: str | None) -> Image | None:
         """The image of a value that gives it by its path; `None` for any other, and where it cannot be read."""
-        path = path_in(value, self._format)
+        path = self._form.path_in(value)
         if path is None:
             return None
         try:

@@ -12,9 +12,9 @@ import tempfile
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from prefect_batchflow.definition.flow import MESSAGE_FORMATS
 from prefect_batchflow.errors.classes import class_of_error
 from prefect_batchflow.exceptions import StorageError, told
+from prefect_batchflow.images.forms import BASIC
 from prefect_batchflow.results.models import BatchResult
 from prefect_batchflow.storage.images import ImageFiles, ImageInputs
 from prefect_batchflow.storage.manifest import read_model
@@ -22,6 +22,7 @@ from prefect_batchflow.storage.manifest import read_model
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable
 
+    from prefect_batchflow.images.forms import ImageForm
     from prefect_batchflow.storage.files import RunFiles
     from prefect_batchflow.storage.keys import RunKeys
     from prefect_batchflow.storage.manifest import Manifest
@@ -70,7 +71,7 @@ async def write_outputs(
     records: AsyncIterable[dict[str, Any]],
     result: BatchResult,
     output_dir: Path | None,
-    message_format: str = MESSAGE_FORMATS[0],
+    image_form: ImageForm = BASIC,
     image_inputs: ImageInputs | None = None,
 ) -> int:
     """Write all three files, to the run's folder and to `output_dir` where there is one.
@@ -81,8 +82,8 @@ async def write_outputs(
         records: The newest record of each line of the data, by line_number.
         result: What the run came to.
         output_dir: A folder on this machine; it is made.
-        message_format: How the flow writes images; those in outputs, and the files in inputs of failed lines, become files
-            in `images/`, before the rows that name them.
+        image_form: How the flow writes images. Images in outputs, and image files named by inputs of failed lines, become
+            files in `images/` before the rows that name them are written.
         image_inputs: How inputs name images; `None` leaves them as they are.
 
     Returns:
@@ -91,7 +92,7 @@ async def write_outputs(
     Raises:
         StorageError: One of them cannot be written.
     """
-    images = ImageFiles(files, keys, output_dir, message_format, image_inputs or ImageInputs())
+    images = ImageFiles(files, keys, output_dir, image_form, image_inputs or ImageInputs())
     with tempfile.TemporaryDirectory(prefix="batchflow-outputs-") as folder:
         outputs, failed, summary = (Path(folder, name) for name in ("outputs", "failed", "batch_result"))
         try:

@@ -12,7 +12,7 @@ import pytest
 
 from prefect_batchflow.exceptions import ImageTooLargeError, InvalidImageInput
 from prefect_batchflow.images import fetch, forms, places, written
-from prefect_batchflow.images.forms import holds_images, load_image, load_images, place_images
+from prefect_batchflow.images.forms import BASIC, OPENAI_VISION
 from prefect_batchflow.images.image import Image, Text, file_name
 from prefect_batchflow.images.places import read_within
 from prefect_batchflow.images.written import ImageWriter, mark_images, placeheld
@@ -91,7 +91,7 @@ class TestBasic:
         ],
     )
     def test_a_dictionary(self, folder: str, value: Any, content: bytes, mime_type: str) -> None:
-        image = load_images(value, folder, "basic")
+        image = BASIC.load_images(value, folder)
 
         assert type(image) is Image
         assert (image, image.mime_type) == (content, mime_type)
@@ -99,8 +99,8 @@ class TestBasic:
     def test_at_any_depth(self, folder: str) -> None:
         value = {"a": [1, {"b": {"data:image/png;path": "a.png"}}], "c": "data:image/png;path"}
 
-        assert holds_images(value, "basic")
-        assert load_images(value, folder, "basic") == {"a": [1, {"b": PNG}], "c": "data:image/png;path"}
+        assert BASIC.holds_images(value)
+        assert BASIC.load_images(value, folder) == {"a": [1, {"b": PNG}], "c": "data:image/png;path"}
 
     @pytest.mark.parametrize(
         "value",
@@ -113,20 +113,20 @@ class TestBasic:
         ],
     )
     def test_what_is_no_image_stays(self, value: Any) -> None:
-        assert not holds_images(value, "basic")
-        assert load_images(value, None, "basic") == value
+        assert not BASIC.holds_images(value)
+        assert BASIC.load_images(value, None) == value
 
     @pytest.mark.parametrize("path", ["a.png", "{folder}/a.png"])
     def test_an_input_may_be_a_plain_path(self, folder: str, path: str) -> None:
-        assert load_image(path.format(folder=folder), (None, folder), "basic") == PNG
+        assert BASIC.load_image(path.format(folder=folder), (None, folder)) == PNG
 
     def test_a_plain_path_is_looked_for_in_the_flows_folder_first(self, folder: str) -> None:
         (fixed := os.path.join(folder, "deep"))  # noqa: PTH118
-        assert load_image("b.jpg", (fixed, folder), "basic") == JPEG
+        assert BASIC.load_image("b.jpg", (fixed, folder)) == JPEG
 
     @pytest.mark.parametrize("text", [B64, f"data:image/png;base64,{B64}"])
     def test_an_input_may_be_base64_text(self, folder: str, text: str) -> None:
-        assert load_image(text, (folder,), "basic") == PNG
+        assert BASIC.load_image(text, (folder,)) == PNG
 
     @pytest.mark.parametrize(
         ("value", "text"),
@@ -143,7 +143,7 @@ class TestBasic:
     )
     def test_what_cannot_be_loaded_says_why(self, folder: str, value: Any, text: str) -> None:
         with pytest.raises(InvalidImageInput, match=text):
-            load_image(value, (folder,), "basic")
+            BASIC.load_image(value, (folder,))
 
 
 class TestOpenaiVision:
@@ -156,14 +156,14 @@ class TestOpenaiVision:
             {"data:image/png;path": "a.png"},
         ]
 
-        loaded = load_images(value, folder, "openai-vision")
+        loaded = OPENAI_VISION.load_images(value, folder)
 
         assert loaded == ["hi", "ho", PNG, PNG, {"data:image/png;path": "a.png"}]
         assert [type(part) for part in loaded] == [Text, Text, Image, Image, dict]
         assert loaded[1].serialize() == value[1]
 
     def test_outputs_are_of_its_form_too(self) -> None:
-        writer = ImageWriter("openai-vision")
+        writer = ImageWriter(OPENAI_VISION)
 
         plain = writer.plain({"i": Image(PNG), "u": Image(PNG, None, "http://a/b"), "t": Text("x")})
 
@@ -209,7 +209,7 @@ class TestFolders:
         with pytest.raises(InvalidImageInput, match=r"'a\.png' is larger than 10 bytes"):
             read_within("a.png", folder)
         with pytest.raises(InvalidImageInput, match="longer than 10 bytes of image"):
-            load_image({"data:image/png;base64": B64}, (folder,), "basic")
+            BASIC.load_image({"data:image/png;base64": B64}, (folder,))
 
     def test_another_storage(self) -> None:
         with fsspec.open("memory://images/data/a.png", "wb") as file:
@@ -228,39 +228,39 @@ class TestAddresses:
     def test_an_image_keeps_its_address(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(fetch, "fetch", lambda url, most: (PNG, "application/octet-stream"))
 
-        image = load_image("https://a.example/x", (None,), "basic")
+        image = BASIC.load_image("https://a.example/x", (None,))
 
         assert (image, image.mime_type, image.source_url) == (PNG, "image/png", "https://a.example/x")
-        assert ImageWriter("basic").plain(image) == {"data:image/png;url": "https://a.example/x"}
+        assert ImageWriter(BASIC).plain(image) == {"data:image/png;url": "https://a.example/x"}
 
     def test_what_is_no_image_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(fetch, "fetch", lambda url, most: (b"<html>", "text/html"))
 
         with pytest.raises(InvalidImageInput, match=r"https://a\.example/x is text/html, expected an image"):
-            load_images({"data:image/png;url": "https://a.example/x?key=secret"}, None, "basic")
+            BASIC.load_images({"data:image/png;url": "https://a.example/x?key=secret"}, None)
 
 
 class TestRecords:
     def test_images_become_dictionaries_that_need_nothing_else(self) -> None:
-        writer = ImageWriter("basic")
+        writer = ImageWriter(BASIC)
 
         plain = writer.plain({"a": [Image(PNG), "x"], "b": {"c": Image(JPEG)}})
 
         assert plain["a"] == [{"data:image/png;base64": B64}, "x"]
         assert writer.places == [["a", 0], ["b", "c"]]
-        assert load_images(plain, None, "basic") == {"a": [PNG, "x"], "b": {"c": JPEG}}
+        assert BASIC.load_images(plain, None) == {"a": [PNG, "x"], "b": {"c": JPEG}}
 
     def test_all_else_stays_what_it_is(self) -> None:
         value = {"a": (1, [Image(PNG)]), 2: {3}}
 
-        assert ImageWriter("basic").plain(value) == {"a": (1, [{"data:image/png;base64": B64}]), 2: {3}}
+        assert ImageWriter(BASIC).plain(value) == {"a": (1, [{"data:image/png;base64": B64}]), 2: {3}}
         assert placeheld((1, [])) == (1, [])
 
     def test_a_record_takes_only_so_much(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(written, "MAX_OUTPUT_BYTES", 30)
 
         with pytest.raises(ImageTooLargeError, match="more than 30 bytes"):
-            ImageWriter("basic").plain([Image(PNG), Image(PNG)])
+            ImageWriter(BASIC).plain([Image(PNG), Image(PNG)])
 
     def test_nodes_have_a_word_in_its_place(self) -> None:
         assert placeheld({"a": [Image(PNG)]}) == {"a": [f"Image(image/png, 16 bytes, {file_name(Image(PNG))})"]}
@@ -288,24 +288,24 @@ class TestPlaced:
         root = os.path.realpath(folder)
         value = {"x": [{"data:image/png;path": "none.png"}, {"data:image/png;base64": "?"}], "y": "a.png"}
 
-        placed = place_images(value, before + folder, "basic")
+        placed = BASIC.place_images(value, before + folder)
 
         assert placed == {**value, "x": [{"data:image/png;path": f"{root}/none.png"}, value["x"][1]]}
         assert value["x"][0] == {"data:image/png;path": "none.png"}
 
     def test_a_path_on_another_storage_becomes_a_url(self) -> None:
-        placed = place_images({"data:image/png;path": "deep/a.png"}, "s3://bucket/rows/", "basic")
+        placed = BASIC.place_images({"data:image/png;path": "deep/a.png"}, "s3://bucket/rows/")
 
         assert placed == {"data:image/png;path": "s3://bucket/rows/deep/a.png"}
 
     def test_what_lies_in_no_folder_stays(self) -> None:
-        assert place_images({"data:image/png;path": "a.png"}, None, "basic") == {"data:image/png;path": "a.png"}
+        assert BASIC.place_images({"data:image/png;path": "a.png"}, None) == {"data:image/png;path": "a.png"}
 
     @pytest.mark.parametrize("path", ["../secret.png", "/etc/passwd", "link.png", "out/c.png"])
     def test_a_path_that_leads_out_is_refused(self, folder: str, path: str) -> None:
         with pytest.raises(InvalidImageInput, match="leads out of"):
-            place_images([{"data:image/png;path": path}], folder, "basic")
+            BASIC.place_images([{"data:image/png;path": path}], folder)
 
     def test_one_with_a_null_byte_is_none(self, folder: str) -> None:
         with pytest.raises(InvalidImageInput, match=r"is none: .*null (byte|character)"):
-            place_images({"data:image/png;path": "a\0.png"}, folder, "basic")
+            BASIC.place_images({"data:image/png;path": "a\0.png"}, folder)

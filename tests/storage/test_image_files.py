@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from prefect_batchflow.images.forms import BASIC
 from prefect_batchflow.storage import images
 from prefect_batchflow.storage.images import ImageFiles, ImageInputs
 from prefect_batchflow.storage.keys import RunKeys
@@ -50,7 +51,7 @@ def failed(*paths: str) -> dict[str, Any]:
 
 
 def files_of(local: RunStorageBlock, remote_sec: float) -> ImageFiles:
-    return ImageFiles(local, RunKeys("r"), None, "basic", ImageInputs({"data": FAR}, remote_sec=remote_sec))
+    return ImageFiles(local, RunKeys("r"), None, BASIC, ImageInputs({"data": FAR}, remote_sec=remote_sec))
 
 
 async def test_they_are_copied(local: RunStorageBlock, host: Host) -> None:

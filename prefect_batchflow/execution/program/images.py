@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from prefect_batchflow.definition.flow import FlowInput
+    from prefect_batchflow.images.forms import ImageForm
 
     Origins = Mapping[str, tuple[str, str | None]]
     """Inputs with images, to the source they come from and the folder that their paths are relative to."""
@@ -39,9 +40,15 @@ class FlowImages:
         self, working_dir: str, message_format: str, inputs: Mapping[str, FlowInput], *, loads: bool = True
     ) -> None:
         self._working_dir = working_dir
-        self._format = message_format
+        self._message_format = message_format
         self._loads = loads
         self._image_inputs = {name for name, declared in inputs.items() if declared.type == "image"}
+
+    @property
+    def _form(self) -> ImageForm:
+        from prefect_batchflow.images.forms import form_of
+
+        return form_of(self._message_format)
 
     def loaded(self, inputs: dict[str, Any], origins: Origins) -> dict[str, Any]:
         """Give a line's inputs with its images as its code gets them; the given ones stay as they are.
@@ -56,14 +63,12 @@ class FlowImages:
         return given
 
     def _loaded_input(self, name: str, value: Any, folder: str | None) -> Any:
-        from prefect_batchflow.images.forms import load_image, load_images, place_images
-
         try:
             if not self._loads:
-                return place_images(value, folder, self._format)
+                return self._form.place_images(value, folder)
             if name in self._image_inputs:
-                return load_image(value, (self._working_dir, folder), self._format)
-            return load_images(value, folder, self._format)
+                return self._form.load_image(value, (self._working_dir, folder))
+            return self._form.load_images(value, folder)
         except InvalidImageInput as exc:
             raise LoadMultimediaDataError(
                 f"Failed to load image for input '{name}': ({type(exc).__name__}) {exc}",
@@ -77,9 +82,7 @@ class FlowImages:
         Raises:
             InvalidImageInput: It cannot be loaded.
         """
-        from prefect_batchflow.images.forms import load_image
-
-        return load_image(value, (self._working_dir,), self._format)
+        return self._form.load_image(value, (self._working_dir,))
 
     def reloaded(self, line: Mapping[str, Any]) -> dict[str, Any]:
         """Give a completed line as aggregation gets it: its images loaded again, where the line's code had them loaded.
@@ -89,12 +92,10 @@ class FlowImages:
         """
         if not self._loads:
             return dict(line)
-        from prefect_batchflow.images.forms import load_images
-
         loaded = {**line, "inputs": self.loaded(line["inputs"], line["images"])}
         for part in ("output", "aggregation_inputs"):
             try:
-                loaded[part] = load_images(line[part], self._working_dir, self._format)
+                loaded[part] = self._form.load_images(line[part], self._working_dir)
             except InvalidImageInput as exc:
                 raise LoadMultimediaDataError(
                     f"Failed to load an image of line {line['line_number']}, {part}: {exc}", target="Executor"
@@ -116,7 +117,7 @@ class FlowImages:
 
         for node in run["nodes"]:
             node["inputs"], node["output"] = placeheld(node["inputs"]), placeheld(node["output"])
-        writer = ImageWriter(self._format)
+        writer = ImageWriter(self._form)
         run["output"] = writer.plain(run["output"])
         places = list(writer.places)
         run["aggregation_inputs"] = writer.plain(run["aggregation_inputs"])
