@@ -8,9 +8,10 @@ import time
 from typing import TYPE_CHECKING
 
 from prefect_batchflow.errors.waits import not_before_sec
-from prefect_batchflow.exceptions import BatchflowException, UnexpectedError
+from prefect_batchflow.exceptions import BatchflowException
 from prefect_batchflow.prefect_runtime.logs import PrintedLog
 from prefect_batchflow.prefect_runtime.task_runs import jittered
+from prefect_batchflow.storage.writer import RecordWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -26,14 +27,6 @@ FLUSH_EVERY_SEC = 2.0
 """A chunk writes what it has finished at least this often; a kill costs no more than that."""
 FLUSH_BYTES = 4 * 1024 * 1024
 """And whenever so much is waiting."""
-
-
-class _Group:
-    """Outcomes that are written as one segment."""
-
-    def __init__(self) -> None:
-        self.outcomes: list[LineOutcome] = []
-        self.written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
 class LineRunner:
@@ -73,8 +66,8 @@ class LineRunner:
         self.failure: BatchflowException | None = None
         """What ends the run: the storage, or a worker that cannot start. No further line is begun."""
         self.on_failure: Callable[[], None] = lambda: None
+        self.writer = RecordWriter(records, self._kept, self.fail)
         self._stopping = asyncio.Event()
-        self._records = records
         self._settle = settle
         self._ended = ended
         self._persisted = persisted
@@ -84,8 +77,6 @@ class LineRunner:
         self._attempts: dict[asyncio.Task[LineOutcome], int] = {}
         """Those that go on, and the numbers of their lines."""
         self._ended_lines = False
-        self._gathering = _Group()
-        self._writing: asyncio.Task[None] | None = None
 
     def stop(self, *, drain: bool = False) -> None:
         """Let no line begin or be tried again, and end those that run. Idempotent.
@@ -153,8 +144,7 @@ class LineRunner:
 
     async def written(self, limit_sec: float) -> None:
         """Wait, for a bounded time, until nothing is being written; nothing is settled after that."""
-        if self._writing is not None:
-            await asyncio.wait({self._writing}, timeout=limit_sec)
+        await self.writer.wait(limit_sec)
         self._settle = lambda _: None
 
     async def wait_turn(self, line: Line) -> None:
@@ -169,42 +159,18 @@ class LineRunner:
             async with asyncio.timeout(delay_sec):
                 await self._stopping.wait()
 
-    async def keep(self, outcomes: Sequence[LineOutcome]) -> None:
-        """Write outcomes and settle those that are final; when this returns, they are safe.
-
-        While the storage writes one segment, what else ends gathers for the next one: a group commit, so that a slow
-        storage is asked less often instead of holding up the lines.
-        """
-        self._gathering.outcomes.extend(outcomes)
-        written = self._gathering.written
-        if self._writing is None or self._writing.done():
-            self._writing = asyncio.ensure_future(self._write())
-        await asyncio.shield(written)
-
-    async def _write(self) -> None:
-        while self._gathering.outcomes:
-            group, self._gathering = self._gathering, _Group()
-            try:
-                await self._records.append(group.outcomes)
-                if self._persisted is not None:
-                    self._persisted(group.outcomes)
-            except Exception as exc:  # noqa: BLE001 - whatever it is, those who wait for the group must hear of it
-                failure = (
-                    exc if isinstance(exc, BatchflowException) else UnexpectedError(f"({type(exc).__name__}) {exc}")
-                )
-                self.fail(failure)
-                group.written.set_exception(failure)
-                group.written.exception()  # every line of the group may have been cancelled: it is known all the same
-                continue
-            for outcome in group.outcomes:
-                number = outcome.receipt.line_number
-                if self.is_final(outcome.receipt):
-                    self.canceled.discard(number)
-                    self.unsettled.pop(number, None)
-                    self._settle(outcome.receipt)
-                else:
-                    self.unsettled[number] = outcome.receipt
-            group.written.set_result(None)
+    def _kept(self, outcomes: Sequence[LineOutcome]) -> None:
+        """Settle lines whose final record is safe."""
+        if self._persisted is not None:
+            self._persisted(outcomes)
+        for outcome in outcomes:
+            number = outcome.receipt.line_number
+            if self.is_final(outcome.receipt):
+                self.canceled.discard(number)
+                self.unsettled.pop(number, None)
+                self._settle(outcome.receipt)
+            else:
+                self.unsettled[number] = outcome.receipt
 
     def fail(self, exc: BatchflowException) -> None:
         """End the run for a reason that is no line's."""
@@ -272,4 +238,4 @@ class ChunkRun:
         async with self._keeping:
             if self._unkept:
                 outcomes, self._unkept, self._bytes = self._unkept, [], 0
-                await self._runner.keep(outcomes)
+                await self._runner.writer.keep(outcomes)

@@ -74,7 +74,7 @@ def line_task(runner: LineRunner, run_tag: str) -> Task[[Chunk], Any]:
         runner.leave()
         if outcome is None:
             return Cancelled(message="The run was stopped before the line ended.")
-        await runner.keep([outcome])
+        await runner.writer.keep([outcome])
         retried = not runner.is_final(outcome.receipt)
         state = _state(outcome.receipt)
         state.data = in_memory_result({"retried": retried})

@@ -1,0 +1,77 @@
+"""A group commit for the records of a run: while one segment is being written, new outcomes gather for the next."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from prefect_batchflow.exceptions import BatchflowException, UnexpectedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from prefect_batchflow.execution.executor import LineOutcome
+    from prefect_batchflow.storage.records import RunRecords
+
+
+class _Group:
+    """Outcomes that become one segment."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[LineOutcome] = []
+        self.written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+
+class RecordWriter:
+    """Writes one segment at a time, so that a slow storage gets fewer, larger segments and does not hold up the lines.
+
+    Args:
+        records: Where the segments go.
+        kept: Called with the outcomes of each segment once they are safe.
+        failed: Called when a segment cannot be written, or when `kept` raises.
+    """
+
+    def __init__(
+        self,
+        records: RunRecords,
+        kept: Callable[[Sequence[LineOutcome]], None],
+        failed: Callable[[BatchflowException], None],
+    ) -> None:
+        self._records = records
+        self._kept = kept
+        self._failed = failed
+        self._gathering = _Group()
+        self._writing: asyncio.Task[None] | None = None
+
+    async def keep(self, outcomes: Sequence[LineOutcome]) -> None:
+        """Write outcomes; they are safe when this returns.
+
+        Raises:
+            BatchflowException: They may not be safe; `failed` has had the same error.
+        """
+        self._gathering.outcomes.extend(outcomes)
+        written = self._gathering.written
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.ensure_future(self._write())
+        await asyncio.shield(written)
+
+    async def wait(self, limit_sec: float) -> None:
+        """Wait, for a bounded time, until nothing is being written."""
+        if self._writing is not None:
+            await asyncio.wait({self._writing}, timeout=limit_sec)
+
+    async def _write(self) -> None:
+        while self._gathering.outcomes:
+            group, self._gathering = self._gathering, _Group()
+            try:
+                await self._records.append(group.outcomes)
+                self._kept(group.outcomes)
+            except Exception as exc:  # noqa: BLE001 - everyone who waits for the group must hear of it
+                failure = (
+                    exc if isinstance(exc, BatchflowException) else UnexpectedError(f"({type(exc).__name__}) {exc}")
+                )
+                self._failed(failure)
+                group.written.set_exception(failure)
+                group.written.exception()  # marks it as seen: every line of the group may have been canceled
+            else:
+                group.written.set_result(None)
