@@ -9,8 +9,9 @@ import signal
 import subprocess
 from typing import TYPE_CHECKING
 
+from prefect_batchflow.execution.workers.crashes import how_it_ended
 from prefect_batchflow.execution.workers.processes import TOKEN_VARIABLE, end_session, end_with_token
-from prefect_batchflow.execution.workers.worker_process import TAIL_BYTES, how_it_ended
+from prefect_batchflow.execution.workers.worker_process import TAIL_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

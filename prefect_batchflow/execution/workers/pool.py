@@ -36,16 +36,11 @@ from prefect_batchflow.execution.executor import (
     timed_out,
 )
 from prefect_batchflow.execution.scrubbing import Scrubber
+from prefect_batchflow.execution.workers.crashes import crash_error, how_it_ended
 from prefect_batchflow.execution.workers.memory import OomKills
 from prefect_batchflow.execution.workers.processes import end_with_token
 from prefect_batchflow.execution.workers.supervision import Supervisor
-from prefect_batchflow.execution.workers.worker_process import (
-    Job,
-    SuspectError,
-    WorkerProcess,
-    crash_error,
-    how_it_ended,
-)
+from prefect_batchflow.execution.workers.worker_process import Job, SuspectError, WorkerProcess
 from prefect_batchflow.lines import input_hash
 from prefect_batchflow.results.records import Receipt, Status, Tokens, receipt_error
 

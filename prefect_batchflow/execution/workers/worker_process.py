@@ -11,15 +11,12 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
-import re
-import signal
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
-from prefect_batchflow.exceptions import LineOutOfMemoryError, ProcessCrashError
 from prefect_batchflow.execution.workers import wire
 from prefect_batchflow.execution.workers.processes import TOKEN_VARIABLE, end_session, end_with_token
 
@@ -27,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from prefect_batchflow.execution.scrubbing import Scrubber
-    from prefect_batchflow.execution.workers.memory import OomKills
 
 CANCEL_GRACE_SEC = 2.0
 """How long an event loop may take to answer that a line is to be cancelled, before its worker is replaced."""
@@ -38,11 +34,6 @@ AHEAD_SEC = 0.02
 MOST_AHEAD = 32
 _READ_BYTES = 1 << 18
 _SMOOTHING = 0.3
-
-# As an interpreter or an allocator says it on its way out; what a line prints about memory is no sign.
-_OUT_OF_MEMORY = re.compile(
-    r"^(MemoryError\b|.*\bstd::bad_alloc\b|memory allocation of \d+ bytes failed)", re.MULTILINE
-)
 
 
 class SuspectError(Exception):
@@ -417,44 +408,3 @@ def _drain(pipe: IO[bytes] | None, take: Callable[[bytes], None]) -> None:
         except (OSError, ValueError):  # it is empty, or closed
             return
         take(data)
-
-
-def how_it_ended(returncode: int | None) -> str:
-    """The end of a process, for messages."""
-    if returncode is not None and returncode < 0:
-        try:
-            return f"was killed by {signal.Signals(-returncode).name}"
-        except ValueError:  # a real-time signal has a number only
-            return f"was killed by signal {-returncode}"
-    return f"exited with status {returncode}"
-
-
-def crash_error(worker: WorkerProcess, what: str, oom_kills: OomKills) -> ProcessCrashError:
-    """Why a worker died with a job in it, as far as its exit code, its last words and the system tell."""
-    tail, how = worker.tail, how_it_ended(worker.returncode)
-    details = {"exit_code": worker.returncode, "output": tail}
-    if _OUT_OF_MEMORY.search(tail):
-        return LineOutOfMemoryError(
-            f"{what}: its process {how}, out of memory. Raise line_memory_mb, or make the line smaller.",
-            target="Executor",
-            additional_info={"ProcessCrashDetails": details},
-        )
-    hint = ""
-    if worker.returncode == -signal.SIGKILL:
-        if oom_kills.took_one():
-            return LineOutOfMemoryError(
-                f"{what}: the system's out-of-memory killer ended its process: the machine, or the container, had no memory "
-                "left. Give it more, run fewer workers, or make the line smaller; line_memory_mb ends such a line alone.",
-                target="Executor",
-                additional_info={"ProcessCrashDetails": details},
-            )
-        hint = " Nobody here sent it, and no out-of-memory killer is known to have."
-    output = tail.strip().splitlines()
-    # faulthandler says the cause first and where it was after.
-    last = next((text for text in output if text.startswith("Fatal Python error")), output[-1] if output else "")
-    said = f" Its last output: {last[:300]}" if last else ""
-    return ProcessCrashError(
-        f"{what}: its process {how} while the line ran.{hint}{said}",
-        target="Executor",
-        additional_info={"ProcessCrashDetails": details},
-    )
