@@ -1,10 +1,4 @@
-"""One worker process as the pool holds it: its pipes, the jobs it has, and its end.
-
-A worker of sync code runs one job at a time, and is sent some ahead, so that between two short lines nobody waits for
-anybody. What was sent ahead stays the pool's: beside standard input there is a pipe of permits, a byte a job, and a worker
-starts no job before it has taken that job's byte. Whoever takes the byte has the job, so that the pool can take back what a
-hanging line holds up, and knows for certain which job a dead worker had begun.
-"""
+"""One worker process as the pool holds it: its pipes, the jobs it has, and its end."""
 
 from __future__ import annotations
 
@@ -18,6 +12,7 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
 from prefect_batchflow.execution.workers import wire
+from prefect_batchflow.execution.workers.permits import Permits
 from prefect_batchflow.execution.workers.processes import TOKEN_VARIABLE, end_session, end_with_token
 
 if TYPE_CHECKING:
@@ -29,11 +24,7 @@ CANCEL_GRACE_SEC = 2.0
 """How long an event loop may take to answer that a line is to be cancelled, before its worker is replaced."""
 TAIL_BYTES = 8 * 1024
 """What is kept of a worker's output for the message of a crash."""
-AHEAD_SEC = 0.02
-"""How much work a worker is sent ahead, by what its lines take; slow lines are not sent ahead."""
-MOST_AHEAD = 32
 _READ_BYTES = 1 << 18
-_SMOOTHING = 0.3
 
 
 class SuspectError(Exception):
@@ -109,16 +100,11 @@ class WorkerProcess:
         self._tail_of: Job | None = None
         """The one job whose output the tail is; `None` when several run, or ran."""
         self.scrubber = scrubber
-        self._line_sec: float | None = None
-        """What its lines take, smoothed."""
         self._on_room, self._on_exit, self._on_stuck = on_room, on_exit, on_stuck
         self._unpacker = wire.Unpacker()
         self._transports: list[asyncio.ReadTransport | asyncio.WriteTransport] = []
-        self._permits_taken_back, self._permits = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        permits = -1
-        try:
-            # A blocking end for the worker, of the same pipe: whether an end blocks is its own open file's.
-            permits = os.open(f"/proc/self/fd/{self._permits_taken_back}", os.O_RDONLY | os.O_CLOEXEC)
+        self._permits = Permits()
+        with self._permits.for_worker() as permits:
             self._process = subprocess.Popen(  # noqa: S603 - our own program
                 # -P: the current directory, which is the flow's, does not come before the standard library.
                 [sys.executable, "-P", "-m", "prefect_batchflow.execution.workers.worker", str(permits)],
@@ -131,12 +117,6 @@ class WorkerProcess:
                 start_new_session=True,
                 pass_fds=(permits,),
             )
-        except BaseException:
-            self._close_permits()
-            raise
-        finally:
-            if permits >= 0:
-                os.close(permits)
         self.pid = self._process.pid
 
     @property
@@ -160,7 +140,7 @@ class WorkerProcess:
             self.end()
             self._process.wait()
             self._gone = True
-            self._close_permits()
+            self._permits.close()
             for transport in self._transports:
                 transport.close()
             self.exited.set()
@@ -197,9 +177,7 @@ class WorkerProcess:
         """
         if self.ending or self.retiring or self._gone or self._stdin.is_closing():
             return 0
-        ahead = 0
-        if self.lines_at_once == 1 and self._line_sec is not None:
-            ahead = min(int(AHEAD_SEC / max(self._line_sec, 1e-6)), MOST_AHEAD, fair_share)
+        ahead = self._permits.most_ahead(fair_share) if self.lines_at_once == 1 else 0
         return self.lines_at_once + ahead - len(self.jobs)
 
     def take(self, jobs: list[Job]) -> None:
@@ -208,7 +186,7 @@ class WorkerProcess:
             self._on_exit(self, jobs, [])
             return
         if self.lines_at_once == 1:
-            os.write(self._permits, wire.RUN * len(jobs))
+            self._permits.give(len(jobs))
         for job in jobs:
             job.worker = self
             self.jobs[job.key] = job
@@ -226,17 +204,8 @@ class WorkerProcess:
         return jobs if self.lines_at_once > 1 else jobs[:1]
 
     def recall(self) -> list[Job]:
-        """Take back the jobs that it has not begun, but the first one.
-
-        That one stays, with its limit, also where the system has not let the worker begin it yet: a worker without jobs
-        is one that waits for some, and this one would not be known to.
-        """
-        permits = self._take_permits_back()
-        jobs = list(self.jobs.values())
-        begun = len(jobs) - permits.count(wire.RUN)
-        first = permits.find(wire.RUN) if begun == 0 and jobs else -1
-        os.write(self._permits, bytes((wire.RUN if at == first else wire.SKIP)[0] for at in range(len(permits))))
-        jobs = jobs[max(begun, 1) :]
+        """Take back the jobs that it has not begun, except the first one, which stays with its limit."""
+        jobs = list(self.jobs.values())[self._permits.recall(len(self.jobs)) :]
         for job in jobs:
             del self.jobs[job.key]
         return jobs
@@ -287,13 +256,6 @@ class WorkerProcess:
             self.silent = True
             self.end()
 
-    def _take_permits_back(self) -> bytes:
-        """The permits that the worker has not taken: it never will."""
-        try:
-            return os.read(self._permits_taken_back, 1 << 16)
-        except BlockingIOError:
-            return b""
-
     def _on_output(self, data: bytes) -> None:
         # What was answered before this was printed is behind it: the tail is of the job that runs now.
         _drain(self._process.stdout, self._on_answers)
@@ -328,8 +290,7 @@ class WorkerProcess:
 
     def _answered(self, job: Job, head: dict[str, Any], body: bytes) -> None:
         if (seconds := head.get("duration_sec")) is not None:
-            before = seconds if self._line_sec is None else self._line_sec
-            self._line_sec = before + _SMOOTHING * (seconds - before)
+            self._permits.took(seconds)
         if head.get("spent"):
             # The line was refused memory: what it left allocated would be refused to the next one.
             self.end()
@@ -371,10 +332,7 @@ class WorkerProcess:
             if not transport.is_closing():
                 transport.close()
         jobs = list(self.jobs.values())
-        begun = len(jobs)
-        if self.lines_at_once == 1:
-            begun -= self._take_permits_back().count(wire.RUN)
-        self._close_permits()
+        begun = self._permits.close(len(jobs))
         self.jobs.clear()
         if self._tail_of is not None:
             self._tail_of.logs = self.tail
@@ -383,10 +341,6 @@ class WorkerProcess:
                 job.deadline.cancel()
         self.exited.set()
         self._on_exit(self, jobs[begun:], [job for job in jobs[:begun] if not job.answer.done()])
-
-    def _close_permits(self) -> None:
-        os.close(self._permits)
-        os.close(self._permits_taken_back)
 
 
 class _Pipe(asyncio.Protocol):

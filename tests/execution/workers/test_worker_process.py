@@ -11,7 +11,8 @@ import pytest
 from pools import code_of, flow_of, run, running_pool
 from waiting import eventually
 
-from prefect_batchflow.execution.workers.worker_process import AHEAD_SEC, Job, WorkerProcess
+from prefect_batchflow.execution.workers.permits import AHEAD_SEC
+from prefect_batchflow.execution.workers.worker_process import Job, WorkerProcess
 
 if TYPE_CHECKING:
     from pathlib import Path
