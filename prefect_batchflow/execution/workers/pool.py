@@ -7,7 +7,6 @@ Everything happens on the run's event loop; pipes are read by protocols, exits a
 from __future__ import annotations
 
 import asyncio
-import collections
 import contextlib
 import json
 import os
@@ -37,6 +36,7 @@ from prefect_batchflow.execution.executor import (
 )
 from prefect_batchflow.execution.scrubbing import Scrubber
 from prefect_batchflow.execution.workers.crashes import crash_error, how_it_ended
+from prefect_batchflow.execution.workers.job_queue import JobQueue
 from prefect_batchflow.execution.workers.memory import OomKills
 from prefect_batchflow.execution.workers.processes import end_with_token
 from prefect_batchflow.execution.workers.supervision import Supervisor
@@ -57,8 +57,6 @@ _END_WITHIN_SEC = 5.0
 _CLOSED = "The workers are gone: the run was closed."
 ALONE_AT_ONCE = 4
 """How many suspect lines are run at once, each in a process of its own."""
-RECALL_AFTER_SEC = 0.1
-"""How long a line runs before what was sent ahead behind it is given to other workers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +120,7 @@ class WorkerPool:
         self._jobs = 0
         self._lines_per_worker = 1
         self._workers: set[WorkerProcess] = set()
-        self._free: dict[WorkerProcess, None] = {}
-        """Those that can begin a job at once, the longest free first."""
-        self._waiting: collections.deque[Job] = collections.deque()
-        """Jobs that no worker was sent."""
-        self._recalling: asyncio.TimerHandle | None = None
+        self._queue = JobQueue(self._workers, self._on_shortage)
         self._loading: set[asyncio.Task[None]] = set()
         self._alone = asyncio.Semaphore(ALONE_AT_ONCE)
         self._supervisor: Supervisor | None = None
@@ -147,7 +141,7 @@ class WorkerPool:
             self._worker_count, self._lines_per_worker = 1, self._max_concurrency
             self.slots = self._max_concurrency
         worker.loaded(self._lines_per_worker)
-        self._on_room(worker)
+        self._queue.offer(worker)
         return description
 
     async def run_line(self, line: Line, *, attempt: int, timeout_sec: float) -> LineOutcome:
@@ -189,7 +183,7 @@ class WorkerPool:
     async def close(self) -> None:
         """Kill every worker with all it started, and let the supervisor go; lines that still run are cancelled."""
         self._closed = True
-        self._requeue([])
+        self._queue.close()
         workers = list(self._workers)
         for worker in workers:
             worker.end()
@@ -212,17 +206,15 @@ class WorkerPool:
         """Have a worker run a job: its answer, its limit, or its worker's end."""
         if self._closed:
             raise asyncio.CancelledError(_CLOSED)
-        self._waiting.append(job)
-        self._feed()
+        self._queue.add(job)
         try:
             return await job.answer
         except SuspectError:
             return await self._run_alone(job)
         except asyncio.CancelledError:
             if job.worker is not None:
-                self._requeue(job.worker.abandon(job))
-            with contextlib.suppress(ValueError):
-                self._waiting.remove(job)  # one that nobody waits for must start no worker
+                self._queue.put_back(job.worker.abandon(job))
+            self._queue.remove(job)
             raise
 
     async def _run_alone(self, job: Job) -> wire.Frame:
@@ -249,7 +241,7 @@ class WorkerPool:
             token,
             str(self._flow.working_dir),
             scrubber=self._scrubber,
-            on_room=self._on_room,
+            on_room=self._queue.offer,
             on_exit=self._on_exit,
             on_stuck=self._retire,
         )
@@ -309,59 +301,10 @@ class WorkerPool:
         self._given = Given(packed, self._environment, sys_path, self._scrubber)
         return self._given
 
-    def _feed(self) -> None:
-        """Give the jobs that wait to the workers that are free; start another worker when none is and there may be more."""
-        while self._waiting and self._waiting[0].answer.done():
-            self._waiting.popleft()  # one that nobody waits for must start no worker
-        while self._waiting and self._free:
-            self._on_room(next(iter(self._free)))
-        if self._waiting and self._may_grow():
-            self._grow()
-
-    def _on_room(self, worker: WorkerProcess) -> None:
-        """Give a worker as many of the jobs that wait as it may have."""
-        room = worker.room(len(self._waiting) // max(len(self._workers), 1))
-        jobs: list[Job] = []
-        while self._waiting and len(jobs) < room:
-            job = self._waiting.popleft()
-            if not job.answer.done():
-                jobs.append(job)
-        if jobs:
-            worker.take(jobs)
-        if worker.room(0) > 0:
-            self._free[worker] = None
-        else:
-            self._free.pop(worker, None)
-        if self._recalling is None and len(worker.jobs) > worker.lines_at_once:
-            self._recalling = asyncio.get_running_loop().call_later(RECALL_AFTER_SEC, self._recall)
-
-    def _recall(self) -> None:
-        """Take back what was sent ahead to a worker whose line takes longer than its lines did."""
-        self._recalling = None
-        recalled: list[Job] = []
-        for worker in self._workers:
-            if len(worker.jobs) > worker.lines_at_once:
-                self._recalling = self._recalling or asyncio.get_running_loop().call_later(
-                    RECALL_AFTER_SEC, self._recall
-                )
-                if worker.running()[0].duration_sec > RECALL_AFTER_SEC:
-                    recalled += worker.recall()
-        self._requeue(recalled)
-
-    def _requeue(self, jobs: list[Job]) -> None:
-        """Let jobs wait again, before the others: no worker has begun them, or its end was not their fault."""
-        self._waiting.extendleft(reversed(jobs))
-        if self._closed:
-            for job in self._waiting:
-                job.answer.cancel()
-            self._waiting.clear()
-        self._feed()
-
-    def _may_grow(self) -> bool:
-        return not self._closed and sum(not worker.retiring for worker in self._workers) < self._worker_count
-
-    def _grow(self) -> None:
-        """Start one more worker, which offers itself once it has loaded the flow; counted as one from here on."""
+    def _on_shortage(self) -> None:
+        """Start one more worker, if there may be more; it counts at once, and gets jobs once it has loaded the flow."""
+        if self._closed or sum(not worker.retiring for worker in self._workers) >= self._worker_count:
+            return
         try:
             worker = self._new_worker()
         except OSError as exc:
@@ -378,14 +321,11 @@ class WorkerPool:
             self._fail_waiting(exc)
         else:
             worker.loaded(self._lines_per_worker)
-            self._on_room(worker)
+            self._queue.offer(worker)
 
     def _fail_waiting(self, exc: Exception) -> None:
-        # The first worker loaded this flow, so one that does not is worth saying, to whoever waits for it.
-        for job in self._waiting:
-            if not job.answer.done():
-                job.answer.set_exception(WorkerStartError(f"A further worker did not start: {exc}"))
-        self._waiting.clear()
+        # The first worker has loaded this flow, so the lines that wait should say that another one could not.
+        self._queue.fail(WorkerStartError, f"A further worker did not start: {exc}")
 
     def _retire(self, worker: WorkerProcess) -> None:
         """Replace a worker in which a line goes on behind its limit, in a thread or against its cancellation.
@@ -393,14 +333,14 @@ class WorkerPool:
         Only the end of the process ends that line; the other lines of it are let come to their own ends first.
         """
         worker.retiring = True
-        self._free.pop(worker, None)
+        self._queue.withdraw(worker)
         if not worker.jobs:
             worker.end()
-        self._feed()
+        self._queue.feed()
 
     def _on_exit(self, worker: WorkerProcess, unbegun: list[Job], begun: list[Job]) -> None:
         self._workers.discard(worker)
-        self._free.pop(worker, None)
+        self._queue.withdraw(worker)
         if not worker.ready.done():
             if self._closed:
                 worker.ready.cancel()
@@ -430,7 +370,7 @@ class WorkerPool:
                 job.answer.set_exception(SuspectError())
             else:
                 job.answer.set_exception(crash_error(worker, job.what, self._oom_kills))
-        self._requeue([*lost, *unbegun])
+        self._queue.put_back([*lost, *unbegun])
 
 
 def _description(head: dict[str, Any]) -> FlowDescription:

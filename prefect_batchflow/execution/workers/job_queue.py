@@ -1,0 +1,114 @@
+"""The jobs that wait for a worker, and the workers that wait for a job.
+
+A job that was sent to a worker ahead is still the run's: if the line before it takes long, it is recalled and waits again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Sequence
+
+    from prefect_batchflow.execution.workers.worker_process import Job, WorkerProcess
+
+RECALL_AFTER_SEC = 0.1
+"""How long a line runs before what was sent ahead behind it is given to other workers."""
+
+
+class JobQueue:
+    """Gives jobs to workers, in order.
+
+    Args:
+        workers: All workers of the pool, as they come and go.
+        on_shortage: Called when a job waits and no worker is free.
+    """
+
+    def __init__(self, workers: Collection[WorkerProcess], on_shortage: Callable[[], None]) -> None:
+        self._closed = False
+        self._workers = workers
+        self._on_shortage = on_shortage
+        self._waiting: collections.deque[Job] = collections.deque()
+        """Jobs that no worker was sent."""
+        self._free: dict[WorkerProcess, None] = {}
+        """Those that can begin a job at once, the longest free first."""
+        self._recalling: asyncio.TimerHandle | None = None
+
+    def add(self, job: Job) -> None:
+        """Let a job wait behind the others."""
+        self._waiting.append(job)
+        self.feed()
+
+    def put_back(self, jobs: Sequence[Job]) -> None:
+        """Let jobs wait again, before the others: no worker has begun them, or its end was not their fault."""
+        self._waiting.extendleft(reversed(jobs))
+        if self._closed:
+            for job in self._waiting:
+                job.answer.cancel()
+            self._waiting.clear()
+        self.feed()
+
+    def remove(self, job: Job) -> None:
+        """Forget a job whose answer nobody waits for; it must start no worker."""
+        with contextlib.suppress(ValueError):
+            self._waiting.remove(job)
+
+    def fail(self, error: type[Exception], message: str) -> None:
+        """Fail every job that waits."""
+        for job in self._waiting:
+            if not job.answer.done():
+                job.answer.set_exception(error(message))
+        self._waiting.clear()
+
+    def close(self) -> None:
+        """Cancel the jobs that wait, and those that are put back later."""
+        self._closed = True
+        self.put_back([])
+
+    def feed(self) -> None:
+        """Give the jobs that wait to the workers that are free; if that is not enough, report it."""
+        while self._waiting and self._waiting[0].answer.done():
+            self._waiting.popleft()  # nobody waits for it: it must start no worker
+        while self._waiting and self._free:
+            self.offer(next(iter(self._free)))
+        if self._waiting:
+            self._on_shortage()
+
+    def offer(self, worker: WorkerProcess) -> None:
+        """Give a worker as many of the jobs that wait as it can have."""
+        room = worker.room(len(self._waiting) // max(len(self._workers), 1))
+        jobs: list[Job] = []
+        while self._waiting and len(jobs) < room:
+            job = self._waiting.popleft()
+            if not job.answer.done():
+                jobs.append(job)
+        if jobs:
+            worker.take(jobs)
+        if worker.room(0) > 0:
+            self._free[worker] = None
+        else:
+            self._free.pop(worker, None)
+        if self._recalling is None and len(worker.jobs) > worker.lines_at_once:
+            self._recall_later()
+
+    def withdraw(self, worker: WorkerProcess) -> None:
+        """Give a worker no more jobs, unless it is offered again."""
+        self._free.pop(worker, None)
+
+    def _recall_later(self) -> None:
+        self._recalling = asyncio.get_running_loop().call_later(RECALL_AFTER_SEC, self._recall)
+
+    def _recall(self) -> None:
+        """Take back what was sent ahead to a worker whose line takes longer than its lines did."""
+        self._recalling = None
+        recalled: list[Job] = []
+        for worker in self._workers:
+            if len(worker.jobs) > worker.lines_at_once:
+                if self._recalling is None:
+                    self._recall_later()
+                if worker.running()[0].duration_sec > RECALL_AFTER_SEC:
+                    recalled += worker.recall()
+        self.put_back(recalled)
