@@ -118,7 +118,6 @@ class WorkerPool:
         self._token = uuid.uuid4().hex
         self._started = 0
         self._jobs = 0
-        self._lines_per_worker = 1
         self._workers: set[WorkerProcess] = set()
         self._queue = JobQueue(self._workers, self._on_shortage)
         self._loading: set[asyncio.Task[None]] = set()
@@ -138,9 +137,7 @@ class WorkerPool:
         worker = self._new_worker()
         description = _description(await self._load(worker))
         if description.is_async:
-            self._worker_count, self._lines_per_worker = 1, self._max_concurrency
-            self.slots = self._max_concurrency
-        worker.loaded(self._lines_per_worker)
+            self._worker_count, self.slots = 1, self._max_concurrency
         self._queue.offer(worker)
         return description
 
@@ -223,7 +220,6 @@ class WorkerPool:
             worker = self._new_worker()
             try:
                 await self._load(worker)
-                worker.loaded(self._lines_per_worker)
                 worker.retiring = True
                 job.answer, job.timed_out = asyncio.get_running_loop().create_future(), False
                 worker.take([job])
@@ -265,6 +261,7 @@ class WorkerPool:
             worker.end()
             raise _rebuilt(head["error"])
         self._scrubber = worker.scrubber = self._scrubber.knowing(head["secrets"])
+        worker.loaded(self._max_concurrency if head["is_async"] else 1, is_async=head["is_async"])
         return head
 
     def _load_message(self) -> bytes:
@@ -320,7 +317,6 @@ class WorkerPool:
         except (BatchflowException, OSError) as exc:
             self._fail_waiting(exc)
         else:
-            worker.loaded(self._lines_per_worker)
             self._queue.offer(worker)
 
     def _fail_waiting(self, exc: Exception) -> None:

@@ -103,6 +103,7 @@ class WorkerProcess:
         self._on_room, self._on_exit, self._on_stuck = on_room, on_exit, on_stuck
         self._unpacker = wire.Unpacker()
         self._transports: list[asyncio.ReadTransport | asyncio.WriteTransport] = []
+        self._takes_permits = True
         self._permits = Permits()
         with self._permits.for_worker() as permits:
             self._process = subprocess.Popen(  # noqa: S603 - our own program
@@ -164,9 +165,10 @@ class WorkerProcess:
         """Have it load its flow; `ready` has its answer."""
         self._stdin.write(wire.pack({"op": "init"}, job))
 
-    def loaded(self, lines_at_once: int) -> None:
-        """Its flow is loaded, and runs so many lines at once."""
+    def loaded(self, lines_at_once: int, *, is_async: bool) -> None:
+        """Its flow is loaded, and runs that many lines at once; an async one begins every line as soon as it is sent."""
         self.lines_at_once = lines_at_once
+        self._takes_permits = not is_async
         self._tail.clear()
 
     def room(self, fair_share: int) -> int:
@@ -177,7 +179,7 @@ class WorkerProcess:
         """
         if self.ending or self.retiring or self._gone or self._stdin.is_closing():
             return 0
-        ahead = self._permits.most_ahead(fair_share) if self.lines_at_once == 1 else 0
+        ahead = self._permits.most_ahead(fair_share) if self._takes_permits else 0
         return self.lines_at_once + ahead - len(self.jobs)
 
     def take(self, jobs: list[Job]) -> None:
@@ -185,7 +187,7 @@ class WorkerProcess:
         if self._gone:
             self._on_exit(self, jobs, [])
             return
-        if self.lines_at_once == 1:
+        if self._takes_permits:
             self._permits.give(len(jobs))
         for job in jobs:
             job.worker = self

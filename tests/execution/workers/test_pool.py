@@ -492,6 +492,23 @@ class TestAsyncLines:
 
         assert max(outcome.parsed()["output"]["output"] for outcome in outcomes) == 3
 
+    async def test_one_line_at_a_time_is_one_also_for_quick_lines(self, tmp_path: Path) -> None:
+        code = """
+            import asyncio
+            running = most = 0
+            async def main(n):
+                global running, most
+                running += 1
+                most = max(most, running)
+                await asyncio.sleep(0)
+                running -= 1
+                return most
+            """
+        async with running_pool(flow_of(tmp_path, code), max_concurrency=1) as pool:
+            outcomes = await asyncio.gather(*(run(pool, number, n=number) for number in range(100)))
+
+        assert {outcome.parsed()["output"]["output"] for outcome in outcomes} == {1}
+
     async def test_a_line_over_its_limit_is_cancelled_and_the_others_go_on(self, tmp_path: Path) -> None:
         code = """
             import asyncio, os, pathlib
