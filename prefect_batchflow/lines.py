@@ -190,7 +190,9 @@ class _Preparation:
         self._sources = sources
         self._mapping = {name: maps.parse_expression(value, sources) for name, value in mapping.items()}
         # Lines of one chunk are pickled together: a list that two of them share would still be shared in the worker.
-        self._shared = [n for n, e in self._mapping.items() if isinstance(e, maps.Literal) and not _is_scalar(e.value)]
+        self._shared = [
+            n for n, e in self._mapping.items() if isinstance(e, maps.FixedValue) and not _is_scalar(e.value)
+        ]
         self._flow_inputs = flow_inputs
         self._defaults = {name: i.default for name, i in flow_inputs.items() if not i.required}
         self._folders = folders

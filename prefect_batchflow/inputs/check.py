@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from prefect_batchflow.exceptions import EmptyInputsData, InputMappingError, InvalidUserData
 from prefect_batchflow.inputs import mapping as maps
 from prefect_batchflow.inputs.formats import shorten
-from prefect_batchflow.inputs.survey import MAX_LISTED, Problems, SourceSummary, Survey, places_of, survey_source
+from prefect_batchflow.inputs.survey import MAX_LISTED, Faults, SourceSummary, Survey, Surveyor, places_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -60,8 +60,8 @@ class Checker:
         complete = maps.complete_mapping(self.given, self.required)
         self.mapping = {name: maps.parse_expression(value, names) for name, value in complete.items()}
         self.surveys: dict[str, Survey] = {}
-        self._bad_data = Problems()
-        self._bad_mapping = Problems()
+        self._bad_data = Faults()
+        self._bad_mapping = Faults()
         self._may_fail = False
         """Whether some of it is what `bad_rows` could make failed lines of."""
 
@@ -86,7 +86,7 @@ class Checker:
     def _refuse(self) -> NoReturn:
         error = InvalidUserData if self._bad_data.count else InputMappingError
         what = "The data cannot be read" if self._bad_data.count else "The data and inputs_mapping do not fit"
-        problems = Problems()
+        problems = Faults()
         problems.extend(self._bad_data)
         problems.extend(self._bad_mapping)
         text = f"{what}: {problems}"
@@ -96,7 +96,7 @@ class Checker:
 
     def _check_mapping(self) -> None:
         for name, expression in self.mapping.items():
-            if isinstance(expression, maps.Literal):
+            if isinstance(expression, maps.FixedValue):
                 self._check_literal(name, expression.value)
             elif not expression.columns:
                 self._bad_mapping.add(f"{self._told(name)}: {self._no_source(expression.text)}")
@@ -134,7 +134,7 @@ class Checker:
                     wanted[source_name].add(column)
         for source in self.sources:
             try:
-                self.surveys[source.name] = survey_source(source, wanted[source.name], max_rows, self.is_stopped)
+                self.surveys[source.name] = Surveyor(source, wanted[source.name]).survey(max_rows, self.is_stopped)
             except InvalidUserData as exc:
                 self._bad_data.add(exc.message)
         if self._bad_data.count:
@@ -145,22 +145,24 @@ class Checker:
             looked = "; ".join(f"'{source.name}': {source.url}" for source in self.sources) or "no source was given"
             raise EmptyInputsData(f"There is no data: expected at least one row in the sources ({looked}).")
         for source in self.sources:
-            survey = self.surveys[source.name]
-            summary = survey.summary
-            if not summary.rows:
-                self._bad_mapping.add(f"source '{source.name}' is empty ({source.url}), so no line is complete.")
-            if self.bad_rows == "refuse" or summary.own_numbers:
-                self._bad_data.extend(survey.unreadable)
-                self._may_fail |= bool(survey.unreadable.count) and not summary.own_numbers
-            elif survey.unreadable.count:
-                self._note(source, f"rows that cannot be read become failed lines: {survey.unreadable}")
-            self._bad_data.extend(survey.misnumbered)
-            if not summary.rising:
-                self._check_repeats(source, survey)
-            if summary.cut:
-                self._note(source, f"only the first {summary.rows} rows are read (max_lines_count).")
-            if survey.unnumbered:
-                self._note(source, f"{survey.unnumbered} of {summary.rows} rows are left out: they lack a line_number.")
+            self._check_source(source, self.surveys[source.name])
+
+    def _check_source(self, source: Source, survey: Survey) -> None:
+        summary = survey.summary
+        if not summary.rows:
+            self._bad_mapping.add(f"source '{source.name}' is empty ({source.url}), so no line is complete.")
+        if self.bad_rows == "refuse" or summary.own_numbers:
+            self._bad_data.extend(survey.unreadable)
+            self._may_fail |= bool(survey.unreadable.count) and not summary.own_numbers
+        elif survey.unreadable.count:
+            self._note(source, f"rows that cannot be read become failed lines: {survey.unreadable}")
+        self._bad_data.extend(survey.misnumbered)
+        if not summary.rising:
+            self._check_repeats(source, survey)
+        if summary.cut:
+            self._note(source, f"only the first {summary.rows} rows are read (max_lines_count).")
+        if survey.unnumbered:
+            self._note(source, f"{survey.unnumbered} of {summary.rows} rows are left out: they lack a line_number.")
 
     def _check_repeats(self, source: Source, survey: Survey) -> None:
         repeated = [number for number, times in Counter(survey.numbers).items() if times > 1]
@@ -171,54 +173,60 @@ class Checker:
 
     def _join(self) -> Collection[int]:
         """The numbers of the run's lines."""
-        surveys = self.surveys
-        by_position = {name: s.summary.rows for name, s in surveys.items() if not s.summary.own_numbers}
+        self._check_lengths()
+        first, *others = (survey.numbers for survey in self.surveys.values())
+        if not others:
+            return first
+        joined = set(first).intersection(*others)
+        if not joined and all((first, *others)):
+            self._bad_mapping.add(
+                f"no line_number is in all sources ({_listed(self.surveys)}), so no line is complete."
+            )
+        for source in self.sources:
+            numbers = self.surveys[source.name].numbers
+            if 0 < len(joined) < len(numbers):
+                lost = next(number for number in numbers if number not in joined)
+                dropped = f"{len(numbers) - len(joined)} of {len(numbers)} rows are left out"
+                self._note(source, f"{dropped}: other sources lack their line_number, the first is {lost}.")
+        return joined
+
+    def _check_lengths(self) -> None:
+        by_position = {name: s.summary.rows for name, s in self.surveys.items() if not s.summary.own_numbers}
         if len(set(by_position.values())) > 1:
             told = ", ".join(f"{name} has {rows}" for name, rows in by_position.items())
             self._bad_mapping.add(
                 f"sources without line_number must have equally many rows, but {told}. Add or remove rows, or give "
                 "each row a line_number."
             )
-        all_numbers = [survey.numbers for survey in surveys.values()]
-        if len(surveys) == 1:
-            return all_numbers[0]
-        joined = set(all_numbers[0]).intersection(*all_numbers[1:])
-        if not joined and all(all_numbers):
-            self._bad_mapping.add(f"no line_number is in all sources ({_listed(surveys)}), so no line is complete.")
-        for source in self.sources:
-            numbers = surveys[source.name].numbers
-            if 0 < len(joined) < len(numbers):
-                first = next(number for number in numbers if number not in joined)
-                dropped = f"{len(numbers) - len(joined)} of {len(numbers)} rows are left out"
-                self._note(source, f"{dropped}: other sources lack their line_number, the first is {first}.")
-        return joined
 
     def _check_columns(self, numbers: Collection[int]) -> None:
         for name, expression in self.mapping.items():
             if not isinstance(expression, maps.ColumnReference) or not expression.columns:
                 continue
             lacking = self._lacking(expression, numbers)
-            if not lacking:
-                continue
-            source_name, column = expression.columns[-1]
-            survey = self.surveys[source_name]
-            readable = len(numbers) - survey.unreadable.count
-            if len(lacking) >= readable:
-                columns = survey.summary.columns
-                self._bad_mapping.add(
-                    f"{self._told(name)}: no row of '{source_name}' has a column '{column}'; its columns are "
-                    f"{_listed(columns)}.{_meant(column, columns, before=f'{source_name}.')}"
-                )
-                continue
-            first = places_of(self._source(source_name), survey.summary, [lacking[0]])[lacking[0]]
-            found = f"{len(lacking)} of {readable} lines have no column '{column}', the first is {' '.join(first)}"
-            if name in self.optional:
-                self.notes.append(f"{self._told(name)}: {found}; they get the input's default.")
-            elif self.bad_rows == "fail":
-                self.notes.append(f"{self._told(name)}: {found}; they fail.")
-            else:
-                self._bad_mapping.add(f"{self._told(name)}: {found}. Give these rows the column; null is a value.")
-                self._may_fail = True
+            if lacking:
+                self._check_column(name, expression, lacking, len(numbers))
+
+    def _check_column(self, name: str, expression: maps.ColumnReference, lacking: list[int], lines: int) -> None:
+        source_name, column = expression.columns[-1]
+        survey = self.surveys[source_name]
+        readable = lines - survey.unreadable.count
+        if len(lacking) >= readable:
+            columns = survey.summary.columns
+            self._bad_mapping.add(
+                f"{self._told(name)}: no row of '{source_name}' has a column '{column}'; its columns are "
+                f"{_listed(columns)}.{_meant(column, columns, before=f'{source_name}.')}"
+            )
+            return
+        first = places_of(self._source(source_name), survey.summary, [lacking[0]])[lacking[0]]
+        found = f"{len(lacking)} of {readable} lines have no column '{column}', the first is {' '.join(first)}"
+        if name in self.optional:
+            self.notes.append(f"{self._told(name)}: {found}; they get the input's default.")
+        elif self.bad_rows == "fail":
+            self.notes.append(f"{self._told(name)}: {found}; they fail.")
+        else:
+            self._bad_mapping.add(f"{self._told(name)}: {found}. Give these rows the column; null is a value.")
+            self._may_fail = True
 
     def _lacking(self, expression: maps.ColumnReference, numbers: Collection[int]) -> list[int]:
         """The lines for which none of the places that a reference may mean is there."""

@@ -23,7 +23,7 @@ _MAX_LINE_NUMBER = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
-class Literal:
+class FixedValue:
     """A value every line gets."""
 
     value: Any
@@ -39,7 +39,7 @@ class ColumnReference:
     """`(source, column)` pairs in the order in which they are tried; empty when no source fits."""
 
 
-Expression = Literal | ColumnReference
+Expression = FixedValue | ColumnReference
 
 
 def complete_mapping(inputs_mapping: Mapping[str, Any] | None, required: Iterable[str]) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def parse_expression(value: Any, sources: Collection[str]) -> Expression:
     """
     match = _REFERENCE.fullmatch(value) if isinstance(value, str) else None
     if match is None:
-        return Literal(value)
+        return FixedValue(value)
     parts = match[1].split(".")
     cuts = ((".".join(parts[:n]), ".".join(parts[n:])) for n in range(1, len(parts)))
     return ColumnReference(match[0], tuple((source, column) for source, column in cuts if source in sources))
@@ -84,7 +84,7 @@ def map_inputs(
     inputs: dict[str, Any] = {}
     unresolved: list[str] = []
     for name, expression in mapping.items():
-        if isinstance(expression, Literal):
+        if isinstance(expression, FixedValue):
             inputs[name] = expression.value
             continue
         for source, column in expression.columns:

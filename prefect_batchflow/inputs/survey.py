@@ -14,6 +14,7 @@ from prefect_batchflow.inputs.mapping import LINE_NUMBER, parse_line_number
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
+    from prefect_batchflow.inputs.formats import Row
     from prefect_batchflow.inputs.readers import Source
 
 MAX_LISTED = 20
@@ -26,7 +27,7 @@ _MAX_COLUMNS = 10_000
 
 
 @dataclass(slots=True)
-class Problems:
+class Faults:
     """What is wrong, in words: the first ones kept, all counted."""
 
     texts: list[str] = field(default_factory=list)
@@ -38,7 +39,7 @@ class Problems:
         if len(self.texts) < MAX_LISTED:
             self.texts.append(text)
 
-    def extend(self, other: Problems) -> None:
+    def extend(self, other: Faults) -> None:
         """Add another list, its unlisted ones by their count."""
         self.texts = (self.texts + other.texts)[:MAX_LISTED]
         self.count += other.count
@@ -82,77 +83,93 @@ class Survey:
     """The numbers of the rows that have one, in their order."""
     lacking: dict[str, array[int]]
     """For each column asked for, the numbers of the rows without it."""
-    unreadable: Problems
+    unreadable: Faults
     """Rows that could not be read."""
-    misnumbered: Problems
+    misnumbered: Faults
     """Rows whose `line_number` is no number."""
     unnumbered: int
     """Rows left out since they have no `line_number` where others have."""
 
 
-def survey_source(
-    source: Source,
-    columns: Collection[str],
-    max_rows: int | None = None,
-    is_stopped: Callable[[], bool] = lambda: False,
-) -> Survey:
-    """Read a source once, a row in memory at a time.
+class Surveyor:
+    """Reads a source once, with one row in memory at a time.
 
     Args:
-        source: What to read.
-        columns: The columns whose absence is of interest.
-        max_rows: Rows to read; `None` is all. One more is looked at, to tell whether there are more.
-        is_stopped: Asked every `ROWS_UNASKED` rows; once it is true, reading ends.
-
-    Raises:
-        InvalidUserData: The source as a whole cannot be read, or reading was stopped.
+        source: The source to read.
+        columns: The columns whose absence matters.
     """
-    digest = hashlib.sha256()
-    met: dict[str, None] = {}
-    lacking = {column: array("q") for column in columns}
-    numbers = array("q")
-    unreadable, misnumbered = Problems(), Problems()
-    own_numbers, unnumbered, count = False, 0, 0
-    rows = source.rows(digest.update)
-    for position, row in enumerate(islice(rows, max_rows)):
-        count = position + 1
-        if count % ROWS_UNASKED == 0 and is_stopped():
-            raise InvalidUserData(f"Source '{source.name}': reading was stopped after {count} rows.")
+
+    def __init__(self, source: Source, columns: Collection[str]) -> None:
+        self._source = source
+        self._columns = columns
+        self._met: dict[str, None] = {}
+        self._numbers = array("q")
+        self._own_numbers = False
+        self._unnumbered = 0
+        self._lacking = {column: array("q") for column in columns}
+        self._unreadable = Faults()
+        self._misnumbered = Faults()
+
+    def survey(self, max_rows: int | None = None, is_stopped: Callable[[], bool] = lambda: False) -> Survey:
+        """Read the source.
+
+        Args:
+            max_rows: Rows to read; `None` is all. One more row is read, to see whether there are more.
+            is_stopped: Asked every `ROWS_UNASKED` rows; reading ends once it returns true.
+
+        Raises:
+            InvalidUserData: The source as a whole cannot be read, or reading was stopped.
+        """
+        digest = hashlib.sha256()
+        rows = self._source.rows(digest.update)
+        count = 0
+        for count, row in enumerate(islice(rows, max_rows), 1):
+            if count % ROWS_UNASKED == 0 and is_stopped():
+                raise InvalidUserData(f"Source '{self._source.name}': reading was stopped after {count} rows.")
+            self._add(count - 1, row)
+        sha256 = digest.hexdigest()
+        cut = next(rows, None) is not None
+        summary = SourceSummary(
+            name=self._source.name,
+            url=self._source.url,
+            rows=count,
+            sha256=sha256 if cut else digest.hexdigest(),  # blank lines behind the last row belong to a whole file
+            columns=tuple(islice(self._met, _MAX_COLUMNS)),
+            own_numbers=self._own_numbers,
+            rising=all(one < two for one, two in pairwise(self._numbers)),
+            cut=cut,
+        )
+        numbers = self._numbers if self._own_numbers else range(count)
+        return Survey(summary, numbers, self._lacking, self._unreadable, self._misnumbered, self._unnumbered)
+
+    def _add(self, position: int, row: Row) -> None:
         if row.error:
-            unreadable.add(row.error.message)
-            continue
-        values, number = row.values, position
-        if LINE_NUMBER in values:
-            if not own_numbers:
-                own_numbers, unnumbered = True, position
-                lacking = {column: array("q") for column in columns}
-            try:
-                number = parse_line_number(values[LINE_NUMBER])
-            except InvalidUserData as exc:
-                misnumbered.add(f"{row.place}: {exc}")
-                continue
-            numbers.append(number)
-        elif own_numbers:
-            unnumbered += 1
-            continue
-        for column in columns:
-            if column not in values:
-                lacking[column].append(number)
-        if not met.keys() >= values.keys() and len(met) < _MAX_COLUMNS:
-            met.update(dict.fromkeys(values))
-    sha256 = digest.hexdigest()
-    cut = next(rows, None) is not None
-    summary = SourceSummary(
-        name=source.name,
-        url=source.url,
-        rows=count,
-        sha256=sha256 if cut else digest.hexdigest(),  # blank lines behind the last row belong to a whole file
-        columns=tuple(islice(met, _MAX_COLUMNS)),
-        own_numbers=own_numbers,
-        rising=all(one < two for one, two in pairwise(numbers)),
-        cut=cut,
-    )
-    return Survey(summary, numbers if own_numbers else range(count), lacking, unreadable, misnumbered, unnumbered)
+            self._unreadable.add(row.error.message)
+            return
+        number = self._number(position, row)
+        if number is None:
+            return
+        for column in self._columns:
+            if column not in row.values:
+                self._lacking[column].append(number)
+        if not self._met.keys() >= row.values.keys() and len(self._met) < _MAX_COLUMNS:
+            self._met.update(dict.fromkeys(row.values))
+
+    def _number(self, position: int, row: Row) -> int | None:
+        """Give a row's number; `None` if it is left out or its `line_number` is not a number."""
+        if LINE_NUMBER not in row.values:
+            self._unnumbered += self._own_numbers
+            return None if self._own_numbers else position
+        if not self._own_numbers:  # so the rows before this one are left out
+            self._own_numbers, self._unnumbered = True, position
+            self._lacking = {column: array("q") for column in self._columns}
+        try:
+            number = parse_line_number(row.values[LINE_NUMBER])
+        except InvalidUserData as exc:
+            self._misnumbered.add(f"{row.place}: {exc}")
+            return None
+        self._numbers.append(number)
+        return number
 
 
 def places_of(source: Source, summary: SourceSummary, numbers: Collection[int]) -> dict[int, list[str]]:

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from prefect_batchflow.exceptions import InvalidUserData
 from prefect_batchflow.inputs import columnar
 from prefect_batchflow.inputs.readers import open_source
-from prefect_batchflow.inputs.survey import survey_source
+from prefect_batchflow.inputs.survey import Surveyor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -353,7 +353,7 @@ class TestDamage:
 
 class TestFingerprint:
     def fingerprint(self, path: Path, max_rows: int | None = None) -> str:
-        return survey_source(open_source(path, name="data"), [], max_rows).summary.sha256
+        return Surveyor(open_source(path, name="data"), []).survey(max_rows).summary.sha256
 
     @FORMATS
     def test_it_is_of_the_rows_and_not_of_how_they_are_packed(self, tmp_path: Path, form: str) -> None:

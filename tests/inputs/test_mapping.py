@@ -10,7 +10,7 @@ from prefect_batchflow.exceptions import InvalidUserData
 from prefect_batchflow.inputs.formats import Row
 from prefect_batchflow.inputs.mapping import (
     ColumnReference,
-    Literal,
+    FixedValue,
     complete_mapping,
     join_rows,
     map_inputs,
@@ -52,7 +52,7 @@ class TestExpressions:
         ],
     )
     def test_anything_else_is_a_literal(self, value: Any) -> None:
-        assert parse_expression(value, SOURCES) == Literal(value)
+        assert parse_expression(value, SOURCES) == FixedValue(value)
 
     def test_inputs_without_default_read_the_data_unless_mapped(self) -> None:
         mapping = complete_mapping({"b": "x", "extra": 1, "line_number": "${data.n}"}, ["a", "b", "line_number"])

@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow.inputs.readers import RowsSource, open_source
-from prefect_batchflow.inputs.survey import MAX_LISTED, Problems, places_of, survey_source
+from prefect_batchflow.inputs.survey import MAX_LISTED, Faults, Surveyor, places_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,7 +19,7 @@ def rows_source(*rows: dict[str, Any]) -> RowsSource:
 
 class TestSurvey:
     def test_it_counts_rows_and_names_columns_in_order(self) -> None:
-        survey = survey_source(rows_source({"b": 1, "a": 2}, {"c": 3, "a": 4}), ["a", "b"])
+        survey = Surveyor(rows_source({"b": 1, "a": 2}, {"c": 3, "a": 4}), ["a", "b"]).survey()
 
         summary = survey.summary
         assert (summary.rows, summary.columns, summary.own_numbers, summary.cut) == (2, ("b", "a", "c"), False, False)
@@ -27,7 +27,9 @@ class TestSurvey:
         assert {column: list(numbers) for column, numbers in survey.lacking.items()} == {"a": [], "b": [1]}
 
     def test_numbers_of_their_own_replace_positions_and_leave_rows_out(self) -> None:
-        survey = survey_source(rows_source({"x": 1}, {"line_number": 4}, {"y": 1}, {"line_number": "9", "x": 1}), ["x"])
+        survey = Surveyor(
+            rows_source({"x": 1}, {"line_number": 4}, {"y": 1}, {"line_number": "9", "x": 1}), ["x"]
+        ).survey()
 
         assert survey.summary.own_numbers
         assert survey.summary.rising
@@ -38,13 +40,13 @@ class TestSurvey:
     def test_only_rising_numbers_are_rising(self) -> None:
         for numbers, rising in [((1, 2, 9), True), ((1, 1), False), ((2, 1), False)]:
             source = rows_source(*({"line_number": number} for number in numbers))
-            assert survey_source(source, []).summary.rising is rising
+            assert Surveyor(source, []).survey().summary.rising is rising
 
     def test_bad_rows_are_told_and_do_not_end_it(self, tmp_path: Path) -> None:
         path = tmp_path / "d.jsonl"
         path.write_text('{"line_number": 0}\n{"line_number": -1}\nbroken\n{"line_number": 2}\n')
 
-        survey = survey_source(open_source(path, name="data"), [])
+        survey = Surveyor(open_source(path, name="data"), []).survey()
 
         assert survey.summary.rows == 4
         assert list(survey.numbers) == [0, 2]
@@ -60,13 +62,13 @@ class TestSurvey:
         path.write_bytes(b"".join(lines) + b"\n\n")
         source = open_source(path, name="data")
 
-        cut, exact = survey_source(source, [], 3).summary, survey_source(source, [], 5).summary
+        cut, exact = Surveyor(source, []).survey(3).summary, Surveyor(source, []).survey(5).summary
 
         assert (cut.rows, cut.cut, cut.sha256) == (3, True, hashlib.sha256(b"".join(lines[:3])).hexdigest())
         assert (exact.rows, exact.cut, exact.sha256) == (5, False, hashlib.sha256(path.read_bytes()).hexdigest())
 
     def test_columns_that_never_end_are_not_all_kept(self) -> None:
-        survey = survey_source(rows_source(*({f"c{n}-{k}": 0 for k in range(100)} for n in range(150))), [])
+        survey = Surveyor(rows_source(*({f"c{n}-{k}": 0 for k in range(100)} for n in range(150))), []).survey()
 
         assert len(survey.summary.columns) == 10_000
 
@@ -74,20 +76,20 @@ class TestSurvey:
         source = rows_source(
             {"line_number": 4}, {"x": 0}, {"line_number": 7}, {"line_number": "4"}, {"line_number": []}
         )
-        summary = survey_source(source, []).summary
+        summary = Surveyor(source, []).survey().summary
 
         assert places_of(source, summary, [4]) == {4: ["data, row 1", "data, row 4"]}
 
 
-class TestProblems:
+class TestFaults:
     def test_one_problem_is_a_sentence(self) -> None:
-        problems = Problems()
+        problems = Faults()
         problems.add("It is broken.")
 
         assert str(problems) == "It is broken."
 
     def test_many_are_listed_up_to_a_limit_and_all_counted(self) -> None:
-        problems, more = Problems(), Problems()
+        problems, more = Faults(), Faults()
         for number in range(15):
             problems.add(f"one {number}")
             more.add(f"two {number}")
