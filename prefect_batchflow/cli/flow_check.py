@@ -9,10 +9,9 @@ import shutil
 import sys
 from dataclasses import dataclass, field, replace
 from importlib.machinery import PathFinder
-from typing import TYPE_CHECKING, Any
-from typing import Literal as OneOf
+from typing import TYPE_CHECKING, Any, Literal
 
-from prefect_batchflow.definition.flow import Dag, Entry, Literal, Prompt
+from prefect_batchflow.definition.flow import Constant, Dag, Entry, Prompt
 from prefect_batchflow.definition.load import load_flow
 from prefect_batchflow.definition.source_imports import imports_of
 from prefect_batchflow.exceptions import BatchflowException, FlowDefinitionError, FlowNotFoundError
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from prefect_batchflow.definition.flow import Flow, FlowInput, Node
     from prefect_batchflow.definition.source_imports import SourceImport
 
-Level = OneOf["stops", "needs", "note"]
+Level = Literal["stops", "needs", "note"]
 """`stops`: it cannot run like this. `needs`: whoever runs it must bring something. `note`: good to know."""
 
 _ENVIRONMENT = re.compile(r"\$\{env:(?P<name>[^}]+)\}")
@@ -224,7 +223,7 @@ def _asked(flow: Flow) -> Iterator[tuple[str, Any]]:
             yield place, node.connection
             takes = _connection_parameters(node, flow)
             for name, value in node.inputs.items():
-                if isinstance(value, Literal) and name in takes:
+                if isinstance(value, Constant) and name in takes:
                     yield place, value.value
     elif isinstance(program, Prompt):
         yield _name(program.file, flow), (program.model.get("configuration") or {}).get("connection")

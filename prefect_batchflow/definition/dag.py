@@ -18,7 +18,7 @@ from prefect_batchflow.definition.document import (
     refuse_other_keys,
     says_nothing,
 )
-from prefect_batchflow.definition.flow import Activate, Dag, Flow, FlowOutput, Literal, Node, Reference
+from prefect_batchflow.definition.flow import Activate, Constant, Dag, Flow, FlowOutput, Node, Reference
 from prefect_batchflow.definition.includes import is_there, read_includes
 from prefect_batchflow.definition.node_connections import with_node_connections
 from prefect_batchflow.definition.other_language import flow_of_service
@@ -132,7 +132,7 @@ def flow_of_document(
     )
 
 
-def parse_value(value: Any) -> Reference | Literal:
+def parse_value(value: Any) -> Reference | Constant:
     """Give what a node's input or a flow's output says: a reference, or the value itself.
 
     Raises:
@@ -140,7 +140,7 @@ def parse_value(value: Any) -> Reference | Literal:
     Source: promptflow `contracts/flow.py`, `InputAssignment.deserialize`, and `executor/_input_assignment_parser.py`.
     """
     if not (isinstance(value, str) and value.startswith("${") and value.endswith("}")):
-        return Literal(value)
+        return Constant(value)
     inner = value[2:-1]
     section, _, name = inner.partition(".")
     if section in {"inputs", "flow"} and name:
@@ -320,7 +320,7 @@ def _check_outputs(
     kept = []
     for output in outputs:
         value, place = output.value, f"output '{output.name}'"
-        if isinstance(value, Literal):
+        if isinstance(value, Constant):
             kept.append(output)
         elif value.section == "inputs":
             if value.name not in inputs:

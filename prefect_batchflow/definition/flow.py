@@ -76,7 +76,7 @@ class Reference:
 
 
 @dataclass(frozen=True, slots=True)
-class Literal:
+class Constant:
     """A value written in the flow itself."""
 
     value: Any
@@ -87,14 +87,14 @@ class FlowOutput:
     """One output of a DAG flow."""
 
     name: str
-    value: Reference | Literal
+    value: Reference | Constant
 
 
 @dataclass(frozen=True, slots=True)
 class Activate:
     """`activate: {when: ${node.output}, is: value}`: the node runs only when the two are equal."""
 
-    when: Reference | Literal
+    when: Reference | Constant
     expected: Any
 
 
@@ -105,7 +105,7 @@ class Node:
     name: str
     source: str
     """The tool's file, or the template's, relative to the flow's folder; empty for a package's tool without template."""
-    inputs: Mapping[str, Reference | Literal]
+    inputs: Mapping[str, Reference | Constant]
     aggregation: bool = False
     """Runs once, after all lines, over lists."""
     activate: Activate | None = None

@@ -13,7 +13,7 @@ from prefect_batchflow.blocks import open_storage
 from prefect_batchflow.cluster.clusters import cluster_of
 from prefect_batchflow.connection_blocks import find_connections, load_connections
 from prefect_batchflow.connections.given import MISSING
-from prefect_batchflow.definition.flow import Dag, Literal
+from prefect_batchflow.definition.flow import Constant, Dag
 from prefect_batchflow.definition.load import load_flow, merged_copy
 from prefect_batchflow.definition.run_folder import run_folder
 from prefect_batchflow.exceptions import (
@@ -225,7 +225,7 @@ class Preparation:
         values: list[Any] = [missing]
         if isinstance(self._flow.program, Dag):
             for node in self._flow.program.nodes:
-                values += [value.value for value in node.inputs.values() if isinstance(value, Literal)]
+                values += [value.value for value in node.inputs.values() if isinstance(value, Constant)]
                 values.append(getattr(node, "connection", None))
         values += connections_in({**self._flow.environment_variables, **self._state.environment_variables})
         for argument in self._state.init_kwargs.values():

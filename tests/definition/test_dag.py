@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from prefect_batchflow.definition.dag import parse_value
-from prefect_batchflow.definition.flow import Activate, Dag, Flow, FlowOutput, Literal, Reference, Service
+from prefect_batchflow.definition.flow import Activate, Constant, Dag, Flow, FlowOutput, Reference, Service
 from prefect_batchflow.definition.load import load_flow
 from prefect_batchflow.exceptions import (
     DuplicateNodeName,
@@ -81,7 +81,7 @@ class TestValues:
         "value", ["text", "$", "${", "a ${inputs.x}", "${inputs.x} b", "$inputs.x", 5, None, ["${n}"]]
     )
     def test_anything_else_is_a_literal(self, value: object) -> None:
-        assert parse_value(value) == Literal(value)
+        assert parse_value(value) == Constant(value)
 
     @pytest.mark.parametrize(
         ("text", "expected"),
@@ -112,7 +112,7 @@ class TestSound:
         assert flow.name == tmp_path.name
         assert flow.language == "python"
         a, b = flow.program.nodes
-        assert (a.source, a.inputs["n"], a.aggregation) == ("tool.py", Literal(3), False)
+        assert (a.source, a.inputs["n"], a.aggregation) == ("tool.py", Constant(3), False)
         assert (b.inputs["y"], b.aggregation) == (Reference("${a.output.k}", "node", "a", ("k",)), True)
         assert flow.program.line_nodes == (a,)
         assert flow.program.aggregation_nodes == (b,)
@@ -120,7 +120,7 @@ class TestSound:
             FlowOutput("out", Reference("${a.output}", "node", "a")),
             FlowOutput("same", Reference("${inputs.x}", "inputs", "x")),
         )
-        assert flow.program.outputs[0] == FlowOutput("fixed", Literal("text"))
+        assert flow.program.outputs[0] == FlowOutput("fixed", Constant("text"))
 
     def test_the_old_name_of_aggregation_is_understood(self, tmp_path: Path) -> None:
         flow = load(tmp_path, node("a", reduce=True))

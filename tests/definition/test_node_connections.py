@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from prefect_batchflow.definition.flow import Dag, Flow, Literal, Node
+from prefect_batchflow.definition.flow import Constant, Dag, Flow, Node
 from prefect_batchflow.definition.load import load_flow, merged_copy
 from prefect_batchflow.definition.node_connections import check_node_connections
 from prefect_batchflow.exceptions import FlowDefinitionError, InvalidOptionError
@@ -53,7 +53,7 @@ def test_an_llm_node_gets_connection_deployment_and_model(folder: Path) -> None:
 
     answer = node(flow, "answer")
     assert answer.connection == "other"
-    assert answer.inputs == {"q": Literal("a"), "deployment_name": Literal("big"), "model": Literal("gpt")}
+    assert answer.inputs == {"q": Constant("a"), "deployment_name": Constant("big"), "model": Constant("gpt")}
     assert flow.node_connections == chosen
 
 
@@ -61,14 +61,14 @@ def test_what_was_not_chosen_stays(folder: Path) -> None:
     answer = node(load_flow(folder, node_connections={"answer": {"model": "gpt"}}), "answer")
 
     assert answer.connection == "own"
-    assert answer.inputs["deployment_name"] == Literal("own")
+    assert answer.inputs["deployment_name"] == Constant("own")
 
 
 @pytest.mark.parametrize("name", ["look", "bare"])
 def test_a_python_node_gets_inputs_also_where_it_had_none(folder: Path, name: str) -> None:
     inputs = node(load_flow(folder, node_connections={name: {"ai": "other"}}), name).inputs
 
-    assert inputs["ai"] == Literal("other")
+    assert inputs["ai"] == Constant("other")
     assert ("q" in inputs) == (name == "look")
 
 
@@ -79,7 +79,7 @@ def test_the_merged_copy_of_a_flow_has_them_too(folder: Path, tmp_path: Path) ->
 
     merged, _ = merged_copy(load_flow(folder, node_connections={"look": {"ai": "other"}}), tmp_path / "copy")
 
-    assert node(merged, "look").inputs["ai"] == Literal("other")
+    assert node(merged, "look").inputs["ai"] == Constant("other")
 
 
 @pytest.mark.parametrize(

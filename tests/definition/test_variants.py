@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from prefect_batchflow.definition.flow import Dag, Flow, Literal
+from prefect_batchflow.definition.flow import Constant, Dag, Flow
 from prefect_batchflow.definition.load import load_flow
 from prefect_batchflow.definition.variants import parse_variant
 from prefect_batchflow.exceptions import FlowDefinitionError, InvalidFlowRequest, InvalidOptionError
@@ -51,7 +51,7 @@ def node_b(flow: Flow) -> tuple[str, object]:
 def test_each_node_has_its_default(folder: Path) -> None:
     flow = load_flow(folder)
 
-    assert node_b(flow) == ("one.py", Literal(0))
+    assert node_b(flow) == ("one.py", Constant(0))
     assert flow.variant == ""
 
 
@@ -59,7 +59,7 @@ def test_each_node_has_its_default(folder: Path) -> None:
 def test_the_one_that_was_chosen(folder: Path, text: str) -> None:
     flow = load_flow(folder, variant=text)
 
-    assert node_b(flow) == ("two.py", Literal(1))
+    assert node_b(flow) == ("two.py", Constant(1))
     assert flow.variant == text
 
 

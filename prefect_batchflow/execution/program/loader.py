@@ -24,11 +24,11 @@ from prefect_batchflow import promptflow_shim
 from prefect_batchflow.connections.given import Connections
 from prefect_batchflow.definition.flow import (
     NO_DEFAULT,
+    Constant,
     Dag,
     Entry,
     FlowDescription,
     FlowInput,
-    Literal,
     Node,
     Prompt,
     Reference,
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 
     from prefect_batchflow.definition.flow import Flow
 
-    Inputs = dict[str, Literal | Reference]
+    Inputs = dict[str, Constant | Reference]
     """Parameter to value, of one node."""
 
 TYPE_NAMES: Mapping[Any, str] = {
@@ -176,18 +176,18 @@ def _tool_of_node(
             target="Tool",
         )
     model_nodes.refuse_template_collisions(flow, node, names)
-    given = {**node.inputs, prompt: Literal(model_nodes.template_text(flow, node))}
+    given = {**node.inputs, prompt: Constant(model_nodes.template_text(flow, node))}
     from_rows = sorted(model_nodes.inputs_of_the_line(node))
     if from_rows and any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
         # What promptflow's own tools go by, so that no row brings a role.
-        given["_inputs_to_escape"] = Literal(from_rows)
+        given["_inputs_to_escape"] = Constant(from_rows)
     return _node_tool(replace(node, inputs=given), found, connections, images)
 
 
 def _node_tool(node: Node, found: FoundTool, connections: Connections, images: FlowImages) -> NodeTool:
     place = f"Node '{node.name}': {found.place}"
     # promptflow's yaml editor writes an empty text or null for "not set": the tool's own default applies then.
-    inputs = {k: v for k, v in node.inputs.items() if not (isinstance(v, Literal) and v.value in (None, ""))}
+    inputs = {k: v for k, v in node.inputs.items() if not (isinstance(v, Constant) and v.value in (None, ""))}
     function = found.function
     if found.owner is not None:
         function, inputs = _method(found.owner, found, inputs, node, place, connections, images)
@@ -263,7 +263,7 @@ def _method(
     _check_arguments(constructor, taken, node, f"{place}, its class {owner.__qualname__}")
     taken = _converted_literals(taken, own, found.types, node, place, connections, images)
     try:
-        built = owner(**{key: value.value for key, value in taken.items() if isinstance(value, Literal)})
+        built = owner(**{key: value.value for key, value in taken.items() if isinstance(value, Constant)})
     except BaseException as exc:
         if passes_through(exc):
             raise
@@ -290,15 +290,15 @@ def _converted_literals(
     converted = dict(inputs)
     for name, value in inputs.items():
         kinds = connection_types(named[name].annotation) if name in named else []
-        if isinstance(value, Literal) and kinds:
+        if isinstance(value, Constant) and kinds:
             where = f"node '{node.name}', input '{name}'"
-            converted[name] = Literal(connect(value.value, kinds, connections, where))
+            converted[name] = Constant(connect(value.value, kinds, connections, where))
             continue
         type_name = types.get(name) or (_literal_type(named[name]) if name in named else None)
-        if isinstance(value, Literal) and type_name is not None:
+        if isinstance(value, Constant) and type_name is not None:
             try:
                 is_image = type_name == "image"
-                converted[name] = Literal(
+                converted[name] = Constant(
                     images.literal(value.value) if is_image else _converted(value.value, type_name)
                 )
             except (ValueError, InvalidImageInput) as exc:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from prefect_batchflow.definition.flow import Literal, Reference
+from prefect_batchflow.definition.flow import Constant, Reference
 from prefect_batchflow.exceptions import APINotFound, InvalidConnectionType, NodeInputValidationError, ResolveToolError
 from prefect_batchflow.execution.program.calls import UserFunction
 from prefect_batchflow.execution.program.nodes import NodeTool
@@ -207,17 +207,19 @@ def _refuse_collisions(node: Node, template: Template, own: Collection[str], who
         )
 
 
-def _set_inputs(node: Node, types: Mapping[str, str]) -> dict[str, Reference | Literal]:
+def _set_inputs(node: Node, types: Mapping[str, str]) -> dict[str, Reference | Constant]:
     """A node's inputs without the empty ones, literals as their parameters' types."""
     from prefect_batchflow.inputs.types import CONVERSION_ERRORS, CONVERTERS
 
-    inputs: dict[str, Reference | Literal] = {}
+    inputs: dict[str, Reference | Constant] = {}
     for name, value in node.inputs.items():
         if isinstance(value, Reference):
             inputs[name] = value
         elif value.value not in (None, ""):
             try:
-                inputs[name] = Literal(CONVERTERS[types[name]](value.value)) if _converts(name, value, types) else value
+                inputs[name] = (
+                    Constant(CONVERTERS[types[name]](value.value)) if _converts(name, value, types) else value
+                )
             except CONVERSION_ERRORS as exc:
                 raise NodeInputValidationError(
                     f"Node '{node.name}', input '{name}' is {value.value!r}; expected a value of type {types[name]}.",
@@ -226,7 +228,7 @@ def _set_inputs(node: Node, types: Mapping[str, str]) -> dict[str, Reference | L
     return inputs
 
 
-def _converts(name: str, value: Literal, types: Mapping[str, str]) -> bool:
+def _converts(name: str, value: Constant, types: Mapping[str, str]) -> bool:
     if name == "stop" and isinstance(value.value, str) and not value.value.startswith("["):
         return False  # one text is as good as a list of one
     return name in types and not _is_unset(name, value.value)

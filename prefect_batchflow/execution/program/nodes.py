@@ -15,7 +15,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow.connections.kinds import is_connection
-from prefect_batchflow.definition.flow import Literal, Reference
+from prefect_batchflow.definition.flow import Constant, Reference
 from prefect_batchflow.exceptions import (
     FlowOutputUnserializable,
     ImageTooLargeError,
@@ -152,7 +152,7 @@ class NodeTool:
         self,
         name: str,
         function: UserFunction,
-        inputs: Mapping[str, Reference | Literal],
+        inputs: Mapping[str, Reference | Constant],
         *,
         optional: Collection[str] = (),
         activate: Activate | None = None,
@@ -168,7 +168,7 @@ class NodeTool:
         """
         self.name = name
         self.function = function
-        self.literals = {key: value.value for key, value in inputs.items() if isinstance(value, Literal)}
+        self.literals = {key: value.value for key, value in inputs.items() if isinstance(value, Constant)}
         self.connections = {key: value.name for key, value in self.literals.items() if is_connection(value)}
         """Of the literals that are connections the names: what is recorded of them."""
         self.references = [(key, value) for key, value in inputs.items() if isinstance(value, Reference)]
