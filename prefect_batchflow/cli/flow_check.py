@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from importlib.machinery import PathFinder
 from typing import TYPE_CHECKING, Any, Literal
 
-from prefect_batchflow.definition.flow import Constant, Dag, Entry, Prompt
 from prefect_batchflow.definition.load import load_flow
 from prefect_batchflow.definition.source_imports import imports_of
 from prefect_batchflow.exceptions import BatchflowException, FlowDefinitionError, FlowNotFoundError
@@ -30,7 +29,6 @@ Level = Literal["stops", "needs", "note"]
 """`stops`: it cannot run like this. `needs`: whoever runs it must bring something. `note`: good to know."""
 
 _ENVIRONMENT = re.compile(r"\$\{env:(?P<name>[^}]+)\}")
-_MODEL_PACKAGES = ("openai", "jinja2")
 _MODEL_EXTRA = "pip install 'prefect-batchflow[llm]'"
 
 
@@ -106,21 +104,12 @@ def check_flow(
         checked.findings.append(Finding("stops", source, exc.message))
         return checked
     checked.name, checked.inputs = flow.name, list(flow.inputs.values())
-    sample = flow.program.sample_init if isinstance(flow.program, Entry) else {}
+    sample = flow.program.sample_init
     checked.init = [replace(item, default=sample[name]) if name in sample else item for name, item in flow.init.items()]
-    checked.kind = _kind(flow)
-    if isinstance(flow.program, Dag):
-        checked.nodes = [_shown(node) for node in flow.program.nodes]
+    checked.kind = flow.kind
+    checked.nodes = [_shown(node) for node in flow.program.nodes]
     checked.findings = list(_findings(flow))
     return checked
-
-
-def _kind(flow: Flow) -> str:
-    if flow.language != "python":
-        return f"flow in {flow.language}"
-    if isinstance(flow.program, Dag):
-        return "DAG flow"
-    return "prompty" if isinstance(flow.program, Prompt) else "flex flow"
 
 
 def _shown(node: Node) -> CheckedNode:
@@ -136,7 +125,7 @@ def _shown(node: Node) -> CheckedNode:
 
 
 def _findings(flow: Flow) -> Iterator[Finding]:
-    if flow.language != "python":
+    if not flow.is_python:
         yield from _of_service(flow)
         return
     yield from _of_models(flow)
@@ -152,49 +141,33 @@ def _findings(flow: Flow) -> Iterator[Finding]:
 
 
 def _of_service(flow: Flow) -> Iterator[Finding]:
-    from prefect_batchflow.execution.languages import executor_for, registered_languages
+    from prefect_batchflow.execution.languages import executor_for, no_executor
 
     place = _name(flow.definition_file, flow)
     command = flow.service.command if flow.service is not None else ()
     if executor_for(flow) is None:
-        known = ", ".join(["python", *registered_languages()])
-        text = (
-            f"Flows in {flow.language} have no executor here; {known} have. Register one with BatchEngine.register_executor, "
-            "or say in the yaml how its service is started: `service: {command: […]}`, see docs/other-languages.md."
-        )
-        yield Finding("needs", place, text)
+        yield Finding("needs", place, no_executor(flow))
     elif command and shutil.which(command[0]) is None and not (flow.working_dir / command[0]).is_file():
         yield Finding("stops", place, f"The program '{command[0]}' of its service is not on the PATH. Install it.")
 
 
 def _of_models(flow: Flow) -> Iterator[Finding]:
-    program = flow.program
-    if isinstance(program, Dag):
-        asking = [node for node in program.nodes if node.type in ("llm", "prompt")]
-        places = [f"node '{node.name}'" for node in asking]
-        packages = _MODEL_PACKAGES if any(node.type == "llm" for node in asking) else _MODEL_PACKAGES[1:]
-    elif isinstance(program, Prompt):
-        places, packages = [_name(program.file, flow)], _MODEL_PACKAGES
-    else:
-        return
-    missing = [name for name in packages if PathFinder.find_spec(name) is None]
-    if places and missing:
-        yield Finding("stops", places[0], f"It needs {' and '.join(missing)}, not installed here: {_MODEL_EXTRA}")
+    if missing := [name for name in flow.program.packages if PathFinder.find_spec(name) is None]:
+        nodes = [f"node '{node.name}'" for node in flow.program.nodes if node.has_template]
+        place = nodes[0] if nodes else _name(flow.definition_file, flow)
+        yield Finding("stops", place, f"It needs {' and '.join(missing)}, not installed here: {_MODEL_EXTRA}")
 
 
 def _of_constructor(flow: Flow) -> Iterator[Finding]:
     """What the constructor needs, as far as the yaml says it."""
-    sample = flow.program.sample_init if isinstance(flow.program, Entry) else {}
     for name, item in flow.init.items():
-        if item.required and name not in sample:
+        if item.required and name not in flow.program.sample_init:
             what = "the name of a connection" if _is_connection(item.type) else f"a value of type {item.type}"
             yield Finding("needs", f"init '{name}'", f"The constructor takes {what}. Run with --init {name}=….")
 
 
 def _of_packages(flow: Flow) -> Iterator[Finding]:
     """Package tools of which not even the package is installed; which tools one has is known when it is imported."""
-    if not isinstance(flow.program, Dag):
-        return
     for node in flow.program.nodes:
         parts = node.package_tool.split(".")
         package = ".".join(parts[: 2 if parts[0] == "promptflow" else 1])
@@ -217,25 +190,20 @@ def _connections(flow: Flow) -> dict[str, list[str]]:
 
 def _asked(flow: Flow) -> Iterator[tuple[str, Any]]:
     program = flow.program
-    if isinstance(program, Dag):
-        for node in program.nodes:
-            place = f"node '{node.name}'"
-            yield place, node.connection
-            takes = _connection_parameters(node, flow)
-            for name, value in node.inputs.items():
-                if isinstance(value, Constant) and name in takes:
-                    yield place, value.value
-    elif isinstance(program, Prompt):
-        yield _name(program.file, flow), (program.model.get("configuration") or {}).get("connection")
-    else:
-        values = {name: item.default for name, item in flow.init.items() if not item.required} | dict(
-            program.sample_init
-        )
-        for name, value in values.items():
-            if isinstance(value, dict):
-                yield f"init '{name}'", value.get("connection")
-            elif name in flow.init and _is_connection(flow.init[name].type):
-                yield f"init '{name}'", value
+    for node in program.nodes:
+        place = f"node '{node.name}'"
+        yield place, node.connection
+        takes = _connection_parameters(node, flow)
+        for name, value in node.constants.items():
+            if name in takes:
+                yield place, value
+    yield _name(flow.definition_file, flow), (program.model.get("configuration") or {}).get("connection")
+    defaults = {name: item.default for name, item in flow.init.items() if not item.required}
+    for name, value in {**defaults, **program.sample_init}.items():
+        if isinstance(value, dict):
+            yield f"init '{name}'", value.get("connection")
+        elif name in flow.init and _is_connection(flow.init[name].type):
+            yield f"init '{name}'", value
     for variable, text in flow.environment_variables.items():
         for name in connections_in({variable: text}):
             yield f"environment variable {variable}", name
@@ -287,17 +255,11 @@ def _of_environment(flow: Flow) -> Iterator[Finding]:
 
 def _of_sources(flow: Flow) -> Iterator[Finding]:
     """Node sources and entries, and all of the flow's own modules that they import."""
-    program = flow.program
-    waiting: list[Path] = []
-    if isinstance(program, Dag):
-        for node in program.nodes:
-            file = (flow.working_dir / node.source).resolve()
-            if node.type == "python" and node.source and file not in waiting:
-                waiting.append(file)
-                yield from _of_tool(node, file, flow)
-    elif isinstance(program, Entry) and program.file is not None:
-        waiting.append(program.file)
-    seen = set(waiting)
+    code = flow.program.code(flow.working_dir)
+    for file, node in code.items():
+        if node:
+            yield from _of_tool(node, file)
+    waiting, seen = list(code), set(code)
     while waiting:
         file = waiting.pop(0)
         try:
@@ -317,7 +279,7 @@ def _of_sources(flow: Flow) -> Iterator[Finding]:
                 waiting.append(own)
 
 
-def _of_tool(node: Node, file: Path, flow: Flow) -> Iterator[Finding]:
+def _of_tool(node: str, file: Path) -> Iterator[Finding]:
     """Whether the file has one tool; decorators are known by their name only, since nothing is imported."""
     try:
         body = ast.parse(file.read_bytes()).body
@@ -331,10 +293,10 @@ def _of_tool(node: Node, file: Path, flow: Flow) -> Iterator[Finding]:
     ]
     if len(tools) > 1:
         text = f"{file.name} has {len(tools)} tools: {', '.join(tools)}. Expected one; put each into a file of its own."
-        yield Finding("stops", f"node '{node.name}'", text)
+        yield Finding("stops", f"node '{node}'", text)
     elif not tools:
         text = f"no function of {file.name} has @tool above it. Put @tool, from promptflow.core, above the one that is meant."
-        yield Finding("stops", f"node '{node.name}'", text)
+        yield Finding("stops", f"node '{node}'", text)
 
 
 def _names_tool(decorators: Sequence[ast.expr]) -> bool:

@@ -18,7 +18,7 @@ from prefect_batchflow.definition.document import (
     refuse_other_keys,
     says_nothing,
 )
-from prefect_batchflow.definition.flow import Activate, Constant, Dag, Flow, FlowOutput, Node, Reference
+from prefect_batchflow.definition.flow import PYTHON, Activate, Constant, Dag, Flow, FlowOutput, Node, Reference
 from prefect_batchflow.definition.includes import is_there, read_includes
 from prefect_batchflow.definition.node_connections import with_node_connections
 from prefect_batchflow.definition.other_language import flow_of_service
@@ -97,7 +97,7 @@ def flow_of_document(
     if says_nothing(document.get("inputs")):
         problems.add(InputNotFound, "top level", "no 'inputs'. Declare what each line brings: a batch runs over them.")
     outputs = _read_outputs(document, problems)
-    if language != "python":
+    if language != PYTHON:
         return flow_of_service(
             document,
             file,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from prefect_batchflow.definition.flow import MESSAGE_FORMATS, NO_DEFAULT, FlowInput, Service
+from prefect_batchflow.definition.flow import MESSAGE_FORMATS, NO_DEFAULT, PYTHON, FlowInput, Service
 from prefect_batchflow.exceptions import (
     FlowDefinitionError,
     InvalidFlowRequest,
@@ -272,12 +272,12 @@ def environment_texts(values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def read_language(given: dict[str, Any], problems: Problems) -> str:
-    """The yaml's `language`."""
-    language = given.get("language") or "python"
+    """The yaml's `language`, in lower case."""
+    language = given.get("language") or PYTHON
     if not isinstance(language, str):
         problems.add(FlowDefinitionError, "top level", f"'language' should be a name, found {language!r}.")
-        return "python"
-    return language
+        return PYTHON
+    return language.lower()
 
 
 def read_message_format(given: dict[str, Any], problems: Problems, known: tuple[str, ...] = MESSAGE_FORMATS) -> str:

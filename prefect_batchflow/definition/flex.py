@@ -22,7 +22,7 @@ from prefect_batchflow.definition.document import (
     read_message_format,
     refuse_other_keys,
 )
-from prefect_batchflow.definition.flow import Entry, Flow
+from prefect_batchflow.definition.flow import PYTHON, Entry, Flow
 from prefect_batchflow.definition.includes import is_there, read_includes
 from prefect_batchflow.definition.other_language import flow_of_service
 from prefect_batchflow.exceptions import FlowDefinitionError, InvalidFlexFlowEntry, PythonLoadError
@@ -57,7 +57,7 @@ def flow_of_document(document: dict[str, Any], file: Path, working_dir: Path) ->
     # promptflow reads it of DAG flows only: a callable's images are always in the basic form.
     read_message_format(document, problems, known=("basic",))
     inputs = read_inputs(document, "inputs", problems, empty_is_none=True)
-    if language != "python":
+    if language != PYTHON:
         entry = Entry(module="", attribute=str(document["entry"]))
         return flow_of_service(document, file, working_dir, entry, inputs, problems, language=language)
     refuse_other_keys(document, FLOW_KEYS, "top level", problems)

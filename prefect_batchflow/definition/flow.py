@@ -9,7 +9,7 @@ import os
 import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -22,6 +22,10 @@ OTHER_SOURCE_SUFFIXES: Final = SOURCE_SUFFIXES | frozenset(
 """The same of a flow in another language."""
 MESSAGE_FORMATS: Final = ("basic", "openai-vision")
 """How a flow writes images in its data and outputs; the first is the default."""
+PYTHON: Final = "python"
+"""The language of a flow that this package runs itself."""
+TEMPLATE_PACKAGES: Final = ("jinja2",)
+MODEL_PACKAGES: Final = ("openai", "jinja2")
 SOURCE_FILE_LIMIT: Final = 10_000
 """Files of a flow folder that its fingerprint takes in."""
 
@@ -129,6 +133,19 @@ class Node:
             named["activate"] = self.activate.when
         return {place: value for place, value in named.items() if isinstance(value, Reference)}
 
+    @property
+    def constants(self) -> dict[str, Any]:
+        """Parameter to value, of those that the flow itself gives."""
+        return {name: value.value for name, value in self.inputs.items() if isinstance(value, Constant)}
+
+    @property
+    def has_template(self) -> bool:
+        """Whether this package renders its source; a `custom_llm` node's tool does it itself."""
+        return self.type in ("llm", "prompt")
+
+
+# `Dag`, `Entry` and `Prompt` answer the same questions, so that nobody asks which of them a flow has.
+
 
 @dataclass(frozen=True, slots=True)
 class Dag:
@@ -136,6 +153,14 @@ class Dag:
 
     nodes: tuple[Node, ...]
     outputs: tuple[FlowOutput, ...]
+
+    kind: ClassVar[str] = "DAG flow"
+    """For people."""
+    loads_images: ClassVar[bool] = True
+    """Whether its code gets images; otherwise it gets the dictionaries that name them."""
+    attribute: ClassVar[str] = ""
+    model: ClassVar[Mapping[str, Any]] = {}
+    sample_init: ClassVar[Mapping[str, Any]] = {}
 
     @property
     def line_nodes(self) -> tuple[Node, ...]:
@@ -146,6 +171,25 @@ class Dag:
     def aggregation_nodes(self) -> tuple[Node, ...]:
         """The nodes that run once, over all completed lines."""
         return tuple(n for n in self.nodes if n.aggregation)
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """The optional packages that it needs, beside what its code imports."""
+        if any(node.type == "llm" for node in self.nodes):
+            return MODEL_PACKAGES
+        return TEMPLATE_PACKAGES if any(node.has_template for node in self.nodes) else ()
+
+    def sources(self, folder: Path) -> list[Path]:
+        """The files that it names, in the flow's folder."""
+        return [folder / node.source for node in self.nodes if node.source]
+
+    def code(self, folder: Path) -> dict[Path, str]:
+        """The Python files that a worker imports by their paths, to the node whose tool each has; `""` for an entry."""
+        files: dict[Path, str] = {}
+        for node in self.nodes:
+            if node.type == "python" and node.source:
+                files.setdefault((folder / node.source).resolve(), node.name)
+        return files
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +206,20 @@ class Entry:
     """The source file, found without importing it; `None` when there is none to be found."""
     sample_init: Mapping[str, Any] = field(default_factory=dict)
     """The yaml's `sample.init`: a class entry's arguments when none were given."""
+
+    kind: ClassVar[str] = "flex flow"
+    loads_images: ClassVar[bool] = False
+    nodes: ClassVar[tuple[Node, ...]] = ()
+    model: ClassVar[Mapping[str, Any]] = {}
+    packages: ClassVar[tuple[str, ...]] = ()
+
+    def sources(self, folder: Path) -> list[Path]:
+        """Its source file, if one was found."""
+        return [self.file] if self.file is not None else []
+
+    def code(self, folder: Path) -> dict[Path, str]:
+        """As `Dag.code`."""
+        return dict.fromkeys(self.sources(folder), "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,10 +238,25 @@ class Prompt:
     referenced: tuple[Path, ...] = ()
     """The files that `${file:…}` names."""
 
+    kind: ClassVar[str] = "prompty"
+    loads_images: ClassVar[bool] = True
+    nodes: ClassVar[tuple[Node, ...]] = ()
+    attribute: ClassVar[str] = ""
+    packages: ClassVar[tuple[str, ...]] = MODEL_PACKAGES
+    sample_init: ClassVar[Mapping[str, Any]] = {}
+
     @property
     def api(self) -> str:
         """`chat` or `completion`."""
         return str(self.model.get("api") or "chat")
+
+    def sources(self, folder: Path) -> list[Path]:
+        """The files that it names."""
+        return list(self.referenced)
+
+    def code(self, folder: Path) -> dict[Path, str]:
+        """No file is imported."""
+        return {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +285,8 @@ class Flow:
     program: Dag | Entry | Prompt
     inputs: Mapping[str, FlowInput] = field(default_factory=dict)
     init: Mapping[str, FlowInput] = field(default_factory=dict)
-    language: str = "python"
+    language: str = PYTHON
+    """In lower case."""
     source: str | None = None
     """What `load_flow` was given, made absolute, so that a resume finds it; `None` for an object in memory."""
     definition_file: Path | None = None
@@ -231,6 +305,16 @@ class Flow:
     """Set where its code runs, before it is imported; a text may be `${connection.key}`."""
 
     @property
+    def is_python(self) -> bool:
+        """Whether this package runs its code; otherwise an executor of its language does."""
+        return self.language == PYTHON
+
+    @property
+    def kind(self) -> str:
+        """What it is, for people."""
+        return self.program.kind if self.is_python else f"flow in {self.language}"
+
+    @property
     def files(self) -> tuple[Path, ...]:
         """The files whose content is this flow, for fingerprints; absolute, sorted.
 
@@ -238,17 +322,10 @@ class Flow:
         helpers: hidden folders, caches and virtual environments left out, the nearest 10,000 at most. Of a flow in
         another language these are the usual suffixes of sources, and the files that its command names.
         """
-        named = [self.definition_file]
-        if isinstance(self.program, Entry):
-            named.append(self.program.file)
-        elif isinstance(self.program, Prompt):
-            named.extend(self.program.referenced)
-        else:
-            named.extend(self.working_dir / node.source for node in self.program.nodes if node.source)
-        found = {file.resolve() for file in named if file is not None}
+        found = {file.resolve() for file in self.program.sources(self.working_dir)}
         if self.definition_file is not None:
-            is_python = self.language == "python"
-            found.update(_source_files(self.working_dir, SOURCE_SUFFIXES if is_python else OTHER_SOURCE_SUFFIXES))
+            suffixes = SOURCE_SUFFIXES if self.is_python else OTHER_SOURCE_SUFFIXES
+            found |= {self.definition_file.resolve(), *_source_files(self.working_dir, suffixes)}
         if self.service is not None:
             arguments = (self.working_dir / argument for argument in self.service.command if argument)
             found.update(file.resolve() for file in arguments if file.is_file())

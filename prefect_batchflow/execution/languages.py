@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from prefect_batchflow.definition.flow import PYTHON
+from prefect_batchflow.exceptions import UnsupportedFeatureError
 from prefect_batchflow.execution.services.http import HttpExecutorProxy, JavaScriptExecutorProxy
+from prefect_batchflow.execution.services.proxy import ProxyExecutor
+from prefect_batchflow.execution.workers.pool import WorkerPool
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from prefect_batchflow.definition.flow import Flow
+    from prefect_batchflow.execution.executor import Executor
     from prefect_batchflow.execution.services.proxy import AbstractExecutorProxy
-
+    from prefect_batchflow.settings import RunOptions
 
 _REGISTRY: dict[str, type[AbstractExecutorProxy]] = {}
 _BUILT_IN: Mapping[str, type[AbstractExecutorProxy]] = {"javascript": JavaScriptExecutorProxy}
@@ -38,3 +43,53 @@ def executor_for(flow: Flow) -> type[AbstractExecutorProxy] | None:
     """The class for a flow's language, or else the one that starts the command in its yaml; `None` for Python."""
     has_command = flow.service is not None and flow.service.command
     return registered_executor(flow.language) or (HttpExecutorProxy if has_command else None)
+
+
+def no_executor(flow: Flow) -> str:
+    """Say that nothing runs a flow's language, and what to do."""
+    known = ", ".join([PYTHON, *registered_languages()])
+    return (
+        f"The flow {flow.name!r} is written in {flow.language!r}; flows of {known} can run. Register an executor: "
+        f"BatchEngine.register_executor({flow.language!r}, <AbstractExecutorProxy subclass>). Or say in its yaml how the "
+        "service that runs it is started: `service: {command: […]}`, see docs/other-languages.md."
+    )
+
+
+def new_executor(
+    flow: Flow,
+    options: RunOptions,
+    proxy: AbstractExecutorProxy | type[AbstractExecutorProxy] | None,
+    *,
+    run_id: str,
+    init_kwargs: Mapping[str, Any],
+    connections: Mapping[str, Any],
+    environment_variables: Mapping[str, str],
+    storage: Any = None,
+) -> Executor:
+    """Give what runs a flow's lines: `proxy`, else what its language says.
+
+    Raises:
+        UnsupportedFeatureError: Nothing here runs its language.
+    """
+    if proxy := proxy or executor_for(flow):
+        return ProxyExecutor(
+            flow,
+            proxy,
+            run_id=run_id,
+            slots=options.worker_count,
+            init_kwargs=init_kwargs,
+            connections=connections or None,
+            storage=storage,
+            environment_variables=environment_variables,
+        )
+    if not flow.is_python:
+        raise UnsupportedFeatureError(no_executor(flow))
+    return WorkerPool(
+        flow,
+        init_kwargs=init_kwargs,
+        connections=connections,
+        environment_variables=environment_variables,
+        worker_count=options.worker_count,
+        max_concurrency=options.max_concurrency,
+        line_memory_mb=options.line_memory_mb,
+    )

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow.connections.given import secret_values
-from prefect_batchflow.definition.flow import Prompt
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -80,8 +79,7 @@ class Scrubber:
         variables: Mapping[str, str],
     ) -> Scrubber:
         """The scrubber of a run of a flow in this process's environment with the run's variables."""
-        model = flow.program.model if isinstance(flow.program, Prompt) else {}
-        return cls(connections, {**init_kwargs, "": model}, {**os.environ, **variables}, variables)
+        return cls(connections, {**init_kwargs, "": flow.program.model}, {**os.environ, **variables}, variables)
 
     def text(self, text: str) -> str:
         """A text without secrets."""

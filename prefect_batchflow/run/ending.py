@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from prefect_batchflow.definition.flow import Entry
 from prefect_batchflow.images.forms import form_of
 from prefect_batchflow.prefect_runtime.gone_server import let_go_of_server, server_answers
 from prefect_batchflow.prefect_runtime.own_server import has_own_server, wait_until_recorded
@@ -102,11 +101,11 @@ class Ending:
     def _image_inputs(self) -> ImageInputs | None:
         """How lines name images; `None` for flows in other languages, which read images from where nobody here knows."""
         flow = self._prepared.flow
-        if flow.language.lower() != "python":
+        if not flow.is_python:
             return None
         # Who stops a run waits for its end.
         remote_sec = 0.0 if self._state.stop.is_stopped else COPY_IMAGES_SEC
-        return ImageInputs(self._image_folders(), not isinstance(flow.program, Entry), remote_sec)
+        return ImageInputs(self._image_folders(), flow.program.loads_images, remote_sec)
 
     async def _newest_records(self) -> AsyncIterator[dict[str, Any]]:
         async for stored, record in self._opened.records.newest():

@@ -13,7 +13,6 @@ from prefect_batchflow.blocks import open_storage
 from prefect_batchflow.cluster.clusters import cluster_of
 from prefect_batchflow.connection_blocks import find_connections, load_connections
 from prefect_batchflow.connections.given import MISSING
-from prefect_batchflow.definition.flow import Constant, Dag
 from prefect_batchflow.definition.load import load_flow, merged_copy
 from prefect_batchflow.definition.run_folder import run_folder
 from prefect_batchflow.exceptions import (
@@ -22,10 +21,8 @@ from prefect_batchflow.exceptions import (
     InvalidOptionError,
     UnsupportedFeatureError,
 )
-from prefect_batchflow.execution.languages import executor_for, registered_languages
+from prefect_batchflow.execution.languages import new_executor
 from prefect_batchflow.execution.program.environment import connections_in
-from prefect_batchflow.execution.services.proxy import ProxyExecutor
-from prefect_batchflow.execution.workers.pool import WorkerPool
 from prefect_batchflow.images.forms import form_of
 from prefect_batchflow.inputs.readers import open_source
 from prefect_batchflow.lines import check, read_lines
@@ -174,35 +171,16 @@ class Preparation:
     # --- the executor ------------------------------------------------------------------------------------------------
 
     def _new_executor(self) -> Executor:
-        state, flow = self._state, self._flow
-        language = flow.language.lower()
-        proxy = state.live.executor_proxy or executor_for(flow)
-        if proxy is not None:
-            return ProxyExecutor(
-                flow,
-                proxy,
-                run_id=self._request.run_id,
-                slots=self._options.worker_count,
-                init_kwargs=state.init_kwargs,
-                connections=self._connections or None,
-                storage=state.live.run_storage,
-                environment_variables=state.environment_variables,
-            )
-        if language != "python":
-            known = ", ".join(["python", *registered_languages()])
-            raise UnsupportedFeatureError(
-                f"The flow {flow.name!r} is written in {language!r}; flows of {known} can run. Register an executor: "
-                f"BatchEngine.register_executor({language!r}, <AbstractExecutorProxy subclass>). Or say in its yaml how the "
-                "service that runs it is started: `service: {command: […]}`, see docs/other-languages.md."
-            )
-        return WorkerPool(
-            flow,
+        state = self._state
+        return new_executor(
+            self._flow,
+            self._options,
+            state.live.executor_proxy,
+            run_id=self._request.run_id,
             init_kwargs=state.init_kwargs,
             connections=self._connections,
             environment_variables=state.environment_variables,
-            worker_count=self._options.worker_count,
-            max_concurrency=self._options.max_concurrency,
-            line_memory_mb=self._options.line_memory_mb,
+            storage=state.live.run_storage,
         )
 
     async def _start(self) -> FlowDescription:
@@ -223,10 +201,8 @@ class Preparation:
     def _may_be_connections(self, missing: str) -> set[str]:
         """The names in flow, variables and constructor's arguments that may be connections: all are asked for at once."""
         values: list[Any] = [missing]
-        if isinstance(self._flow.program, Dag):
-            for node in self._flow.program.nodes:
-                values += [value.value for value in node.inputs.values() if isinstance(value, Constant)]
-                values.append(getattr(node, "connection", None))
+        for node in self._flow.program.nodes:
+            values += [node.connection, *node.constants.values()]
         values += connections_in({**self._flow.environment_variables, **self._state.environment_variables})
         for argument in self._state.init_kwargs.values():
             values.append(argument.get("connection") if isinstance(argument, dict) else argument)
@@ -246,7 +222,7 @@ class Preparation:
                 f"granularity='line' does not go with task_runner={runner!r}: submitting a task costs a cluster as much as "
                 "running many lines. Leave it out; a cluster gets chunks."
             )
-        if self._flow.language.lower() != "python" or self._state.live.executor_proxy is not None:
+        if not self._flow.is_python or self._state.live.executor_proxy is not None:
             raise UnsupportedFeatureError(
                 f"The flow {self._flow.name!r} is run by an executor of its own; with task_runner={runner!r} only Python "
                 "flows run. Leave task_runner out."

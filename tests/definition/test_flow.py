@@ -153,6 +153,28 @@ class TestOtherLanguages:
         flow = load_flow(tmp_path / "Flow.dll")
 
         assert (flow.language, flow.name, flow.definition_file) == ("csharp", "Flow", tmp_path / "Flow.dll")
+        assert (flow.is_python, flow.kind) == (False, "flow in csharp")
+
+    @pytest.mark.parametrize(
+        ("name", "content", "kind"),
+        [
+            ("flow.dag.yaml", f"language: Python\n{DAG}", "DAG flow"),
+            ("flow.flex.yaml", f"language: Python\n{FLEX}", "flex flow"),
+            ("ask.prompty", "---\nlanguage: Python\n---\nuser:\n{{x}}\n", "prompty"),
+        ],
+        ids=["dag", "flex", "prompty"],
+    )
+    def test_python_may_be_written_in_capitals(self, folder: Path, name: str, content: str, kind: str) -> None:
+        (folder / name).write_text(content)
+
+        flow = load_flow(folder / name)
+
+        assert (flow.language, flow.is_python, flow.kind) == ("python", True, kind)
+
+    def test_other_languages_are_known_in_lower_case(self, folder: Path) -> None:
+        (folder / "flow.flex.yaml").write_text("entry: a.js\nlanguage: JavaScript\n")
+
+        assert load_flow(folder).language == "javascript"
 
 
 class TestFiles:

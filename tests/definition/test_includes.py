@@ -60,7 +60,7 @@ def test_files_and_folders_are_merged_under_their_own_names(folder: Path, tmp_pa
     assert notes == []
     assert (merged.working_dir, merged.name, merged.source) == (copy, "flow", str(folder))
     assert isinstance(merged.program, Dag)
-    assert merged.program.nodes == flow.program.nodes  # type: ignore[union-attr]
+    assert merged.program.nodes == flow.program.nodes
     assert merged.additional_includes == ()
 
 

@@ -107,7 +107,7 @@ def load_program(
 
 def program_of(flow: Flow, init_kwargs: Mapping[str, Any], connections: Connections) -> Program:
     """The same with connections that are there already: for a flow that another one's code calls."""
-    if flow.language != "python":
+    if not flow.is_python:
         raise UnsupportedFeatureError(
             f"The flow '{flow.name}' is written in {flow.language}. Register an executor for it: "
             f"register_executor('{flow.language}', …)."
@@ -126,9 +126,8 @@ def program_of(flow: Flow, init_kwargs: Mapping[str, Any], connections: Connecti
         program = _load_prompt(flow, init_kwargs, connections)
     else:
         program = _load_entry(flow, flow.program, init_kwargs, connections)
-    program.images = FlowImages(
-        folder, flow.message_format, program.description.inputs, loads=not isinstance(flow.program, Entry)
-    )
+    images = flow.program.loads_images
+    program.images = FlowImages(folder, flow.message_format, program.description.inputs, loads=images)
     if not mirrored and program.description.has_aggregation:
         _take_promptflow_metrics()
     return program

@@ -18,7 +18,7 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from prefect_batchflow.definition.flow import Entry, Service
+from prefect_batchflow.definition.flow import Service
 from prefect_batchflow.definition.load import load_flow
 from prefect_batchflow.exceptions import (
     FlowDefinitionError,
@@ -352,7 +352,7 @@ class HttpExecutorProxy(AbstractExecutorProxy):
     def _filled_command(self) -> list[str]:
         flow = self._flow
         command = self._service.command or tuple(self.command)
-        entry = flow.program.attribute if isinstance(flow.program, Entry) else ""
+        entry = flow.program.attribute
         place = flow.definition_file or flow.working_dir
         if not command:
             raise FlowDefinitionError(
