@@ -1,0 +1,66 @@
+"""The folders that images must stay in."""
+
+from __future__ import annotations
+
+import base64
+import os
+
+import fsspec
+import pytest
+
+from prefect_batchflow.exceptions import InvalidImageInput
+from prefect_batchflow.images import forms, places
+from prefect_batchflow.images.forms import BASIC
+from prefect_batchflow.images.places import read_within
+
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(8)
+B64 = base64.b64encode(PNG).decode()
+
+
+class TestFolders:
+    @pytest.mark.parametrize(
+        "path",
+        [
+            "../secret.png",
+            "deep/../../secret.png",
+            "/etc/passwd",
+            "{parent}/secret.png",
+            "../data-too/c.png",
+            "link.png",
+            "out/c.png",
+            "",
+            ".",
+        ],
+    )
+    def test_nothing_leads_out(self, folder: str, path: str) -> None:
+        with pytest.raises(InvalidImageInput, match="leads out of"):
+            read_within(path.format(parent=os.path.dirname(folder)), folder)  # noqa: PTH120
+
+    def test_a_pipe_holds_nobody(self, folder: str) -> None:
+        with pytest.raises(InvalidImageInput, match=r"'pipe\.png' in .* is no file"):
+            read_within("pipe.png", folder)
+
+    def test_data_from_nowhere_has_no_paths(self) -> None:
+        with pytest.raises(InvalidImageInput, match="lies in no folder"):
+            read_within("a.png", None)
+
+    def test_what_is_too_large_is_refused(self, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        for module in (forms, places):
+            monkeypatch.setattr(module, "MAX_IMAGE_BYTES", 10)
+
+        with pytest.raises(InvalidImageInput, match=r"'a\.png' is larger than 10 bytes"):
+            read_within("a.png", folder)
+        with pytest.raises(InvalidImageInput, match="longer than 10 bytes of image"):
+            BASIC.load_image({"data:image/png;base64": B64}, (folder,))
+
+    def test_another_storage(self) -> None:
+        with fsspec.open("memory://images/data/a.png", "wb") as file:
+            file.write(PNG)
+
+        assert read_within("a.png", "memory://images/data") == PNG
+        assert read_within("memory://images/data/a.png", "memory://images/data/") == PNG
+
+    @pytest.mark.parametrize("path", ["../x", "a/../../x", "/x", "memory://other/x", "a/%2e%2e/x", "..\\x", "zip::x"])
+    def test_nothing_leads_out_of_another_storage(self, path: str) -> None:
+        with pytest.raises(InvalidImageInput, match="leads out of memory://images/data"):
+            read_within(path, "memory://images/data")
