@@ -175,6 +175,40 @@ def test_aggregation_pairs_values_by_line_number_also_after_a_resume(
     assert [json.loads(line)["line_number"] for line in lines] == [2, 4, 7, 9]
 
 
+LARGEST = 10**12 - 1
+
+
+@pytest.mark.parametrize("numbers", [(0, LARGEST), (LARGEST - 1, str(LARGEST)), (float(LARGEST),)], ids=repr)
+def test_line_numbers_up_to_the_largest_are_kept_and_read_again(
+    numbers: Sequence[Any], storage: Path, write_rows: Callable[..., Path]
+) -> None:
+    data = write_rows([{"line_number": number, "n": 1} for number in numbers])
+    segments = []
+    for _ in ("first", "again"):
+        result = BatchEngine(double, run_storage_url=str(storage)).run({"data": data}, run_id="r")
+        assert result.completed_lines == len(numbers)
+        segments.append(sorted((storage / "r" / "records").iterdir()))
+
+    assert segments[0] == segments[1], "the second start ran no line"
+    rows = [json.loads(row) for row in (storage / "r" / "outputs.jsonl").read_text().splitlines()]
+    assert [row["line_number"] for row in rows] == [int(number) for number in numbers]
+
+
+@pytest.mark.parametrize(
+    "number", [LARGEST + 1, 1_700_000_000_000, 2**63 - 1, 2**63, -1, "1000000000000", "x", 1e12, 0.5]
+)
+def test_a_line_number_that_cannot_be_kept_is_refused_before_the_first_line(
+    number: Any, storage: Path, write_rows: Callable[..., Path]
+) -> None:
+    data = write_rows([{"line_number": 1, "n": 1}, {"line_number": number, "n": 1}])
+
+    with pytest.raises(
+        InvalidUserData, match=r"line 2 .*: line_number is .*, expected a whole number from 0 to 999999999999"
+    ):
+        BatchEngine(double, run_storage_url=str(storage)).run({"data": data}, run_id="r")
+    assert not (storage / "r" / "records").exists()
+
+
 def test_a_variant_is_part_of_the_run(tmp_path: Path, storage: Path, write_rows: Callable[..., Path]) -> None:
     folder = tmp_path / "varied"
     folder.mkdir()

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 LINE_NUMBER = "line_number"
 """The column that numbers the rows of a source, and the input that gets the line's number."""
 
+MAX_LINE_NUMBER = 10**12 - 1
+"""Twelve digits: the names of stored records have room for no more."""
+
 _REFERENCE = re.compile(r"\$\{([^{}]+)\}")
-_MAX_LINE_NUMBER = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,16 +99,18 @@ def map_inputs(
 
 
 def parse_line_number(value: Any) -> int:
-    """A row's own line number: a whole number from 0, or its decimal digits as text, since csv has only text.
+    """A row's own line number: a whole number from 0 to `MAX_LINE_NUMBER`, or its digits as text, since csv has only text.
 
     Raises:
         InvalidUserData: It is neither; says what was found, not where.
     """
-    if isinstance(value, str) and len(value) < 20 and value.isascii() and value.isdigit():
-        return int(value)
-    number = int(value) if isinstance(value, float) and value.is_integer() else value
-    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= _MAX_LINE_NUMBER:
-        raise InvalidUserData(f"{LINE_NUMBER} is {shorten(value)}, expected a whole number from 0.")
+    digits = isinstance(value, str) and len(value) < 20 and value.isascii() and value.isdigit()
+    number = int(value) if digits or (isinstance(value, float) and value.is_integer()) else value
+    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= MAX_LINE_NUMBER:
+        raise InvalidUserData(
+            f"{LINE_NUMBER} is {shorten(value)}, expected a whole number from 0 to {MAX_LINE_NUMBER}. If this column does "
+            "not number the rows, rename it."
+        )
     return number
 
 

@@ -21,12 +21,13 @@ import uuid
 from dataclasses import dataclass
 
 from prefect_batchflow.exceptions import InvalidRunIdError, RecordCorruptError
+from prefect_batchflow.inputs.mapping import MAX_LINE_NUMBER
 
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_SEGMENT = re.compile(r"([0-9]{12})-([0-9]{12})-([0-9]{4})-[0-9a-f]{12}\.json")
+_DIGITS = len(str(MAX_LINE_NUMBER))
+_SEGMENT = re.compile(rf"([0-9]{{{_DIGITS}}})-([0-9]{{{_DIGITS}}})-([0-9]{{4}})-[0-9a-f]{{12}}\.json")
 IMAGES = "images"
 """The folder beside an outputs file that has its images."""
-MAX_LINE_NUMBER = 10**12 - 1
 
 
 def check_run_id(run_id: str) -> str:
@@ -129,7 +130,9 @@ class SegmentName:
     @classmethod
     def new(cls, first: int, last: int, session: int) -> SegmentName:
         """A name that nobody else has; names sort by their first line."""
-        return cls(f"{first:012d}-{last:012d}-{session:04d}-{uuid.uuid4().hex[:12]}.json", first, last, session)
+        return cls(
+            f"{first:0{_DIGITS}d}-{last:0{_DIGITS}d}-{session:04d}-{uuid.uuid4().hex[:12]}.json", first, last, session
+        )
 
     @classmethod
     def parse(cls, name: str) -> SegmentName:

@@ -86,9 +86,23 @@ class TestMapInputs:
         assert self.map(mapping, data={"a": 1, "b.c": 2}) == ({"a": 1}, ["b", "c"])
 
 
+TOO_LARGE = (10**12, 1e12, "1000000000000", 1700000000000, 2**63 - 1, str(2**63), 1e300)
+
+
 class TestLineNumbers:
     @pytest.mark.parametrize(
-        ("value", "number"), [(0, 0), (7, 7), ("3", 3), ("007", 7), (3.0, 3), (2**63 - 1, 2**63 - 1)]
+        ("value", "number"),
+        [
+            (0, 0),
+            (7, 7),
+            ("3", 3),
+            ("007", 7),
+            (3.0, 3),
+            (10**12 - 1, 10**12 - 1),
+            ("999999999999", 10**12 - 1),
+            (1e12 - 1, 10**12 - 1),
+            ("0000999999999999", 10**12 - 1),
+        ],
     )
     def test_whole_numbers_are_taken_as_text_too(self, value: Any, number: int) -> None:
         parsed = parse_line_number(value)
@@ -97,10 +111,27 @@ class TestLineNumbers:
 
     @pytest.mark.parametrize(
         "value",
-        [-1, 1.5, True, None, "", "x", "-1", "1.0", " 3", "٣", "9" * 30, 2**63, float("nan"), float("inf"), [1]],
+        [
+            -1,
+            1.5,
+            True,
+            None,
+            "",
+            "x",
+            "-1",
+            "1.0",
+            " 3",
+            "٣",
+            "9" * 30,
+            2**63,
+            float("nan"),
+            float("inf"),
+            [1],
+            *TOO_LARGE,
+        ],
     )
     def test_anything_else_is_refused(self, value: Any) -> None:
-        with pytest.raises(InvalidUserData, match="expected a whole number from 0"):
+        with pytest.raises(InvalidUserData, match=r"expected a whole number from 0 to 999999999999.*rename it"):
             parse_line_number(value)
 
     def test_rows_without_a_number_are_left_out_where_others_have_one(self) -> None:

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefect_batchflow.exceptions import InvalidRunIdError, RecordCorruptError
-from prefect_batchflow.storage.keys import MAX_LINE_NUMBER, RunKeys, SegmentName, check_run_id
+from prefect_batchflow.inputs.mapping import MAX_LINE_NUMBER
+from prefect_batchflow.storage.keys import RunKeys, SegmentName, check_run_id
 
 numbers = st.integers(0, MAX_LINE_NUMBER)
 
