@@ -26,7 +26,7 @@ from prefect_batchflow.connection_blocks import (
     OpenAIConnectionBlock,
 )
 from prefect_batchflow.exceptions import InvalidOptionError
-from prefect_batchflow.inputs.places import EXTRAS, fresh_listings
+from prefect_batchflow.inputs.places import EXTRAS, absolute, fresh_listings
 
 __all__ = [
     "AzureOpenAIConnectionBlock",
@@ -73,7 +73,7 @@ class RunStorageBlock(WritableFileSystem):
                 "chained URLs (`::`) are refused."
             )
         if "://" not in url:
-            return str(Path(url).expanduser().absolute())
+            return absolute(url)
         protocol, _, path = url.partition("://")
         return f"{protocol}://{path.rstrip('/') or path[:1]}"
 

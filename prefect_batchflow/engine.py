@@ -11,7 +11,7 @@ from prefect_batchflow.exceptions import InvalidOptionError, LineFailureError
 from prefect_batchflow.execution.languages import register_executor
 from prefect_batchflow.execution.services.proxy import AbstractExecutorProxy
 from prefect_batchflow.flows import run_batch
-from prefect_batchflow.inputs.places import is_local_path, local_path
+from prefect_batchflow.inputs.places import locate
 from prefect_batchflow.run.handle import LiveRun
 from prefect_batchflow.settings import DEFAULT_LINE_TIMEOUT_SEC, DEFAULT_WORKER_COUNT, given_by_promptflows_variables
 
@@ -171,13 +171,13 @@ class BatchEngine:
         if self._is_canceled:
             live.cancel()
         base = self._flow.working_dir
-        data = {name: _located(url, base) for name, url in input_dirs.items()}
+        data = {name: locate(url, base) for name, url in input_dirs.items()}
         parameters: dict[str, Any] = {
             "flow": self._flow.source or self._flow.name,
             "working_dir": str(base),
             "more_data": data,
             "inputs_mapping": dict(inputs_mapping or {}),
-            "output_dir": "" if output_dir is None else _located(output_dir, base),
+            "output_dir": "" if output_dir is None else locate(output_dir, base),
             "run_id": run_id or "",
             "max_lines_count": max_lines_count or 0,
             "worker_count": self._worker_count,
@@ -214,8 +214,3 @@ class BatchEngine:
                 f"An executor for {language!r} must be a subclass of AbstractExecutorProxy, found {executor_proxy_cls!r}."
             )
         register_executor(language, executor_proxy_cls)
-
-
-def _located(path: str | Path, base: Path) -> str:
-    text = str(path)
-    return local_path(text, base) if is_local_path(text) else text

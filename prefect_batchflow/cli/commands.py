@@ -14,7 +14,6 @@ import traceback
 from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 from cyclopts import App, CycloptsError, Parameter
@@ -544,10 +543,9 @@ async def _read(run_id: str, storage: str) -> StoredRun:
 
 def _absolute(place: str) -> str:
     """A path as it is found from any folder; a URL, a saved block or nothing as it is."""
-    if not place or "://" in place or place.startswith("batchflow-run-storage/"):
-        return place
-    # os.path's, since that of pathlib raises for a user who is not there.
-    return str(Path(os.path.expanduser(place)).absolute())  # noqa: PTH111
+    from prefect_batchflow.inputs.places import absolute
+
+    return place if not place or place.startswith("batchflow-run-storage/") else absolute(place)
 
 
 def _promptflow_run(text: str) -> AbstractBatchRunStorage | None:
@@ -565,12 +563,12 @@ def _data_parameters(urls: dict[str, str]) -> dict[str, Any]:
 
 def _peek(urls: dict[str, str]) -> None:
     """Read the first row of what lies on this machine and can be read again; the readers say what is wrong."""
-    from prefect_batchflow.inputs.places import is_local_path, local_path
+    from prefect_batchflow.inputs.places import locate
     from prefect_batchflow.inputs.readers import open_source
 
     for name, url in urls.items():
         source = open_source(url, name=name)
-        path = local_path(url) if is_local_path(url) else url
+        path = locate(url)
         is_pipe = os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)  # noqa: PTH110, PTH112, PTH113 - never raise
         if "://" in url or url == "-" or is_pipe:
             continue

@@ -15,6 +15,7 @@ from typing import Any
 from prefect_batchflow.definition.document import environment_texts, read_document, says_nothing
 from prefect_batchflow.definition.node_connections import check_node_connections
 from prefect_batchflow.exceptions import InvalidOptionError, UnsupportedFeatureError
+from prefect_batchflow.inputs.places import absolute
 
 TAKEN = ("name", "flow", "data", "column_mapping", "run", "init", "variant", "connections", "environment_variables")
 WITHOUT_MEANING = ("display_name", "description", "tags", "properties", "resources", "identity", "runtime")
@@ -56,7 +57,7 @@ def read_run_file(text: str) -> RunFile:
         UnsupportedFeatureError: It names what Azure keeps.
         FlowDefinitionError: It is no YAML with keys.
     """
-    file = Path(text).expanduser().absolute()
+    file = Path(absolute(text))
     if not file.is_file():
         found = "a folder" if file.is_dir() else "nothing"
         raise InvalidOptionError(
@@ -110,7 +111,7 @@ def _place(file: Path, name: str, text: str) -> str:
         raise UnsupportedFeatureError(
             f"{file}: '{name}' is {text!r}; what Azure keeps is not fetched. Download it, and name the path."
         )
-    return text if "://" in text else str(file.parent / Path(text).expanduser())
+    return absolute(text, file.parent)
 
 
 def _flow(file: Path, text: str) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""Where data lies: paths of this machine made absolute, and patterns."""
+"""Where data and folders lie: paths of this machine made absolute, and patterns."""
 
 from __future__ import annotations
 
@@ -24,18 +24,27 @@ def is_local_path(location: str) -> bool:
     return "://" not in location and location != "-"
 
 
-def local_path(path: str, base_dir: str | Path | None = None) -> str:
-    """Make a path absolute: `~`, `$NAME` and `${NAME}` filled in, relative to a folder.
+def absolute(path: str, base_dir: str | Path | None = None) -> str:
+    """Make a path absolute: `~` filled in, relative to a folder, `None` for the current one. A URL stays as it is."""
+    # os.path's expanduser, because pathlib's raises for a user that does not exist.
+    return path if "://" in path else str(Path(base_dir or "", os.path.expanduser(path)).absolute())  # noqa: PTH111
+
+
+def locate(place: str | Path, base_dir: str | Path | None = None) -> str:
+    """Make the path of data absolute, with `$NAME` and `${NAME}` filled in, too; a URL, and `-`, stay as they are.
 
     A path that exists as it is written is that path, whatever is in its name.
 
     Args:
-        path: No URL.
+        place: A path, a URL, or `-`.
         base_dir: What relative paths are relative to; `None` is the current directory.
 
     Raises:
         InvalidUserData: A variable is not set in the environment; the message names it.
     """
+    path = str(place)
+    if not is_local_path(path):
+        return path
 
     def value(match: re.Match[str]) -> str:
         name = match[1] or match[2] or ""
@@ -46,9 +55,9 @@ def local_path(path: str, base_dir: str | Path | None = None) -> str:
             )
         return os.environ[name]
 
-    if "$" in path and not os.path.lexists(_joined(path, base_dir)):
+    if "$" in path and not os.path.lexists(absolute(path, base_dir)):
         path = _VARIABLE.sub(value, path)
-    return _joined(path, base_dir)
+    return absolute(path, base_dir)
 
 
 def fresh_listings(url: str) -> dict[str, Any]:
@@ -64,7 +73,3 @@ def fixed_folder(pattern: str) -> str | None:
     """The part of a pattern before its first wildcard (`*`, `?`, `[`), up to a slash; `None` when it has none."""
     wildcard = _WILDCARD.search(pattern)
     return pattern[: pattern.rfind("/", 0, wildcard.start()) + 1] if wildcard else None
-
-
-def _joined(path: str, base_dir: str | Path | None) -> str:
-    return str(Path(base_dir or "", os.path.expanduser(path)).absolute())  # noqa: PTH111 - Path's may raise

@@ -28,7 +28,7 @@ from prefect_batchflow.inputs.formats import (
     read_jsonl,
     shorten,
 )
-from prefect_batchflow.inputs.places import EXTRAS, fixed_folder, fresh_listings, is_local_path, local_path
+from prefect_batchflow.inputs.places import EXTRAS, fixed_folder, fresh_listings, locate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -102,10 +102,7 @@ def open_source(url: str | Path, *, name: str, base_dir: str | Path | None = Non
             f"Source '{name}': chained URLs (::) are not supported, found {_public(location)!r}. Give the plain URL "
             "of a file or folder; .gz is unzipped by its suffix."
         )
-    if location == "-":
-        location = "/dev/stdin"
-    elif is_local_path(location):
-        location = local_path(location, base_dir)
+    location = "/dev/stdin" if location == "-" else locate(location, base_dir)
     return _FileSource(name, location, shown=_public(given))
 
 

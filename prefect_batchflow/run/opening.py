@@ -10,7 +10,7 @@ from uuid import UUID
 
 from prefect_batchflow.definition.variants import parse_variant
 from prefect_batchflow.exceptions import InvalidOptionError, RunChangedError
-from prefect_batchflow.inputs.places import is_local_path, local_path
+from prefect_batchflow.inputs.places import locate
 from prefect_batchflow.prefect_runtime.flow_runs import end_abandoned
 from prefect_batchflow.storage.control import supersede
 from prefect_batchflow.storage.keys import RunKeys
@@ -198,7 +198,7 @@ class Opening:
             variant=request.variant,
             node_connections=request.node_connections,
             environment_names=sorted(state.environment_variables),
-            data={name: _absolute(url, request.base_dir) for name, url in request.data.items()},
+            data={name: locate(url, request.base_dir) for name, url in request.data.items()},
             run=request.run,
             inputs_mapping=request.inputs_mapping,
             init_names=sorted(state.init_kwargs),
@@ -211,11 +211,6 @@ class Opening:
             sessions=sessions,
             records_since=records_since,
         )
-
-
-def _absolute(url: str, base_dir: str | None) -> str:
-    """A path as it is found from any folder; a URL as it is."""
-    return local_path(url, base_dir) if is_local_path(url) else url
 
 
 def _try_to_write(folder: Path) -> None:

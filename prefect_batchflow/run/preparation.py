@@ -24,6 +24,7 @@ from prefect_batchflow.exceptions import (
 from prefect_batchflow.execution.languages import new_executor
 from prefect_batchflow.execution.program.environment import connections_in
 from prefect_batchflow.images.forms import form_of
+from prefect_batchflow.inputs.places import absolute
 from prefect_batchflow.inputs.readers import open_source
 from prefect_batchflow.lines import check, read_lines
 from prefect_batchflow.run.roots import ROOTS_VARIABLE, check_roots_of
@@ -272,4 +273,4 @@ def _local_folder(folder: str | None, base_dir: str | None) -> Path | None:
             f"The output_dir {folder!r} is no folder of this machine. Give one; the run storage may be elsewhere, and "
             "has the outputs too."
         )
-    return Path(base_dir or "", Path(folder.removeprefix("file://")).expanduser()).absolute()
+    return Path(absolute(folder.removeprefix("file://"), base_dir))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from prefect_batchflow.exceptions import InvalidOptionError
-from prefect_batchflow.inputs.places import is_local_path, local_path
+from prefect_batchflow.inputs.places import locate
 from prefect_batchflow.settings import default_storage_url
 
 if TYPE_CHECKING:
@@ -48,7 +48,8 @@ def check_roots(request: BatchRequest, roots: str) -> None:
     places += [("working_dir", request.working_dir or ""), ("output_dir", request.output_dir or "")]
     if request.storage != default_storage_url() and not request.storage.startswith("batchflow-run-storage/"):
         places.append(("storage", request.storage))
-    found = [(f"{name} {url!r}", _found_at(url, request)) for name, url in request.data.items()]
+    # Data is looked for with its variables filled in, and shown as it was given.
+    found = [(f"{name} {url!r}", locate(url, request.base_dir)) for name, url in request.data.items()]
     # The cluster gets the run's connections, and its answers are unpickled here. It is no place below which others lie.
     address = request.options.task_runner_address
     addresses = [address] if address not in ("", "auto") else []
@@ -72,11 +73,6 @@ def _refuse_outside(places: list[tuple[str, str]], roots: str, addresses: Sequen
             f"{', '.join(outside)}: not below {' or '.join(allowed)}, to which this worker holds runs of "
             f"deployments. Move it there, or ask who runs the worker to add a root to its {ROOTS_VARIABLE}."
         )
-
-
-def _found_at(url: str, request: BatchRequest) -> str:
-    """Where data is looked for, its variables filled in; messages show it as it was given."""
-    return local_path(url, request.base_dir) if is_local_path(url) else url
 
 
 def _is_below(place: str, root: str) -> bool:

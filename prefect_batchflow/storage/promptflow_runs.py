@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from pydantic import ValidationError
 
 from prefect_batchflow.exceptions import InvalidOptionError, StorageError
+from prefect_batchflow.inputs.places import absolute
 from prefect_batchflow.results.models import FlowRunInfo, RunInfo
 from prefect_batchflow.storage.custom import AbstractBatchRunStorage
 
@@ -43,7 +44,7 @@ class PromptflowRunStorage(AbstractBatchRunStorage):
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).expanduser().absolute()
+        self.path = Path(absolute(str(path)))
         if not is_promptflow_run(self.path):
             found = "a folder without it" if self.path.is_dir() else "no folder"
             raise InvalidOptionError(

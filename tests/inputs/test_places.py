@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_batchflow.inputs.places import fixed_folder, is_local_path, local_path
+from prefect_batchflow.inputs.places import fixed_folder, is_local_path, locate
 
 
 @pytest.mark.parametrize(
@@ -41,6 +41,8 @@ def test_urls_and_standard_input_are_no_paths(location: str, is_path: bool) -> N
         ("in/${DAY_OF_TEST}/*.csv", "/base/in/monday/*.csv"),
         ("$HOME_OF_TEST/rows.jsonl", "/home/of-test/x/rows.jsonl"),
         ("cost-5$.csv", "/base/cost-5$.csv"),
+        ("s3://bucket/$ROWS_OF_TEST/x.csv", "s3://bucket/$ROWS_OF_TEST/x.csv"),
+        ("-", "-"),
     ],
 )
 def test_paths_become_absolute(monkeypatch: pytest.MonkeyPatch, path: str, expected: str) -> None:
@@ -49,4 +51,4 @@ def test_paths_become_absolute(monkeypatch: pytest.MonkeyPatch, path: str, expec
     monkeypatch.setenv("DAY_OF_TEST", "monday")
     monkeypatch.setenv("HOME_OF_TEST", "~/x")
 
-    assert local_path(path, Path("/base")) == expected
+    assert locate(path, Path("/base")) == expected
