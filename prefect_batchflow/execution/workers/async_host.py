@@ -37,7 +37,7 @@ def run_async(program: Program, fd: int, write: Writer, lines_at_once: int, scru
         lines_at_once: Threads for sync functions.
         scrubber: Takes secrets out of the answers.
     """
-    asyncio.run(_host(program, fd, write, lines_at_once, scrubber))
+    asyncio.run(_Host(program, fd, write, lines_at_once, scrubber).run())
 
 
 class _Threads(ThreadPoolExecutor):
@@ -63,76 +63,81 @@ class _Threads(ThreadPoolExecutor):
         self._calls.pop(key, None)
 
 
-async def _host(program: Program, fd: int, write: Writer, lines_at_once: int, scrubber: Scrubber) -> None:
-    """Run every line that comes as a task of its own, until the engine closes the pipe."""
-    loop = asyncio.get_running_loop()
-    threads = _Threads(lines_at_once)
-    loop.set_default_executor(threads)
-    running: dict[int, asyncio.Task[None]] = {}
-    cancelled: set[int] = set()
-    """Those that the engine wants ended."""
-    outputs: dict[int, Printed] = {}
-    unpacker = wire.Unpacker()
-    closed = asyncio.Event()
+class _Host:
+    """Runs every line that comes as a task of its own."""
 
-    async def run_line(head: dict[str, Any], body: bytes) -> None:
-        threads.job.set(head["id"])
-        printed = outputs[head["id"]] = PrintedOutput.begin()
+    def __init__(self, program: Program, fd: int, write: Writer, lines_at_once: int, scrubber: Scrubber) -> None:
+        self._program, self._fd, self._write, self._scrubber = program, fd, write, scrubber
+        self._threads = _Threads(lines_at_once)
+        self._running: dict[int, asyncio.Task[None]] = {}
+        self._cancelled: set[int] = set()
+        """Those that the engine wants ended."""
+        self._outputs: dict[int, Printed] = {}
+        self._unpacker = wire.Unpacker()
+        self._closed = asyncio.Event()
+
+    async def run(self) -> None:
+        """Run lines until the engine closes the pipe."""
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(self._threads)
+        loop.add_reader(self._fd, self._on_readable)
+        await self._closed.wait()
+        # Not back through asyncio, which would wait for lines and threads that do not end.
+        os._exit(0)
+
+    def _on_readable(self) -> None:
+        data = os.read(self._fd, 1 << 20)
+        if not data:
+            self._closed.set()
+        for head, body in self._unpacker.feed(data):
+            key = head["id"]
+            if head["op"] == "cancel":
+                self._cancel(key)
+                continue
+            work = self._run_line if head["op"] == "line" else self._aggregate
+            task = self._running[key] = asyncio.get_running_loop().create_task(work(head, body))
+            task.add_done_callback(functools.partial(self._on_end, key))
+
+    async def _run_line(self, head: dict[str, Any], body: bytes) -> None:
+        key = head["id"]
+        self._threads.job.set(key)
+        printed = self._outputs[key] = PrintedOutput.begin()
         inputs = json.loads(body)
         try:
-            record = await program.run_line_async(head["line_number"], inputs, head.get("images"))
+            record = await self._program.run_line_async(head["line_number"], inputs, head.get("images"))
         except asyncio.CancelledError as exc:
-            if head["id"] in cancelled:
+            if key in self._cancelled:
                 raise
-            record = program.failed_line(head["line_number"], inputs, exc)  # it has cancelled itself
-        write(line_reply(head, dict(record), printed, scrubber))
+            record = self._program.failed_line(head["line_number"], inputs, exc)  # it has cancelled itself
+        self._write(line_reply(head, dict(record), printed, self._scrubber))
 
-    async def aggregate(head: dict[str, Any], body: bytes) -> None:
-        threads.job.set(head["id"])
-        run = await program.aggregate_async(json.loads(body))
-        write(aggregate_reply(head, run, scrubber))
+    async def _aggregate(self, head: dict[str, Any], body: bytes) -> None:
+        self._threads.job.set(head["id"])
+        run = await self._program.aggregate_async(json.loads(body))
+        self._write(aggregate_reply(head, run, self._scrubber))
 
-    def cancel(key: int) -> None:
-        if (task := running.get(key)) is not None:
-            cancelled.add(key)
+    def _cancel(self, key: int) -> None:
+        if (task := self._running.get(key)) is not None:
+            self._cancelled.add(key)
             task.cancel()
-            loop.call_later(OBEY_WITHIN_SEC, look_after, key)
+            asyncio.get_running_loop().call_later(OBEY_WITHIN_SEC, self._look_after, key)
         # Said whether or not the line obeys: it shows that the loop still turns. No record follows that has its output.
-        printed = outputs[key].text(scrubber) if key in outputs else ""
-        write(wire.pack({"op": "canceled", "id": key}, printed.encode("utf-8", "backslashreplace")))
+        printed = self._outputs[key].text(self._scrubber) if key in self._outputs else ""
+        self._write(wire.pack({"op": "canceled", "id": key}, printed.encode("utf-8", "backslashreplace")))
 
-    def look_after(key: int) -> None:
-        if key in running or threads.are_busy_with(key):
-            write(wire.pack({"op": "stuck", "id": key}))
-        threads.forget(key)
+    def _look_after(self, key: int) -> None:
+        if key in self._running or self._threads.are_busy_with(key):
+            self._write(wire.pack({"op": "stuck", "id": key}))
+        self._threads.forget(key)
 
-    def on_end(key: int, task: asyncio.Task[None]) -> None:
-        del running[key]
-        outputs.pop(key, None)
-        cancelled.discard(key)
+    def _on_end(self, key: int, task: asyncio.Task[None]) -> None:
+        del self._running[key]
+        self._outputs.pop(key, None)
+        self._cancelled.discard(key)
         if task.cancelled():
             return
-        threads.forget(key)
+        self._threads.forget(key)
         if (error := task.exception()) is not None:
             # Nothing that the line's code raised, which is data. The engine sees this process die, and which line did it.
             sys.excepthook(type(error), error, error.__traceback__)
             os._exit(1)
-
-    def on_readable() -> None:
-        data = os.read(fd, 1 << 20)
-        if not data:
-            closed.set()
-            return
-        for head, body in unpacker.feed(data):
-            if head["op"] == "cancel":
-                cancel(head["id"])
-                continue
-            work = run_line if head["op"] == "line" else aggregate
-            task = loop.create_task(work(head, body))
-            running[head["id"]] = task
-            task.add_done_callback(functools.partial(on_end, head["id"]))
-
-    loop.add_reader(fd, on_readable)
-    await closed.wait()
-    # Not back through asyncio, which would wait for lines and threads that do not end.
-    os._exit(0)
