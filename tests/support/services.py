@@ -43,7 +43,7 @@ async def running_service(
     finally:
         async with asyncio.timeout(CLOSE_WITHIN_SEC):
             await executor.close()
-        assert with_token(proxy_of(executor)._token) == []
+        assert with_token(proxy_of(executor)._keeper.token) == []
 
 
 def proxy_of(executor: ProxyExecutor) -> HttpExecutorProxy:
@@ -54,6 +54,6 @@ def proxy_of(executor: ProxyExecutor) -> HttpExecutorProxy:
 
 def pid_of(executor: ProxyExecutor) -> int:
     """The process that serves it now."""
-    served = proxy_of(executor)._served
+    served = proxy_of(executor)._keeper.served
     assert served is not None
     return served.process.pid

@@ -1,7 +1,6 @@
 """Flows in other languages: a process that speaks promptflow's executor service protocol over HTTP on this machine.
 
-`HttpExecutorProxy` starts the process, sends it lines, and replaces it when it dies or hangs. docs/other-languages.md has
-the protocol and what a service may rely on.
+docs/other-languages.md has the protocol and what a service can rely on.
 """
 
 from __future__ import annotations
@@ -9,13 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import logging
 import os
-import re
-import socket
-import time
-import uuid
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from prefect_batchflow.definition.flow import Service
@@ -26,14 +19,11 @@ from prefect_batchflow.exceptions import (
     InvalidOptionError,
     ProcessCrashError,
     UnexpectedError,
-    WorkerStartError,
     error_dict,
 )
 from prefect_batchflow.execution.program.environment import resolved
+from prefect_batchflow.execution.services.keeper import HOST, ServiceKeeper
 from prefect_batchflow.execution.services.proxy import AbstractExecutorProxy
-from prefect_batchflow.execution.services.service_process import ServiceProcess
-from prefect_batchflow.execution.workers.processes import end_with_token
-from prefect_batchflow.execution.workers.supervision import Supervisor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -42,8 +32,8 @@ if TYPE_CHECKING:
     import httpx
 
     from prefect_batchflow.definition.flow import Flow
+    from prefect_batchflow.execution.services.keeper import Served
 
-HOST = "127.0.0.1"
 INIT_KWARGS_VARIABLE = "BATCHFLOW_INIT_KWARGS"
 """In the service's environment: the run's `init_kwargs` as JSON, if there are any."""
 CONNECTIONS_VARIABLE = "BATCHFLOW_CONNECTIONS"
@@ -51,29 +41,9 @@ CONNECTIONS_VARIABLE = "BATCHFLOW_CONNECTIONS"
 
 _SENDS = 3
 """How often a call that no service took is tried."""
-_PORTS = 3
-"""How many ports are tried when somebody takes the one that was free a moment before."""
-_HEALTH_SEC = 2.0
-"""How long one health call of a starting service may take."""
 _NOTICE_EXIT_SEC = 1.0
 """How long after a broken call the end of the process may be seen."""
-_IDLE_CONNECTION_SEC = 1.0
-"""Shorter than services keep theirs: a connection that they close at the moment of its use looks like a crash."""
 _SHOWN = 300
-
-_PORT_TAKEN = re.compile(r"EADDRINUSE|address (is )?already in use", re.IGNORECASE)
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(slots=True, eq=False)
-class _Served:
-    """One process and the client that talks to it."""
-
-    process: ServiceProcess
-    client: httpx.AsyncClient
-    ended_because: str = ""
-    """Why it was ended from here."""
 
 
 class HttpExecutorProxy(AbstractExecutorProxy):
@@ -105,20 +75,23 @@ class HttpExecutorProxy(AbstractExecutorProxy):
     ) -> None:
         self._flow = flow
         self._service = flow.service or Service()
-        self._command = self._filled_command()
-        self._environment = {**os.environ, **resolved(environment_variables or {}, connections or {})}
+        command = self._filled_command()
+        environment = {**os.environ, **resolved(environment_variables or {}, connections or {})}
         for variable, name, values in (
             (INIT_KWARGS_VARIABLE, "init_kwargs", init_kwargs),
             (CONNECTIONS_VARIABLE, "connections", connections),
         ):
             if values:
-                self._environment[variable] = _as_json(name, values)
-        self._token = uuid.uuid4().hex
-        self._started = 0
-        self._supervisor: Supervisor | None = None
-        self._served: _Served | None = None
-        self._repair: asyncio.Task[None] | None = None
-        self._closed = False
+                environment[variable] = _as_json(name, values)
+        self._keeper = ServiceKeeper(
+            flow.name,
+            command,
+            cwd=flow.working_dir,
+            environment=environment,
+            start_timeout_sec=self._service.start_timeout_sec or self.start_timeout_sec,
+            answer_timeout_sec=self.answer_timeout_sec,
+            stop_timeout_sec=self.stop_timeout_sec,
+        )
 
     @classmethod
     async def create(
@@ -145,8 +118,7 @@ class HttpExecutorProxy(AbstractExecutorProxy):
             environment_variables=kwargs.get("environment_variables"),
         )
         try:
-            proxy._supervisor = Supervisor(proxy._token)
-            proxy._served = await proxy._start()
+            await proxy._keeper.start()
         except BaseException:
             await proxy.destroy()
             raise
@@ -154,18 +126,7 @@ class HttpExecutorProxy(AbstractExecutorProxy):
 
     async def destroy(self) -> None:
         """End the service: SIGTERM, and a kill when that does not end it; after it no process of it is alive."""
-        self._closed = True
-        try:
-            if self._repair is not None:
-                self._repair.cancel()
-                await asyncio.wait([self._repair])
-            if self._served is not None:
-                await self._served.process.stop(self.stop_timeout_sec)
-                await self._served.client.aclose()
-        finally:
-            end_with_token(self._token)
-            if self._supervisor is not None:
-                await asyncio.to_thread(self._supervisor.let_go)
+        await self._keeper.stop()
 
     @property
     def has_aggregation(self) -> bool:
@@ -174,7 +135,7 @@ class HttpExecutorProxy(AbstractExecutorProxy):
 
     async def wait_until_ready(self) -> None:
         """Wait for a service that is looked at or replaced; that is no line's time."""
-        await self._usable()
+        await self._keeper.usable()
 
     async def exec_line_async(
         self, inputs: Mapping[str, Any], index: int | None = None, run_id: str | None = None
@@ -214,17 +175,17 @@ class HttpExecutorProxy(AbstractExecutorProxy):
 
         content = _body(body, what)
         for _ in range(_SENDS):
-            served = await self._usable()
+            served = await self._keeper.usable()
             try:
                 response = await served.client.post(path, content=content, headers={"Content-Type": "application/json"})
             except httpx.ConnectError:
                 # Nobody took the call, so the line has not begun.
-                self._doubt(served)
+                self._keeper.doubt(served)
             except httpx.HTTPError as exc:
                 raise await self._broken_call(served, what, exc) from exc
             except asyncio.CancelledError:
                 # The line met its limit, or its run ends; the service may hang.
-                self._doubt(served)
+                self._keeper.doubt(served)
                 raise
             else:
                 return _answer(response, f"{what}: POST {path}")
@@ -234,7 +195,7 @@ class HttpExecutorProxy(AbstractExecutorProxy):
             target="Executor",
         )
 
-    async def _broken_call(self, served: _Served, what: str, exc: Exception) -> ProcessCrashError | UnexpectedError:
+    async def _broken_call(self, served: Served, what: str, exc: Exception) -> ProcessCrashError | UnexpectedError:
         """Why a call that the service had taken ended without an answer."""
         process = served.process
         with contextlib.suppress(TimeoutError):
@@ -243,111 +204,16 @@ class HttpExecutorProxy(AbstractExecutorProxy):
         how = served.ended_because or process.how_it_ended
         if process.exited.is_set():
             return ProcessCrashError(
-                f"{what}: the service of the flow {self._flow.name!r} {how} while it had the line. {_said(process)}",
+                f"{what}: the service of the flow {self._flow.name!r} {how} while it had the line. {process.said}",
                 target="Executor",
                 additional_info={"ProcessCrashDetails": {"exit_code": process.returncode, "output": process.tail}},
             )
-        self._doubt(served)
+        self._keeper.doubt(served)
         return UnexpectedError(
             f"{what}: the service of the flow {self._flow.name!r} runs, and gave no HTTP answer: "
-            f"({type(exc).__name__}) {exc}. {_said(process)}",
+            f"({type(exc).__name__}) {exc}. {process.said}",
             target="Executor",
         )
-
-    # --- the service ---------------------------------------------------------------------------------------------------
-
-    async def _usable(self) -> _Served:
-        """The service, once it is known to answer; a new one if the last one died."""
-        assert self._served is not None, "create() comes first"
-        if self._served.process.exited.is_set():
-            self._doubt(self._served)
-        while self._repair is not None:
-            # Shielded: a line that does not wait any more takes nothing from the others.
-            await asyncio.shield(self._repair)
-        return self._served
-
-    def _doubt(self, served: _Served) -> None:
-        """Have the service looked at, and replaced if it is dead or does not answer; lines wait for that."""
-        if served is self._served and self._repair is None and not self._closed:
-            self._repair = asyncio.get_running_loop().create_task(self._look_after(served))
-            self._repair.add_done_callback(self._repaired)
-
-    def _repaired(self, repair: asyncio.Task[None]) -> None:
-        self._repair = None
-        if not repair.cancelled():
-            repair.exception()  # whoever waits for it has it; that nobody does is no fault
-
-    async def _look_after(self, served: _Served) -> None:
-        process = served.process
-        trouble = "" if process.exited.is_set() else await _health(served.client, self.answer_timeout_sec)
-        if not trouble and not process.exited.is_set():
-            return
-        if not process.exited.is_set():
-            served.ended_because = f"was ended, for GET /health {trouble} after a call without an answer,"
-            await process.kill()
-        logger.warning(
-            "The service of the flow %r %s and is started again. %s",
-            self._flow.name,
-            served.ended_because or process.how_it_ended,
-            _said(process),
-        )
-        await served.client.aclose()
-        self._served = await self._start()
-
-    async def _start(self) -> _Served:
-        """Start a process, and wait until it is healthy."""
-        timeout_sec = self._service.start_timeout_sec or self.start_timeout_sec
-        attempt = 1
-        while True:
-            served = self._launch()
-            try:
-                trouble = await _until_healthy(served, timeout_sec)
-            except BaseException:
-                await self._give_up(served)
-                raise
-            if not trouble:
-                return served
-            await self._give_up(served)
-            if attempt == _PORTS or not _PORT_TAKEN.search(served.process.tail):
-                break
-            attempt += 1
-        raise WorkerStartError(f"The service of the flow {self._flow.name!r} {trouble}. {_said(served.process)}")
-
-    def _launch(self) -> _Served:
-        import httpx
-
-        port = _free_port()
-        self._started += 1
-        command = [argument.replace("{port}", str(port)) for argument in self._command]
-        try:
-            process = ServiceProcess(
-                command,
-                # With an end of its own: tokens are looked for by how they begin, and 1 begins 10.
-                token=f"{self._token}-{self._started}.",
-                cwd=self._flow.working_dir,
-                environment={**self._environment, "PORT": str(port)},
-            )
-        except OSError as exc:
-            raise WorkerStartError(
-                f"The service of the flow {self._flow.name!r} does not start: {exc.strerror or exc}. Its command is "
-                f"{command}, started in {self._flow.working_dir}. Install {command[0]!r} where PATH finds it, or name it "
-                "with its path in the yaml's service.command."
-            ) from exc
-        client = httpx.AsyncClient(
-            base_url=f"http://{HOST}:{port}",
-            # The executor keeps the time, and the number of calls at once.
-            timeout=None,  # noqa: S113
-            limits=httpx.Limits(keepalive_expiry=_IDLE_CONNECTION_SEC),
-            # A proxy of the environment does not lead back to this machine.
-            trust_env=False,
-            # Plain HTTP: loading the certificates would cost more than the start of most services.
-            verify=False,  # noqa: S501
-        )
-        return _Served(process, client)
-
-    async def _give_up(self, served: _Served) -> None:
-        await served.process.kill()
-        await served.client.aclose()
 
     def _filled_command(self) -> list[str]:
         flow = self._flow
@@ -380,13 +246,6 @@ class JavaScriptExecutorProxy(HttpExecutorProxy):
     command = ("node", "{entry}", "--port", "{port}")
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def _as_json(name: str, values: Mapping[str, Any]) -> str:
     try:
         return json.dumps(dict(values), allow_nan=False)
@@ -407,40 +266,6 @@ def _body(body: Mapping[str, Any], what: str) -> bytes:
             "Take null, or a text.",
             target="Executor",
         ) from exc
-
-
-async def _health(client: httpx.AsyncClient, timeout_sec: float) -> str:
-    """What `GET /health` did instead of an answer 200 to 299, for messages; empty when it is healthy."""
-    import httpx
-
-    try:
-        async with asyncio.timeout(timeout_sec):
-            response = await client.get("/health")
-    except TimeoutError:
-        return f"was not answered within {timeout_sec:g} seconds"
-    except httpx.HTTPError as exc:
-        return f"failed: ({type(exc).__name__}) {exc}"
-    return "" if response.is_success else f"was answered with status {response.status_code}"
-
-
-async def _until_healthy(served: _Served, timeout_sec: float) -> str:
-    """Wait until the service is healthy; what keeps it from that, for messages, or nothing."""
-    process = served.process
-    deadline = time.monotonic() + timeout_sec
-    pause = 0.02
-    trouble = "was never called"
-    while not process.exited.is_set():
-        left = deadline - time.monotonic()
-        if left <= 0:
-            return f"was not healthy within {timeout_sec:g} seconds: GET /health {trouble}"
-        trouble = await _health(served.client, min(_HEALTH_SEC, left))
-        if not trouble and not process.exited.is_set():
-            return ""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(pause):
-                await process.exited.wait()
-        pause = min(pause * 1.5, 0.5)
-    return f"{process.how_it_ended} before it was healthy"
 
 
 def _answer(response: httpx.Response, call: str) -> dict[str, Any]:
@@ -473,7 +298,3 @@ def _error_in(answer: Mapping[str, Any]) -> dict[str, Any] | None:
     if not isinstance(error.get("message"), str):
         error = {**error, "message": blank["message"]}
     return {**blank, "innerError": None, **error}
-
-
-def _said(process: ServiceProcess) -> str:
-    return f"Its last output: {process.tail[-_SHOWN * 4 :]}" if process.tail else "It printed nothing."

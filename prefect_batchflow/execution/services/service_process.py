@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 KILLED_WITHIN_SEC = 5.0
 """How long the system may take to end a process that was killed."""
 _READ_BYTES = 1 << 16
+_SHOWN = 1200
+"""Characters of its output that a message has."""
 
 
 class ServiceProcess:
@@ -72,6 +74,11 @@ class ServiceProcess:
     def tail(self) -> str:
         """The end of what it printed."""
         return bytes(self._tail).decode("utf-8", "replace").strip()
+
+    @property
+    def said(self) -> str:
+        """The end of what it printed, for messages."""
+        return f"Its last output: {self.tail[-_SHOWN:]}" if self.tail else "It printed nothing."
 
     async def stop(self, grace_sec: float) -> None:
         """Ask it to end by SIGTERM to its session, and kill it, with all it started, if it has not after `grace_sec`."""

@@ -375,7 +375,7 @@ class TestEnd:
 
                 async def main():
                     proxy = await HttpExecutorProxy.create(pathlib.Path(sys.argv[1]))
-                    print(proxy._token, flush=True)
+                    print(proxy._keeper.token, flush=True)
                     await asyncio.Event().wait()
 
                 asyncio.run(main())

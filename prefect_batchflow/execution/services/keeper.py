@@ -1,0 +1,239 @@
+"""Keeping one service running: it is started, asked for its health, and replaced when it dies or hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+import socket
+import time
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from prefect_batchflow.exceptions import WorkerStartError
+from prefect_batchflow.execution.services.service_process import ServiceProcess
+from prefect_batchflow.execution.workers.processes import end_with_token
+from prefect_batchflow.execution.workers.supervision import Supervisor
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    import httpx
+
+HOST = "127.0.0.1"
+_PORTS = 3
+"""How many ports are tried when somebody takes the one that was free a moment before."""
+_HEALTH_SEC = 2.0
+"""How long one health call of a starting service may take."""
+_IDLE_CONNECTION_SEC = 1.0
+"""Shorter than services keep theirs: a connection that they close at the moment of its use looks like a crash."""
+_PORT_TAKEN = re.compile(r"EADDRINUSE|address (is )?already in use", re.IGNORECASE)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class Served:
+    """One process and the client that talks to it."""
+
+    process: ServiceProcess
+    client: httpx.AsyncClient
+    ended_because: str = ""
+    """Why it was ended from here."""
+
+
+class ServiceKeeper:
+    """Keeps the service of a flow running.
+
+    Args:
+        name: The flow's, for messages.
+        command: Starts the service; `{port}` is filled in.
+        cwd: Its working directory.
+        environment: All of its environment, except what says its port.
+        start_timeout_sec: How long it may take until `GET /health` is answered.
+        answer_timeout_sec: How long `GET /health` may take when the service is in doubt; then it is replaced.
+        stop_timeout_sec: How long it may take from SIGTERM to its end; then it is killed.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        cwd: Path,
+        environment: Mapping[str, str],
+        start_timeout_sec: float,
+        answer_timeout_sec: float,
+        stop_timeout_sec: float,
+    ) -> None:
+        self.token = uuid.uuid4().hex
+        self.served: Served | None = None
+        """What runs now."""
+        self._name, self._command, self._cwd, self._environment = name, command, cwd, environment
+        self._start_timeout_sec = start_timeout_sec
+        self._answer_timeout_sec = answer_timeout_sec
+        self._stop_timeout_sec = stop_timeout_sec
+        self._launched = 0
+        self._supervisor: Supervisor | None = None
+        self._repair: asyncio.Task[None] | None = None
+        self._closed = False
+
+    async def start(self) -> None:
+        """Start the service, and wait until it is healthy; if this raises, `stop` is still to be called.
+
+        Raises:
+            WorkerStartError: It does not start, ends, or is not healthy in time.
+        """
+        self._supervisor = Supervisor(self.token)
+        self.served = await self._new()
+
+    async def stop(self) -> None:
+        """End the service: SIGTERM, and a kill when that does not end it; after it no process of it is alive."""
+        self._closed = True
+        try:
+            if self._repair is not None:
+                self._repair.cancel()
+                await asyncio.wait([self._repair])
+            if self.served is not None:
+                await self.served.process.stop(self._stop_timeout_sec)
+                await self.served.client.aclose()
+        finally:
+            end_with_token(self.token)
+            if self._supervisor is not None:
+                await asyncio.to_thread(self._supervisor.let_go)
+
+    async def usable(self) -> Served:
+        """The service, once it is known to answer; a new one if the last one died."""
+        assert self.served is not None, "create() comes first"
+        if self.served.process.exited.is_set():
+            self.doubt(self.served)
+        while self._repair is not None:
+            # Shielded: a line that does not wait any more takes nothing from the others.
+            await asyncio.shield(self._repair)
+        return self.served
+
+    def doubt(self, served: Served) -> None:
+        """Have the service looked at, and replaced if it is dead or does not answer; lines wait for that."""
+        if served is self.served and self._repair is None and not self._closed:
+            self._repair = asyncio.get_running_loop().create_task(self._look_after(served))
+            self._repair.add_done_callback(self._repaired)
+
+    def _repaired(self, repair: asyncio.Task[None]) -> None:
+        self._repair = None
+        if not repair.cancelled():
+            repair.exception()  # whoever waits for it has it; that nobody does is no fault
+
+    async def _look_after(self, served: Served) -> None:
+        process = served.process
+        trouble = "" if process.exited.is_set() else await _health(served.client, self._answer_timeout_sec)
+        if not trouble and not process.exited.is_set():
+            return
+        if not process.exited.is_set():
+            served.ended_because = f"was ended, for GET /health {trouble} after a call without an answer,"
+            await process.kill()
+        logger.warning(
+            "The service of the flow %r %s and is started again. %s",
+            self._name,
+            served.ended_because or process.how_it_ended,
+            process.said,
+        )
+        await served.client.aclose()
+        self.served = await self._new()
+
+    async def _new(self) -> Served:
+        """Start a process, and wait until it is healthy."""
+        attempt = 1
+        while True:
+            served = self._launch()
+            try:
+                trouble = await _until_healthy(served, self._start_timeout_sec)
+            except BaseException:
+                await self._give_up(served)
+                raise
+            if not trouble:
+                return served
+            await self._give_up(served)
+            if attempt == _PORTS or not _PORT_TAKEN.search(served.process.tail):
+                break
+            attempt += 1
+        raise WorkerStartError(f"The service of the flow {self._name!r} {trouble}. {served.process.said}")
+
+    def _launch(self) -> Served:
+        import httpx
+
+        port = _free_port()
+        self._launched += 1
+        command = [argument.replace("{port}", str(port)) for argument in self._command]
+        try:
+            process = ServiceProcess(
+                command,
+                # With an end of its own: tokens are looked for by how they begin, and 1 begins 10.
+                token=f"{self.token}-{self._launched}.",
+                cwd=self._cwd,
+                environment={**self._environment, "PORT": str(port)},
+            )
+        except OSError as exc:
+            raise WorkerStartError(
+                f"The service of the flow {self._name!r} does not start: {exc.strerror or exc}. Its command is "
+                f"{command}, started in {self._cwd}. Install {command[0]!r} where PATH finds it, or name it "
+                "with its path in the yaml's service.command."
+            ) from exc
+        client = httpx.AsyncClient(
+            base_url=f"http://{HOST}:{port}",
+            # The executor keeps the time, and the number of calls at once.
+            timeout=None,  # noqa: S113
+            limits=httpx.Limits(keepalive_expiry=_IDLE_CONNECTION_SEC),
+            # A proxy of the environment does not lead back to this machine.
+            trust_env=False,
+            # Plain HTTP: loading the certificates would cost more than the start of most services.
+            verify=False,  # noqa: S501
+        )
+        return Served(process, client)
+
+    async def _give_up(self, served: Served) -> None:
+        await served.process.kill()
+        await served.client.aclose()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+async def _health(client: httpx.AsyncClient, timeout_sec: float) -> str:
+    """What `GET /health` did instead of an answer 200 to 299, for messages; empty when it is healthy."""
+    import httpx
+
+    try:
+        async with asyncio.timeout(timeout_sec):
+            response = await client.get("/health")
+    except TimeoutError:
+        return f"was not answered within {timeout_sec:g} seconds"
+    except httpx.HTTPError as exc:
+        return f"failed: ({type(exc).__name__}) {exc}"
+    return "" if response.is_success else f"was answered with status {response.status_code}"
+
+
+async def _until_healthy(served: Served, timeout_sec: float) -> str:
+    """Wait until the service is healthy; what keeps it from that, for messages, or nothing."""
+    process = served.process
+    deadline = time.monotonic() + timeout_sec
+    pause = 0.02
+    trouble = "was never called"
+    while not process.exited.is_set():
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return f"was not healthy within {timeout_sec:g} seconds: GET /health {trouble}"
+        trouble = await _health(served.client, min(_HEALTH_SEC, left))
+        if not trouble and not process.exited.is_set():
+            return ""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause):
+                await process.exited.wait()
+        pause = min(pause * 1.5, 0.5)
+    return f"{process.how_it_ended} before it was healthy"
