@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import difflib
 import json
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from prefect_batchflow.definition.document import environment_texts, read_document, says_nothing
+from prefect_batchflow.definition.load import NAMED_CALLABLE
 from prefect_batchflow.definition.node_connections import check_node_connections
 from prefect_batchflow.exceptions import InvalidOptionError, UnsupportedFeatureError
 from prefect_batchflow.inputs.places import absolute
@@ -119,9 +119,8 @@ def _flow(file: Path, text: str) -> tuple[str, str]:
     if not text:
         return "", ""
     place = _place(file, "flow", text)
-    if Path(place).exists() or re.fullmatch(r".+\.py:[\w.]+", text):
-        return place, ""
-    if re.fullmatch(r"[\w.]+:[\w.]+", text):
+    named = NAMED_CALLABLE.fullmatch(text)
+    if named and named["module"] and not Path(place).exists():
         return text, str(file.parent)
     return place, ""
 

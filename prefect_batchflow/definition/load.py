@@ -6,7 +6,7 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import yaml
 
@@ -19,6 +19,10 @@ from prefect_batchflow.exceptions import FlowDefinitionError, FlowNotFoundError,
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+
+NAMED_CALLABLE: Final = re.compile(r"((?P<file>.+\.py)|(?P<module>\w+(\.\w+)*)):(?P<attribute>\w+(\.\w+)*)")
+"""`path/to/file.py:attribute` or `module:attribute`; a path that exists and looks like one of these is a path."""
 
 
 class _Choices(NamedTuple):
@@ -71,11 +75,11 @@ def _load_flow(source: str | Path | Callable[..., Any], working_dir: str | Path 
     if not isinstance(source, str | os.PathLike):
         return flex.flow_of_object(source, folder)
     text = os.fspath(source)
-    if not _locate(text, folder).exists():
-        if match := re.fullmatch(r"(?P<file>.+\.py):(?P<attribute>\w+(\.\w+)*)", text):
-            return flex.flow_of_file(_existing(match["file"], folder), match["attribute"], folder)
-        if match := re.fullmatch(r"(?P<module>\w+(\.\w+)*):(?P<attribute>\w+(\.\w+)*)", text):
-            return flex.flow_of_module(match["module"], match["attribute"], folder)
+    named = NAMED_CALLABLE.fullmatch(text)
+    if named and not _locate(text, folder).exists():
+        if named["file"]:
+            return flex.flow_of_file(_existing(named["file"], folder), named["attribute"], folder)
+        return flex.flow_of_module(named["module"], named["attribute"], folder)
     return _flow_of_path(_existing(text, folder), folder, choices)
 
 

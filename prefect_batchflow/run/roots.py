@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from prefect_batchflow.definition.load import NAMED_CALLABLE
 from prefect_batchflow.exceptions import InvalidOptionError
 from prefect_batchflow.inputs.places import locate
 from prefect_batchflow.settings import default_storage_url
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
 ROOTS_VARIABLE = "BATCHFLOW_ROOTS"
 """In the worker's environment: folders and URL prefixes, separated by commas; unset is no limit."""
-
-_MODULE = re.compile(r"[\w.]+:[\w.]+")
-_FILE = re.compile(r"(.+\.py):[\w.]+")
 
 
 def check_roots(request: BatchRequest, roots: str) -> None:
@@ -37,12 +34,12 @@ def check_roots(request: BatchRequest, roots: str) -> None:
         InvalidOptionError: It names something else; the message lists all of it.
     """
     places: list[tuple[str, str]] = []
-    file = _FILE.fullmatch(request.flow)
-    if file is None and _MODULE.fullmatch(request.flow):
+    named = NAMED_CALLABLE.fullmatch(request.flow)
+    if named and named["module"]:
         places.append(("flow", request.flow))
     else:
         # It is looked for in the working directory first, as `load_flow` does.
-        path = file[1] if file else request.flow
+        path = named["file"] if named else request.flow
         first = Path(request.working_dir or "", path)
         places.append(("flow", str(first) if first.exists() else path))
     places += [("working_dir", request.working_dir or ""), ("output_dir", request.output_dir or "")]
@@ -88,7 +85,8 @@ def _is_below(place: str, root: str) -> bool:
 
 def _local_path(place: str) -> Path | None:
     """A path of this machine; `None` for another URL, and for the name of a module."""
-    if "::" in place or _MODULE.fullmatch(place):
+    named = NAMED_CALLABLE.fullmatch(place)
+    if "::" in place or (named and named["module"]):
         return None
     url = urlsplit(place)
     if url.scheme == "file":
