@@ -22,7 +22,7 @@ from prefect_batchflow.exceptions import (
     RateLimitError,
     error_dict,
 )
-from prefect_batchflow.execution.program.calls import script_error, tool_error
+from prefect_batchflow.execution.program.user_errors import script_error, tool_error
 from prefect_batchflow.settings import LinePolicy
 
 

@@ -21,7 +21,7 @@ import urllib3
 from prefect_batchflow import exceptions
 from prefect_batchflow.errors.classes import _OF_CODES, ErrorClass, class_of_error, class_of_exception
 from prefect_batchflow.exceptions import BatchflowException, error_dict
-from prefect_batchflow.execution.program.calls import script_error, tool_error
+from prefect_batchflow.execution.program.user_errors import script_error, tool_error
 
 BAD_CERTIFICATE = ssl.SSLCertVerificationError(1, "certificate verify failed")
 REQUEST = httpx.Request("POST", "http://127.0.0.1/v1")

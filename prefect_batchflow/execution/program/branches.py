@@ -11,12 +11,13 @@ from functools import partial
 from inspect import GEN_CREATED, getgeneratorstate
 from typing import TYPE_CHECKING, Any
 
-from prefect_batchflow.execution.program.calls import Canceled, Raised, drive, drive_async
+from prefect_batchflow.execution.program.driving import drive, drive_async
+from prefect_batchflow.execution.program.steps import Canceled, Raised
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from prefect_batchflow.execution.program.calls import Branch
+    from prefect_batchflow.execution.program.steps import Branch
 
     Outcomes = list[tuple[str, Any]]
     """Names of branches and what they returned, in the order in which they were begun."""

@@ -45,11 +45,12 @@ from prefect_batchflow.exceptions import (
     ResolveToolError,
     UnsupportedFeatureError,
 )
-from prefect_batchflow.execution.program.calls import UserFunction, describe, exception_text, passes_through
 from prefect_batchflow.execution.program.connecting import connect, connection_types, constructor_value
 from prefect_batchflow.execution.program.images import FlowImages
 from prefect_batchflow.execution.program.node_tools import FoundTool, tool_of_package, tool_of_source
 from prefect_batchflow.execution.program.nodes import DagProgram, EntryProgram, NodeTool, Program
+from prefect_batchflow.execution.program.steps import UserFunction
+from prefect_batchflow.execution.program.user_errors import describe, exception_text, passes_through
 from prefect_batchflow.tools.context import give_connections, log_metric
 from prefect_batchflow.tools.usage import count_model_calls
 

@@ -1,6 +1,6 @@
 """Programs: the DAG walk and the single entry, a line or the aggregation at a time, and a record as bytes.
 
-What user code does is data: a program never raises for it. `calls` tells how one walk serves sync and async.
+What user code does is data: a program never raises for it. `steps` tells how one walk serves sync and async.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from prefect_batchflow.exceptions import (
     UnexpectedError,
     error_dict,
 )
-from prefect_batchflow.execution.program.calls import (
+from prefect_batchflow.execution.program.driving import drive, drive_async
+from prefect_batchflow.execution.program.steps import (
     END,
     Begin,
     Branch,
@@ -34,22 +35,18 @@ from prefect_batchflow.execution.program.calls import (
     Raised,
     Stream,
     UserFunction,
-    drive,
-    drive_async,
-    exception_text,
     join_text,
     join_text_async,
-    script_error,
-    tool_error,
 )
+from prefect_batchflow.execution.program.user_errors import exception_text, script_error, tool_error
 from prefect_batchflow.tools.context import inside, running
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 
     from prefect_batchflow.definition.flow import Activate, FlowDescription, FlowOutput
-    from prefect_batchflow.execution.program.calls import Step, Steps
     from prefect_batchflow.execution.program.images import FlowImages, Origins
+    from prefect_batchflow.execution.program.steps import Step, Steps
     from prefect_batchflow.tools.context import RunContext
 
     LineRun = dict[str, Any]

@@ -15,7 +15,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow.exceptions import PackageToolNotFoundError, ResolveToolError
-from prefect_batchflow.execution.program.calls import exception_text, passes_through
+from prefect_batchflow.execution.program.user_errors import exception_text, passes_through
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -17,9 +17,9 @@ from pydantic import BaseModel
 from prefect_batchflow.definition.flow import FlowDescription
 from prefect_batchflow.definition.load import load_flow
 from prefect_batchflow.exceptions import InputMappingError, innermost_code
-from prefect_batchflow.execution.program.calls import UserFunction
 from prefect_batchflow.execution.program.loader import load_program
 from prefect_batchflow.execution.program.nodes import EntryProgram, LineOutput, encode_record
+from prefect_batchflow.execution.program.steps import UserFunction
 from prefect_batchflow.tools.context import current_context, log_metric
 
 if TYPE_CHECKING:

@@ -9,22 +9,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from prefect_batchflow.exceptions import SystemErrorException, UserErrorException
-from prefect_batchflow.execution.program.calls import (
-    TEXT_LIMIT,
-    Raised,
-    Stream,
-    UserFunction,
-    describe,
-    drive,
-    drive_async,
-    script_error,
-    tool_error,
-)
+from prefect_batchflow.execution.program.driving import drive, drive_async
+from prefect_batchflow.execution.program.steps import Raised, Stream, UserFunction
+from prefect_batchflow.execution.program.user_errors import TEXT_LIMIT, describe, script_error, tool_error
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from prefect_batchflow.execution.program.calls import Steps
+    from prefect_batchflow.execution.program.steps import Steps
 
 
 def steps(*functions: UserFunction) -> Steps:

@@ -1,0 +1,138 @@
+"""What to say of an exception that user code raised."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from traceback import TracebackException
+from typing import TYPE_CHECKING, Any
+
+from prefect_batchflow.errors.classes import INFO_KEY, ErrorClass, class_of_exception
+from prefect_batchflow.errors.waits import wait_asked_by
+from prefect_batchflow.exceptions import (
+    BatchflowException,
+    LineOutOfMemoryError,
+    ScriptExecutionError,
+    SystemErrorException,
+    ToolExecutionError,
+    UserErrorException,
+    error_dict,
+    is_promptflows,
+)
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+TEXT_LIMIT = 20_000
+"""Characters of an exception's text, and of its traceback, that an error keeps."""
+_RAISED_BY_USERS = (BatchflowException, UserErrorException, SystemErrorException)
+"""promptflow's names for these are what flows import and derive from."""
+_OWN_FOLDER = f"{Path(__file__).parents[2]}{os.sep}"
+
+
+def passes_through(exc: BaseException) -> bool:
+    """Whether an exception is not the line's: an interrupt, or the cancellation of the task that runs it.
+
+    A cancellation of something else, which user code awaited, is an error like any other.
+    """
+    # Without asyncio in the process nothing can have been cancelled by it.
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is None or not isinstance(exc, asyncio.CancelledError):
+        return isinstance(exc, KeyboardInterrupt)
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # in a thread without a loop
+        return False
+    return bool(task is not None and task.cancelling())
+
+
+def describe(exc: BaseException) -> dict[str, Any]:
+    """Give type, message and traceback of what user code raised; the traceback begins in user code.
+
+    With its `error_class` if it is of one, and with `retry_after_sec` if it says how long to wait before another try, as a
+    model service does.
+
+    Source: promptflow `_core/_errors.py`, `tool_traceback`.
+    """
+    user_frames = _user_frames(exc.__traceback__)
+    try:
+        trace = "".join(TracebackException(type(exc), exc, user_frames).format())
+    except Exception:  # noqa: BLE001 - formatting asks a user's class for its text, and may run out of memory
+        trace = ""
+    described = {"type": type(exc).__name__, "message": exception_text(exc), "traceback": _shortened(trace)}
+    if (kind := class_of_exception(exc)) is not ErrorClass.USER_CODE:
+        described[INFO_KEY] = str(kind)
+    asked = wait_asked_by(exc)
+    return described if asked is None else {**described, "retry_after_sec": asked}
+
+
+def exception_text(exc: BaseException) -> str:
+    """What an exception says; with a word on the two that say little."""
+    try:
+        text = _shortened(str(exc))
+    except Exception as broken:  # noqa: BLE001 - a user's class
+        return f"no text, its __str__ raised {type(broken).__name__}"
+    if isinstance(exc, SystemExit):
+        return f"{text or '0'}; the code called sys.exit(), which ends a line and not the run"
+    if isinstance(exc, MemoryError):
+        return text or "the line asked for more memory than its process may have"
+    return text
+
+
+def tool_error(node: str, exc: BaseException) -> dict[str, Any]:
+    """The error dictionary of a node whose code raised.
+
+    promptflow's exceptions, and this package's, keep their codes; those that the user's code raises its text, too.
+    Source: promptflow `_core/_errors.py`, `ToolExecutionError`; `_core/flow_execution_context.py`, `_invoke_tool_inner`.
+    """
+    details = describe(exc)
+    frame = exc.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    if frame is not None:
+        code = frame.tb_frame.f_code
+        details |= {"filename": code.co_filename, "lineno": frame.tb_lineno, "name": code.co_name}
+    additional = {"ToolExecutionErrorDetails": details}
+    if isinstance(exc, BatchflowException) or is_promptflows(exc):
+        # Never built again: a user's own class may take other arguments.
+        said = error_dict(exc)
+        if type(exc).__module__ == BatchflowException.__module__ and type(exc) not in _RAISED_BY_USERS:
+            said["message"] = f"Execution failure in '{node}': ({type(exc).__name__}) {said['message']}"
+        more = [{"type": name, "info": info} for name, info in additional.items()]
+        return {**said, "additionalInfo": [*said.get("additionalInfo", []), *more]}
+    return _failure(ToolExecutionError, node, exc, additional, "Tool")
+
+
+def script_error(entry: str, exc: BaseException) -> dict[str, Any]:
+    """The error dictionary of a callable flow whose code raised.
+
+    Source: promptflow `executor/_errors.py`, `ScriptExecutionError`.
+    """
+    return _failure(ScriptExecutionError, entry, exc, {"FlexFlowExecutionErrorDetails": describe(exc)}, "Unknown")
+
+
+def _failure(
+    kind: type[ToolExecutionError | ScriptExecutionError],
+    name: str,
+    exc: BaseException,
+    details: dict[str, Any],
+    target: str,
+) -> dict[str, Any]:
+    error_class = LineOutOfMemoryError if isinstance(exc, MemoryError) else kind
+    message = f"Execution failure in '{name}': ({type(exc).__name__}) {exception_text(exc)}"
+    return error_dict(error_class(message, target=target, additional_info=details))
+
+
+def _user_frames(frames: TracebackType | None) -> TracebackType | None:
+    """A traceback without the frames of this package, and of `import`, that lead to user code."""
+    while frames is not None and frames.tb_frame.f_code.co_filename.startswith((_OWN_FOLDER, "<frozen importlib")):
+        frames = frames.tb_next
+    return frames
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= TEXT_LIMIT:
+        return text
+    half = TEXT_LIMIT // 2
+    return f"{text[:half]}\n… {len(text) - TEXT_LIMIT:,} characters left out …\n{text[-half:]}"
