@@ -11,13 +11,12 @@ from functools import partial
 from inspect import GEN_CREATED, getgeneratorstate
 from typing import TYPE_CHECKING, Any
 
-from prefect_batchflow.execution.program.driving import drive, drive_async
 from prefect_batchflow.execution.program.steps import Canceled, Raised
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
-    from prefect_batchflow.execution.program.steps import Branch
+    from prefect_batchflow.execution.program.steps import Branch, Steps
 
     Outcomes = list[tuple[str, Any]]
     """Names of branches and what they returned, in the order in which they were begun."""
@@ -34,9 +33,10 @@ _idle: list[ThreadPoolExecutor] = []
 
 
 class Threads:
-    """The branches of one line of a sync program."""
+    """The branches of one line of a sync program, each driven by `drive`."""
 
-    def __init__(self) -> None:
+    def __init__(self, drive: Callable[[Steps], Any]) -> None:
+        self._drive = drive
         self._pool: ThreadPoolExecutor | None = None
         self._running: dict[Future[Any], Branch] = {}
 
@@ -44,11 +44,11 @@ class Threads:
         """Begin these, and wait until at least one of all is done. One alone runs in this thread."""
         if len(branches) == 1 and not self._running:
             (branch,) = branches
-            return [(branch.name, branch.context.run(drive, branch.steps))]
+            return [(branch.name, branch.context.run(self._drive, branch.steps))]
         if self._pool is None:
             self._pool = _pool()
         for branch in branches:
-            self._running[self._pool.submit(branch.context.run, drive, branch.steps)] = branch
+            self._running[self._pool.submit(branch.context.run, self._drive, branch.steps)] = branch
         wait(self._running, return_when=FIRST_COMPLETED)
         return self._take()
 
@@ -81,9 +81,10 @@ def _pool() -> ThreadPoolExecutor:
 
 
 class Tasks:
-    """The branches of one line of an async program."""
+    """The branches of one line of an async program, each driven by `drive`."""
 
-    def __init__(self) -> None:
+    def __init__(self, drive: Callable[[Steps], Awaitable[Any]]) -> None:
+        self._drive = drive
         self._running: dict[asyncio.Task[Any], Branch] = {}
         self._places = asyncio.Semaphore(NODES_AT_ONCE)
 
@@ -91,7 +92,7 @@ class Tasks:
         """Begin these, and wait until at least one of all is done."""
         loop = asyncio.get_running_loop()
         for branch in branches:
-            self._running[loop.create_task(self._drive(branch), context=branch.context)] = branch
+            self._running[loop.create_task(self._drive_in_place(branch), context=branch.context)] = branch
         await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
         return self._take(canceled=False)
 
@@ -114,9 +115,9 @@ class Tasks:
             if not task.cancelled():
                 task.exception()  # or asyncio would log that nobody has asked for it
 
-    async def _drive(self, branch: Branch) -> Any:
+    async def _drive_in_place(self, branch: Branch) -> Any:
         async with self._places:
-            return await drive_async(branch.steps)
+            return await self._drive(branch.steps)
 
     def _take(self, *, canceled: bool) -> Outcomes:
         """What is done. One that was cancelled, but not by us, has cancelled itself: its code raised that."""

@@ -31,7 +31,7 @@ def drive(steps: Steps) -> Any:
             if threads is None:
                 from prefect_batchflow.execution.program.branches import Threads
 
-                threads = Threads()
+                threads = Threads(drive)
             result = threads.end() if step is END else threads.begin(step.branches)
     except StopIteration as stop:
         return stop.value
@@ -53,7 +53,7 @@ async def drive_async(steps: Steps) -> Any:
             if tasks is None:
                 from prefect_batchflow.execution.program.branches import Tasks
 
-                tasks = Tasks()
+                tasks = Tasks(drive_async)
             result = await (tasks.end() if step is END else tasks.begin(step.branches))
     except StopIteration as stop:
         return stop.value
