@@ -10,7 +10,7 @@ import copy
 import hashlib
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from prefect_batchflow.inputs.formats import Row
     from prefect_batchflow.inputs.readers import Source
     from prefect_batchflow.inputs.survey import SourceSummary
+    from prefect_batchflow.results.records import Origins
     from prefect_batchflow.settings import BadRows
 
     _Fault = tuple[type[UserErrorException], str]
@@ -57,9 +58,13 @@ class Line:
     """What the flow is called with: JSON values, defaults and types applied."""
     error: dict[str, Any] | None = None
     """An error dictionary when the row does not fit the flow's types: the line fails without running."""
-    images: Mapping[str, tuple[str, str | None]] | None = None
-    """Inputs that stand for images, or have some in them, to the source they come from (`""` is the flow itself) and the
-    folder that paths are relative to; `None` if there are none."""
+    images: Origins | None = None
+    """Where inputs that stand for images, or have some in them, come from; `None` if there are none."""
+    input_hash: str = field(init=False)
+    """By which a resume knows its inputs again."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "input_hash", input_hash(self.inputs))
 
 
 def check(
@@ -219,9 +224,7 @@ class _Preparation:
             error = error_dict(kind(message, target="Executor", line_number=number))
         return Line(number, inputs, error, images=self._images(inputs, values))
 
-    def _images(
-        self, inputs: Mapping[str, Any], values: Mapping[str, Mapping[str, Any]]
-    ) -> dict[str, tuple[str, str | None]] | None:
+    def _images(self, inputs: Mapping[str, Any], values: Mapping[str, Mapping[str, Any]]) -> Origins | None:
         found: dict[str, tuple[str, str | None]] = {}
         for name, declared in self._flow_inputs.items():
             value = inputs.get(name)

@@ -241,8 +241,8 @@ class TestSources:
 
         alive: weakref.WeakSet[Any] = weakref.WeakSet()
 
-        class Value:
-            def __init__(self) -> None:
+        class Value(float):
+            def __init__(self, _: float) -> None:
                 alive.add(self)
 
         class Rows:
@@ -250,7 +250,7 @@ class TestSources:
 
             def rows(self, update: Any = None) -> Iterator[Any]:
                 for number in range(1000):
-                    yield Row({"q": Value()}, "data", number + 1)
+                    yield Row({"q": Value(number)}, "data", number + 1)
 
         flow_inputs = inputs_of(flow_input("q", "any"))
         sources: list[Source] = [Rows(), RowsSource("b", [{}] * 1000)]

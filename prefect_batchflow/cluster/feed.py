@@ -13,7 +13,6 @@ from prefect_batchflow.cluster.node import run_chunk
 from prefect_batchflow.cluster.work import Assignment, Report
 from prefect_batchflow.exceptions import BatchflowException, ClusterError
 from prefect_batchflow.execution.executor import LineOutcome
-from prefect_batchflow.lines import input_hash
 from prefect_batchflow.storage.keys import SegmentName
 
 if TYPE_CHECKING:
@@ -225,7 +224,7 @@ class ClusterRunner:
         settled: list[Receipt] = []
         for line in lines:
             stored = index.lines.get(line.line_number)
-            if stored is not None and stored.session == self._session and stored.input_hash == input_hash(line.inputs):
+            if stored is not None and stored.session == self._session and stored.input_hash == line.input_hash:
                 settled.append(stored.receipt)
         segments = [name.name for name in names if name.session == self._session]
         await self._take(Report(settled=settled, segments=segments))

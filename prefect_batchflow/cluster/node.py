@@ -29,7 +29,6 @@ from prefect_batchflow.definition.run_folder import run_folder
 from prefect_batchflow.exceptions import BatchflowException, FlowNotFoundError, InvalidOptionError, RunInUseError
 from prefect_batchflow.execution.workers.pool import WorkerPool
 from prefect_batchflow.line_runner import ChunkRun, LineRunner
-from prefect_batchflow.lines import input_hash
 from prefect_batchflow.prefect_runtime.logs import PrintedLog
 from prefect_batchflow.prefect_runtime.task_runs import in_memory_result, tag_task_run, task_parameter
 from prefect_batchflow.storage.control import LOOK_EVERY_SEC, Follower
@@ -175,7 +174,7 @@ class RemoteRun:
         try:
             lines, attempts = [], {}
             for line in chunk.lines:
-                done = index.completed(line.line_number, input_hash(line.inputs))
+                done = index.completed(line.line_number, line.input_hash)
                 stored = index.lines.get(line.line_number)
                 if done is None and stored is not None and stored.session == self._run.session:
                     # Written by this chunk's task before it was lost: a failure that is final counts, another one goes on.

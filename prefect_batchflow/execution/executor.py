@@ -12,15 +12,17 @@ from prefect_batchflow.exceptions import (
     LineExecutionTimeoutError,
     error_dict,
 )
-from prefect_batchflow.execution.program.nodes import encode_record
-from prefect_batchflow.lines import input_hash
-from prefect_batchflow.results.records import NO_TOKENS, Receipt, in_log, receipt
+from prefect_batchflow.execution.scrubbing import Scrubber
+from prefect_batchflow.results.records import Receipt, in_log, line_record, line_run
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from prefect_batchflow.definition.flow import FlowDescription
     from prefect_batchflow.lines import Line
+    from prefect_batchflow.results.records import AggregationRun, CompletedLine, LineRun
+
+_NO_SECRETS = Scrubber({}, {}, {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ class Executor(Protocol):
         """Run one attempt of one line once a slot is free. What the line does wrong is in the outcome, never raised."""
         ...
 
-    async def aggregate(self, lines: Sequence[Mapping[str, Any]], *, timeout_sec: float) -> dict[str, Any]:
+    async def aggregate(self, lines: Sequence[CompletedLine], *, timeout_sec: float) -> AggregationRun:
         """Run the flow's aggregation over completed lines, sorted by line_number."""
         ...
 
@@ -67,32 +69,22 @@ class Executor(Protocol):
         ...
 
 
+def outcome_of(line: Line, attempt: int, run: LineRun, scrubber: Scrubber = _NO_SECRETS) -> LineOutcome:
+    """The outcome of a line that no worker has recorded."""
+    record, encoded = scrubber.encode(line_record(run, line.line_number, attempt, line.input_hash))
+    return LineOutcome(Receipt.of(record), encoded, line.input_hash, in_log(record["logs"]))
+
+
 def failed_outcome(
     line: Line, *, attempt: int, error: dict[str, Any], duration_sec: float, logs: str = ""
 ) -> LineOutcome:
     """The outcome of a line whose process could not tell it itself."""
     ended = datetime.now(UTC)
-    record: dict[str, Any] = {
-        "line_number": line.line_number,
-        "attempt": attempt,
-        "status": "Failed",
-        "input_hash": input_hash(line.inputs),
-        "inputs": line.inputs,
-        "output": None,
-        "aggregation_inputs": {},
-        "error": error,
-        "start_time": datetime.fromtimestamp(ended.timestamp() - duration_sec, UTC).isoformat(),
-        "end_time": ended.isoformat(),
-        "duration_sec": duration_sec,
-        "metrics": {},
-        "tokens": NO_TOKENS.metrics(),
-        "logs": logs,
-        "nodes": [],
-    }
+    started = datetime.fromtimestamp(ended.timestamp() - duration_sec, UTC)
+    run = line_run(line.inputs, (started.isoformat(), ended.isoformat(), duration_sec), error=error, logs=logs)
     if line.images is not None:
-        record["images"] = {"inputs": {name: source for name, (source, _) in line.images.items()}, "output": []}
-    encoded = encode_record(record)
-    return LineOutcome(receipt(record), encoded, record["input_hash"], in_log(logs))  # type: ignore[arg-type]
+        run["images"] = {"inputs": {name: source for name, (source, _) in line.images.items()}, "output": []}
+    return outcome_of(line, attempt, run)
 
 
 def timed_out(line: Line, timeout_sec: float) -> dict[str, Any]:
@@ -104,7 +96,7 @@ def timed_out(line: Line, timeout_sec: float) -> dict[str, Any]:
     )
 
 
-def failed_aggregation(exc: BatchflowException) -> dict[str, Any]:
+def failed_aggregation(exc: BatchflowException) -> AggregationRun:
     """What an aggregation gave that came to no end of its own."""
     return {"output": {}, "metrics": {}, "nodes": [], "error": error_dict(exc)}
 

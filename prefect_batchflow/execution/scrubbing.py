@@ -10,14 +10,18 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from prefect_batchflow.connections.given import secret_values
+from prefect_batchflow.execution.program.nodes import encode_record
+from prefect_batchflow.results.records import AggregationRun, LineRecord
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from prefect_batchflow.definition.flow import Flow
+
+Kept = TypeVar("Kept", LineRecord, AggregationRun)
 
 MASK = "**data_scrubbed**"
 """What stands in a secret's place. Source: promptflow `_utils/credential_scrubber.py`."""
@@ -109,14 +113,25 @@ class Scrubber:
         """Whether JSON as it is written has a secret in it."""
         return self._in_json is not None and self._in_json.search(encoded) is not None
 
-    def record(self, record: dict[str, Any]) -> dict[str, Any]:
+    def encode(self, record: LineRecord) -> tuple[LineRecord, bytes]:
+        """A line's record without secrets, as values and as JSON."""
+        encoded = encode_record(record)
+        if self.finds_in(encoded):
+            record = self.record(json.loads(encoded))
+            encoded = encode_record(record)
+        return record, encoded
+
+    def record(self, record: Kept) -> Kept:
         """What is kept of a line or an aggregation, as plain JSON, without secrets; names of the flow's stay."""
-        kept = {**record, **{part: self.value(record[part]) for part in _PARTS if part in record}}
-        aggregated = record.get("aggregation_inputs") or {}
-        if aggregated:
+        kept: Any = self._parts(record)
+        if aggregated := kept.get("aggregation_inputs"):
             kept["aggregation_inputs"] = {reference: self.value(value) for reference, value in aggregated.items()}
-        kept["nodes"] = [{**n, **{part: self.value(n[part]) for part in _PARTS if part in n}} for n in record["nodes"]]
-        return kept
+        kept["nodes"] = [self._parts(node) for node in record["nodes"]]
+        scrubbed: Kept = kept
+        return scrubbed
+
+    def _parts(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: self.value(value) if key in _PARTS else value for key, value in record.items()}
 
 
 def _keys_in(value: Any, environ: Mapping[str, str], depth: int = 0) -> Iterator[str]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, NotRequired, Self, TypedDict
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NotRequired, Self, TypeAlias, TypedDict
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 MAX_RECEIPT_TEXT: Final = 2_000
 """Characters of one text of a receipt's error; the line's record has the whole."""
@@ -49,16 +51,11 @@ class NodeRecord(TypedDict):
     """Keys as in `LineRecord`; absent where nobody counted a node's own."""
 
 
-class LineRecord(TypedDict):
-    """What one attempt of one line did: plain JSON, made by a worker, kept by the run storage."""
+class LineRun(TypedDict):
+    """What a flow did with the inputs of one line."""
 
-    line_number: int
-    attempt: int
-    """1 is the first."""
     status: str
     """`Completed`, `Failed` or `Canceled`."""
-    input_hash: str
-    """Tells whether a resumed run still has the same inputs for this line."""
     inputs: dict[str, Any]
     output: dict[str, Any] | None
     aggregation_inputs: dict[str, Any]
@@ -78,6 +75,16 @@ class LineRecord(TypedDict):
     """Where there are images; of a line without there is nothing."""
 
 
+class LineRecord(LineRun):
+    """What one attempt of one line did: plain JSON, made by a worker, kept by the run storage."""
+
+    line_number: int
+    attempt: int
+    """1 is the first."""
+    input_hash: str
+    """Tells whether a resumed run still has the same inputs for this line."""
+
+
 class ImagesRecord(TypedDict):
     """Where a line has images."""
 
@@ -85,6 +92,20 @@ class ImagesRecord(TypedDict):
     """Inputs with images, to the source they came from; `""` is the flow itself."""
     output: list[list[str | int]]
     """Keys and indexes that lead to each image whose bytes are in the output."""
+
+
+Origins: TypeAlias = "Mapping[str, tuple[str, str | None]]"
+"""Inputs with images, to the source they come from (`""` is the flow itself) and the folder that paths are relative to."""
+
+
+class CompletedLine(TypedDict):
+    """What aggregation gets of a completed line; keys as in `LineRecord`."""
+
+    line_number: int
+    inputs: dict[str, Any]
+    output: dict[str, Any] | None
+    aggregation_inputs: dict[str, Any]
+    images: NotRequired[Origins]
 
 
 class AggregationRun(TypedDict):
@@ -95,6 +116,24 @@ class AggregationRun(TypedDict):
     nodes: list[NodeRecord]
     error: dict[str, Any] | None
     """Why `__aggregate__` of a class entry failed; nodes have their own errors."""
+
+
+Span: TypeAlias = tuple[str, str, float]
+"""When something began and ended, ISO 8601 with UTC, and how many seconds it took."""
+
+
+class Clock:
+    """Runs from when it is made: UTC for people, a monotonic clock for the duration."""
+
+    __slots__ = ("_begun", "start_time")
+
+    def __init__(self) -> None:
+        self.start_time = datetime.now(UTC).isoformat()
+        self._begun = perf_counter()
+
+    def span(self) -> Span:
+        """From when it was made until now, to the microsecond."""
+        return self.start_time, datetime.now(UTC).isoformat(), round(perf_counter() - self._begun, 6)
 
 
 class Tokens(NamedTuple):
@@ -108,7 +147,11 @@ class Tokens(NamedTuple):
     def of(cls, counts: Mapping[str, Any] | None) -> Self:
         """Read promptflow's keys `total_tokens`, `prompt_tokens`, `completion_tokens`; what is absent is 0."""
         counts = counts or {}
-        return cls(*(int(counts.get(f"{kind}_tokens") or 0) for kind in cls._fields))
+        return cls(
+            int(counts.get("total_tokens") or 0),
+            int(counts.get("prompt_tokens") or 0),
+            int(counts.get("completion_tokens") or 0),
+        )
 
     def plus(self, other: Tokens) -> Tokens:
         """The sum of both."""
@@ -122,6 +165,68 @@ class Tokens(NamedTuple):
 NO_TOKENS: Final = Tokens()
 
 
+def node_record(
+    node: str,
+    span: Span,
+    *,
+    status: str | None = None,
+    inputs: dict[str, Any],
+    output: Any = None,
+    error: dict[str, Any] | None = None,
+    metrics: dict[str, Any] | None = None,
+) -> NodeRecord:
+    """Make a node's record; without a status, the error tells it."""
+    return {
+        "node": node,
+        "status": status or ("Completed" if error is None else "Failed"),
+        "inputs": inputs,
+        "output": output,
+        "error": error,
+        "start_time": span[0],
+        "end_time": span[1],
+        "duration_sec": span[2],
+        "metrics": metrics or {},
+    }
+
+
+def line_run(
+    inputs: dict[str, Any],
+    span: Span,
+    *,
+    status: str | None = None,
+    output: dict[str, Any] | None = None,
+    aggregation_inputs: dict[str, Any] | None = None,
+    error: dict[str, Any] | None = None,
+    metrics: dict[str, Any] | None = None,
+    tokens: dict[str, int] | None = None,
+    logs: str = "",
+    nodes: list[NodeRecord] | None = None,
+) -> LineRun:
+    """Make what is recorded of a line, but for its number; without a status, the error tells it."""
+    return {
+        "status": status or ("Completed" if error is None else "Failed"),
+        "inputs": inputs,
+        "output": output,
+        "aggregation_inputs": aggregation_inputs or {},
+        "error": error,
+        "start_time": span[0],
+        "end_time": span[1],
+        "duration_sec": span[2],
+        "metrics": metrics or {},
+        "tokens": NO_TOKENS.metrics() if tokens is None else tokens,
+        "logs": logs,
+        "nodes": nodes or [],
+    }
+
+
+def line_record(run: LineRun, line_number: int, attempt: int, input_hash: str) -> LineRecord:
+    """Make a line's record."""
+    return {"line_number": line_number, "attempt": attempt, "input_hash": input_hash, **run}
+
+
+NodeStates: TypeAlias = tuple[tuple[str, Status], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Receipt:
     """What the parent needs of a finished line; its record stays in the storage."""
@@ -133,28 +238,51 @@ class Receipt:
     duration_sec: float = 0.0
     """Seconds of this attempt; 0 for a line that failed without running."""
     tokens: Tokens = NO_TOKENS
-    nodes: tuple[tuple[str, Status], ...] = ()
+    nodes: NodeStates = ()
     """Each node of the line and how it ended."""
     error: dict[str, Any] | None = None
-    """The error dictionary of a line that is not completed."""
+    """The error dictionary of a line that is not completed: its long texts cut in their middle, without `debugInfo`."""
+
+    @classmethod
+    def of(cls, record: LineRecord) -> Self:
+        """The receipt of a record."""
+        return cls.from_row(receipt_row(record), record["error"])
+
+    def to_row(self, input_hash: str) -> list[Any]:
+        """The receipt, but for its error, and the hash of the line's inputs, as they travel and are stored."""
+        return [self.line_number, input_hash, self.status, self.attempt, self.duration_sec, self.tokens, self.nodes]
+
+    @classmethod
+    def from_row(
+        cls, row: Sequence[Any], error: dict[str, Any] | None, alike: dict[str, NodeStates] | None = None
+    ) -> Self:
+        """The receipt of a row and the error of its record.
+
+        Args:
+            row: As `to_row` gave it, also through JSON.
+            error: As the record has it.
+            alike: Node states of other receipts, for one object in all that are alike, as nearly all of a run are.
+        """
+        number, _, status, attempt, duration_sec, tokens, nodes = row
+        key = repr(nodes)
+        if alike is None or (states := alike.get(key)) is None:
+            states = tuple([(node, Status(status)) for node, status in nodes])
+            if alike is not None:
+                alike[key] = states
+        return cls(number, Status(status), attempt, duration_sec, Tokens(*tokens), states, _receipt_error(error))
 
 
-def receipt(record: LineRecord) -> Receipt:
-    """Give the receipt of a record; long texts of its error are cut in their middle, `debugInfo` stays behind."""
-    error = record["error"]
-    return Receipt(
-        line_number=record["line_number"],
-        status=Status(record["status"]),
-        attempt=record["attempt"],
-        duration_sec=record["duration_sec"],
-        tokens=Tokens.of(record["tokens"]),
-        nodes=tuple((node["node"], Status(node["status"])) for node in record["nodes"]),
-        error=None if error is None else receipt_error(error),
-    )
+def receipt_row(record: LineRecord) -> list[Any]:
+    """The row of a record's receipt, for `Receipt.from_row`."""
+    tokens = Tokens.of(record["tokens"])
+    nodes = [(node["node"], node["status"]) for node in record["nodes"]]
+    number, attempt, seconds = record["line_number"], record["attempt"], record["duration_sec"]
+    return [number, record["input_hash"], record["status"], attempt, seconds, tokens, nodes]
 
 
-def receipt_error(error: dict[str, Any]) -> dict[str, Any]:
-    """What a receipt keeps of an error: long texts are cut in their middle, `debugInfo` stays behind."""
+def _receipt_error(error: dict[str, Any] | None) -> dict[str, Any] | None:
+    if error is None:
+        return None
     short: dict[str, Any] = _cut_texts({key: value for key, value in error.items() if key != "debugInfo"})
     return short
 

@@ -6,7 +6,7 @@ are not in order; here each line's inputs, output and node outputs come from one
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prefect_batchflow.results.models import AggregationResult, aggregation_result
 
@@ -14,13 +14,12 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Mapping
 
     from prefect_batchflow.execution.executor import Executor
-
-_KEPT = ("line_number", "inputs", "output", "aggregation_inputs")
+    from prefect_batchflow.results.records import CompletedLine, LineRecord
 
 
 async def aggregate(
     executor: Executor,
-    records: AsyncIterable[dict[str, Any]],
+    records: AsyncIterable[LineRecord],
     *,
     run_id: str,
     timeout_sec: float,
@@ -38,11 +37,16 @@ async def aggregate(
     folders = image_folders or {}
     completed = [_kept(record, folders) async for record in records if record["status"] == "Completed"]
     run = await executor.aggregate(completed, timeout_sec=timeout_sec)
-    return aggregation_result(run, run_id)  # type: ignore[arg-type] # plain JSON of that shape, from a worker
+    return aggregation_result(run, run_id)
 
 
-def _kept(record: dict[str, Any], folders: Mapping[str, str | None]) -> dict[str, Any]:
-    line = {name: record[name] for name in _KEPT}
+def _kept(record: LineRecord, folders: Mapping[str, str | None]) -> CompletedLine:
+    line: CompletedLine = {
+        "line_number": record["line_number"],
+        "inputs": record["inputs"],
+        "output": record["output"],
+        "aggregation_inputs": record["aggregation_inputs"],
+    }
     if (images := record.get("images")) is not None:
-        line["images"] = {name: [source, folders.get(source)] for name, source in images["inputs"].items()}
+        line["images"] = {name: (source, folders.get(source)) for name, source in images["inputs"].items()}
     return line

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prefect_batchflow.images.forms import form_of
 from prefect_batchflow.prefect_runtime.gone_server import let_go_of_server, server_answers
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from prefect_batchflow.results.models import BatchResult
+    from prefect_batchflow.results.records import LineRecord
     from prefect_batchflow.run.handle import LiveRun
     from prefect_batchflow.run.opening import Opened
     from prefect_batchflow.run.preparation import Prepared
@@ -107,7 +108,7 @@ class Ending:
         remote_sec = 0.0 if self._state.stop.is_stopped else COPY_IMAGES_SEC
         return ImageInputs(self._image_folders(), flow.program.loads_images, remote_sec)
 
-    async def _newest_records(self) -> AsyncIterator[dict[str, Any]]:
+    async def _newest_records(self) -> AsyncIterator[LineRecord]:
         async for stored, record in self._opened.records.newest():
             if self._counts(stored):
                 yield record

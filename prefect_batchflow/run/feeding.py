@@ -16,7 +16,7 @@ from prefect_batchflow.errors.chosen import runs_again
 from prefect_batchflow.exceptions import UnexpectedError
 from prefect_batchflow.execution.workers.pool import WorkerPool
 from prefect_batchflow.line_runner import LineRunner
-from prefect_batchflow.lines import chunks, input_hash
+from prefect_batchflow.lines import chunks
 from prefect_batchflow.prefect_runtime.flow_runs import is_cancelled_in_prefect
 from prefect_batchflow.prefect_runtime.logs import completed_lines_unlogged
 from prefect_batchflow.report.artifacts import ProgressArtifact
@@ -254,7 +254,7 @@ class Feeding:
             for line in batch:
                 if self._numbers is not None:
                     self._numbers.add(line.line_number)
-                ended = index.ended(line.line_number, input_hash(line.inputs)) if index.lines else None
+                ended = index.ended(line.line_number, line.input_hash) if index.lines else None
                 if ended is not None and not self._runs_again(ended):
                     self._take_as_it_is(ended)
                     continue

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from prefect_batchflow.images.forms import ImageForm
+    from prefect_batchflow.results.records import LineRecord
     from prefect_batchflow.storage.files import RunFiles
     from prefect_batchflow.storage.keys import RunKeys
 
@@ -68,16 +69,16 @@ class ImageFiles:
         self.left = 0
         """Images of inputs that were not looked for, since there was no time."""
 
-    async def with_outputs(self, record: dict[str, Any]) -> dict[str, Any]:
+    async def with_outputs(self, record: LineRecord) -> LineRecord:
         """Give a completed line's record with paths in the place of its output's images, which are written first.
 
         Raises:
             StorageError: One cannot be.
         """
-        places = (record.get("images") or {}).get("output")
+        places = images["output"] if (images := record.get("images")) else ()
         if not places:
             return record
-        output = record["output"]
+        output: Any = record["output"]
         for place in places:
             found = _at(output, place)
             if not self._form.is_image_dict(found):
@@ -88,7 +89,7 @@ class ImageFiles:
                 output = _replaced(output, place, self._form.path_dict(image._mime_type, f"{IMAGES}/{name}"))
         return {**record, "output": output}
 
-    async def with_inputs(self, record: dict[str, Any]) -> dict[str, Any]:
+    async def with_inputs(self, record: LineRecord) -> LineRecord:
         """Give a failed line's record with the image files of its inputs copied here, and with their paths.
 
         As data of a new run they name images by paths that are relative to the folder of that data. What cannot be read
@@ -97,7 +98,7 @@ class ImageFiles:
         Raises:
             StorageError: One cannot be written.
         """
-        sources = (record.get("images") or {}).get("inputs")
+        sources = images["inputs"] if (images := record.get("images")) else {}
         if not sources:
             return record
         inputs = dict(record["inputs"])

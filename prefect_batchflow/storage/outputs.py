@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterable
 
     from prefect_batchflow.images.forms import ImageForm
+    from prefect_batchflow.results.records import LineRecord
     from prefect_batchflow.storage.files import RunFiles
     from prefect_batchflow.storage.keys import RunKeys
     from prefect_batchflow.storage.manifest import Manifest
@@ -31,7 +32,7 @@ OUTPUT_FILE = "output.jsonl"
 """promptflow's name of the outputs in an output folder."""
 
 
-def output_row(record: dict[str, Any]) -> dict[str, Any]:
+def output_row(record: LineRecord) -> dict[str, Any]:
     """A completed line as the outputs file has it: its number first; an output that is no dictionary is wrapped.
 
     Source: promptflow `batch/_batch_engine.py`, `_persist_outputs`.
@@ -44,7 +45,7 @@ def output_row(record: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def failed_row(record: dict[str, Any]) -> dict[str, Any]:
+def failed_row(record: LineRecord) -> dict[str, Any]:
     """A failed line as data of a new run: its number, the inputs it had, and why it failed, after how many attempts."""
     return {
         **record["inputs"],
@@ -68,7 +69,7 @@ async def read_result(files: RunFiles, keys: RunKeys, manifest: Manifest) -> Bat
 async def write_outputs(
     files: RunFiles,
     keys: RunKeys,
-    records: AsyncIterable[dict[str, Any]],
+    records: AsyncIterable[LineRecord],
     result: BatchResult,
     output_dir: Path | None,
     image_form: ImageForm = BASIC,

@@ -15,7 +15,7 @@ import contextlib
 import heapq
 import itertools
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prefect.results import ResultStore
 from prefect.serializers import Serializer
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from prefect.filesystems import WritableFileSystem
 
     from prefect_batchflow.execution.executor import LineOutcome
+    from prefect_batchflow.results.records import LineRecord
     from prefect_batchflow.storage.files import RunFiles
 
 READ_AHEAD = 8
@@ -168,7 +169,7 @@ class RunRecords:
         except RecordCorruptError as exc:
             return exc
 
-    async def newest(self) -> AsyncIterator[tuple[Stored, dict[str, Any]]]:
+    async def newest(self) -> AsyncIterator[tuple[Stored, LineRecord]]:
         """Each line's newest record, by line_number; holds only the segments that overlap."""
         waiting = await self.segments()
         waiting.reverse()

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow.exceptions import RecordCorruptError, StorageError
-from prefect_batchflow.results.records import Receipt, Status, Tokens, receipt_error
+from prefect_batchflow.results.records import Receipt
 from prefect_batchflow.storage.index import Stored
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from prefect_batchflow.execution.executor import LineOutcome
+    from prefect_batchflow.results.records import NodeStates
     from prefect_batchflow.storage.keys import SegmentName
 
 FORMAT = 1
@@ -43,7 +44,7 @@ def encode_segment(outcomes: Iterable[LineOutcome], session: int) -> bytes:
         "format": FORMAT,
         "session": session,
         "bytes": len(body),
-        "receipts": [_header_entry(outcome) for outcome in outcomes],
+        "receipts": [outcome.receipt.to_row(outcome.input_hash) for outcome in outcomes],
     }
     return _compact({**header, "sha256": _checksum(header, body)}) + b"\n" + body
 
@@ -57,11 +58,6 @@ def _checksum(header: dict[str, Any], body: bytes) -> str:
 
 def _compact(header: dict[str, Any]) -> bytes:
     return json.dumps(header, separators=(",", ":")).encode()
-
-
-def _header_entry(outcome: LineOutcome) -> list[Any]:
-    r = outcome.receipt
-    return [r.line_number, outcome.input_hash, r.status, r.attempt, round(r.duration_sec, 6), r.tokens, r.nodes]
 
 
 def segment_text(content: bytes, place: str) -> bytes:
@@ -102,30 +98,11 @@ def decode_segment(text: bytes, name: SegmentName, place: str) -> Segment:
             raise RecordCorruptError(f"The records at {place} are not those that its name tells. Was it renamed?")
         records = body.split(b"\n")[:-1]
         stored = []
-        alike: dict[str, tuple[tuple[str, Status], ...]] = {}
-        for entry, record in zip(header["receipts"], records, strict=True):
-            number, input_hash, status, attempt, duration_sec, tokens, nodes = entry
+        alike: dict[str, NodeStates] = {}
+        for row, record in zip(header["receipts"], records, strict=True):
+            _, input_hash, status, *_ = row
             error = json.loads(record)["error"] if status != "Completed" else None
-            receipt = Receipt(
-                line_number=number,
-                status=Status(status),
-                attempt=attempt,
-                duration_sec=duration_sec,
-                tokens=Tokens(*tokens),
-                nodes=_nodes_of(nodes, alike),
-                error=None if error is None else receipt_error(error),
-            )
-            stored.append(Stored(receipt, header["session"], input_hash))
+            stored.append(Stored(Receipt.from_row(row, error, alike), header["session"], input_hash))
     except _MALFORMED as exc:
         raise RecordCorruptError(f"The records at {place} have not the form of a segment: {exc}.") from exc
     return Segment(name, stored, records)
-
-
-def _nodes_of(
-    nodes: list[list[str]], alike: dict[str, tuple[tuple[str, Status], ...]]
-) -> tuple[tuple[str, Status], ...]:
-    """The nodes of a receipt, one object for all lines whose nodes ended alike, as nearly all of a segment do."""
-    text = repr(nodes)
-    if (known := alike.get(text)) is None:
-        known = alike[text] = tuple((node, Status(status)) for node, status in nodes)
-    return known

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow.errors.chosen import runs_again
 from prefect_batchflow.exceptions import StorageError
-from prefect_batchflow.execution.executor import LineOutcome
+from prefect_batchflow.execution.executor import LineOutcome, outcome_of
 from prefect_batchflow.execution.program.nodes import encode_record
-from prefect_batchflow.lines import input_hash
-from prefect_batchflow.results.records import Status, receipt
+from prefect_batchflow.results.records import Status, Tokens, line_run, node_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
 
     from prefect_batchflow.lines import Line
     from prefect_batchflow.results.models import FlowRunInfo, RunInfo
+    from prefect_batchflow.results.records import LineRun, NodeRecord, Span
     from prefect_batchflow.storage.custom import AbstractBatchRunStorage
     from prefect_batchflow.storage.records import RunRecords
 
@@ -39,7 +39,7 @@ async def take_over_run(other: RunRecords, into: RunRecords, rerun: Collection[s
         receipt = stored.receipt
         stays_failed = receipt.status is Status.Failed and not runs_again(rerun, receipt.error or {})
         if receipt.status is Status.Completed or stays_failed:
-            await copier.add(LineOutcome(receipt, encode_record(record), record["input_hash"]))
+            await copier.add(LineOutcome(receipt, encode_record(record), stored.input_hash))
     return await copier.end()
 
 
@@ -74,14 +74,13 @@ async def take_over_storage(
                 on_other_inputs(line.line_number)
                 continue
             nodes = storage.load_node_run_info_for_line(line.line_number) or []
-            record = _record(line, run_info, nodes)
+            run = _run(line, run_info, nodes)
         except Exception as exc:
             raise StorageError(
                 f"{type(storage).__name__} could not give line {line.line_number}: ({type(exc).__name__}) {exc}. Nothing was "
                 "run; mend the storage, or start without resume_from_run_storage."
             ) from exc
-        encoded = encode_record(record)
-        await copier.add(LineOutcome(receipt(record), encoded, record["input_hash"]))  # type: ignore[arg-type]
+        await copier.add(outcome_of(line, 1, run))
     return await copier.end()
 
 
@@ -112,37 +111,27 @@ def _are_others(known: Any, inputs: dict[str, Any]) -> bool:
     return any(known[name] != value for name, value in inputs.items() if name in known)
 
 
-def _record(line: Line, run_info: FlowRunInfo, nodes: Sequence[RunInfo]) -> dict[str, Any]:
+def _run(line: Line, run_info: FlowRunInfo, nodes: Sequence[RunInfo]) -> LineRun:
     plain = run_info.model_dump(mode="json")
-    node_records = [_node(info) for info in nodes]
+    records = [_node(info) for info in nodes]
     metrics = plain.get("system_metrics") or {}
-    return {
-        "line_number": line.line_number,
-        "attempt": 1,
-        "status": "Completed",
-        "input_hash": input_hash(line.inputs),
-        "inputs": line.inputs,
-        "output": plain["output"],
-        "aggregation_inputs": {f"${{{node['node']}.output}}": node["output"] for node in node_records},
-        "error": None,
-        **_times(plain),
-        "duration_sec": float(metrics.get("duration") or 0.0),
-        "metrics": {},
-        "tokens": {
-            name: int(metrics.get(name) or 0) for name in ("total_tokens", "prompt_tokens", "completion_tokens")
-        },
-        "logs": "",
-        "nodes": node_records,
-    }
+    return line_run(
+        line.inputs,
+        _span(plain, float(metrics.get("duration") or 0.0)),
+        output=plain["output"],
+        aggregation_inputs={f"${{{node['node']}.output}}": node["output"] for node in records},
+        tokens=Tokens.of(metrics).metrics(),
+        nodes=records,
+    )
 
 
-def _node(info: RunInfo) -> dict[str, Any]:
+def _node(info: RunInfo) -> NodeRecord:
     plain = info.model_dump(mode="json")
-    kept = {name: plain[name] for name in ("node", "status", "inputs", "output", "error")}
-    return {**kept, **_times(plain), "duration_sec": 0.0, "metrics": plain.get("metrics") or {}}
+    kept = {name: plain[name] for name in ("node", "status", "inputs", "output", "error", "metrics")}
+    return node_record(span=_span(plain, 0.0), **kept)
 
 
-def _times(plain: dict[str, Any]) -> dict[str, str]:
+def _span(plain: dict[str, Any], duration_sec: float) -> Span:
     """When it began and ended; a storage that does not know gets the time of the copy."""
     ended = plain["end_time"] or datetime.now(UTC).isoformat()
-    return {"start_time": plain["start_time"] or ended, "end_time": ended}
+    return plain["start_time"] or ended, ended, duration_sec

@@ -152,7 +152,7 @@ class TestExecutorContract:
         return lambda: request.param(tmp_path)
 
     @staticmethod
-    def completed(number: int, value: Any) -> dict[str, Any]:
+    def completed(number: int, value: Any) -> Any:
         inputs = {"do": "return", "value": value}
         return {"line_number": number, "inputs": inputs, "output": {"value": value}, "aggregation_inputs": {}}
 
@@ -264,7 +264,7 @@ class TestExecutorContract:
         said: str,
     ) -> None:
         async with opened() as executor:
-            failed = await executor.aggregate([self.completed(0, does)], timeout_sec=limit)
+            failed: Any = await executor.aggregate([self.completed(0, does)], timeout_sec=limit)
             after = await run(executor, 2, do="return", value="fine")
 
         assert said in failed["error"]["message"]

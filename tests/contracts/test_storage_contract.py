@@ -31,7 +31,7 @@ def records_of(files: RunStorageBlock, session: int = 1) -> RunRecords:
     return RunRecords(files, KEYS, session)
 
 
-async def newest(files: RunStorageBlock) -> list[tuple[Receipt, dict[str, Any]]]:
+async def newest(files: RunStorageBlock) -> list[tuple[Receipt, Any]]:
     return [(stored.receipt, record) async for stored, record in records_of(files).newest()]
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from prefect_batchflow.definition.flow import Flow
+    from prefect_batchflow.results.records import CompletedLine
 
 BEGAN = datetime(2026, 1, 2, tzinfo=UTC)
 
@@ -342,7 +343,7 @@ class TestLimits:
 
 @pytest.mark.anyio
 class TestAggregation:
-    LINES = (
+    LINES: tuple[CompletedLine, ...] = (
         {"line_number": 1, "inputs": {"n": 1}, "output": {}, "aggregation_inputs": {"${a.output}": "x"}},
         {"line_number": 4, "inputs": {"n": 4}, "output": {}, "aggregation_inputs": {}},
     )
@@ -378,7 +379,7 @@ class TestAggregation:
 
         executor = executor_of(flow, Odd)
         await executor.start()
-        result = await executor.aggregate(self.LINES, timeout_sec=0.2)
+        result: Any = await executor.aggregate(self.LINES, timeout_sec=0.2)
 
         assert said in result["error"]["message"]
         assert (result["output"], result["metrics"], result["nodes"]) == ({}, {}, [])

@@ -76,7 +76,7 @@ def test_the_part_of_a_secret_at_a_cut_goes_too() -> None:
 
 
 def test_a_record_keeps_its_shape() -> None:
-    record = {
+    record: Any = {
         "status": "Failed",
         "inputs": {"q": KEY},
         "output": {"out": [KEY, {KEY: 1}]},

@@ -33,7 +33,7 @@ if program.description.is_async:
     runs = [asyncio.run(program.run_line_async(n, inputs)) for n, inputs in enumerate(lines)]
 else:
     runs = [program.run_line(n, inputs) for n, inputs in enumerate(lines)]
-runs = [json.loads(encode_record(dict(run))) for run in runs]
+runs = [json.loads(encode_record(run)) for run in runs]
 done = [{"line_number": n, **run} for n, run in enumerate(runs) if run["status"] == "Completed"]
 metrics = program.aggregate(done)["metrics"] if program.description.has_aggregation else {}
 import promptflow.core

@@ -37,7 +37,6 @@ from prefect_batchflow.results.records import (
     Receipt,
     Status,
     Tokens,
-    receipt,
 )
 from prefect_batchflow.results.tally import MAX_ERROR_LIST, Durations, Tally
 
@@ -174,7 +173,7 @@ class TestAggregationResult:
 
 class TestReceipt:
     def test_it_is_what_the_parent_needs_of_a_record(self) -> None:
-        assert receipt(line_record(7, "Failed")) == Receipt(
+        assert Receipt.of(line_record(7, "Failed")) == Receipt(
             line_number=7,
             status=Status.Failed,
             attempt=2,
@@ -185,7 +184,7 @@ class TestReceipt:
         )
 
     def test_it_survives_pickling(self) -> None:
-        small = receipt(line_record(7, "Failed"))
+        small = Receipt.of(line_record(7, "Failed"))
         assert pickle.loads(pickle.dumps(small)) == small  # noqa: S301 - what we just made
 
     def test_it_stays_small_whatever_the_error_says(self) -> None:
@@ -196,7 +195,7 @@ class TestReceipt:
             "debugInfo": {"stackTrace": "s" * 1_000_000},
         }
 
-        small = receipt(line_record(status="Failed", error=error)).error
+        small = Receipt.of(line_record(status="Failed", error=error)).error
 
         assert small is not None
         assert len(small["message"]) <= MAX_RECEIPT_TEXT
@@ -205,7 +204,7 @@ class TestReceipt:
         assert len(json.dumps(small)) < 3 * MAX_RECEIPT_TEXT
 
     def test_tokens_nobody_counted_are_zero(self) -> None:
-        assert receipt(line_record(tokens={})).tokens == Tokens(0, 0, 0)
+        assert Receipt.of(line_record(tokens={})).tokens == Tokens(0, 0, 0)
         assert Tokens.of(None) == Tokens.of({"total_tokens": None})
 
 

@@ -45,7 +45,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     host.answers.set()
 
 
-def failed(*paths: str) -> dict[str, Any]:
+def failed(*paths: str) -> Any:
     pictures = [{"data:image/png;path": path} for path in paths]
     return {"inputs": {"pictures": pictures}, "images": {"inputs": {"pictures": "data"}, "output": []}}
 

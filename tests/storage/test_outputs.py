@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from prefect_batchflow.results.records import LineRecord
     from prefect_batchflow.storage.keys import RunKeys
 
 pytestmark = pytest.mark.anyio
@@ -48,13 +49,13 @@ def result_of(completed: int, failed: int) -> BatchResult:
     )
 
 
-async def each(*records: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+async def each(*records: LineRecord) -> AsyncIterator[LineRecord]:
     for record in records:
         yield record
 
 
 async def write(
-    files: RunStorageBlock, keys: RunKeys, *records: dict[str, Any], output_dir: Path | None = None
+    files: RunStorageBlock, keys: RunKeys, *records: LineRecord, output_dir: Path | None = None
 ) -> BatchResult:
     failed = sum(record["status"] == "Failed" for record in records)
     result = result_of(len(records) - failed, failed)
@@ -89,7 +90,8 @@ async def test_the_outputs_are_these_bytes(files: RunStorageBlock, keys: RunKeys
 
 @pytest.mark.parametrize("output", [7, "text", None, [1], 1.5], ids=repr)
 async def test_an_output_that_is_no_dictionary_is_wrapped(output: Any) -> None:
-    assert output_row({"line_number": 3, "output": output}) == {"line_number": 3, "output": output}
+    record: Any = {"line_number": 3, "output": output}
+    assert output_row(record) == {"line_number": 3, "output": output}
 
 
 async def test_a_run_without_lines_of_a_kind_has_empty_files(files: RunStorageBlock, keys: RunKeys) -> None:
@@ -136,7 +138,7 @@ async def test_what_was_there_stays_until_the_new_is_whole(
     await write(files, keys, record_of(0), output_dir=tmp_path / "out")
     before = await files.read_path(keys.outputs)
 
-    async def breaks() -> AsyncIterator[dict[str, Any]]:
+    async def breaks() -> AsyncIterator[LineRecord]:
         yield record_of(0)
         yield record_of(1)
         raise StorageError("the records cannot be read")
@@ -179,7 +181,7 @@ async def test_an_output_folder_that_cannot_be_made_is_named(
 
 
 async def test_no_room_to_merge_them_is_a_storage_error(local: RunStorageBlock, keys: RunKeys) -> None:
-    async def full() -> AsyncIterator[dict[str, Any]]:
+    async def full() -> AsyncIterator[LineRecord]:
         yield record_of(0)
         raise OSError(28, "No space left on device")
 

@@ -134,7 +134,7 @@ async def test_local_records_are_plain_files_that_show_no_half_write(local: RunS
 
 
 def test_long_errors_are_whole_in_the_record_and_cut_in_the_receipt() -> None:
-    async def written_and_read() -> tuple[Stored, dict[str, Any]]:
+    async def written_and_read() -> tuple[Stored, Any]:
         files = RunStorageBlock(url=f"memory://{uuid.uuid4().hex}")
         records = RunRecords(files, KEYS, session=1)
         await records.append([outcome_of(0, error="x" * 10_000)])

@@ -33,7 +33,7 @@ def into(local: RunStorageBlock) -> RunRecords:
     return RunRecords(local, RunKeys("new"), session=0)
 
 
-async def records_in(records: RunRecords) -> dict[int, dict[str, Any]]:
+async def records_in(records: RunRecords) -> dict[int, Any]:
     return {stored.receipt.line_number: record async for stored, record in records.newest()}
 
 

@@ -8,14 +8,14 @@ from prefect_batchflow.exceptions import ToolExecutionError, error_dict
 from prefect_batchflow.execution.executor import LineOutcome
 from prefect_batchflow.execution.program.nodes import encode_record
 from prefect_batchflow.lines import input_hash
-from prefect_batchflow.results.records import receipt
+from prefect_batchflow.results.records import LineRecord, Receipt
 
 BEGAN = "2026-01-02T03:04:05+00:00"
 
 
 def record_of(
     number: int, *, attempt: int = 1, inputs: dict[str, Any] | None = None, output: Any = None, error: str | None = None
-) -> dict[str, Any]:
+) -> LineRecord:
     """The record of a line: completed, or failed with this error."""
     inputs = {"n": number} if inputs is None else inputs
     failed = error is not None
@@ -53,4 +53,4 @@ def record_of(
 def outcome_of(number: int, **facts: Any) -> LineOutcome:
     """The outcome of a line; `facts` as `record_of` takes them."""
     record = record_of(number, **facts)
-    return LineOutcome(receipt(record), encode_record(record), record["input_hash"])  # type: ignore[arg-type]
+    return LineOutcome(Receipt.of(record), encode_record(record), record["input_hash"])

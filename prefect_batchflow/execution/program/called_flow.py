@@ -25,7 +25,7 @@ from prefect_batchflow.tools.context import current_context, given_connections
 if TYPE_CHECKING:
     from os import PathLike
 
-    from prefect_batchflow.execution.program.nodes import LineRun
+    from prefect_batchflow.results.records import LineRun
 
 
 class _CalledFlow:
@@ -67,8 +67,7 @@ class _CalledFlow:
         if error is not None:
             kind = ScriptExecutionError if innermost_code(error) == "ScriptExecutionError" else ToolExecutionError
             raise kind(f"The flow {self._flow.name!r} failed: {error['message']}", target="Executor")
-        output: dict[str, Any] = run["output"]
-        return output
+        return run["output"] or {}
 
 
 class Flow(_CalledFlow):

@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 
     from prefect_batchflow.definition.flow import FlowInput
     from prefect_batchflow.images.forms import ImageForm
-
-    Origins = Mapping[str, tuple[str, str | None]]
-    """Inputs with images, to the source they come from and the folder that their paths are relative to."""
+    from prefect_batchflow.results.records import CompletedLine, LineRun, Origins
 
 _MODULES = ("prefect_batchflow.images.image", "promptflow.contracts.multimedia")
 """Without one of these in the process there is no image object."""
@@ -84,25 +82,31 @@ class FlowImages:
         """
         return self._form.load_image(value, (self._working_dir,))
 
-    def reloaded(self, line: Mapping[str, Any]) -> dict[str, Any]:
+    def reloaded(self, line: CompletedLine) -> CompletedLine:
         """Give a completed line as aggregation gets it: its images loaded again, where the line's code had them loaded.
 
         Raises:
             LoadMultimediaDataError: One cannot be any more.
         """
         if not self._loads:
-            return dict(line)
-        loaded = {**line, "inputs": self.loaded(line["inputs"], line["images"])}
-        for part in ("output", "aggregation_inputs"):
+            return line
+        inputs = self.loaded(line["inputs"], line["images"])
+        loaded = {}
+        for part, value in (("output", line["output"]), ("aggregation_inputs", line["aggregation_inputs"])):
             try:
-                loaded[part] = self._form.load_images(line[part], self._working_dir)
+                loaded[part] = self._form.load_images(value, self._working_dir)
             except InvalidImageInput as exc:
                 raise LoadMultimediaDataError(
                     f"Failed to load an image of line {line['line_number']}, {part}: {exc}", target="Executor"
                 ) from exc
-        return loaded
+        return {
+            **line,
+            "inputs": inputs,
+            "output": loaded["output"],
+            "aggregation_inputs": loaded["aggregation_inputs"],
+        }
 
-    def record(self, run: dict[str, Any], origins: Origins | None) -> None:
+    def record(self, run: LineRun, origins: Origins | None) -> None:
         """Make plain JSON of the images in a line's record, and note where they are.
 
         Raises:

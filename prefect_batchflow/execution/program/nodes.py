@@ -8,10 +8,9 @@ from __future__ import annotations
 import json
 import logging
 import os
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import Enum
 from itertools import pairwise
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow.connections.kinds import is_connection
@@ -39,22 +38,17 @@ from prefect_batchflow.execution.program.steps import (
     join_text_async,
 )
 from prefect_batchflow.execution.program.user_errors import exception_text, script_error, tool_error
+from prefect_batchflow.results.records import Clock, line_run, node_record
 from prefect_batchflow.tools.context import inside, running
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 
     from prefect_batchflow.definition.flow import Activate, FlowDescription, FlowOutput
-    from prefect_batchflow.execution.program.images import FlowImages, Origins
+    from prefect_batchflow.execution.program.images import FlowImages
     from prefect_batchflow.execution.program.steps import Step, Steps
+    from prefect_batchflow.results.records import AggregationRun, CompletedLine, LineRun, NodeRecord, Origins
     from prefect_batchflow.tools.context import RunContext
-
-    LineRun = dict[str, Any]
-    """The keys of `results.LineRecord` but `line_number`, `attempt` and `input_hash`, which the worker adds."""
-    CompletedLine = Mapping[str, Any]
-    """`line_number`, `inputs`, `output` and `aggregation_inputs` of a completed line."""
-    AggregationRun = dict[str, Any]
-    """`output`, `metrics`, `nodes` as in a line's record, and `error` when a callable flow's `__aggregate__` raised."""
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +81,7 @@ class Program:
     def failed_line(self, line_number: int, inputs: dict[str, Any], exc: BaseException) -> LineRun:
         """What a line is that could not be run to its end."""
         with running(line_number) as context:
-            return _line_run(context, _Clock(), inputs, error=_own_failure(exc))
+            return line_run(inputs, Clock().span(), error=_own_failure(exc), tokens=context.tokens)
 
     def aggregate(self, lines: list[CompletedLine]) -> AggregationRun:
         """Run the aggregation over completed lines in this thread."""
@@ -104,14 +98,15 @@ class Program:
     def _image_line(self, context: RunContext, inputs: dict[str, Any], images: Origins) -> Steps:
         """A line whose inputs have images in them, which its record keeps as they came."""
         assert self.images is not None, "the loader set it"
-        clock = _Clock()
+        clock = Clock()
         loaded = yield UserFunction(self.images.loaded, "inputs"), (inputs, images), {}
         if isinstance(loaded, Raised):
             error = loaded.error
             known = error_dict(error) if isinstance(error, LoadMultimediaDataError) else _own_failure(error)
-            return _line_run(context, clock, inputs, error=known)
-        run = yield from self._line(context, loaded)
-        return {**run, "inputs": inputs}
+            return line_run(inputs, clock.span(), error=known, tokens=context.tokens)
+        run: LineRun = yield from self._line(context, loaded)
+        run["inputs"] = inputs
+        return run
 
     def _recorded(self, run: LineRun, images: Origins | None) -> LineRun:
         if self.images is not None:
@@ -218,7 +213,7 @@ class _Walk:
         self.given = _copy(inputs)
         self.values: dict[str, Any] = {}
         self.bypassed: set[str] = set()
-        self.nodes: list[dict[str, Any]] = []
+        self.nodes: list[NodeRecord] = []
         """The records of nodes, in the order of the flow."""
 
     def value_of(self, reference: Reference) -> Any:
@@ -256,7 +251,7 @@ class DagProgram(Program):
         self._waits = {tool.name: tool.waits_for for tool in line_tools}
 
     def _line(self, context: RunContext, inputs: dict[str, Any]) -> Steps:
-        clock = _Clock()
+        clock = Clock()
         walk = _Walk(inputs)
         output: dict[str, Any] = {}
         aggregated: dict[str, Any] = {}
@@ -277,10 +272,15 @@ class DagProgram(Program):
         metrics = {} if self._is_chain else dict(context.metrics)
         for record in walk.nodes:
             metrics |= record["metrics"]
-        if error is not None:
-            return _line_run(context, clock, inputs, error=error, metrics=metrics, nodes=walk.nodes)
-        return _line_run(
-            context, clock, inputs, output=output, aggregation_inputs=aggregated, metrics=metrics, nodes=walk.nodes
+        return line_run(
+            inputs,
+            clock.span(),
+            output=output if error is None else None,
+            error=error,
+            aggregation_inputs=aggregated,
+            metrics=metrics,
+            nodes=walk.nodes,
+            tokens=context.tokens,
         )
 
     def _in_turn(self, context: RunContext, walk: _Walk) -> Generator[Step, Any, dict[str, Any] | None]:
@@ -294,13 +294,12 @@ class DagProgram(Program):
             record, walk.values[tool.name] = yield from _run_node(context, tool, arguments)
             walk.nodes.append(record)
             if record["error"] is not None:
-                error: dict[str, Any] = record["error"]
-                return error
+                return record["error"]
         return None
 
     def _at_once(self, context: RunContext, walk: _Walk) -> Generator[Step, Any, dict[str, Any] | None]:
         """Run each node as soon as all that it refers to is done; gives the error of the first one that failed."""
-        records: dict[str, dict[str, Any]] = {}
+        records: dict[str, NodeRecord] = {}
         waiting = list(self._line_tools)
         running: set[str] = set()
         error: dict[str, Any] | None = None
@@ -323,7 +322,7 @@ class DagProgram(Program):
         return error
 
     def _ready(
-        self, context: RunContext, walk: _Walk, waiting: list[NodeTool], records: dict[str, dict[str, Any]]
+        self, context: RunContext, walk: _Walk, waiting: list[NodeTool], records: dict[str, NodeRecord]
     ) -> list[Branch]:
         """Take those out of `waiting` that wait no more; those that are bypassed get their record here."""
         ready = []
@@ -345,7 +344,7 @@ class DagProgram(Program):
 
     def _aggregation(self, context: RunContext, lines: Sequence[CompletedLine]) -> Steps:
         values: dict[str, Any] = {}
-        nodes: list[dict[str, Any]] = []
+        nodes: list[NodeRecord] = []
         metrics: dict[str, Any] = {}
         bypassed: set[str] = set()
 
@@ -363,7 +362,7 @@ class DagProgram(Program):
                     continue
                 arguments = tool.arguments(bypassed, value_of)
             except (InputNotFound, InvalidReferenceProperty) as exc:
-                nodes.append(_node_record(tool.name, _Clock(), arguments, error=error_dict(exc)))
+                nodes.append(node_record(tool.name, Clock().span(), inputs=arguments, error=error_dict(exc)))
                 continue
             record, value = yield from _run_node(context, tool, arguments)
             nodes.append(record)
@@ -409,7 +408,7 @@ class EntryProgram(Program):
         self._aggregate = aggregate
 
     def _line(self, context: RunContext, inputs: dict[str, Any]) -> Steps:
-        clock = _Clock()
+        clock = Clock()
         named = inputs if self._parameters is None else {n: inputs[n] for n in self._parameters if n in inputs}
         named = _copy(named)
         by_position = []
@@ -422,24 +421,31 @@ class EntryProgram(Program):
             result = yield _AS_OUTPUT, (result,), {}
         if isinstance(result, Raised):
             error = script_error(self._function.name, result.error)
-            return _line_run(context, clock, inputs, error=error, metrics=context.metrics)
+            return line_run(inputs, clock.span(), error=error, metrics=context.metrics, tokens=context.tokens)
         output, wrapped = result
         for key, value in output.items():
             joined = yield from _joined(value)
             if isinstance(joined, Raised):
                 error = script_error(self._function.name, joined.error)
-                return _line_run(context, clock, inputs, error=error, metrics=context.metrics)
+                return line_run(inputs, clock.span(), error=error, metrics=context.metrics, tokens=context.tokens)
             output[key] = joined
         # `__aggregate__` gets what the call returned; the record's output has it wrapped.
         aggregated = dict(output) if wrapped and self._aggregate is not None else {}
-        return _line_run(context, clock, inputs, output=output, aggregation_inputs=aggregated, metrics=context.metrics)
+        return line_run(
+            inputs,
+            clock.span(),
+            output=output,
+            aggregation_inputs=aggregated,
+            metrics=context.metrics,
+            tokens=context.tokens,
+        )
 
     def _aggregation(self, context: RunContext, lines: Sequence[CompletedLine]) -> Steps:
         run: AggregationRun = {"output": {}, "metrics": context.metrics, "nodes": [], "error": None}
         if self._aggregate is None:
             return run
         results = [
-            line["aggregation_inputs"]["output"] if line["aggregation_inputs"] else LineOutput(line["output"])
+            line["aggregation_inputs"]["output"] if line["aggregation_inputs"] else LineOutput(line["output"] or {})
             for line in lines
         ]
         returned = yield self._aggregate, (results,), {}
@@ -474,7 +480,7 @@ class LineOutput(dict[str, Any]):
         self[name] = value
 
 
-def encode_record(record: dict[str, Any]) -> bytes:
+def encode_record(record: LineRun) -> bytes:
     """Give a line's record as one JSON object in ASCII; NaN and infinity stay.
 
     Datetimes, enum members, dataclasses and pydantic models become what promptflow makes of them. What still is no JSON
@@ -488,8 +494,9 @@ def encode_record(record: dict[str, Any]) -> bytes:
         record["nodes"] = [{**node, "inputs": {}, "output": None} for node in record["nodes"]]
     except Exception:  # noqa: BLE001, S110 - objects of user code; looked at one by one below
         pass
-    for part in () if _takes_any_output() else ("output", "aggregation_inputs"):
-        for name, value in (record[part] or {}).items():
+    parts = {"output": record["output"] or {}, "aggregation_inputs": record["aggregation_inputs"]}
+    for part, values in () if _takes_any_output() else parts.items():
+        for name, value in values.items():
             try:
                 _STRICT.encode({name: value})
             except Exception as exc:  # noqa: BLE001 - objects of user code
@@ -511,8 +518,8 @@ def _takes_any_output() -> bool:
     return os.environ.get("PF_SKIP_SERIALIZATION_CHECK", "").lower() == "true"
 
 
-def _fail(record: dict[str, Any], error: dict[str, Any]) -> None:
-    record.update(status="Failed", output=None, aggregation_inputs={}, error=error)
+def _fail(record: LineRun, error: dict[str, Any]) -> None:
+    record.update({"status": "Failed", "output": None, "aggregation_inputs": {}, "error": error})
 
 
 def _own_failure(exc: BaseException) -> dict[str, Any]:
@@ -522,90 +529,29 @@ def _own_failure(exc: BaseException) -> dict[str, Any]:
     return error_dict(UnexpectedError(f"The line cannot be run: {text}", target="Executor"))
 
 
-class _Clock:
-    """When something started and how long it took: UTC for people, a monotonic clock for the duration."""
-
-    __slots__ = ("_begun", "start_time")
-
-    def __init__(self) -> None:
-        self.start_time = datetime.now(UTC).isoformat()
-        self._begun = perf_counter()
-
-    def duration_sec(self) -> float:
-        return perf_counter() - self._begun
-
-
-def _line_run(
-    context: RunContext,
-    clock: _Clock,
-    inputs: dict[str, Any],
-    *,
-    output: dict[str, Any] | None = None,
-    aggregation_inputs: dict[str, Any] | None = None,
-    error: dict[str, Any] | None = None,
-    metrics: dict[str, Any] | None = None,
-    nodes: list[dict[str, Any]] | None = None,
-) -> LineRun:
-    return {
-        "status": "Completed" if error is None else "Failed",
-        "inputs": inputs,
-        "output": output,
-        "aggregation_inputs": aggregation_inputs or {},
-        "error": error,
-        "start_time": clock.start_time,
-        "end_time": datetime.now(UTC).isoformat(),
-        "duration_sec": clock.duration_sec(),
-        "metrics": metrics or {},
-        "tokens": context.tokens,
-        "logs": "",
-        "nodes": nodes or [],
-    }
-
-
 def _run_node(
     context: RunContext, tool: NodeTool, arguments: dict[str, Any]
-) -> Generator[Step, Any, tuple[dict[str, Any], Any]]:
+) -> Generator[Step, Any, tuple[NodeRecord, Any]]:
     """Call one node's function; gives its record and its value."""
-    clock = _Clock()
+    clock = Clock()
     context.metrics = {}
     replayed = {name: v.replay() if isinstance(v, Stream) else v for name, v in arguments.items()}
     try:
         value = yield tool.function, (), replayed
     except Canceled as exc:
         value = exc
+    span = clock.span()
     shown = {name: _plain_stream(argument) for name, argument in arguments.items()} | tool.connections
     if isinstance(value, Raised):
         error = tool_error(tool.name, value.error)
-        return _node_record(tool.name, clock, shown, error=error, metrics=context.metrics), None
+        return node_record(tool.name, span, inputs=shown, error=error, metrics=context.metrics), None
     if isinstance(value, Canceled):
-        return {**_node_record(tool.name, clock, shown, metrics=context.metrics), "status": "Canceled"}, None
-    return _node_record(tool.name, clock, shown, output=_plain_stream(value), metrics=context.metrics), value
+        return node_record(tool.name, span, status="Canceled", inputs=shown, metrics=context.metrics), None
+    return node_record(tool.name, span, inputs=shown, output=_plain_stream(value), metrics=context.metrics), value
 
 
-def _node_record(
-    name: str,
-    clock: _Clock,
-    inputs: dict[str, Any],
-    *,
-    output: Any = None,
-    error: dict[str, Any] | None = None,
-    metrics: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    return {
-        "node": name,
-        "status": "Completed" if error is None else "Failed",
-        "inputs": inputs,
-        "output": output,
-        "error": error,
-        "start_time": clock.start_time,
-        "end_time": datetime.now(UTC).isoformat(),
-        "duration_sec": clock.duration_sec(),
-        "metrics": metrics or {},
-    }
-
-
-def _bypassed_record(name: str) -> dict[str, Any]:
-    return {**_node_record(name, _Clock(), {}), "status": "Bypassed"}
+def _bypassed_record(name: str) -> NodeRecord:
+    return node_record(name, Clock().span(), status="Bypassed", inputs={})
 
 
 def _plain_stream(value: Any) -> Any:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import time
 from abc import ABC, abstractmethod
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -24,12 +22,11 @@ from prefect_batchflow.execution.executor import (
     aggregation_timed_out,
     failed_aggregation,
     failed_outcome,
+    outcome_of,
     timed_out,
 )
-from prefect_batchflow.execution.program.nodes import encode_record
 from prefect_batchflow.execution.scrubbing import Scrubber
-from prefect_batchflow.lines import input_hash
-from prefect_batchflow.results.records import Status, Tokens, receipt
+from prefect_batchflow.results.records import Clock, Status, Tokens, line_run, node_record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -37,6 +34,7 @@ if TYPE_CHECKING:
 
     from prefect_batchflow.definition.flow import Flow
     from prefect_batchflow.lines import Line
+    from prefect_batchflow.results.records import AggregationRun, CompletedLine, NodeRecord
 
 logger = logging.getLogger(__name__)
 
@@ -164,28 +162,27 @@ class ProxyExecutor:
             return failed_outcome(line, attempt=attempt, error=line.error, duration_sec=0.0)
         async with self._free:
             await self._proxy.wait_until_ready()
-            started, clock = datetime.now(UTC), time.perf_counter()
+            clock = Clock()
             self._running.add(line.line_number)
             try:
                 async with asyncio.timeout(timeout_sec) as limit:
                     result = await self._proxy.exec_line_async(line.inputs, line.line_number, self._run_id)
-                seconds = time.perf_counter() - clock
-                return _outcome(line, _plain(result), attempt, started, seconds, self._scrubber)
+                return _outcome(line, _plain(result), attempt, clock, self._scrubber)
             except Exception as exc:  # noqa: BLE001 - the border around code that is not ours
                 error = timed_out(line, timeout_sec) if limit.expired() else _described(exc)
                 error = self._scrubber.value(error)
-                return failed_outcome(line, attempt=attempt, error=error, duration_sec=time.perf_counter() - clock)
+                return failed_outcome(line, attempt=attempt, error=error, duration_sec=clock.span()[2])
             finally:
                 self._running.discard(line.line_number)
 
-    async def aggregate(self, lines: Sequence[Mapping[str, Any]], *, timeout_sec: float) -> dict[str, Any]:
+    async def aggregate(self, lines: Sequence[CompletedLine], *, timeout_sec: float) -> AggregationRun:
         """Hand the proxy the lists over completed lines, in line_number order; what it raises is the run's error."""
         assert self._proxy is not None, "start() comes first"
         inputs = {name: [line["inputs"].get(name) for line in lines] for name in (lines[0]["inputs"] if lines else ())}
         keys = {key: None for line in lines for key in line["aggregation_inputs"]}
         references = {key: [line["aggregation_inputs"].get(key) for line in lines] for key in keys}
         await self._proxy.wait_until_ready()
-        started = datetime.now(UTC)
+        started = datetime.now(UTC).isoformat()
         try:
             async with asyncio.timeout(timeout_sec) as limit:
                 result = _plain(await self._proxy.exec_aggregation_async(inputs, references, self._run_id))
@@ -193,7 +190,12 @@ class ProxyExecutor:
         except Exception as exc:  # noqa: BLE001 - the border around code that is not ours
             return failed_aggregation(aggregation_timed_out(timeout_sec) if limit.expired() else _known(exc))
         metrics = result.get("metrics") or {}
-        run = {"output": result.get("output") or {}, "metrics": metrics, "nodes": nodes, "error": result.get("error")}
+        run: AggregationRun = {
+            "output": result.get("output") or {},
+            "metrics": metrics,
+            "nodes": nodes,
+            "error": result.get("error"),
+        }
         return self._scrubber.record(run)
 
     def running(self) -> set[int]:
@@ -229,47 +231,32 @@ def _plain(result: Any) -> dict[str, Any]:
     return result.model_dump() if hasattr(result, "model_dump") else dict(result)
 
 
-def _node(info: Mapping[str, Any], started: datetime) -> dict[str, Any]:
-    kept = {key: info.get(key) for key in ("node", "status", "inputs", "output", "error")}
-    times = {
-        "start_time": _iso(info.get("start_time") or started),
-        "end_time": _iso(info.get("end_time") or datetime.now(UTC)),
-    }
-    return {**kept, **times, "duration_sec": 0.0, "metrics": info.get("metrics") or {}}
+def _node(info: Mapping[str, Any], started: str) -> NodeRecord:
+    span = _iso(info.get("start_time") or started), _iso(info.get("end_time") or datetime.now(UTC)), 0.0
+    kept: dict[str, Any] = {key: info.get(key) for key in ("node", "inputs", "output", "error", "metrics")}
+    return node_record(span=span, status=str(info.get("status")), **kept)
 
 
 def _iso(time: datetime | str) -> str:
     return time.isoformat() if isinstance(time, datetime) else time
 
 
-def _outcome(
-    line: Line, result: dict[str, Any], attempt: int, started: datetime, duration_sec: float, scrubber: Scrubber
-) -> LineOutcome:
+def _outcome(line: Line, result: dict[str, Any], attempt: int, clock: Clock, scrubber: Scrubber) -> LineOutcome:
     run_info = result.get("run_info") or {}
     status, error = run_info.get("status") or Status.Completed, run_info.get("error")
     if status != Status.Completed and not error:
         error = error_dict(
             UnexpectedError(f"The executor says that the line is {status}, and not why.", target="Executor")
         )
-    record: dict[str, Any] = {
-        "line_number": line.line_number,
-        "attempt": attempt,
-        "status": status,
-        "input_hash": input_hash(line.inputs),
-        "inputs": line.inputs,
-        "output": result.get("output"),
-        "aggregation_inputs": result.get("aggregation_inputs") or {},
-        "error": error,
-        "start_time": started.isoformat(),
-        "end_time": datetime.now(UTC).isoformat(),
-        "duration_sec": duration_sec,
-        "metrics": run_info.get("metrics") or {},
-        "tokens": Tokens.of(run_info.get("system_metrics")).metrics(),
-        "logs": "",
-        "nodes": [_node(info, started) for info in (result.get("node_run_infos") or {}).values()],
-    }
-    encoded = encode_record(record)
-    if scrubber.finds_in(encoded):
-        record = scrubber.record(json.loads(encoded))
-        encoded = encode_record(record)
-    return LineOutcome(receipt(record), encoded, record["input_hash"])  # type: ignore[arg-type]
+    run = line_run(
+        line.inputs,
+        clock.span(),
+        status=status,
+        output=result.get("output"),
+        aggregation_inputs=result.get("aggregation_inputs"),
+        error=error,
+        metrics=run_info.get("metrics"),
+        tokens=Tokens.of(run_info.get("system_metrics")).metrics(),
+        nodes=[_node(info, clock.start_time) for info in (result.get("node_run_infos") or {}).values()],
+    )
+    return outcome_of(line, attempt, run, scrubber)

@@ -104,12 +104,13 @@ class _Host:
         printed = self._outputs[key] = PrintedOutput.begin()
         inputs = json.loads(body)
         try:
-            record = await self._program.run_line_async(head["line_number"], inputs, head.get("images"))
+            run = await self._program.run_line_async(head["line_number"], inputs, head.get("images"))
         except asyncio.CancelledError as exc:
             if key in self._cancelled:
                 raise
-            record = self._program.failed_line(head["line_number"], inputs, exc)  # it has cancelled itself
-        self._write(line_reply(head, dict(record), printed, self._scrubber))
+            run = self._program.failed_line(head["line_number"], inputs, exc)  # it has cancelled itself
+        reply, _ = line_reply(head, run, printed, self._scrubber)
+        self._write(reply)
 
     async def _aggregate(self, head: dict[str, Any], body: bytes) -> None:
         self._threads.job.set(head["id"])

@@ -41,8 +41,7 @@ from prefect_batchflow.execution.workers.memory import OomKills
 from prefect_batchflow.execution.workers.processes import end_with_token
 from prefect_batchflow.execution.workers.supervision import Supervisor
 from prefect_batchflow.execution.workers.worker_process import Job, SuspectError, WorkerProcess
-from prefect_batchflow.lines import input_hash
-from prefect_batchflow.results.records import Receipt, Status, Tokens, receipt_error
+from prefect_batchflow.results.records import Receipt
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -50,6 +49,7 @@ if TYPE_CHECKING:
     from prefect_batchflow.definition.flow import Flow
     from prefect_batchflow.execution.workers import wire
     from prefect_batchflow.lines import Line
+    from prefect_batchflow.results.records import AggregationRun, CompletedLine
 
 START_TIMEOUT_SEC = 120.0
 """How long importing a flow may take."""
@@ -145,8 +145,8 @@ class WorkerPool:
         """Run one attempt of one line once a worker is free; its clock starts then."""
         if line.error is not None:
             return failed_outcome(line, attempt=attempt, error=line.error, duration_sec=0.0)
-        number, inputs = line.line_number, input_hash(line.inputs)
-        head = {"op": "line", "line_number": number, "attempt": attempt, "input_hash": inputs}
+        number = line.line_number
+        head = {"op": "line", "line_number": number, "attempt": attempt, "input_hash": line.input_hash}
         if line.images is not None:
             head["images"] = line.images
         job = self._job(f"Line {number}", head, json.dumps(line.inputs).encode(), timeout_sec)
@@ -158,19 +158,21 @@ class WorkerPool:
         except ProcessCrashError as exc:
             error = error_dict(exc)
         else:
-            return LineOutcome(_receipt(line, attempt, reply), record, inputs, reply.get("printed", ""))
+            receipt = Receipt.from_row(reply["receipt"], reply["error"])
+            return LineOutcome(receipt, record, line.input_hash, reply.get("printed", ""))
         return failed_outcome(line, attempt=attempt, error=error, duration_sec=job.duration_sec, logs=job.logs)
 
-    async def aggregate(self, lines: Sequence[Mapping[str, Any]], *, timeout_sec: float) -> dict[str, Any]:
+    async def aggregate(self, lines: Sequence[CompletedLine], *, timeout_sec: float) -> AggregationRun:
         """Run the aggregation in a worker; a crash or a hang of it is its error, like an exception."""
         job = self._job("The aggregation", {"op": "aggregate"}, json.dumps(list(lines)).encode(), timeout_sec)
         try:
-            _, run = await self._run(job)
+            _, encoded = await self._run(job)
         except TimeoutError:
             return failed_aggregation(aggregation_timed_out(timeout_sec))
         except ProcessCrashError as exc:
             return failed_aggregation(exc)
-        return dict(json.loads(run))
+        run: AggregationRun = json.loads(encoded)
+        return run
 
     def running(self) -> set[int]:
         """The numbers of the lines that a worker has."""
@@ -375,18 +377,6 @@ def _description(head: dict[str, Any]) -> FlowDescription:
         for i in head["inputs"]
     }
     return FlowDescription(inputs, is_async=head["is_async"], has_aggregation=head["has_aggregation"])
-
-
-def _receipt(line: Line, attempt: int, reply: dict[str, Any]) -> Receipt:
-    return Receipt(
-        line_number=line.line_number,
-        status=Status(reply["status"]),
-        attempt=attempt,
-        duration_sec=reply["duration_sec"],
-        tokens=Tokens(*reply["tokens"]),
-        nodes=tuple((name, Status(status)) for name, status in reply["nodes"]),
-        error=None if reply["error"] is None else receipt_error(reply["error"]),
-    )
 
 
 def _rebuilt(error: dict[str, Any]) -> BatchflowException:

@@ -9,12 +9,12 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from prefect_batchflow.exceptions import innermost_code
-from prefect_batchflow.execution.program.nodes import encode_record
 from prefect_batchflow.execution.workers import wire
-from prefect_batchflow.results.records import in_log
+from prefect_batchflow.results.records import in_log, line_record, receipt_row
 
 if TYPE_CHECKING:
     from prefect_batchflow.execution.scrubbing import Scrubber
+    from prefect_batchflow.results.records import AggregationRun, LineRun
 
 LOG_LIMIT = 64 * 1024
 """Characters of a line's output that its record keeps."""
@@ -89,42 +89,26 @@ class PrintedOutput(io.TextIOBase):
         return printed
 
 
-def line_reply(head: dict[str, Any], record: dict[str, Any], printed: Printed, scrubber: Scrubber) -> bytes:
-    """A line's record, and of it what the engine needs to know at once."""
-    record["line_number"] = head["line_number"]
-    record["attempt"] = head["attempt"]
-    record["input_hash"] = head["input_hash"]
-    record["logs"] = printed.text(scrubber)
-    body = encode_record(record)
-    if scrubber.finds_in(body):
-        record = scrubber.record(json.loads(body))
-        body = encode_record(record)
+def line_reply(head: dict[str, Any], run: LineRun, printed: Printed, scrubber: Scrubber) -> tuple[bytes, bool]:
+    """A line's record with what the engine needs of it at once, and whether the line was refused memory."""
+    run["logs"] = printed.text(scrubber)
+    record, body = scrubber.encode(line_record(run, head["line_number"], head["attempt"], head["input_hash"]))
     error = record["error"]
-    tokens = record["tokens"]
+    spent = error is not None and innermost_code(error) == "LineOutOfMemoryError"
     told = {"printed": in_log(record["logs"])} if record["logs"] else {}
-    return wire.pack(
-        {
-            **told,
-            "op": "line",
-            "id": head["id"],
-            "status": record["status"],
-            "duration_sec": record["duration_sec"],
-            "tokens": [tokens["total_tokens"], tokens["prompt_tokens"], tokens["completion_tokens"]],
-            "nodes": [[node["node"], node["status"]] for node in record["nodes"]],
-            "error": error,
-            "spent": is_spent(record),
-        },
-        body,
-    )
+    reply = {
+        **told,
+        "op": "line",
+        "id": head["id"],
+        "receipt": receipt_row(record),
+        "duration_sec": record["duration_sec"],
+        "error": error,
+        "spent": spent,
+    }
+    return wire.pack(reply, body), spent
 
 
-def is_spent(record: dict[str, Any]) -> bool:
-    """Whether the line was refused memory."""
-    error = record["error"]
-    return error is not None and innermost_code(error) == "LineOutOfMemoryError"
-
-
-def aggregate_reply(head: dict[str, Any], run: Any, scrubber: Scrubber) -> bytes:
+def aggregate_reply(head: dict[str, Any], run: AggregationRun, scrubber: Scrubber) -> bytes:
     """What the aggregation did."""
     body = json.dumps(run, default=repr).encode()
     if scrubber.finds_in(body):

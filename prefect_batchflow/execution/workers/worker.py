@@ -24,7 +24,7 @@ from prefect_batchflow.execution.program.loader import load_program
 from prefect_batchflow.execution.scrubbing import Scrubber
 from prefect_batchflow.execution.workers import wire
 from prefect_batchflow.execution.workers.memory import be_killed_first
-from prefect_batchflow.execution.workers.replies import PrintedOutput, Writer, aggregate_reply, is_spent, line_reply
+from prefect_batchflow.execution.workers.replies import PrintedOutput, Writer, aggregate_reply, line_reply
 
 if TYPE_CHECKING:
     from prefect_batchflow.execution.program.nodes import Program
@@ -103,14 +103,14 @@ def _run_sync(program: Program, read: _Reader, permits: int, write: Writer, scru
             return
         if head["op"] == "line":
             printed = PrintedOutput.only = PrintedOutput.begin()
-            record = dict(program.run_line(head["line_number"], json.loads(body), head.get("images")))
+            run = program.run_line(head["line_number"], json.loads(body), head.get("images"))
             _end_output()
-            write(line_reply(head, record, printed, scrubber))
-            if is_spent(record):  # what the line left allocated would be refused to the next one
+            reply, spent = line_reply(head, run, printed, scrubber)
+            write(reply)
+            if spent:  # what the line left allocated would be refused to the next one
                 return
         elif head["op"] == "aggregate":
-            run = program.aggregate(json.loads(body))
-            write(aggregate_reply(head, run, scrubber))
+            write(aggregate_reply(head, program.aggregate(json.loads(body)), scrubber))
 
 
 class _Reader:

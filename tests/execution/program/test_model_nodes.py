@@ -74,7 +74,7 @@ def node(name: str, kind: str, inputs: dict[str, Any], **more: Any) -> dict[str,
     return {"name": name, "type": kind, "source": source, "inputs": inputs, **more}
 
 
-def run(program: Program, **inputs: Any) -> dict[str, Any]:
+def run(program: Program, **inputs: Any) -> Any:
     return asyncio.run(program.run_line_async(0, inputs))
 
 
@@ -158,7 +158,7 @@ def test_many_lines_ask_at_once(flows: Flows, model_server: ModelServer) -> None
     model_server.hold_until = 64
     program = flows.llm(api="chat")
 
-    async def run_all() -> list[dict[str, Any]]:
+    async def run_all() -> Any:
         return await asyncio.gather(*(program.run_line_async(n, {"question": f"n {n}"}) for n in range(64)))
 
     records = asyncio.run(run_all())

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from prefect_batchflow.execution.program.nodes import Program
 
     Load = Callable[..., Program]
-    Run = Callable[..., dict[str, Any]]
+    Run = Callable[..., Any]
 
 pytestmark = pytest.mark.usefixtures("fresh_imports")
 
@@ -43,7 +43,7 @@ async def meet(name):
 def run(request: pytest.FixtureRequest) -> Run:
     """Run a line through either door."""
 
-    def run_line(program: Program, **inputs: Any) -> dict[str, Any]:
+    def run_line(program: Program, **inputs: Any) -> Any:
         if request.param == "sync":
             return program.run_line(7, inputs)
         return asyncio.run(asyncio.wait_for(program.run_line_async(7, inputs), 60))
@@ -96,7 +96,7 @@ def test_two_sync_nodes_run_at_once(dag: Load, run: Run) -> None:
 def test_two_async_nodes_run_at_once(dag: Load) -> None:
     program = dag(OUTPUT, a=meets_async("a"), b=meets_async("b"), c=JOIN)
 
-    line = asyncio.run(asyncio.wait_for(program.run_line_async(7, {"x": 1}), 60))
+    line: Any = asyncio.run(asyncio.wait_for(program.run_line_async(7, {"x": 1}), 60))
 
     assert (line["error"], line["output"]) == (None, {"o": "ab"})
 
@@ -105,7 +105,7 @@ def test_an_async_node_runs_beside_a_sync_one(dag: Load) -> None:
     b = "async def b(x):\n    await asyncio.to_thread(meeting.here.wait, 30)\n    return 'b'"
     program = dag(OUTPUT, a=meets("a"), b=("inputs: {x: '${inputs.x}'}", b), c=JOIN)
 
-    line = asyncio.run(asyncio.wait_for(program.run_line_async(7, {"x": 1}), 60))
+    line: Any = asyncio.run(asyncio.wait_for(program.run_line_async(7, {"x": 1}), 60))
 
     assert (line["error"], line["output"]) == (None, {"o": "ab"})
 
@@ -174,7 +174,7 @@ def test_a_failure_cancels_an_async_node_that_runs(dag: Load) -> None:
     )
     program = dag(a=("inputs: {x: '${inputs.x}'}", a), b=("inputs: {x: '${inputs.x}'}", b), c=JOIN)
 
-    line = asyncio.run(asyncio.wait_for(program.run_line_async(7, {"x": 1}), 60))
+    line: Any = asyncio.run(asyncio.wait_for(program.run_line_async(7, {"x": 1}), 60))
 
     assert statuses(line) == {"a": "Failed", "b": "Canceled"}
     assert "of a" in line["error"]["message"]
@@ -196,7 +196,7 @@ def test_a_task_that_cancels_itself_fails_its_node(dag: Load) -> None:
     a = "async def a(x):\n    asyncio.current_task().cancel()\n    await asyncio.sleep(0)"
     program = dag(a=("inputs: {x: '${inputs.x}'}", a), b=("inputs: {x: '${inputs.x}'}", "async def b(x): return 'b'"))
 
-    line = asyncio.run(asyncio.wait_for(program.run_line_async(7, {"x": 1}), 60))
+    line: Any = asyncio.run(asyncio.wait_for(program.run_line_async(7, {"x": 1}), 60))
 
     assert statuses(line)["a"] == "Failed"
     assert "CancelledError" in line["error"]["message"]

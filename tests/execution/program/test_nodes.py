@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from prefect_batchflow.execution.program.nodes import Program
 
     Load = Callable[..., Program]
-    Run = Callable[..., dict[str, Any]]
+    Run = Callable[..., Any]
 
 
 pytestmark = pytest.mark.usefixtures("fresh_imports")
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.usefixtures("fresh_imports")
 def run(request: pytest.FixtureRequest) -> Run:
     """Run a line through either door."""
 
-    def run_line(program: Program, **inputs: Any) -> dict[str, Any]:
+    def run_line(program: Program, **inputs: Any) -> Any:
         if request.param == "sync":
             return program.run_line(7, inputs)
         return asyncio.run(program.run_line_async(7, inputs))
@@ -51,7 +51,7 @@ def run(request: pytest.FixtureRequest) -> Run:
 def aggregate(request: pytest.FixtureRequest) -> Run:
     """Run an aggregation through either door, over the JSON of line runs, as it comes from storage."""
 
-    def run_aggregation(program: Program, lines: list[dict[str, Any]]) -> dict[str, Any]:
+    def run_aggregation(program: Program, lines: list[dict[str, Any]]) -> Any:
         stored = json.loads(json.dumps(lines))
         if request.param == "sync":
             return program.aggregate(stored)
@@ -231,7 +231,7 @@ class TestLines:
             a=("inputs: {}", "def a():\n    import threading\n    return threading.get_ident()"),
         )
 
-        line = asyncio.run(program.run_line_async(0, {}))
+        line: Any = asyncio.run(program.run_line_async(0, {}))
 
         assert line["output"]["o"] != threading.get_ident()
 
@@ -243,7 +243,7 @@ class TestLines:
             log_metric("n", n)
             return n
 
-        async def lines() -> list[dict[str, Any]]:
+        async def lines() -> Any:
             program = async_program(meet)
             return await asyncio.gather(*(program.run_line_async(n, {"n": n}) for n in range(20)))
 
@@ -600,7 +600,7 @@ class TestStreams:
             log_metric("m", 1)
             return 42
 
-        async def caller() -> dict[str, Any]:
+        async def caller() -> Any:
             return callable_program(lambda: answer()).run_line(0, {})
 
         line = asyncio.run(caller())
@@ -784,7 +784,7 @@ class Model(BaseModel):
     a: int
 
 
-def record(**parts: Any) -> dict[str, Any]:
+def record(**parts: Any) -> Any:
     return {
         "line_number": 3,
         "status": "Completed",

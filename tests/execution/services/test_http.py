@@ -40,7 +40,7 @@ class Impatient(HttpExecutorProxy):
     answer_timeout_sec = 0.3
 
 
-def completed(number: int, value: Any, **references: Any) -> dict[str, Any]:
+def completed(number: int, value: Any, **references: Any) -> Any:
     return {"line_number": number, "inputs": {"value": value}, "output": {}, "aggregation_inputs": references}
 
 
@@ -268,7 +268,7 @@ class TestLimits:
 
     async def test_an_aggregation_that_hangs_costs_its_limit(self, tmp_path: Path) -> None:
         async with running_service(served_flow(tmp_path), Impatient) as executor:
-            result = await executor.aggregate([completed(0, "hang all")], timeout_sec=0.2)
+            result: Any = await executor.aggregate([completed(0, "hang all")], timeout_sec=0.2)
             after = await executor.aggregate([completed(0, "a"), completed(1, "b")], timeout_sec=60)
 
         assert "did not end within 0.2 seconds" in result["error"]["message"]
@@ -313,7 +313,7 @@ class TestCrashes:
 
     async def test_a_crash_of_the_aggregation_is_its_error(self, tmp_path: Path) -> None:
         async with running_service(served_flow(tmp_path)) as executor:
-            result = await executor.aggregate([completed(0, "die")], timeout_sec=60)
+            result: Any = await executor.aggregate([completed(0, "die")], timeout_sec=60)
 
         assert "The aggregation: the service of the flow" in result["error"]["message"]
 
@@ -322,14 +322,14 @@ class TestAggregation:
     async def test_it_gets_inputs_and_references_as_lists(self, tmp_path: Path) -> None:
         async with running_service(served_flow(tmp_path)) as executor:
             lines = [completed(1, "a", **{"${x.output}": 1}), completed(4, "b")]
-            result = await executor.aggregate(lines, timeout_sec=60)
+            result: Any = await executor.aggregate(lines, timeout_sec=60)
 
         assert result["output"] == {"references": {"${x.output}": [1, None]}}
         assert (result["metrics"], result["error"]) == ({"values": ["a", "b"]}, None)
 
     async def test_an_error_of_the_service_keeps_its_codes(self, tmp_path: Path) -> None:
         async with running_service(served_flow(tmp_path)) as executor:
-            result = await executor.aggregate([completed(0, "raise")], timeout_sec=60)
+            result: Any = await executor.aggregate([completed(0, "raise")], timeout_sec=60)
 
         assert result["error"]["innerError"] == {"code": "ScriptExecutionError"}
         assert result["error"]["message"] == "(ValueError) as told"

@@ -689,7 +689,7 @@ class TestAggregation:
         """
 
     @staticmethod
-    def lines(*numbers: int) -> list[dict[str, Any]]:
+    def lines(*numbers: int) -> Any:
         return [{"line_number": n, "inputs": {"n": n}, "output": {"n": n}, "aggregation_inputs": {}} for n in numbers]
 
     async def test_it_runs_over_the_completed_lines(self, tmp_path: Path) -> None:
@@ -712,7 +712,7 @@ class TestAggregation:
         self, tmp_path: Path, number: int, limit: float, said: str
     ) -> None:
         async with running_pool(flow_of(tmp_path, self.CODE)) as pool:
-            failed = await pool.aggregate(self.lines(number), timeout_sec=limit)
+            failed: Any = await pool.aggregate(self.lines(number), timeout_sec=limit)
             again = await pool.aggregate(self.lines(3, 4), timeout_sec=60)
 
         assert said in failed["error"]["message"]

@@ -16,6 +16,7 @@ from waiting import wait_until
 
 from prefect_batchflow.execution.workers import wire
 from prefect_batchflow.execution.workers.replies import LOG_LIMIT
+from prefect_batchflow.results.records import Receipt
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -284,11 +285,12 @@ class TestLines:
             worker.send_line(0, {"n": 0})
             head, record = worker.receive()
 
-        assert head["status"] == "Failed"
+        told = Receipt.from_row(head["receipt"], head["error"])
+        assert told.status == "Failed"
         assert head["error"] == record["error"]
         assert head["spent"] is False
-        assert head["tokens"] == [0, 0, 0]
-        assert head["nodes"] == []
+        assert told.tokens == (0, 0, 0)
+        assert told.nodes == ()
 
     def test_a_class_is_built_once_a_worker(self, tmp_path: Path) -> None:
         code = """
