@@ -32,9 +32,9 @@ class JobQueue:
         self._workers = workers
         self._on_shortage = on_shortage
         self._waiting: collections.deque[Job] = collections.deque()
-        """Jobs that no worker was sent."""
+        """Jobs that were not sent to a worker yet."""
         self._free: dict[WorkerProcess, None] = {}
-        """Those that can begin a job at once, the longest free first."""
+        """The workers that can begin a job at once; the first is free the longest."""
         self._recalling: asyncio.TimerHandle | None = None
 
     def add(self, job: Job) -> None:
@@ -52,33 +52,33 @@ class JobQueue:
         self.feed()
 
     def remove(self, job: Job) -> None:
-        """Forget a job whose answer nobody waits for; it must start no worker."""
+        """Forget a job whose answer nobody waits for, so that it starts no worker."""
         with contextlib.suppress(ValueError):
             self._waiting.remove(job)
 
     def fail(self, error: type[Exception], message: str) -> None:
-        """Fail every job that waits."""
+        """Fail all waiting jobs."""
         for job in self._waiting:
             if not job.answer.done():
                 job.answer.set_exception(error(message))
         self._waiting.clear()
 
     def close(self) -> None:
-        """Cancel the jobs that wait, and those that are put back later."""
+        """Cancel the waiting jobs, and those that are put back later."""
         self._closed = True
         self.put_back([])
 
     def feed(self) -> None:
-        """Give the jobs that wait to the workers that are free; if that is not enough, report it."""
+        """Give the waiting jobs to the free workers; if jobs are left, call `on_shortage`."""
         while self._waiting and self._waiting[0].answer.done():
-            self._waiting.popleft()  # nobody waits for it: it must start no worker
+            self._waiting.popleft()  # nobody waits for it, so it must not start a worker
         while self._waiting and self._free:
             self.offer(next(iter(self._free)))
         if self._waiting:
             self._on_shortage()
 
     def offer(self, worker: WorkerProcess) -> None:
-        """Give a worker as many of the jobs that wait as it can have."""
+        """Give a worker as many of the waiting jobs as it has room for."""
         room = worker.room(len(self._waiting) // max(len(self._workers), 1))
         jobs: list[Job] = []
         while self._waiting and len(jobs) < room:
@@ -102,7 +102,7 @@ class JobQueue:
         self._recalling = asyncio.get_running_loop().call_later(RECALL_AFTER_SEC, self._recall)
 
     def _recall(self) -> None:
-        """Take back what was sent ahead to a worker whose line takes longer than its lines did."""
+        """Take back the jobs behind a line that takes long."""
         self._recalling = None
         recalled: list[Job] = []
         for worker in self._workers:

@@ -1,7 +1,7 @@
-"""The system's out-of-memory killer: whom it takes first, and that it was the one.
+"""The system's out-of-memory killer: it should take workers first, and its kills should be recognized.
 
-A line beyond the limit of its worker is refused memory, and says so itself. Where the machine, or the container, has no more,
-the system kills a process without a word; that it did is in a count of the control group only.
+A line that exceeds its worker's limit is refused memory and reports that itself. When the machine or container has no memory
+left, the system kills a process without a message. Only a counter of the control group shows it.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import os
 import re
 
 KILLED_FIRST = 500
-"""Added to a worker's standing with the out-of-memory killer, as if it held half of all memory more than it does: of a run and
-its workers, a worker ends, which costs its line only."""
+"""Added to a worker's `oom_score_adj`, as if it held half of all memory more than it does. So the system kills a worker, not
+the run, and only that worker's line is lost."""
 _COUNT = re.compile(rb"^oom_kill (\d+)$", re.MULTILINE)
 
 
 def be_killed_first() -> None:
-    """Let the out-of-memory killer take this process, and what it starts, before the one that started it."""
+    """Make the out-of-memory killer prefer this process, and what it starts, to the process that started it."""
     with contextlib.suppress(OSError, ValueError):
         fd = os.open("/proc/self/oom_score_adj", os.O_RDWR)
         try:
@@ -28,22 +28,22 @@ def be_killed_first() -> None:
 
 
 class OomKills:
-    """Counts what the out-of-memory killer took of this process's control group; one that is told of counts no more.
+    """Counts the processes of this control group that the out-of-memory killer took; each is reported once.
 
     Args:
-        proc: Where the system tells of processes.
-        cgroups: Where its control groups are.
+        proc: The system's folder of processes.
+        cgroups: Its folder of control groups.
     """
 
     def __init__(self, proc: str = "/proc", cgroups: str = "/sys/fs/cgroup") -> None:
         self._files = [*_counting_files(proc, cgroups), f"{proc}/vmstat"]
-        self._told = self._count()
+        self._reported = self._count()
 
     def took_one(self) -> bool:
-        """Whether it took a process more than were told of; asked when one was killed and nobody here did it."""
-        if self._count() <= self._told:
+        """Whether it took one more process than were reported; ask when a process was killed and the run did not do it."""
+        if self._count() <= self._reported:
             return False
-        self._told += 1
+        self._reported += 1
         return True
 
     def _count(self) -> int:
@@ -55,7 +55,7 @@ class OomKills:
 
 
 def _counting_files(proc: str, cgroups: str) -> list[str]:
-    """Where the count may be: by the group's path as this process knows it, and at the top, as containers see their own."""
+    """Where the count can be: under the group's path as this process knows it, and at the top, as in a container."""
     files = []
     for line in _content(f"{proc}/self/cgroup").decode(errors="replace").splitlines():
         _, _, rest = line.partition(":")

@@ -1,6 +1,6 @@
-"""Ending processes for good: a worker's session, and what left it, found by a token in its environment.
+"""Ending processes for good: a worker's session, and processes that left it, found by a token in their environment.
 
-A descendant that made a session of its own *and* cleared its environment is not found: best effort, as DESIGN says.
+A process that started its own session *and* cleared its environment is not found. This is best effort.
 """
 
 from __future__ import annotations
@@ -9,18 +9,18 @@ import contextlib
 import os
 import signal
 
-TOKEN_VARIABLE = "BATCHFLOW_WORKER_TOKEN"  # noqa: S105 - a name, and the token is no secret
-"""Set in each worker's environment to `<run token>-<worker>`, inherited by whatever it starts."""
+TOKEN_VARIABLE = "BATCHFLOW_WORKER_TOKEN"  # noqa: S105 - a name, and the token is not secret
+"""Set in each worker's environment to `<run token>-<worker>.`; processes that it starts inherit it."""
 
 
 def end_session(pid: int) -> None:
-    """Kill the session that the process leads; a session that is gone already is fine."""
+    """Kill the session that the process leads, if it still exists."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
 
 
 def with_token(token: str) -> list[int]:
-    """The processes, this one apart, whose environment holds a token that starts with `token`."""
+    """All other processes whose environment has a token that starts with `token`."""
     needle = f"{TOKEN_VARIABLE}={token}".encode()
     found = []
     for name in os.listdir("/proc"):  # noqa: PTH208 - a worker's supervisor imports no pathlib
@@ -38,7 +38,7 @@ def with_token(token: str) -> list[int]:
 
 
 def end_with_token(token: str) -> int:
-    """Kill every process that `with_token` finds, and count them."""
+    """Kill every process that `with_token` finds; how many there were."""
     pids = with_token(token)
     for pid in pids:
         with contextlib.suppress(ProcessLookupError, PermissionError):

@@ -1,4 +1,4 @@
-"""The supervisor of a run's processes, as the run holds it: started first, let go of last."""
+"""The run's side of its supervisor process, which is started first and stopped last."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _ENDS_WITHIN_SEC = 5.0
 
 
 class Supervisor:
-    """The process that ends everything with a token once this process is gone.
+    """The process that kills everything with a token once this process is gone.
 
     Args:
-        token: What the tokens of all that is supervised begin with.
+        token: The beginning of the tokens of all supervised processes.
     """
 
     def __init__(self, token: str) -> None:
@@ -24,7 +24,7 @@ class Supervisor:
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            # A run inside another run's line: what ends that line must leave this one's supervisor to do its work.
+            # If this run is inside a line of another run, the end of that line must not kill this supervisor.
             env={name: value for name, value in os.environ.items() if name != TOKEN_VARIABLE},
             start_new_session=True,
         )
@@ -36,11 +36,11 @@ class Supervisor:
 
     @property
     def returncode(self) -> int | None:
-        """Its exit code, once it was let go."""
+        """Its exit code, once `let_go` has returned."""
         return self._process.returncode
 
     def let_go(self) -> None:
-        """Let it end what is left, and go; waited for, so that no zombie is left. Blocks, some milliseconds usually."""
+        """Let it kill what is left and exit. This blocks until it has, usually for some milliseconds, to leave no zombie."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         try:

@@ -1,7 +1,7 @@
-"""The messages between a run and its workers: a JSON head and a body of bytes, each with its length before it.
+"""The messages between a run and its workers: the lengths of head and body, a head in JSON, a body of bytes.
 
-The head is small and for the engine; the body (a line's inputs, a line's record) is passed on as it is. Nothing that comes
-from a worker is unpickled: user code runs there.
+The head is small and for the engine. The body, such as a line's inputs or its record, is passed on unread. Nothing from a
+worker is unpickled, because user code runs there.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import struct
 from typing import Any
 
 RUN, SKIP = b"r", b"s"
-"""Permits of a worker of sync code, one for each job it is sent: to run it, or to pass it over."""
+"""Permits for a worker of sync code, one per job it is sent: run it or skip it."""
 NEXT_LINE = b"\x1enext line\x1e"
-"""What such a worker prints behind a line's output that nobody has read yet."""
+"""Such a worker prints this after a line's output if the engine has not read that output yet."""
 
 _LENGTHS = struct.Struct(">II")
-_encode = json.JSONEncoder(separators=(",", ":")).encode  # `json.dumps` would make the encoder anew each time
+_encode = json.JSONEncoder(separators=(",", ":")).encode  # `json.dumps` would make a new encoder each time
 
 Frame = tuple[dict[str, Any], bytes]
 
@@ -28,13 +28,13 @@ def pack(head: dict[str, Any], body: bytes = b"") -> bytes:
 
 
 class Unpacker:
-    """Cuts a stream of bytes into messages; what is not whole yet waits."""
+    """Cuts a stream of bytes into messages, and keeps the incomplete rest."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[Frame]:
-        """Take the next bytes, give the messages that are whole now."""
+        """Add bytes, and get the messages that are now complete."""
         buffer = self._buffer
         buffer += data
         frames: list[Frame] = []

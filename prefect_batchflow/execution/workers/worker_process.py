@@ -21,19 +21,19 @@ if TYPE_CHECKING:
     from prefect_batchflow.execution.scrubbing import Scrubber
 
 CANCEL_GRACE_SEC = 2.0
-"""How long an event loop may take to answer that a line is to be cancelled, before its worker is replaced."""
+"""How long a worker can take to confirm that it cancels a line; after that it counts as hung and is replaced."""
 TAIL_BYTES = 8 * 1024
-"""What is kept of a worker's output for the message of a crash."""
+"""Bytes of a worker's output that are kept for the message about a crash."""
 _READ_BYTES = 1 << 18
 
 
 class SuspectError(Exception):
-    """The worker died, or hung, with several lines in it; which of them did it shows when each runs alone."""
+    """The worker died or hung while it ran several lines; running each alone shows which line caused it."""
 
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """A line or the aggregation, until its answer comes."""
+    """A line or the aggregation, until it is answered."""
 
     key: int
     head: dict[str, Any]
@@ -45,19 +45,19 @@ class Job:
     line_number: int | None = None
     """`None` for the aggregation."""
     worker: WorkerProcess | None = None
-    """Who has it, or had it last."""
+    """The worker that has it, or had it last."""
     began: float = 0.0
     """When its worker began it, on the monotonic clock."""
     deadline: asyncio.TimerHandle | None = None
     timed_out: bool = False
     logs: str = ""
-    """What it has printed, of one that comes to no answer."""
+    """What it printed, if it was never answered."""
     deaths: int = 0
-    """How many workers died of themselves when it was the next one and not begun."""
+    """How many workers died by themselves while it was next and not begun."""
 
     @property
     def duration_sec(self) -> float:
-        """For how long its worker has had it; 0 when that never began it."""
+        """How long its worker has run it; 0 if it was never begun."""
         return time.monotonic() - self.began if self.began else 0.0
 
 
@@ -65,12 +65,12 @@ class WorkerProcess:
     """One worker process.
 
     Args:
-        token: Given to it in its environment, to find all that it starts.
+        token: Put into its environment, so that every process it starts can be found.
         cwd: Its working directory.
         scrubber: Takes secrets out of what it printed.
         on_room: Called when it can take another job.
-        on_exit: Called once it is gone, with the jobs that it had not begun, and those it had and did not answer.
-        on_stuck: Called when it says that a line goes on behind its limit.
+        on_exit: Called once it is gone, with the jobs it had not begun and the jobs it had begun but not answered.
+        on_stuck: Called when it reports that a line still runs after it was cancelled.
     """
 
     def __init__(
@@ -85,20 +85,20 @@ class WorkerProcess:
     ) -> None:
         self.token = token
         self.jobs: dict[int, Job] = {}
-        """By key, in the order in which they were sent."""
+        """By key, in the order they were sent."""
         self.lines_at_once = 1
         self.ready: asyncio.Future[wire.Frame] = asyncio.get_running_loop().create_future()
         self.exited = asyncio.Event()
         self.ending = False
-        """It was killed, and nobody is to blame for its end."""
+        """It was killed on purpose: no line is to blame for its end."""
         self.silent = False
         """Its event loop does not answer."""
         self.retiring = False
-        """It gets no more lines, and ends with those it has."""
+        """It gets no more lines and ends after those it has."""
         self._gone = False
         self._tail = bytearray()
         self._tail_of: Job | None = None
-        """The one job whose output the tail is; `None` when several run, or ran."""
+        """The job that printed the tail; `None` if several jobs did."""
         self.scrubber = scrubber
         self._on_room, self._on_exit, self._on_stuck = on_room, on_exit, on_stuck
         self._unpacker = wire.Unpacker()
@@ -107,7 +107,7 @@ class WorkerProcess:
         self._permits = Permits()
         with self._permits.for_worker() as permits:
             self._process = subprocess.Popen(  # noqa: S603 - our own program
-                # -P: the current directory, which is the flow's, does not come before the standard library.
+                # -P: the current directory is the flow's; its files must not hide the standard library.
                 [sys.executable, "-P", "-m", "prefect_batchflow.execution.workers.worker", str(permits)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -127,17 +127,17 @@ class WorkerProcess:
 
     @property
     def tail(self) -> str:
-        """The end of what it printed since its current job began, or its first of several, without secrets."""
+        """The end of what it printed since its current job began, or since the first of several, without secrets."""
         text = bytes(self._tail).decode("utf-8", "replace")
         is_cut = len(self._tail) == TAIL_BYTES
         return self.scrubber.end(text) if is_cut else self.scrubber.text(text)
 
     async def connect(self) -> None:
-        """Attach its pipes to the event loop; to be called once, first."""
+        """Attach its pipes to the event loop. Call this first, and once."""
         try:
             await self._connect()
         except BaseException:
-            # As when there are no descriptors left: nothing would ever see its end.
+            # For example, no descriptors are left. Nothing would ever see its end.
             self.end()
             self._process.wait()
             self._gone = True
@@ -157,25 +157,25 @@ class WorkerProcess:
         for pipe, take in ((process.stdout, self._on_answers), (process.stderr, self._on_output)):
             transport, _ = await loop.connect_read_pipe(functools.partial(_Pipe, take), pipe)
             self._transports.append(transport)
-        # Last: a process that has ended already is seen at once, and its end closes the pipes.
+        # Last: if the process has already ended, `_reap` runs at once and closes the pipes.
         self._pidfd = os.pidfd_open(self.pid)
         loop.add_reader(self._pidfd, self._reap)
 
     def load(self, job: bytes) -> None:
-        """Have it load its flow; `ready` has its answer."""
+        """Tell it to load its flow; `ready` gets its answer."""
         self._stdin.write(wire.pack({"op": "init"}, job))
 
     def loaded(self, lines_at_once: int, *, is_async: bool) -> None:
-        """Its flow is loaded, and runs that many lines at once; an async one begins every line as soon as it is sent."""
+        """Note that its flow is loaded and runs that many lines at once; an async flow begins each line as it arrives."""
         self.lines_at_once = lines_at_once
         self._takes_permits = not is_async
         self._tail.clear()
 
     def room(self, fair_share: int) -> int:
-        """How many jobs more it may be sent: it runs so many at once, and short ones are sent ahead.
+        """How many more jobs it can be sent: those it runs at once, and short ones ahead.
 
         Args:
-            fair_share: How many it may be sent ahead for there are other workers, too.
+            fair_share: At most this many are sent ahead, because other workers want jobs too.
         """
         if self.ending or self.retiring or self._gone or self._stdin.is_closing():
             return 0
@@ -183,7 +183,7 @@ class WorkerProcess:
         return self.lines_at_once + ahead - len(self.jobs)
 
     def take(self, jobs: list[Job]) -> None:
-        """Send it jobs, within its room; one that is gone by now hands them back through `on_exit`."""
+        """Send it jobs, at most its room. If it is already gone, they come back through `on_exit`."""
         if self._gone:
             self._on_exit(self, jobs, [])
             return
@@ -201,19 +201,19 @@ class WorkerProcess:
         self._stdin.write(b"".join(wire.pack({**job.head, "id": job.key}, job.body) for job in jobs))
 
     def running(self) -> list[Job]:
-        """The jobs it has begun, as far as it has said."""
+        """The jobs that it has begun, as far as is known."""
         jobs = list(self.jobs.values())
         return jobs if self.lines_at_once > 1 else jobs[:1]
 
     def recall(self) -> list[Job]:
-        """Take back the jobs that it has not begun, except the first one, which stays with its limit."""
+        """Take back the jobs that it has not begun, except the first, which keeps its limit."""
         jobs = list(self.jobs.values())[self._permits.recall(len(self.jobs)) :]
         for job in jobs:
             del self.jobs[job.key]
         return jobs
 
     def abandon(self, job: Job) -> list[Job]:
-        """Stop a job whose answer nobody waits for; the jobs behind it, taken back."""
+        """Stop a job whose answer nobody waits for, and take back the jobs behind it."""
         if job.key not in self.jobs:
             return []
         if self.lines_at_once > 1:
@@ -226,14 +226,14 @@ class WorkerProcess:
         return recalled
 
     def end(self) -> None:
-        """Kill the process, its session, and whatever it started that left its session."""
+        """Kill the process, its session, and every process it started outside its session."""
         self.ending = True
         if not self._gone:
             end_session(self.pid)
             end_with_token(self.token)
 
     def _stop(self, job: Job) -> None:
-        """Stop one job: kill the process that has it alone, ask the one that has others too."""
+        """Stop one job: kill the process if it runs only this job, otherwise ask it to cancel the job."""
         if self.lines_at_once == 1:
             self.end()
         elif not self.ending:
@@ -259,7 +259,7 @@ class WorkerProcess:
             self.end()
 
     def _on_output(self, data: bytes) -> None:
-        # What was answered before this was printed is behind it: the tail is of the job that runs now.
+        # Take earlier answers first, so that this output goes to the job that runs now.
         _drain(self._process.stdout, self._on_answers)
         self._keep_output(data)
 
@@ -294,14 +294,14 @@ class WorkerProcess:
         if (seconds := head.get("duration_sec")) is not None:
             self._permits.took(seconds)
         if head.get("spent"):
-            # The line was refused memory: what it left allocated would be refused to the next one.
+            # The line hit the memory limit. What it left allocated would be missing for the next line.
             self.end()
         self._drop(job)
         if not job.answer.done():
             job.answer.set_result((head, body))
 
     def _drop(self, job: Job) -> None:
-        """Have no more to do with a job: the next one begins, or there is room."""
+        """Forget a job; the next one begins, or there is room for another."""
         if self.jobs.pop(job.key, None) is None:
             return
         if job.deadline is not None:
@@ -323,14 +323,14 @@ class WorkerProcess:
         os.close(self._pidfd)
         self._process.wait()
         self._gone = True
-        # A descendant may live on in the session or out of it, and write.
+        # Processes that it started may still run and write, inside its session or outside.
         end_session(self.pid)
         end_with_token(self.token)
-        # What it wrote last is in its pipes still.
+        # Its last words are still in its pipes.
         _drain(self._process.stdout, self._on_answers)
         _drain(self._process.stderr, self._keep_output)
         for transport in self._transports:
-            # The one to the process's standard input has closed itself when the process went.
+            # The one to standard input closed itself when the process ended.
             if not transport.is_closing():
                 transport.close()
         jobs = list(self.jobs.values())
@@ -346,7 +346,7 @@ class WorkerProcess:
 
 
 class _Pipe(asyncio.Protocol):
-    """Hands what a pipe brings to a function."""
+    """Hands the data of a pipe to a function."""
 
     def __init__(self, take: Callable[[bytes], None]) -> None:
         self._take = take
@@ -356,7 +356,7 @@ class _Pipe(asyncio.Protocol):
 
 
 def _drain(pipe: IO[bytes] | None, take: Callable[[bytes], None]) -> None:
-    """Read what is in a pipe now."""
+    """Read everything that is in a pipe now."""
     data = b"" if pipe is None else b"-"
     while data:
         try:
