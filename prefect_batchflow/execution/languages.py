@@ -24,7 +24,7 @@ _BUILT_IN: Mapping[str, type[AbstractExecutorProxy]] = {"javascript": JavaScript
 
 
 def register_executor(language: str, executor_proxy_cls: type[AbstractExecutorProxy]) -> None:
-    """Let flows whose yaml says `language: <language>` run through this class."""
+    """Run flows whose yaml has `language: <language>` with this class."""
     _REGISTRY[language.lower()] = executor_proxy_cls
 
 
@@ -35,7 +35,7 @@ def registered_executor(language: str) -> type[AbstractExecutorProxy] | None:
 
 
 def registered_languages() -> list[str]:
-    """The languages with a class, sorted."""
+    """All languages that have a class, sorted."""
     return sorted({*_REGISTRY, *_BUILT_IN})
 
 

@@ -1,6 +1,6 @@
-"""Flows in other languages: a process that speaks promptflow's executor service protocol over HTTP on this machine.
+"""Flows in other languages: the run talks to a process that speaks promptflow's executor service protocol over HTTP.
 
-docs/other-languages.md has the protocol and what a service can rely on.
+docs/other-languages.md describes the protocol and what a service can rely on.
 """
 
 from __future__ import annotations
@@ -35,35 +35,35 @@ if TYPE_CHECKING:
     from prefect_batchflow.execution.services.keeper import Served
 
 INIT_KWARGS_VARIABLE = "BATCHFLOW_INIT_KWARGS"
-"""In the service's environment: the run's `init_kwargs` as JSON, if there are any."""
+"""Set in the service's environment to the run's `init_kwargs` as JSON, if there are any."""
 CONNECTIONS_VARIABLE = "BATCHFLOW_CONNECTIONS"
-"""In the service's environment: the `connections` given to `BatchEngine` as JSON, if there are any."""
+"""Set in the service's environment to the `connections` of `BatchEngine` as JSON, if there are any."""
 
 _SENDS = 3
-"""How often a call that no service took is tried."""
+"""How often to send a call that finds no service listening."""
 _NOTICE_EXIT_SEC = 1.0
-"""How long after a broken call the end of the process may be seen."""
+"""How long to wait after a broken call to see whether the process has ended."""
 _SHOWN = 300
 
 
 class HttpExecutorProxy(AbstractExecutorProxy):
     """Runs a flow in a process of another language, over HTTP.
 
-    Register it, or a subclass with a command of its own, with `BatchEngine.register_executor`. The flow's yaml may say
-    `service: {command: […], aggregation: true, start_timeout_sec: 20}`. In a command `{port}`, `{entry}`, `{flow_file}`
-    and `{working_dir}` are filled in.
+    Register it, or a subclass with its own command, with `BatchEngine.register_executor`. The flow's yaml can have
+    `service: {command: […], aggregation: true, start_timeout_sec: 20}`. `{port}`, `{entry}`, `{flow_file}` and
+    `{working_dir}` are filled in in the command.
 
     Source: promptflow devkit `_proxy/_base_executor_proxy.py`, `APIBasedExecutorProxy`.
     """
 
     command: ClassVar[Sequence[str]] = ()
-    """What starts the service when the flow's yaml says nothing."""
+    """The command that starts the service, if the flow's yaml has none."""
     start_timeout_sec: ClassVar[float] = 20.0
-    """How long it may take until `GET /health` is answered, when the flow's yaml says nothing."""
+    """How long the service can take until it answers `GET /health`, if the flow's yaml has no limit."""
     answer_timeout_sec: ClassVar[float] = 5.0
-    """How long `GET /health` may take after a call that came to no answer; then the service is replaced."""
+    """How long `GET /health` can take after an unanswered call; then the service is replaced."""
     stop_timeout_sec: ClassVar[float] = 5.0
-    """How long it may take from SIGTERM to its end; then it is killed."""
+    """How long the service can take to end after SIGTERM; then it is killed."""
 
     def __init__(
         self,
@@ -103,12 +103,12 @@ class HttpExecutorProxy(AbstractExecutorProxy):
         storage: Any = None,
         **kwargs: Any,
     ) -> HttpExecutorProxy:
-        """Start the service, and wait until it is healthy.
+        """Start the service and wait until it is healthy.
 
         Raises:
             FlowDefinitionError: Neither the flow's yaml nor the class has a command.
-            InvalidOptionError: `init_kwargs` or `connections` are not JSON.
-            WorkerStartError: The service does not start, ends, or is not healthy in time.
+            InvalidOptionError: `init_kwargs` or `connections` cannot be written as JSON.
+            WorkerStartError: The service does not start, ends early, or is not healthy in time.
         """
         flow = load_flow(flow_file, working_dir)
         proxy = cls(
@@ -125,27 +125,27 @@ class HttpExecutorProxy(AbstractExecutorProxy):
         return proxy
 
     async def destroy(self) -> None:
-        """End the service: SIGTERM, and a kill when that does not end it; after it no process of it is alive."""
+        """End the service with SIGTERM, or kill it if needed. No process of it is alive afterwards."""
         await self._keeper.stop()
 
     @property
     def has_aggregation(self) -> bool:
-        """Whether the yaml says so: `service: {aggregation: true}`, or a node with `aggregation: true`."""
+        """Whether the yaml has `service: {aggregation: true}` or a node with `aggregation: true`."""
         return self._service.aggregation
 
     async def wait_until_ready(self) -> None:
-        """Wait for a service that is looked at or replaced; that is no line's time."""
+        """Wait while the service is checked or replaced; this does not count as a line's time."""
         await self._keeper.usable()
 
     async def exec_line_async(
         self, inputs: Mapping[str, Any], index: int | None = None, run_id: str | None = None
     ) -> Any:
-        """`POST /execution`; an error that the service answers is the line's, with its codes.
+        """Send `POST /execution`. If the service answers with an error, it becomes the line's error and keeps its codes.
 
         Raises:
             ProcessCrashError: The service died, or was replaced, while it had the line.
-            InputTypeError: The inputs hold NaN or infinity, which JSON has not.
-            UnexpectedError: It answered what is no answer.
+            InputTypeError: An input is NaN or infinite, which JSON cannot express.
+            UnexpectedError: The answer does not follow the protocol.
         """
         body = {"run_id": run_id, "line_number": index, "inputs": dict(inputs)}
         answer = await self._post("/execution", body, f"Line {index}")
@@ -153,7 +153,7 @@ class HttpExecutorProxy(AbstractExecutorProxy):
             return {"output": None, "run_info": {"status": "Failed", "error": error}}
         if "output" not in answer:
             raise UnexpectedError(
-                f"Line {index}: POST /execution was answered with the keys {sorted(answer)}, expected 'output' among them.",
+                f"Line {index}: the answer to POST /execution has the keys {sorted(answer)}, but no 'output'.",
                 target="Executor",
             )
         return answer
@@ -161,7 +161,7 @@ class HttpExecutorProxy(AbstractExecutorProxy):
     async def exec_aggregation_async(
         self, batch_inputs: Mapping[str, Any], aggregation_inputs: Mapping[str, Any], run_id: str | None = None
     ) -> Any:
-        """`POST /aggregation`; raises as `exec_line_async` does, and gives the service's error as `error`."""
+        """Send `POST /aggregation`. The service's error is in `error`; this raises what `exec_line_async` raises."""
         body = {
             "run_id": run_id,
             "batch_inputs": dict(batch_inputs),
@@ -179,24 +179,24 @@ class HttpExecutorProxy(AbstractExecutorProxy):
             try:
                 response = await served.client.post(path, content=content, headers={"Content-Type": "application/json"})
             except httpx.ConnectError:
-                # Nobody took the call, so the line has not begun.
+                # Nothing listened, so the line has not begun.
                 self._keeper.doubt(served)
             except httpx.HTTPError as exc:
                 raise await self._broken_call(served, what, exc) from exc
             except asyncio.CancelledError:
-                # The line met its limit, or its run ends; the service may hang.
+                # The line met its limit, or the run ends. The service may hang.
                 self._keeper.doubt(served)
                 raise
             else:
                 return _answer(response, f"{what}: POST {path}")
         raise UnexpectedError(
-            f"{what}: the service of the flow {self._flow.name!r} answers GET /health, and took no connection for POST {path} "
-            f"in {_SENDS} attempts. It should listen on {HOST} at the port it was given until it is ended.",
+            f"{what}: the service of the flow {self._flow.name!r} answers GET /health, but accepted no connection for "
+            f"POST {path} in {_SENDS} attempts. It must listen on {HOST}, at the port it was given, until it is ended.",
             target="Executor",
         )
 
     async def _broken_call(self, served: Served, what: str, exc: Exception) -> ProcessCrashError | UnexpectedError:
-        """Why a call that the service had taken ended without an answer."""
+        """Why a call that the service accepted was not answered."""
         process = served.process
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_NOTICE_EXIT_SEC):
@@ -210,7 +210,7 @@ class HttpExecutorProxy(AbstractExecutorProxy):
             )
         self._keeper.doubt(served)
         return UnexpectedError(
-            f"{what}: the service of the flow {self._flow.name!r} runs, and gave no HTTP answer: "
+            f"{what}: the service of the flow {self._flow.name!r} runs, but gave no HTTP answer: "
             f"({type(exc).__name__}) {exc}. {process.said}",
             target="Executor",
         )
@@ -222,14 +222,14 @@ class HttpExecutorProxy(AbstractExecutorProxy):
         place = flow.definition_file or flow.working_dir
         if not command:
             raise FlowDefinitionError(
-                f"{place}: nothing says how the service of the flow is started. Write\n"
+                f"{place}: the flow has no command that starts its service. Write\n"
                 'service:\n  command: [program, argument, "{port}"]\n'
                 f"or register a subclass of {HttpExecutorProxy.__name__} with a `command` for {flow.language!r}."
             )
         if not entry and any("{entry}" in argument for argument in command):
             raise FlowDefinitionError(
-                f"{place}: no 'entry', which the command of {flow.language!r} starts: {list(command)}. Name the service's "
-                "file as 'entry', or write a 'service' with a 'command'."
+                f"{place}: the flow has no 'entry', but the command of {flow.language!r} needs one: {list(command)}. Give "
+                "the service's file as 'entry', or write a 'service' with a 'command'."
             )
         for name, value in (
             ("{entry}", entry),
@@ -241,7 +241,7 @@ class HttpExecutorProxy(AbstractExecutorProxy):
 
 
 class JavaScriptExecutorProxy(HttpExecutorProxy):
-    """Flows of `language: javascript`: Node.js runs their `entry`."""
+    """Runs flows with `language: javascript`: Node.js runs their `entry`."""
 
     command = ("node", "{entry}", "--port", "{port}")
 
@@ -257,19 +257,19 @@ def _as_json(name: str, values: Mapping[str, Any]) -> str:
 
 
 def _body(body: Mapping[str, Any], what: str) -> bytes:
-    """As JSON, in ASCII: a lone surrogate comes through as it is."""
+    """The body as JSON in ASCII, so that a lone surrogate arrives unchanged."""
     try:
         return json.dumps(body, allow_nan=False).encode()
     except ValueError as exc:
         raise InputTypeError(
-            f"{what}: an input is NaN or infinite, which JSON has not: a service in another language cannot be sent it. "
-            "Take null, or a text.",
+            f"{what}: an input is NaN or infinite. JSON cannot express it, so it cannot be sent to a service in another "
+            "language. Use null or a text instead.",
             target="Executor",
         ) from exc
 
 
 def _answer(response: httpx.Response, call: str) -> dict[str, Any]:
-    """The JSON object of an answer; of a status outside of 200 to 299 one with an `error`."""
+    """The JSON object of an answer; with a status outside 200 to 299 it must have an `error`."""
     try:
         answer = json.loads(response.content)
     except (ValueError, RecursionError) as exc:
@@ -279,14 +279,14 @@ def _answer(response: httpx.Response, call: str) -> dict[str, Any]:
         found = f"{answer!r:.{_SHOWN}}"
     if isinstance(answer, dict) and (response.is_success or _error_in(answer) is not None):
         return answer
-    expected = "a JSON object" if response.is_success else "status 200, or a JSON object with 'error'"
+    expected = "a JSON object" if response.is_success else "status 200 or a JSON object with 'error'"
     raise UnexpectedError(
-        f"{call} was answered with status {response.status_code} and {found}, expected {expected}.", target="Executor"
+        f"{call} was answered with status {response.status_code} and {found}; expected {expected}.", target="Executor"
     )
 
 
 def _error_in(answer: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The error that a service answered, in promptflow's shape, codes kept; `None` for an answer without one."""
+    """The error in a service's answer, in promptflow's form and with its codes; `None` if there is none."""
     error = answer.get("error")
     if error is None:
         return None

@@ -1,4 +1,4 @@
-"""Keeping one service running: it is started, asked for its health, and replaced when it dies or hangs."""
+"""Keeps one service running: starts it, checks its health, and replaces it when it dies or hangs."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 HOST = "127.0.0.1"
 _PORTS = 3
-"""How many ports are tried when somebody takes the one that was free a moment before."""
+"""How many ports to try, because another process can take a port between our look and the start."""
 _HEALTH_SEC = 2.0
-"""How long one health call of a starting service may take."""
+"""How long to wait for one health check while the service starts."""
 _IDLE_CONNECTION_SEC = 1.0
-"""Shorter than services keep theirs: a connection that they close at the moment of its use looks like a crash."""
+"""Shorter than services keep idle connections: one that they close while we use it would look like a crash."""
 _PORT_TAKEN = re.compile(r"EADDRINUSE|address (is )?already in use", re.IGNORECASE)
 
 logger = logging.getLogger(__name__)
@@ -42,20 +42,20 @@ class Served:
     process: ServiceProcess
     client: httpx.AsyncClient
     ended_because: str = ""
-    """Why it was ended from here."""
+    """Why the keeper ended it, if it did."""
 
 
 class ServiceKeeper:
     """Keeps the service of a flow running.
 
     Args:
-        name: The flow's, for messages.
-        command: Starts the service; `{port}` is filled in.
+        name: The flow's name, for messages.
+        command: The command that starts the service; `{port}` is filled in.
         cwd: Its working directory.
-        environment: All of its environment, except what says its port.
-        start_timeout_sec: How long it may take until `GET /health` is answered.
-        answer_timeout_sec: How long `GET /health` may take when the service is in doubt; then it is replaced.
-        stop_timeout_sec: How long it may take from SIGTERM to its end; then it is killed.
+        environment: Its whole environment except `PORT`.
+        start_timeout_sec: How long the service can take until it answers `GET /health`.
+        answer_timeout_sec: How long `GET /health` can take when the service is in doubt; then it is replaced.
+        stop_timeout_sec: How long the service can take to end after SIGTERM; then it is killed.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class ServiceKeeper:
     ) -> None:
         self.token = uuid.uuid4().hex
         self.served: Served | None = None
-        """What runs now."""
+        """The current process and its client."""
         self._name, self._command, self._cwd, self._environment = name, command, cwd, environment
         self._start_timeout_sec = start_timeout_sec
         self._answer_timeout_sec = answer_timeout_sec
@@ -82,16 +82,16 @@ class ServiceKeeper:
         self._closed = False
 
     async def start(self) -> None:
-        """Start the service, and wait until it is healthy; if this raises, `stop` is still to be called.
+        """Start the service and wait until it is healthy. Call `stop` even if this raises.
 
         Raises:
-            WorkerStartError: It does not start, ends, or is not healthy in time.
+            WorkerStartError: It does not start, ends early, or is not healthy in time.
         """
         self._supervisor = Supervisor(self.token)
         self.served = await self._new()
 
     async def stop(self) -> None:
-        """End the service: SIGTERM, and a kill when that does not end it; after it no process of it is alive."""
+        """End the service with SIGTERM, or kill it if needed. No process of it is alive afterwards."""
         self._closed = True
         try:
             if self._repair is not None:
@@ -106,17 +106,17 @@ class ServiceKeeper:
                 await asyncio.to_thread(self._supervisor.let_go)
 
     async def usable(self) -> Served:
-        """The service, once it is known to answer; a new one if the last one died."""
+        """The service, once no doubt about it is open; a new one if the last one died."""
         assert self.served is not None, "create() comes first"
         if self.served.process.exited.is_set():
             self.doubt(self.served)
         while self._repair is not None:
-            # Shielded: a line that does not wait any more takes nothing from the others.
+            # Shielded: when one line stops waiting, the repair continues for the others.
             await asyncio.shield(self._repair)
         return self.served
 
     def doubt(self, served: Served) -> None:
-        """Have the service looked at, and replaced if it is dead or does not answer; lines wait for that."""
+        """Check the service, and replace it if it is dead or does not answer; lines wait for this."""
         if served is self.served and self._repair is None and not self._closed:
             self._repair = asyncio.get_running_loop().create_task(self._look_after(served))
             self._repair.add_done_callback(self._repaired)
@@ -124,7 +124,7 @@ class ServiceKeeper:
     def _repaired(self, repair: asyncio.Task[None]) -> None:
         self._repair = None
         if not repair.cancelled():
-            repair.exception()  # whoever waits for it has it; that nobody does is no fault
+            repair.exception()  # the lines that wait get it; asyncio must not complain if there are none
 
     async def _look_after(self, served: Served) -> None:
         process = served.process
@@ -132,7 +132,7 @@ class ServiceKeeper:
         if not trouble and not process.exited.is_set():
             return
         if not process.exited.is_set():
-            served.ended_because = f"was ended, for GET /health {trouble} after a call without an answer,"
+            served.ended_because = f"was ended, because GET /health {trouble} after an unanswered call,"
             await process.kill()
         logger.warning(
             "The service of the flow %r %s and is started again. %s",
@@ -144,7 +144,7 @@ class ServiceKeeper:
         self.served = await self._new()
 
     async def _new(self) -> Served:
-        """Start a process, and wait until it is healthy."""
+        """Start a process and wait until it is healthy."""
         attempt = 1
         while True:
             served = self._launch()
@@ -170,7 +170,7 @@ class ServiceKeeper:
         try:
             process = ServiceProcess(
                 command,
-                # With an end of its own: tokens are looked for by how they begin, and 1 begins 10.
+                # The dot ends the token: processes are found by how their token begins, and 10 begins with 1.
                 token=f"{self.token}-{self._launched}.",
                 cwd=self._cwd,
                 environment={**self._environment, "PORT": str(port)},
@@ -178,17 +178,17 @@ class ServiceKeeper:
         except OSError as exc:
             raise WorkerStartError(
                 f"The service of the flow {self._name!r} does not start: {exc.strerror or exc}. Its command is "
-                f"{command}, started in {self._cwd}. Install {command[0]!r} where PATH finds it, or name it "
-                "with its path in the yaml's service.command."
+                f"{command}, started in {self._cwd}. Install {command[0]!r} in a folder of PATH, or give its path in "
+                "the yaml's service.command."
             ) from exc
         client = httpx.AsyncClient(
             base_url=f"http://{HOST}:{port}",
-            # The executor keeps the time, and the number of calls at once.
+            # The executor limits the time and the number of calls at once.
             timeout=None,  # noqa: S113
             limits=httpx.Limits(keepalive_expiry=_IDLE_CONNECTION_SEC),
-            # A proxy of the environment does not lead back to this machine.
+            # A proxy from the environment could not reach this machine.
             trust_env=False,
-            # Plain HTTP: loading the certificates would cost more than the start of most services.
+            # Plain HTTP: loading certificates would take longer than most services take to start.
             verify=False,  # noqa: S501
         )
         return Served(process, client)
@@ -206,7 +206,7 @@ def _free_port() -> int:
 
 
 async def _health(client: httpx.AsyncClient, timeout_sec: float) -> str:
-    """What `GET /health` did instead of an answer 200 to 299, for messages; empty when it is healthy."""
+    """How `GET /health` failed, for messages; empty if the answer is 200 to 299."""
     import httpx
 
     try:
@@ -220,7 +220,7 @@ async def _health(client: httpx.AsyncClient, timeout_sec: float) -> str:
 
 
 async def _until_healthy(served: Served, timeout_sec: float) -> str:
-    """Wait until the service is healthy; what keeps it from that, for messages, or nothing."""
+    """Wait until the service is healthy; why it is not, for messages, or an empty text."""
     process = served.process
     deadline = time.monotonic() + timeout_sec
     pause = 0.02

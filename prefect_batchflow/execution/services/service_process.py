@@ -1,4 +1,4 @@
-"""The process that serves a flow in another language: its start, what it prints, and its end."""
+"""The process that serves a flow in another language: its start, its output and its end."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 KILLED_WITHIN_SEC = 5.0
-"""How long the system may take to end a process that was killed."""
+"""How long to wait until a killed process is gone."""
 _READ_BYTES = 1 << 16
 _SHOWN = 1200
-"""Characters of its output that a message has."""
+"""Characters of its output that a message shows."""
 
 
 class ServiceProcess:
-    """A program in a session of its own; to be made on the event loop that watches it.
+    """A program in its own session. Create it on the event loop that watches it.
 
     Args:
         command: The program and its arguments.
-        token: Given to it in its environment, to find all that it starts.
+        token: Put into its environment, so that every process it starts can be found.
         cwd: Its working directory.
-        environment: All of its environment but the token.
+        environment: Its whole environment except the token.
 
     Raises:
-        OSError: There is no such program, or it cannot be started.
+        OSError: The program does not exist or cannot be started.
     """
 
     def __init__(self, command: Sequence[str], *, token: str, cwd: Path, environment: Mapping[str, str]) -> None:
@@ -62,12 +62,12 @@ class ServiceProcess:
 
     @property
     def returncode(self) -> int | None:
-        """Its exit code, once it has ended."""
+        """Its exit code, once it has ended; `None` before."""
         return self._process.returncode
 
     @property
     def how_it_ended(self) -> str:
-        """Its end, for messages: `exited with status 1`."""
+        """How it ended, for messages: `exited with status 1`."""
         return how_it_ended(self.returncode)
 
     @property
@@ -81,7 +81,7 @@ class ServiceProcess:
         return f"Its last output: {self.tail[-_SHOWN:]}" if self.tail else "It printed nothing."
 
     async def stop(self, grace_sec: float) -> None:
-        """Ask it to end by SIGTERM to its session, and kill it, with all it started, if it has not after `grace_sec`."""
+        """Send SIGTERM to its session; after `grace_sec`, kill it with everything it started."""
         try:
             if not self.exited.is_set():
                 with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -94,7 +94,7 @@ class ServiceProcess:
         await self._gone()
 
     async def kill(self) -> None:
-        """Kill it with all it started."""
+        """Kill it with everything it started."""
         self._kill()
         await self._gone()
 
@@ -109,12 +109,12 @@ class ServiceProcess:
                 await self.exited.wait()
 
     def _on_output(self) -> bool:
-        """Keep the end of what it printed; whether there was anything."""
+        """Keep the end of its output; whether there was any."""
         try:
             data = os.read(self._output, _READ_BYTES)
         except BlockingIOError:
             return False
-        if not data:  # it has closed its output, and may run on
+        if not data:  # it has closed its output but can still run
             asyncio.get_running_loop().remove_reader(self._output)
             return False
         self._tail += data
@@ -126,7 +126,7 @@ class ServiceProcess:
         loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
         self._process.wait()
-        # A descendant may live on in the session or out of it, hold the port, and answer.
+        # Processes that it started, inside its session or outside, could still hold the port and answer.
         end_session(self.pid)
         end_with_token(self.token)
         while self._on_output():

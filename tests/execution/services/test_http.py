@@ -189,9 +189,13 @@ class TestAnswers:
                 "UnexpectedError",
                 "Line 0: POST /execution was answered with status 200 and 'no JSON ü'",
             ),
-            ((200, "[1, 2]"), "UnexpectedError", "and [1, 2], expected a JSON object"),
+            ((200, "[1, 2]"), "UnexpectedError", "and [1, 2]; expected a JSON object"),
             ((200, "[" * 100_000), "UnexpectedError", "expected a JSON object"),
-            ((200, {"hello": 1}), "UnexpectedError", "the keys ['hello'], expected 'output' among them"),
+            (
+                (200, {"hello": 1}),
+                "UnexpectedError",
+                "the answer to POST /execution has the keys ['hello'], but no 'output'",
+            ),
             ((302, {"output": {}}), "UnexpectedError", "status 302"),
             ((404, {"error": "no such call"}), "UnexpectedError", "no such call"),
             ((500, {"error": {"message": "no code"}}), "UnexpectedError", "no code"),
@@ -224,7 +228,7 @@ class TestAnswers:
             after = await run(executor, do="return", value=1)
 
             assert pid_of(executor) == before
-        assert "runs, and gave no HTTP answer: (RemoteProtocolError)" in message_of(outcome)
+        assert "runs, but gave no HTTP answer: (RemoteProtocolError)" in message_of(outcome)
         assert after.receipt.status == "Completed"
 
     async def test_what_json_has_not_is_not_sent(self, tmp_path: Path) -> None:
@@ -263,7 +267,7 @@ class TestLimits:
         assert code_of(late) == "LineExecutionTimeoutError"
         assert after.receipt.status == "Completed"
         assert code_of(beside) == "ProcessCrashError"
-        assert "was ended, for GET /health was not answered within 0.3 seconds" in message_of(beside)
+        assert "was ended, because GET /health was not answered within 0.3 seconds" in message_of(beside)
         assert "is started again" in caplog.text
 
     async def test_an_aggregation_that_hangs_costs_its_limit(self, tmp_path: Path) -> None:
