@@ -121,12 +121,12 @@ def program_of(flow: Flow, init_kwargs: Mapping[str, Any], connections: Connecti
     importlib.invalidate_caches()
     if isinstance(flow.program, Dag):
         if init_kwargs:
-            raise _no_init(flow.name, "a DAG flow", init_kwargs)
-        program: Program = _load_dag(flow, flow.program, connections)
+            raise no_init(flow.name, "a DAG flow", init_kwargs)
+        program: Program = load_dag(flow, flow.program, connections)
     elif isinstance(flow.program, Prompt):
-        program = _load_prompt(flow, init_kwargs, connections)
+        program = load_prompt(flow, init_kwargs, connections)
     else:
-        program = _load_entry(flow, flow.program, init_kwargs, connections)
+        program = load_entry(flow, flow.program, init_kwargs, connections)
     images = flow.program.loads_images
     program.images = FlowImages(folder, flow.message_format, program.description.inputs, loads=images)
     if not mirrored and program.description.has_aggregation:
@@ -137,7 +137,8 @@ def program_of(flow: Flow, init_kwargs: Mapping[str, Any], connections: Connecti
 # --- DAG flows ------------------------------------------------------------------------------------------------------
 
 
-def _load_dag(flow: Flow, dag: Dag, connections: Connections) -> DagProgram:
+def load_dag(flow: Flow, dag: Dag, connections: Connections) -> DagProgram:
+    """Give the program of a DAG flow, its nodes' tools imported and checked; raises as `load_program` does."""
     modules: dict[Path, ModuleType] = {}
     images = FlowImages(str(flow.working_dir), flow.message_format, flow.inputs)
     tools = {node.name: _tool_of_node(flow, node, modules, connections, images) for node in dag.nodes}
@@ -166,9 +167,9 @@ def _tool_of_node(
         return model_nodes.llm_node(flow, node, connections)
     found = _found_tool(flow, node, modules)
     _check_choice(flow, node, found)
-    signature = _signature(found.function) or inspect.Signature()
-    names = _named_parameters(signature)
-    prompt = next((name for name, p in names.items() if _literal_type(p) == "prompt_template"), None)
+    signature = signature_of(found.function) or inspect.Signature()
+    names = named_parameters(signature)
+    prompt = next((name for name, p in names.items() if literal_type(p) == "prompt_template"), None)
     if prompt is None:
         raise ResolveToolError(
             f"Node '{node.name}': {found.place} has no parameter that is a PromptTemplate, to which the template "
@@ -191,45 +192,45 @@ def _node_tool(node: Node, found: FoundTool, connections: Connections, images: F
     function = found.function
     if found.owner is not None:
         function, inputs = _method(found.owner, found, inputs, node, place, connections, images)
-    signature = _signature(function)
+    signature = signature_of(function)
     optional: set[str] = set()
     if signature is not None:
         _check_arguments(signature, inputs, node, place)
-        named = _named_parameters(signature)
+        named = named_parameters(signature)
         optional = {name for name, parameter in named.items() if parameter.default is not parameter.empty}
         inputs = _converted_literals(inputs, named, found.types, node, place, connections, images)
-    called = UserFunction(function, node.name, is_async=_is_async(function))
+    called = UserFunction(function, node.name, is_async=is_async_callable(function))
     return NodeTool(node.name, called, inputs, optional=optional, activate=node.activate)
 
 
 def _found_tool(flow: Flow, node: Node, modules: dict[Path, ModuleType]) -> FoundTool:
     # Of promptflow's own modules nothing is needed here: they are named to register the providers of models.
     if node.module and not node.module.startswith("promptflow."):
-        with _loading(f"The module '{node.module}' of the node '{node.name}' cannot be imported"):
+        with loading(f"The module '{node.module}' of the node '{node.name}' cannot be imported"):
             importlib.import_module(node.module)
     if node.package_tool:
         from prefect_batchflow.execution.program.package_tools import find_package_tool
 
         tool = find_package_tool(node.package_tool)
-        with _loading(
+        with loading(
             f"{tool.module} of {tool.package}, which has the tool of the node '{node.name}', cannot be imported"
         ):
             module = importlib.import_module(tool.module)
         return tool_of_package(node.name, tool, module)
     file = (flow.working_dir / node.source).resolve()
     if file not in modules:
-        modules[file] = _import_file(file, f"node '{node.name}'")
-    return tool_of_source(node.name, _own(modules[file]), file)
+        modules[file] = import_file(file, f"node '{node.name}'")
+    return tool_of_source(node.name, own_objects(modules[file]), file)
 
 
 def _check_choice(flow: Flow, node: Node, found: FoundTool) -> None:
     """See that what was chosen for the node, beside the model, is a connection for its tool."""
     if not (chosen := flow.node_connections.get(node.name)):
         return
-    signatures = [_signature(found.function)]
+    signatures = [signature_of(found.function)]
     if found.owner is not None:
-        signatures.append(_signature(inspect.getattr_static(found.owner, "__init__")))
-    named = {name: p for signature in signatures if signature for name, p in _named_parameters(signature).items()}
+        signatures.append(signature_of(inspect.getattr_static(found.owner, "__init__")))
+    named = {name: p for signature in signatures if signature for name, p in named_parameters(signature).items()}
     refuse_other_inputs(node.name, chosen, (name for name, p in named.items() if connection_types(p.annotation)))
 
 
@@ -242,11 +243,11 @@ def _method(
     """
     name = found.function.__name__
     # Of __init__ itself: promptflow's ToolProvider has a __new__ that takes anything.
-    constructor = _signature(inspect.getattr_static(owner, "__init__"))
+    constructor = signature_of(inspect.getattr_static(owner, "__init__"))
     parameters = [] if constructor is None else list(constructor.parameters.values())[1:]
     constructor = inspect.Signature(parameters)
-    own = _named_parameters(constructor)
-    twice = own.keys() & _named_parameters(_signature(found.function) or inspect.Signature()).keys() - {"self"}
+    own = named_parameters(constructor)
+    twice = own.keys() & named_parameters(signature_of(found.function) or inspect.Signature()).keys() - {"self"}
     if twice:
         raise ResolveToolError(
             f"{place} has the parameter '{min(twice)}', and so has the class's __init__. Rename one of them.",
@@ -294,13 +295,11 @@ def _converted_literals(
             where = f"node '{node.name}', input '{name}'"
             converted[name] = Constant(connect(value.value, kinds, connections, where))
             continue
-        type_name = types.get(name) or (_literal_type(named[name]) if name in named else None)
+        type_name = types.get(name) or (literal_type(named[name]) if name in named else None)
         if isinstance(value, Constant) and type_name is not None:
             try:
                 is_image = type_name == "image"
-                converted[name] = Constant(
-                    images.literal(value.value) if is_image else _converted(value.value, type_name)
-                )
+                converted[name] = Constant(images.literal(value.value) if is_image else to_type(value.value, type_name))
             except (ValueError, InvalidImageInput) as exc:
                 raise NodeInputValidationError(
                     f"{place}, input '{name}' is {value.value!r}: {exc}", target="Tool"
@@ -309,7 +308,7 @@ def _converted_literals(
 
 
 def _check_arguments(signature: inspect.Signature, given: Mapping[str, Any], node: Node, place: str) -> None:
-    named = _named_parameters(signature)
+    named = named_parameters(signature)
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
     problems = [] if takes_any else [f"has no parameter '{name}'" for name in given if name not in named]
     for name, parameter in named.items():
@@ -320,12 +319,13 @@ def _check_arguments(signature: inspect.Signature, given: Mapping[str, Any], nod
         raise ResolveToolError(f"{place} {'; it '.join(problems)}. Parameters: {signature}.", target="Tool")
 
 
-def _named_parameters(signature: inspect.Signature) -> dict[str, inspect.Parameter]:
+def named_parameters(signature: inspect.Signature) -> dict[str, inspect.Parameter]:
+    """The parameters that can be given by name."""
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {name: parameter for name, parameter in signature.parameters.items() if parameter.kind in kinds}
 
 
-def _literal_type(parameter: inspect.Parameter) -> str:
+def literal_type(parameter: inspect.Parameter) -> str:
     """The type that a literal is converted to: the annotation's, else that of the default.
 
     Source: promptflow `_utils/tool_utils.py`, `param_to_definition`.
@@ -338,13 +338,14 @@ def _literal_type(parameter: inspect.Parameter) -> str:
         annotation = members[0] if len(members) == 1 else object
     if isinstance(annotation, type) and issubclass(annotation, Enum):
         annotation = str
-    return _type_name(annotation, "object")
+    return type_name_of(annotation, "object")
 
 
 # --- prompties ------------------------------------------------------------------------------------------------------
 
 
-def _load_prompt(flow: Flow, init_kwargs: Mapping[str, Any], connections: Connections) -> EntryProgram:
+def load_prompt(flow: Flow, init_kwargs: Mapping[str, Any], connections: Connections) -> EntryProgram:
+    """Give the program of a `.prompty` file."""
     from prefect_batchflow.tools.prompty import AsyncPrompty
 
     prompty = AsyncPrompty.of_flow(flow, init_kwargs, connections.get)
@@ -355,14 +356,15 @@ def _load_prompt(flow: Flow, init_kwargs: Mapping[str, Any], connections: Connec
 # --- callables ------------------------------------------------------------------------------------------------------
 
 
-def _load_entry(flow: Flow, entry: Entry, init_kwargs: Mapping[str, Any], connections: Connections) -> EntryProgram:
+def load_entry(flow: Flow, entry: Entry, init_kwargs: Mapping[str, Any], connections: Connections) -> EntryProgram:
+    """Give the program of a callable, imported; a class is built. Raises as `load_program` does."""
     target = _unpickled(entry) if entry.pickled is not None else _imported(entry)
     name = entry.attribute
     aggregate = None
     if isinstance(target, type):
         target = _built(flow, entry, target, init_kwargs, connections)
     elif init_kwargs:
-        raise _no_init(name, "no class", init_kwargs)
+        raise no_init(name, "no class", init_kwargs)
     if not callable(target):
         raise PythonLoadError(
             f"'{name}' of {entry.module} is {target!r}. Expected a function or a class with __call__."
@@ -370,13 +372,13 @@ def _load_entry(flow: Flow, entry: Entry, init_kwargs: Mapping[str, Any], connec
     if not inspect.isroutine(target) and not isinstance(target, functools.partial):
         name = f"{type(target).__qualname__}.__call__"
         aggregate = _aggregate_of(target)
-    signature = _signature(target)
+    signature = signature_of(target)
     parameters = () if signature is None else signature.parameters.values()
     names = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     takes_any = signature is None or any(p.kind is p.VAR_KEYWORD for p in parameters)
     description = FlowDescription(
         inputs=_described_inputs(flow.inputs, parameters, takes_any=takes_any),
-        is_async=_is_async(target),
+        is_async=is_async_callable(target),
         has_aggregation=aggregate is not None,
     )
     return EntryProgram(
@@ -391,26 +393,26 @@ def _load_entry(flow: Flow, entry: Entry, init_kwargs: Mapping[str, Any], connec
 def _unpickled(entry: Entry) -> Any:
     import pickle
 
-    with _loading(f"The callable '{entry.attribute}' cannot be rebuilt"):
+    with loading(f"The callable '{entry.attribute}' cannot be rebuilt"):
         return pickle.loads(entry.pickled or b"")  # noqa: S301 - made by the process that started this one
 
 
 def _imported(entry: Entry) -> Any:
     if entry.module.endswith(".py"):
-        module = _import_file(Path(entry.module), f"entry '{entry.attribute}'")
+        module = import_file(Path(entry.module), f"entry '{entry.attribute}'")
     else:
         module = _import_module(entry)
     found: Any = module
     for part in entry.attribute.split("."):
         if not hasattr(found, part):
-            names = ", ".join(value.__qualname__ for value in _own(module)) or "no function or class"
+            names = ", ".join(value.__qualname__ for value in own_objects(module)) or "no function or class"
             raise PythonLoadError(f"{module.__file__ or entry.module} has no '{entry.attribute}'. It defines {names}.")
         found = getattr(found, part)
     return found
 
 
 def _import_module(entry: Entry) -> ModuleType:
-    with _loading(f"The module '{entry.module}' of the entry '{entry.attribute}' cannot be imported"):
+    with loading(f"The module '{entry.module}' of the entry '{entry.attribute}' cannot be imported"):
         module = importlib.import_module(entry.module)
     found = Path(module.__file__).resolve() if module.__file__ else None
     if entry.file is None or found == entry.file:
@@ -420,7 +422,7 @@ def _import_module(entry: Entry) -> ModuleType:
             f"The module '{entry.module}' was expected from {entry.file}, but this name is taken by {found}. Rename it."
         )
     # The flow's module has the name of one that is imported already, as `types` or another flow's.
-    return _import_file(entry.file, f"entry '{entry.attribute}'")
+    return import_file(entry.file, f"entry '{entry.attribute}'")
 
 
 def _built(flow: Flow, entry: Entry, target: type, init_kwargs: Mapping[str, Any], connections: Connections) -> Any:
@@ -434,7 +436,7 @@ def _built(flow: Flow, entry: Entry, target: type, init_kwargs: Mapping[str, Any
         )
     arguments = {name: declared.default for name, declared in flow.init.items() if not declared.required}
     arguments |= init_kwargs or entry.sample_init
-    signature = _signature(target)
+    signature = signature_of(target)
     parameters = {} if signature is None else signature.parameters
     for name, value in arguments.items():
         annotation = parameters[name].annotation if name in parameters else None
@@ -449,7 +451,7 @@ def _built(flow: Flow, entry: Entry, target: type, init_kwargs: Mapping[str, Any
         # A class, as OpenAIConnection, was seen to above.
         if name in arguments and declared.type[:1].islower():
             try:
-                arguments[name] = _converted(arguments[name], declared.type)
+                arguments[name] = to_type(arguments[name], declared.type)
             except ValueError as exc:
                 raise InvalidOptionError(f"init '{name}' of the flow '{flow.name}': {exc}") from exc
     try:
@@ -488,12 +490,12 @@ def _aggregate_of(target: Any) -> UserFunction | None:
     if aggregate is None:
         return None
     name = f"{type(target).__qualname__}.__aggregate__"
-    signature = _signature(aggregate)
+    signature = signature_of(aggregate)
     if signature is not None and len(signature.parameters) != 1:
         raise InvalidAggregationFunction(
             f"{name}{signature} should take one parameter beside self: the list of the lines' outputs."
         )
-    return UserFunction(aggregate, name, is_async=_is_async(aggregate))
+    return UserFunction(aggregate, name, is_async=is_async_callable(aggregate))
 
 
 def _described_inputs(declared: Mapping[str, FlowInput], parameters: Any, *, takes_any: bool) -> dict[str, FlowInput]:
@@ -511,7 +513,7 @@ def _described_inputs(declared: Mapping[str, FlowInput], parameters: Any, *, tak
             if not _is_plain(parameter.default):
                 continue
             default = parameter.default
-        type_name = known.type if known is not None else _type_name(parameter.annotation, "any")
+        type_name = known.type if known is not None else type_name_of(parameter.annotation, "any")
         description = known.description if known is not None else ""
         inputs[parameter.name] = FlowInput(parameter.name, type_name, default, description, nullable=known is None)
     if takes_any:
@@ -531,7 +533,7 @@ def _is_plain(value: Any) -> bool:
 # --- both -----------------------------------------------------------------------------------------------------------
 
 
-def _import_file(file: Path, whose: str) -> ModuleType:
+def import_file(file: Path, whose: str) -> ModuleType:
     """Import a file under a name of its own, known to `sys.modules`, so that dataclasses and pickle find it."""
     stem = "".join(character if character.isalnum() else "_" for character in file.stem)
     name = f"batchflow_{stem}_{zlib.crc32(str(file).encode()):08x}"
@@ -540,7 +542,7 @@ def _import_file(file: Path, whose: str) -> ModuleType:
         raise PythonLoadError(f"The source of {whose} is not there: {file}.")
     module = module_from_spec(spec)
     sys.modules[name] = module
-    with _loading(f"{file}, the source of {whose}, cannot be imported"):
+    with loading(f"{file}, the source of {whose}, cannot be imported"):
         try:
             spec.loader.exec_module(module)
         except BaseException:
@@ -549,7 +551,7 @@ def _import_file(file: Path, whose: str) -> ModuleType:
     return module
 
 
-def _own(module: ModuleType) -> list[Any]:
+def own_objects(module: ModuleType) -> list[Any]:
     """The functions and classes that a module defines, each once, in the file's order."""
     return list(
         {
@@ -563,7 +565,7 @@ def _own(module: ModuleType) -> list[Any]:
 
 
 @contextmanager
-def _loading(failed: str) -> Iterator[None]:
+def loading(failed: str) -> Iterator[None]:
     """Report what user code raises while it loads; an interrupt stays one."""
     try:
         yield
@@ -580,14 +582,15 @@ def _loading(failed: str) -> Iterator[None]:
         ) from exc
 
 
-def _no_init(name: str, what: str, init_kwargs: Mapping[str, Any]) -> InvalidOptionError:
+def no_init(name: str, what: str, init_kwargs: Mapping[str, Any]) -> InvalidOptionError:
+    """The error of `init_kwargs` for a flow that builds nothing."""
     given = ", ".join(init_kwargs)
     return InvalidOptionError(
         f"init_kwargs ({given}) were given, but '{name}' is {what}: nothing is built. Leave them out."
     )
 
 
-def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
+def signature_of(function: Callable[..., Any]) -> inspect.Signature | None:
     """A callable's signature, annotations evaluated where they can be; `None` where Python does not know it."""
     for eval_str in (True, False):
         try:
@@ -599,7 +602,7 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
     return None
 
 
-def _type_name(annotation: Any, otherwise: str) -> str:
+def type_name_of(annotation: Any, otherwise: str) -> str:
     """Promptflow's name of an annotation; one left as text is known by its spelling."""
     for known, name in TYPE_NAMES.items():
         if annotation is known or annotation == known.__name__:
@@ -609,7 +612,7 @@ def _type_name(annotation: Any, otherwise: str) -> str:
     return MARKER_TYPES.get(annotation, otherwise) if isinstance(annotation, str) else otherwise
 
 
-def _converted(value: Any, type_name: str) -> Any:
+def to_type(value: Any, type_name: str) -> Any:
     """A literal as promptflow's type; a `ValueError` says what was expected, not what was found: it may be a secret."""
     from prefect_batchflow.inputs.types import CONVERSION_ERRORS, CONVERTERS
 
@@ -621,7 +624,7 @@ def _converted(value: Any, type_name: str) -> Any:
         raise ValueError(f"expected a value of type {type_name}, found a {type(value).__name__} that is none.") from exc
 
 
-def _is_async(function: Any) -> bool:
+def is_async_callable(function: Any) -> bool:
     """Whether a call gives a coroutine or an async generator, also through partials and promptflow's decorator."""
     while isinstance(function, functools.partial):
         function = function.func
