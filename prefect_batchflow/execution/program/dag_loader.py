@@ -1,0 +1,219 @@
+"""The program of a DAG flow: its nodes' tools imported, and their inputs checked and converted."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from prefect_batchflow.definition.flow import Constant, FlowDescription, Reference
+from prefect_batchflow.definition.node_connections import refuse_other_inputs
+from prefect_batchflow.exceptions import InvalidImageInput, NodeInputValidationError, ResolveToolError
+from prefect_batchflow.execution.program.connecting import connect, connection_types
+from prefect_batchflow.execution.program.images import FlowImages
+from prefect_batchflow.execution.program.importing import import_file, loading, own_objects
+from prefect_batchflow.execution.program.node_tools import FoundTool, tool_of_package, tool_of_source
+from prefect_batchflow.execution.program.nodes import DagProgram, NodeTool
+from prefect_batchflow.execution.program.signatures import (
+    is_async_callable,
+    literal_type,
+    named_parameters,
+    signature_of,
+    to_type,
+)
+from prefect_batchflow.execution.program.steps import UserFunction
+from prefect_batchflow.execution.program.user_errors import describe, exception_text, passes_through
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+    from types import ModuleType
+
+    from prefect_batchflow.connections.given import Connections
+    from prefect_batchflow.definition.flow import Dag, Flow, Node
+
+    Inputs = dict[str, Constant | Reference]
+    """Parameter to value, of one node."""
+
+
+def load_dag(flow: Flow, dag: Dag, connections: Connections) -> DagProgram:
+    """Give the program of a DAG flow, its nodes' tools imported and checked; raises as `load_program` does."""
+    modules: dict[Path, ModuleType] = {}
+    images = FlowImages(str(flow.working_dir), flow.message_format, flow.inputs)
+    tools = {node.name: _tool_of_node(flow, node, modules, connections, images) for node in dag.nodes}
+    line_tools = [tools[node.name] for node in dag.line_nodes]
+    aggregation_tools = [tools[node.name] for node in dag.aggregation_nodes]
+    description = FlowDescription(
+        inputs=flow.inputs,
+        is_async=any(tool.function.is_async for tool in line_tools),
+        has_aggregation=bool(aggregation_tools),
+    )
+    return DagProgram(description, line_tools, aggregation_tools, dag.outputs)
+
+
+def _tool_of_node(
+    flow: Flow, node: Node, modules: dict[Path, ModuleType], connections: Connections, images: FlowImages
+) -> NodeTool:
+    if node.type == "python":
+        found = _found_tool(flow, node, modules)
+        _check_choice(flow, node, found)
+        return _node_tool(node, found, connections, images)
+    from prefect_batchflow.execution.program import model_nodes
+
+    if node.type == "prompt":
+        return model_nodes.prompt_node(flow, node)
+    if node.type == "llm":
+        return model_nodes.llm_node(flow, node, connections)
+    found = _found_tool(flow, node, modules)
+    _check_choice(flow, node, found)
+    signature = signature_of(found.function) or inspect.Signature()
+    names = named_parameters(signature)
+    prompt = next((name for name, p in names.items() if literal_type(p) == "prompt_template"), None)
+    if prompt is None:
+        raise ResolveToolError(
+            f"Node '{node.name}': {found.place} has no parameter that is a PromptTemplate, to which the template "
+            f"{node.source} could go. Use it in a python node, with the source type 'package'.",
+            target="Tool",
+        )
+    model_nodes.refuse_template_collisions(flow, node, names)
+    given = {**node.inputs, prompt: Constant(model_nodes.template_text(flow, node))}
+    from_rows = sorted(model_nodes.inputs_of_the_line(node))
+    if from_rows and any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
+        # What promptflow's own tools go by, so that no row brings a role.
+        given["_inputs_to_escape"] = Constant(from_rows)
+    return _node_tool(replace(node, inputs=given), found, connections, images)
+
+
+def _node_tool(node: Node, found: FoundTool, connections: Connections, images: FlowImages) -> NodeTool:
+    place = f"Node '{node.name}': {found.place}"
+    # promptflow's yaml editor writes an empty text or null for "not set": the tool's own default applies then.
+    inputs = {k: v for k, v in node.inputs.items() if not (isinstance(v, Constant) and v.value in (None, ""))}
+    function = found.function
+    if found.owner is not None:
+        function, inputs = _method(found.owner, found, inputs, node, place, connections, images)
+    signature = signature_of(function)
+    optional: set[str] = set()
+    if signature is not None:
+        _check_arguments(signature, inputs, node, place)
+        named = named_parameters(signature)
+        optional = {name for name, parameter in named.items() if parameter.default is not parameter.empty}
+        inputs = _converted_literals(inputs, named, found.types, node, place, connections, images)
+    called = UserFunction(function, node.name, is_async=is_async_callable(function))
+    return NodeTool(node.name, called, inputs, optional=optional, activate=node.activate)
+
+
+def _found_tool(flow: Flow, node: Node, modules: dict[Path, ModuleType]) -> FoundTool:
+    # Of promptflow's own modules nothing is needed here: they are named to register the providers of models.
+    if node.module and not node.module.startswith("promptflow."):
+        with loading(f"The module '{node.module}' of the node '{node.name}' cannot be imported"):
+            importlib.import_module(node.module)
+    if node.package_tool:
+        from prefect_batchflow.execution.program.package_tools import find_package_tool
+
+        tool = find_package_tool(node.package_tool)
+        with loading(
+            f"{tool.module} of {tool.package}, which has the tool of the node '{node.name}', cannot be imported"
+        ):
+            module = importlib.import_module(tool.module)
+        return tool_of_package(node.name, tool, module)
+    file = (flow.working_dir / node.source).resolve()
+    if file not in modules:
+        modules[file] = import_file(file, f"node '{node.name}'")
+    return tool_of_source(node.name, own_objects(modules[file]), file)
+
+
+def _check_choice(flow: Flow, node: Node, found: FoundTool) -> None:
+    """See that what was chosen for the node, beside the model, is a connection for its tool."""
+    if not (chosen := flow.node_connections.get(node.name)):
+        return
+    signatures = [signature_of(found.function)]
+    if found.owner is not None:
+        signatures.append(signature_of(inspect.getattr_static(found.owner, "__init__")))
+    named = {name: p for signature in signatures if signature for name, p in named_parameters(signature).items()}
+    refuse_other_inputs(node.name, chosen, (name for name, p in named.items() if connection_types(p.annotation)))
+
+
+def _method(
+    owner: type, found: FoundTool, inputs: Inputs, node: Node, place: str, connections: Connections, images: FlowImages
+) -> tuple[Callable[..., Any], Inputs]:
+    """Build a tool's class, and give its method and the inputs that are not the constructor's.
+
+    Source: promptflow `_core/tools_manager.py`, `BuiltinsManager._load_tool_from_module`.
+    """
+    name = found.function.__name__
+    # Of __init__ itself: promptflow's ToolProvider has a __new__ that takes anything.
+    constructor = signature_of(inspect.getattr_static(owner, "__init__"))
+    parameters = [] if constructor is None else list(constructor.parameters.values())[1:]
+    constructor = inspect.Signature(parameters)
+    own = named_parameters(constructor)
+    twice = own.keys() & named_parameters(signature_of(found.function) or inspect.Signature()).keys() - {"self"}
+    if twice:
+        raise ResolveToolError(
+            f"{place} has the parameter '{min(twice)}', and so has the class's __init__. Rename one of them.",
+            target="Tool",
+        )
+    taken = {key: value for key, value in inputs.items() if key in own}
+    for key, value in taken.items():
+        if isinstance(value, Reference):
+            raise ResolveToolError(
+                f"{place}, input '{key}' is {value.text}, and an argument of {owner.__qualname__}, which is built once, "
+                f"before any line. Write a value there, or make it a parameter of '{name}'.",
+                target="Tool",
+            )
+    _check_arguments(constructor, taken, node, f"{place}, its class {owner.__qualname__}")
+    taken = _converted_literals(taken, own, found.types, node, place, connections, images)
+    try:
+        built = owner(**{key: value.value for key, value in taken.items() if isinstance(value, Constant)})
+    except BaseException as exc:
+        if passes_through(exc):
+            raise
+        # Names only: a value may be a key.
+        given = ", ".join(taken) or "no arguments"
+        raise ResolveToolError(
+            f"{place}: {owner.__qualname__} cannot be built with {given}: ({type(exc).__name__}) {exception_text(exc)}",
+            target="Tool",
+            additional_info={"ToolLoadErrorDetails": describe(exc)},
+        ) from exc
+    return getattr(built, name), {key: value for key, value in inputs.items() if key not in taken}
+
+
+def _converted_literals(
+    inputs: Inputs,
+    named: Mapping[str, inspect.Parameter],
+    types: Mapping[str, str],
+    node: Node,
+    place: str,
+    connections: Connections,
+    images: FlowImages,
+) -> Inputs:
+    """The inputs with literals as their parameters' types, connections by name; what `**kwargs` takes stays as it is."""
+    converted = dict(inputs)
+    for name, value in inputs.items():
+        kinds = connection_types(named[name].annotation) if name in named else []
+        if isinstance(value, Constant) and kinds:
+            where = f"node '{node.name}', input '{name}'"
+            converted[name] = Constant(connect(value.value, kinds, connections, where))
+            continue
+        type_name = types.get(name) or (literal_type(named[name]) if name in named else None)
+        if isinstance(value, Constant) and type_name is not None:
+            try:
+                is_image = type_name == "image"
+                converted[name] = Constant(images.literal(value.value) if is_image else to_type(value.value, type_name))
+            except (ValueError, InvalidImageInput) as exc:
+                raise NodeInputValidationError(
+                    f"{place}, input '{name}' is {value.value!r}: {exc}", target="Tool"
+                ) from exc
+    return converted
+
+
+def _check_arguments(signature: inspect.Signature, given: Mapping[str, Any], node: Node, place: str) -> None:
+    named = named_parameters(signature)
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
+    problems = [] if takes_any else [f"has no parameter '{name}'" for name in given if name not in named]
+    for name, parameter in named.items():
+        if parameter.default is parameter.empty and name not in given:
+            empty = ", where an empty value counts as none" if name in node.inputs else ""
+            problems.append(f"needs '{name}', which the node's inputs lack{empty}")
+    if problems:
+        raise ResolveToolError(f"{place} {'; it '.join(problems)}. Parameters: {signature}.", target="Tool")

@@ -1,0 +1,223 @@
+"""The programs that are one call: a callable or class, imported and built, and a `.prompty` file."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefect_batchflow.definition.flow import NO_DEFAULT, FlowDescription, FlowInput
+from prefect_batchflow.exceptions import (
+    FlowEntryInitializationError,
+    InvalidAggregationFunction,
+    InvalidConnectionError,
+    InvalidOptionError,
+    PythonLoadError,
+    ResolveToolError,
+)
+from prefect_batchflow.execution.program.connecting import constructor_value
+from prefect_batchflow.execution.program.importing import import_file, loading, own_objects
+from prefect_batchflow.execution.program.nodes import EntryProgram
+from prefect_batchflow.execution.program.signatures import is_async_callable, signature_of, to_type, type_name_of
+from prefect_batchflow.execution.program.steps import UserFunction
+from prefect_batchflow.execution.program.user_errors import describe, exception_text, passes_through
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import ModuleType
+
+    from prefect_batchflow.connections.given import Connections
+    from prefect_batchflow.definition.flow import Entry, Flow
+
+
+def load_prompt(flow: Flow, init_kwargs: Mapping[str, Any], connections: Connections) -> EntryProgram:
+    """Give the program of a `.prompty` file."""
+    from prefect_batchflow.tools.prompty import AsyncPrompty
+
+    prompty = AsyncPrompty.of_flow(flow, init_kwargs, connections.get)
+    description = FlowDescription(inputs=flow.inputs, is_async=True, has_aggregation=False)
+    return EntryProgram(description, UserFunction(prompty, flow.name, is_async=True), parameters=list(flow.inputs))
+
+
+def load_entry(flow: Flow, entry: Entry, init_kwargs: Mapping[str, Any], connections: Connections) -> EntryProgram:
+    """Give the program of a callable, imported; a class is built. Raises as `load_program` does."""
+    target = _unpickled(entry) if entry.pickled is not None else _imported(entry)
+    name = entry.attribute
+    aggregate = None
+    if isinstance(target, type):
+        target = _built(flow, entry, target, init_kwargs, connections)
+    elif init_kwargs:
+        raise no_init(name, "no class", init_kwargs)
+    if not callable(target):
+        raise PythonLoadError(
+            f"'{name}' of {entry.module} is {target!r}. Expected a function or a class with __call__."
+        )
+    if not inspect.isroutine(target) and not isinstance(target, functools.partial):
+        name = f"{type(target).__qualname__}.__call__"
+        aggregate = _aggregate_of(target)
+    signature = signature_of(target)
+    parameters = () if signature is None else signature.parameters.values()
+    names = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    takes_any = signature is None or any(p.kind is p.VAR_KEYWORD for p in parameters)
+    description = FlowDescription(
+        inputs=_described_inputs(flow.inputs, parameters, takes_any=takes_any),
+        is_async=is_async_callable(target),
+        has_aggregation=aggregate is not None,
+    )
+    return EntryProgram(
+        description,
+        UserFunction(target, name, is_async=description.is_async),
+        parameters=None if takes_any else names,
+        positional=[p.name for p in parameters if p.kind is p.POSITIONAL_ONLY],
+        aggregate=aggregate,
+    )
+
+
+def _unpickled(entry: Entry) -> Any:
+    import pickle
+
+    with loading(f"The callable '{entry.attribute}' cannot be rebuilt"):
+        return pickle.loads(entry.pickled or b"")  # noqa: S301 - made by the process that started this one
+
+
+def _imported(entry: Entry) -> Any:
+    if entry.module.endswith(".py"):
+        module = import_file(Path(entry.module), f"entry '{entry.attribute}'")
+    else:
+        module = _import_module(entry)
+    found: Any = module
+    for part in entry.attribute.split("."):
+        if not hasattr(found, part):
+            names = ", ".join(value.__qualname__ for value in own_objects(module)) or "no function or class"
+            raise PythonLoadError(f"{module.__file__ or entry.module} has no '{entry.attribute}'. It defines {names}.")
+        found = getattr(found, part)
+    return found
+
+
+def _import_module(entry: Entry) -> ModuleType:
+    with loading(f"The module '{entry.module}' of the entry '{entry.attribute}' cannot be imported"):
+        module = importlib.import_module(entry.module)
+    found = Path(module.__file__).resolve() if module.__file__ else None
+    if entry.file is None or found == entry.file:
+        return module
+    if "." in entry.module:
+        raise PythonLoadError(
+            f"The module '{entry.module}' was expected from {entry.file}, but this name is taken by {found}. Rename it."
+        )
+    # The flow's module has the name of one that is imported already, as `types` or another flow's.
+    return import_file(entry.file, f"entry '{entry.attribute}'")
+
+
+def _built(flow: Flow, entry: Entry, target: type, init_kwargs: Mapping[str, Any], connections: Connections) -> Any:
+    """The one object of a class entry.
+
+    Source: promptflow `executor/_script_executor.py`, `_resolve_init_kwargs`.
+    """
+    if not any("__call__" in base.__dict__ for base in target.__mro__):
+        raise PythonLoadError(
+            f"The class '{entry.attribute}' of {entry.module} has no __call__. A line is a call of it."
+        )
+    arguments = {name: declared.default for name, declared in flow.init.items() if not declared.required}
+    arguments |= init_kwargs or entry.sample_init
+    signature = signature_of(target)
+    parameters = {} if signature is None else signature.parameters
+    for name, value in arguments.items():
+        annotation = parameters[name].annotation if name in parameters else None
+        type_name = flow.init[name].type if name in flow.init else ""
+        try:
+            arguments[name] = constructor_value(value, annotation, type_name, connections, f"init '{name}'")
+        except (ResolveToolError, InvalidConnectionError) as exc:
+            raise FlowEntryInitializationError(
+                f"'{entry.attribute}' cannot be built: {exc}", target="Executor", additional_info=exc.additional_info
+            ) from exc
+    for name, declared in flow.init.items():
+        # A class, as OpenAIConnection, was seen to above.
+        if name in arguments and declared.type[:1].islower():
+            try:
+                arguments[name] = to_type(arguments[name], declared.type)
+            except ValueError as exc:
+                raise InvalidOptionError(f"init '{name}' of the flow '{flow.name}': {exc}") from exc
+    try:
+        return target(**arguments)
+    except BaseException as exc:
+        if passes_through(exc):
+            raise
+        # Names only: a value may be a key.
+        given = ", ".join(arguments) or "no arguments"
+        raise FlowEntryInitializationError(
+            f"'{entry.attribute}' cannot be built with {given}: ({type(exc).__name__}) {exception_text(exc)}"
+            f"{_not_given(parameters, arguments)}",
+            target="Executor",
+            additional_info={"FlexFlowExecutionErrorDetails": describe(exc)},
+        ) from exc
+
+
+def _not_given(parameters: Mapping[str, inspect.Parameter], arguments: Mapping[str, Any]) -> str:
+    """How to give the arguments that a constructor needs and did not get."""
+    missing = [
+        name
+        for name, parameter in parameters.items()
+        if parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        and name not in arguments
+    ]
+    options = " ".join(f"--init {name}=…" for name in missing)
+    return (
+        f". Give {options} on the command line, `init_kwargs` in Python, or `sample: {{init: …}}` in its yaml."
+        * bool(missing)
+    )
+
+
+def _aggregate_of(target: Any) -> UserFunction | None:
+    aggregate = getattr(target, "__aggregate__", None)
+    if aggregate is None:
+        return None
+    name = f"{type(target).__qualname__}.__aggregate__"
+    signature = signature_of(aggregate)
+    if signature is not None and len(signature.parameters) != 1:
+        raise InvalidAggregationFunction(
+            f"{name}{signature} should take one parameter beside self: the list of the lines' outputs."
+        )
+    return UserFunction(aggregate, name, is_async=is_async_callable(aggregate))
+
+
+def _described_inputs(declared: Mapping[str, FlowInput], parameters: Any, *, takes_any: bool) -> dict[str, FlowInput]:
+    """A callable's inputs: names from its signature, types and defaults from the yaml first; null stays null where it has none.
+
+    A default of the code that is no JSON is not told: such a parameter is left to Python, unless the mapping names it.
+    """
+    inputs = {}
+    for parameter in parameters:
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        known = declared.get(parameter.name)
+        default = known.default if known is not None else NO_DEFAULT
+        if default is NO_DEFAULT and parameter.default is not parameter.empty:
+            if not _is_plain(parameter.default):
+                continue
+            default = parameter.default
+        type_name = known.type if known is not None else type_name_of(parameter.annotation, "any")
+        description = known.description if known is not None else ""
+        inputs[parameter.name] = FlowInput(parameter.name, type_name, default, description, nullable=known is None)
+    if takes_any:
+        inputs |= {name: known for name, known in declared.items() if name not in inputs}
+    return inputs
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether JSON gives back the same value."""
+    if type(value) is dict:
+        return all(type(key) is str and _is_plain(part) for key, part in value.items())
+    if type(value) is list:
+        return all(map(_is_plain, value))
+    return value is None or type(value) in (str, int, float, bool)
+
+
+def no_init(name: str, what: str, init_kwargs: Mapping[str, Any]) -> InvalidOptionError:
+    """The error of `init_kwargs` for a flow that builds nothing."""
+    given = ", ".join(init_kwargs)
+    return InvalidOptionError(
+        f"init_kwargs ({given}) were given, but '{name}' is {what}: nothing is built. Leave them out."
+    )

@@ -1,0 +1,66 @@
+"""Importing a flow's Python files, and reporting what they raise meanwhile."""
+
+from __future__ import annotations
+
+import sys
+import zlib
+from contextlib import contextmanager
+from importlib.util import module_from_spec, spec_from_file_location
+from typing import TYPE_CHECKING, Any
+
+from prefect_batchflow.exceptions import PythonLoadError
+from prefect_batchflow.execution.program.user_errors import describe, exception_text, passes_through
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+    from types import ModuleType
+
+
+def import_file(file: Path, whose: str) -> ModuleType:
+    """Import a file under a name of its own, known to `sys.modules`, so that dataclasses and pickle find it."""
+    stem = "".join(character if character.isalnum() else "_" for character in file.stem)
+    name = f"batchflow_{stem}_{zlib.crc32(str(file).encode()):08x}"
+    spec = spec_from_file_location(name, file)
+    if spec is None or spec.loader is None or not file.is_file():
+        raise PythonLoadError(f"The source of {whose} is not there: {file}.")
+    module = module_from_spec(spec)
+    sys.modules[name] = module
+    with loading(f"{file}, the source of {whose}, cannot be imported"):
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return module
+
+
+def own_objects(module: ModuleType) -> list[Any]:
+    """The functions and classes that a module defines, each once, in the file's order."""
+    return list(
+        {
+            id(value): value
+            for value in vars(module).values()
+            if callable(value)
+            and getattr(value, "__module__", None) == module.__name__
+            and hasattr(value, "__qualname__")
+        }.values()
+    )
+
+
+@contextmanager
+def loading(failed: str) -> Iterator[None]:
+    """Report what user code raises while it loads; an interrupt stays one."""
+    try:
+        yield
+    except BaseException as exc:
+        if passes_through(exc):
+            raise
+        hint = ""
+        if isinstance(exc, ModuleNotFoundError) and not str(exc.name).startswith("promptflow"):
+            hint = f". Install what provides '{exc.name}' in this Python, or put it into the flow's folder"
+        raise PythonLoadError(
+            f"{failed}: ({type(exc).__name__}) {exception_text(exc)}{hint}",
+            target="Executor",
+            additional_info={"PythonLoadErrorDetails": describe(exc)},
+        ) from exc
