@@ -81,7 +81,7 @@ class Program:
     def failed_line(self, line_number: int, inputs: dict[str, Any], exc: BaseException) -> LineRun:
         """What a line is that could not be run to its end."""
         with running(line_number) as context:
-            return line_run(inputs, Clock().span(), error=_own_failure(exc), tokens=context.tokens)
+            return line_run(inputs, Clock().span(), error=own_failure(exc), tokens=context.tokens)
 
     def aggregate(self, lines: list[CompletedLine]) -> AggregationRun:
         """Run the aggregation over completed lines in this thread."""
@@ -102,7 +102,7 @@ class Program:
         loaded = yield UserFunction(self.images.loaded, "inputs"), (inputs, images), {}
         if isinstance(loaded, Raised):
             error = loaded.error
-            known = error_dict(error) if isinstance(error, LoadMultimediaDataError) else _own_failure(error)
+            known = error_dict(error) if isinstance(error, LoadMultimediaDataError) else own_failure(error)
             return line_run(inputs, clock.span(), error=known, tokens=context.tokens)
         run: LineRun = yield from self._line(context, loaded)
         run["inputs"] = inputs
@@ -113,7 +113,7 @@ class Program:
             try:
                 self.images.record(run, images)
             except ImageTooLargeError as exc:
-                _fail(run, error_dict(exc))
+                fail_run(run, error_dict(exc))
         return run
 
     def _image_aggregation(self, context: RunContext, lines: list[CompletedLine]) -> Steps:
@@ -125,7 +125,7 @@ class Program:
                 loaded = yield UserFunction(self.images.reloaded, "images"), (line,), {}
                 if isinstance(loaded, Raised):
                     error = loaded.error
-                    known = error_dict(error) if isinstance(error, LoadMultimediaDataError) else _own_failure(error)
+                    known = error_dict(error) if isinstance(error, LoadMultimediaDataError) else own_failure(error)
                     return {"output": {}, "metrics": {}, "nodes": [], "error": known}
                 lines[index] = loaded
         return (yield from self._aggregation(context, lines))
@@ -189,12 +189,12 @@ class NodeTool:
         if isinstance(when, Reference):
             if when.section == "node" and when.name in bypassed:
                 return True
-            return bool(_plain_stream(value_of(when)) != self.activate.expected)
+            return bool(plain_stream(value_of(when)) != self.activate.expected)
         return bool(when.value != self.activate.expected)
 
     def arguments(self, bypassed: Collection[str], value_of: Callable[[Reference], Any]) -> dict[str, Any]:
         """What its function is called with; a bypassed node's value is the parameter's default, else `None`."""
-        arguments = _copy(self.literals)
+        arguments = copied(self.literals)
         for name, reference in self.references:
             if reference.section != "node" or reference.name not in bypassed:
                 arguments[name] = value_of(reference)
@@ -210,7 +210,7 @@ class _Walk:
 
     def __init__(self, inputs: dict[str, Any]) -> None:
         # User code may change what it is given; the record, and aggregation after it, keep what came.
-        self.given = _copy(inputs)
+        self.given = copied(inputs)
         self.values: dict[str, Any] = {}
         self.bypassed: set[str] = set()
         self.nodes: list[NodeRecord] = []
@@ -259,13 +259,13 @@ class DagProgram(Program):
             error = yield from self._in_turn(context, walk) if self._is_chain else self._at_once(context, walk)
             for wanted in self._outputs if error is None else ():
                 value = wanted.value
-                found = yield from _joined(walk.value_of(value) if isinstance(value, Reference) else _copy(value.value))
+                found = yield from joined(walk.value_of(value) if isinstance(value, Reference) else copied(value.value))
                 if isinstance(found, Raised):
                     error = tool_error(_origin(wanted), found.error)
                     break
                 output[wanted.name] = found
             if error is None:
-                aggregated = {text: _plain_stream(walk.value_of(r)) for text, r in self._aggregated.items()}
+                aggregated = {text: plain_stream(walk.value_of(r)) for text, r in self._aggregated.items()}
         except (InputNotFound, InvalidReferenceProperty) as exc:
             error = error_dict(exc)
         # Beside branches, the line's own: what threads logged that user code has started.
@@ -410,7 +410,7 @@ class EntryProgram(Program):
     def _line(self, context: RunContext, inputs: dict[str, Any]) -> Steps:
         clock = Clock()
         named = inputs if self._parameters is None else {n: inputs[n] for n in self._parameters if n in inputs}
-        named = _copy(named)
+        named = copied(named)
         by_position = []
         for name in self._positional:
             if name not in named:
@@ -424,11 +424,11 @@ class EntryProgram(Program):
             return line_run(inputs, clock.span(), error=error, metrics=context.metrics, tokens=context.tokens)
         output, wrapped = result
         for key, value in output.items():
-            joined = yield from _joined(value)
-            if isinstance(joined, Raised):
-                error = script_error(self._function.name, joined.error)
+            whole = yield from joined(value)
+            if isinstance(whole, Raised):
+                error = script_error(self._function.name, whole.error)
                 return line_run(inputs, clock.span(), error=error, metrics=context.metrics, tokens=context.tokens)
-            output[key] = joined
+            output[key] = whole
         # `__aggregate__` gets what the call returned; the record's output has it wrapped.
         aggregated = dict(output) if wrapped and self._aggregate is not None else {}
         return line_run(
@@ -490,7 +490,7 @@ def encode_record(record: LineRun) -> bytes:
     try:
         return _STRICT.encode(record).encode("ascii")
     except MemoryError as exc:
-        _fail(record, _own_failure(exc))
+        fail_run(record, own_failure(exc))
         record["nodes"] = [{**node, "inputs": {}, "output": None} for node in record["nodes"]]
     except Exception:  # noqa: BLE001, S110 - objects of user code; looked at one by one below
         pass
@@ -505,7 +505,7 @@ def encode_record(record: LineRun) -> bytes:
                     f"{what} is no JSON: ({type(exc).__name__}) {exception_text(exc)}. Return text, numbers, booleans, "
                     "None, lists and dicts of these."
                 )
-                _fail(record, error_dict(FlowOutputUnserializable(message, target="Executor")))
+                fail_run(record, error_dict(FlowOutputUnserializable(message, target="Executor")))
                 return _lenient(record).encode("ascii")
     return _lenient(record).encode("ascii")
 
@@ -518,11 +518,13 @@ def _takes_any_output() -> bool:
     return os.environ.get("PF_SKIP_SERIALIZATION_CHECK", "").lower() == "true"
 
 
-def _fail(record: LineRun, error: dict[str, Any]) -> None:
+def fail_run(record: LineRun, error: dict[str, Any]) -> None:
+    """Make a failed line of a run, in place."""
     record.update({"status": "Failed", "output": None, "aggregation_inputs": {}, "error": error})
 
 
-def _own_failure(exc: BaseException) -> dict[str, Any]:
+def own_failure(exc: BaseException) -> dict[str, Any]:
+    """The error of a line that failed in this package, not in user code."""
     text = f"({type(exc).__name__}) {exception_text(exc)}"
     if isinstance(exc, MemoryError):
         return error_dict(LineOutOfMemoryError(f"The line's record cannot be made: {text}", target="Executor"))
@@ -541,24 +543,25 @@ def _run_node(
     except Canceled as exc:
         value = exc
     span = clock.span()
-    shown = {name: _plain_stream(argument) for name, argument in arguments.items()} | tool.connections
+    shown = {name: plain_stream(argument) for name, argument in arguments.items()} | tool.connections
     if isinstance(value, Raised):
         error = tool_error(tool.name, value.error)
         return node_record(tool.name, span, inputs=shown, error=error, metrics=context.metrics), None
     if isinstance(value, Canceled):
         return node_record(tool.name, span, status="Canceled", inputs=shown, metrics=context.metrics), None
-    return node_record(tool.name, span, inputs=shown, output=_plain_stream(value), metrics=context.metrics), value
+    return node_record(tool.name, span, inputs=shown, output=plain_stream(value), metrics=context.metrics), value
 
 
 def _bypassed_record(name: str) -> NodeRecord:
     return node_record(name, Clock().span(), status="Bypassed", inputs={})
 
 
-def _plain_stream(value: Any) -> Any:
+def plain_stream(value: Any) -> Any:
+    """A value as a record shows it: a stream is its text."""
     return value.text if isinstance(value, Stream) else value
 
 
-def _joined(value: Any) -> Generator[Step, Any, Any]:
+def joined(value: Any) -> Generator[Step, Any, Any]:
     """A value of an output, with a stream read to its end; `Raised` if that raised."""
     if isinstance(value, Stream):
         return value.text
@@ -622,12 +625,12 @@ def _by_number(lines: list[CompletedLine]) -> list[CompletedLine]:
     return sorted(lines, key=lambda line: line["line_number"])
 
 
-def _copy(value: Any) -> Any:
+def copied(value: Any) -> Any:
     """Copy JSON values; one frame a level, since data may be nested hundreds of levels deep."""
     if type(value) is dict:
-        return dict(zip(value, map(_copy, value.values()), strict=True))
+        return dict(zip(value, map(copied, value.values()), strict=True))
     if type(value) is list:
-        return list(map(_copy, value))
+        return list(map(copied, value))
     return value
 
 
