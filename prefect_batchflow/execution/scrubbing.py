@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from prefect_batchflow.connections.given import secret_values
-from prefect_batchflow.execution.program.nodes import encode_record
+from prefect_batchflow.execution.program.record import encode_record
 from prefect_batchflow.results.records import AggregationRun, LineRecord
 
 if TYPE_CHECKING:

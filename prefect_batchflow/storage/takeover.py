@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from prefect_batchflow.errors.chosen import runs_again
 from prefect_batchflow.exceptions import StorageError
 from prefect_batchflow.execution.executor import LineOutcome, outcome_of
-from prefect_batchflow.execution.program.nodes import encode_record
+from prefect_batchflow.execution.program.record import encode_record
 from prefect_batchflow.results.records import Status, Tokens, line_run, node_record
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import pytest
 
 from prefect_batchflow.connections.kinds import OpenAIConnection
 from prefect_batchflow.connections.model_configurations import OpenAIModelConfiguration
-from prefect_batchflow.execution.program.nodes import encode_record
+from prefect_batchflow.execution.program.record import encode_record
 from prefect_batchflow.execution.scrubbing import MASK, Scrubber
 
 KEY = "sk-ä'\"\n-canary"

@@ -25,7 +25,7 @@ RUN = """
 import asyncio, json, sys
 from prefect_batchflow.definition.load import load_flow
 from prefect_batchflow.execution.program.loader import load_program
-from prefect_batchflow.execution.program.nodes import encode_record
+from prefect_batchflow.execution.program.record import encode_record
 
 source, lines, connections = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
 program = load_program(load_flow(source), connections=connections)

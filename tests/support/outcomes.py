@@ -6,7 +6,7 @@ from typing import Any
 
 from prefect_batchflow.exceptions import ToolExecutionError, error_dict
 from prefect_batchflow.execution.executor import LineOutcome
-from prefect_batchflow.execution.program.nodes import encode_record
+from prefect_batchflow.execution.program.record import encode_record
 from prefect_batchflow.lines import input_hash
 from prefect_batchflow.results.records import LineRecord, Receipt
 

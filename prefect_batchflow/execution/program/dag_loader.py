@@ -11,10 +11,10 @@ from prefect_batchflow.definition.flow import Constant, FlowDescription, Referen
 from prefect_batchflow.definition.node_connections import refuse_other_inputs
 from prefect_batchflow.exceptions import InvalidImageInput, NodeInputValidationError, ResolveToolError
 from prefect_batchflow.execution.program.connecting import connect, connection_types
+from prefect_batchflow.execution.program.dag import DagProgram, NodeTool
 from prefect_batchflow.execution.program.images import FlowImages
 from prefect_batchflow.execution.program.importing import import_file, loading, own_objects
 from prefect_batchflow.execution.program.node_tools import FoundTool, tool_of_package, tool_of_source
-from prefect_batchflow.execution.program.nodes import DagProgram, NodeTool
 from prefect_batchflow.execution.program.signatures import (
     is_async_callable,
     literal_type,

@@ -18,8 +18,8 @@ from prefect_batchflow.exceptions import (
     ResolveToolError,
 )
 from prefect_batchflow.execution.program.connecting import constructor_value
+from prefect_batchflow.execution.program.entry import EntryProgram
 from prefect_batchflow.execution.program.importing import import_file, loading, own_objects
-from prefect_batchflow.execution.program.nodes import EntryProgram
 from prefect_batchflow.execution.program.signatures import is_async_callable, signature_of, to_type, type_name_of
 from prefect_batchflow.execution.program.steps import UserFunction
 from prefect_batchflow.execution.program.user_errors import describe, exception_text, passes_through

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from prefect_batchflow.definition.flow import Flow
-    from prefect_batchflow.execution.program.nodes import Program
+    from prefect_batchflow.execution.program.program import Program
 
 
 def load_program(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow.definition.flow import Constant, Reference
 from prefect_batchflow.exceptions import APINotFound, InvalidConnectionType, NodeInputValidationError, ResolveToolError
-from prefect_batchflow.execution.program.nodes import NodeTool
+from prefect_batchflow.execution.program.dag import NodeTool
 from prefect_batchflow.execution.program.steps import UserFunction
 from prefect_batchflow.tools.prompt import Template, as_chat_lists, without_image_marks
 

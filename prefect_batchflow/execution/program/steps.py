@@ -100,3 +100,24 @@ def join_text(chunks: Iterator[Any]) -> str:
 async def join_text_async(chunks: AsyncIterator[Any]) -> str:
     """Read what an async stream of a library's own gives, as one text."""
     return "".join([str(chunk) async for chunk in chunks])
+
+
+def joined(value: Any) -> Generator[Step, Any, Any]:
+    """A value of an output, with a stream read to its end; `Raised` if that raised."""
+    if isinstance(value, Stream):
+        return value.text
+    kind = type(value)
+    if hasattr(kind, "__next__"):
+        value = yield _JOIN, (value,), {}
+    elif hasattr(kind, "__anext__"):
+        value = yield _JOIN_ASYNC, (value,), {}
+    return value
+
+
+def plain_stream(value: Any) -> Any:
+    """A value as a record shows it: a stream is its text."""
+    return value.text if isinstance(value, Stream) else value
+
+
+_JOIN = UserFunction(join_text, "output")
+_JOIN_ASYNC = UserFunction(join_text_async, "output", is_async=True)

@@ -20,7 +20,7 @@ from prefect_batchflow.execution.workers.replies import Printed, PrintedOutput, 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from prefect_batchflow.execution.program.nodes import Program
+    from prefect_batchflow.execution.program.program import Program
     from prefect_batchflow.execution.scrubbing import Scrubber
 
 OBEY_WITHIN_SEC = 1.0

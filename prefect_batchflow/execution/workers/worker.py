@@ -27,7 +27,7 @@ from prefect_batchflow.execution.workers.memory import be_killed_first
 from prefect_batchflow.execution.workers.replies import PrintedOutput, Writer, aggregate_reply, line_reply
 
 if TYPE_CHECKING:
-    from prefect_batchflow.execution.program.nodes import Program
+    from prefect_batchflow.execution.program.program import Program
 
 
 def _limit_memory(line_memory_mb: int | None) -> None:

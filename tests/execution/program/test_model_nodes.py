@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from model_server import ModelServer
 
-    from prefect_batchflow.execution.program.nodes import Program
+    from prefect_batchflow.execution.program.program import Program
 
 pytestmark = pytest.mark.usefixtures("fresh_imports")
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from prefect_batchflow.execution.program.nodes import Program
+    from prefect_batchflow.execution.program.program import Program
 
     Load = Callable[..., Program]
     Run = Callable[..., Any]

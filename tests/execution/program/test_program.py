@@ -17,8 +17,9 @@ from pydantic import BaseModel
 from prefect_batchflow.definition.flow import FlowDescription
 from prefect_batchflow.definition.load import load_flow
 from prefect_batchflow.exceptions import InputMappingError, innermost_code
+from prefect_batchflow.execution.program.entry import EntryProgram, LineOutput
 from prefect_batchflow.execution.program.loader import load_program
-from prefect_batchflow.execution.program.nodes import EntryProgram, LineOutput, encode_record
+from prefect_batchflow.execution.program.record import encode_record
 from prefect_batchflow.execution.program.steps import UserFunction
 from prefect_batchflow.tools.context import current_context, log_metric
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-    from prefect_batchflow.execution.program.nodes import Program
+    from prefect_batchflow.execution.program.program import Program
 
     Load = Callable[..., Program]
     Run = Callable[..., Any]

@@ -1,0 +1,118 @@
+"""A record as bytes, whatever user code has put into it."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import datetime
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from prefect_batchflow.exceptions import FlowOutputUnserializable, LineOutOfMemoryError, UnexpectedError, error_dict
+from prefect_batchflow.execution.program.user_errors import exception_text
+
+if TYPE_CHECKING:
+    from prefect_batchflow.results.records import LineRun
+
+
+def encode_record(record: LineRun) -> bytes:
+    """Give a line's record as one JSON object in ASCII; NaN and infinity stay.
+
+    Datetimes, enum members, dataclasses and pydantic models become what promptflow makes of them. What still is no JSON
+    becomes its `repr`; but if it is in the output, or in what aggregation needs, the line fails: `record` is changed in
+    place then, and its receipt is to be made after this. `PF_SKIP_SERIALIZATION_CHECK=true` keeps its `repr` instead.
+    """
+    try:
+        return _STRICT.encode(record).encode("ascii")
+    except MemoryError as exc:
+        fail_run(record, own_failure(exc))
+        record["nodes"] = [{**node, "inputs": {}, "output": None} for node in record["nodes"]]
+    except Exception:  # noqa: BLE001, S110 - objects of user code; looked at one by one below
+        pass
+    parts = {"output": record["output"] or {}, "aggregation_inputs": record["aggregation_inputs"]}
+    for part, values in () if _takes_any_output() else parts.items():
+        for name, value in values.items():
+            try:
+                _STRICT.encode({name: value})
+            except Exception as exc:  # noqa: BLE001 - objects of user code
+                what = f"'{name}' of the output" if part == "output" else f"{name}, which aggregation needs,"
+                message = (
+                    f"{what} is no JSON: ({type(exc).__name__}) {exception_text(exc)}. Return text, numbers, booleans, "
+                    "None, lists and dicts of these."
+                )
+                fail_run(record, error_dict(FlowOutputUnserializable(message, target="Executor")))
+                return _lenient(record).encode("ascii")
+    return _lenient(record).encode("ascii")
+
+
+def _takes_any_output() -> bool:
+    """Whether an output that is no JSON is kept as its repr, and the line is none the worse.
+
+    Source: promptflow `_core/run_tracker.py`, `_skip_serialization_check`.
+    """
+    return os.environ.get("PF_SKIP_SERIALIZATION_CHECK", "").lower() == "true"
+
+
+def fail_run(record: LineRun, error: dict[str, Any]) -> None:
+    """Make a failed line of a run, in place."""
+    record.update({"status": "Failed", "output": None, "aggregation_inputs": {}, "error": error})
+
+
+def own_failure(exc: BaseException) -> dict[str, Any]:
+    """The error of a line that failed in this package, not in user code."""
+    text = f"({type(exc).__name__}) {exception_text(exc)}"
+    if isinstance(exc, MemoryError):
+        return error_dict(LineOutOfMemoryError(f"The line's record cannot be made: {text}", target="Executor"))
+    return error_dict(UnexpectedError(f"The line cannot be run: {text}", target="Executor"))
+
+
+def _to_json(value: Any) -> Any:
+    """What promptflow writes of an object that JSON does not know.
+
+    Source: promptflow `tracing/_utils.py`, `serialize`.
+    """
+    if isinstance(value, datetime):
+        return value.isoformat() + "Z" * (value.tzinfo is None)
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, bytes) and hasattr(value, "_mime_type"):
+        # An image within an object that is none of JSON's; all others are dictionaries by now.
+        return {f"data:{value._mime_type};base64": value.to_base64()}  # type: ignore[attr-defined]
+    if isinstance(value, type):
+        pass
+    elif hasattr(value, "__dataclass_fields__"):
+        return {name: getattr(value, name) for name in value.__dataclass_fields__}
+    elif hasattr(value, "model_dump") and hasattr(value, "model_fields_set"):
+        return value.model_dump()
+    raise TypeError(f"a {type(value).__name__} is no JSON")
+
+
+def _to_json_or_repr(value: Any) -> Any:
+    try:
+        return _to_json(value)
+    except Exception:  # noqa: BLE001 - objects of user code
+        return _repr(value)
+
+
+def _repr(value: Any) -> str:
+    try:
+        return repr(value)
+    except Exception as exc:  # noqa: BLE001 - objects of user code
+        return f"<{type(value).__name__}, its repr raised {type(exc).__name__}>"
+
+
+_STRICT = json.JSONEncoder(separators=(",", ":"), default=_to_json)
+_LENIENT = json.JSONEncoder(separators=(",", ":"), default=_to_json_or_repr)
+
+
+def _lenient(value: Any, depth: int = 4) -> str:
+    """JSON of any value; what has none (circles, odd keys) becomes its repr, by parts down to a node's input."""
+    try:
+        return _LENIENT.encode(value)
+    except Exception:  # noqa: BLE001 - objects of user code
+        if depth and type(value) is dict and all(isinstance(key, str) for key in value):
+            parts = (f"{_LENIENT.encode(key)}:{_lenient(part, depth - 1)}" for key, part in value.items())
+            return "{" + ",".join(parts) + "}"
+        if depth and type(value) is list:
+            return "[" + ",".join(_lenient(part, depth - 1) for part in value) + "]"
+        return _LENIENT.encode(_repr(value))
