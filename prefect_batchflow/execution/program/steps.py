@@ -92,12 +92,12 @@ async def _replay_async(chunks: list[Any]) -> AsyncIterator[Any]:
         yield chunk
 
 
-def join_text(chunks: Iterator[Any]) -> str:
+def _join_text(chunks: Iterator[Any]) -> str:
     """Read what a stream of a library's own gives, as one text."""
     return "".join(map(str, chunks))
 
 
-async def join_text_async(chunks: AsyncIterator[Any]) -> str:
+async def _join_text_async(chunks: AsyncIterator[Any]) -> str:
     """Read what an async stream of a library's own gives, as one text."""
     return "".join([str(chunk) async for chunk in chunks])
 
@@ -119,5 +119,5 @@ def plain_stream(value: Any) -> Any:
     return value.text if isinstance(value, Stream) else value
 
 
-_JOIN = UserFunction(join_text, "output")
-_JOIN_ASYNC = UserFunction(join_text_async, "output", is_async=True)
+_JOIN = UserFunction(_join_text, "output")
+_JOIN_ASYNC = UserFunction(_join_text_async, "output", is_async=True)
