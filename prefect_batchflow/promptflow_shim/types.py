@@ -11,13 +11,16 @@ if TYPE_CHECKING:
 
 
 class AttrDict(dict[str, Any]):
-    """A dict whose keys are attributes, too."""
+    """A dict whose keys are also attributes; `__aggregate__` gets each line's output as one.
+
+    Source: promptflow `contracts/types.py`, `AttrDict`.
+    """
 
     def __getattr__(self, name: str) -> Any:
         try:
             return self[name]
         except KeyError:
-            raise AttributeError(f"no key {name!r}, there is {', '.join(map(repr, self)) or 'none'}") from None
+            raise AttributeError(f"There is no key {name!r}. Keys: {', '.join(map(repr, self)) or 'none'}.") from None
 
     def __setattr__(self, name: str, value: Any) -> None:
         self[name] = value

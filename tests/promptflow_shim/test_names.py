@@ -182,7 +182,7 @@ class TestTypes:
         found.b = 2
 
         assert (found.a, found["b"]) == (1, 2)
-        with pytest.raises(AttributeError, match="no key 'c', there is 'a', 'b'"):
+        with pytest.raises(AttributeError, match=r"There is no key 'c'\. Keys: 'a', 'b'"):
             found.c  # noqa: B018 - the access is what is tested
 
     def test_assistant_definition(self) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from prefect_batchflow.execution.program.program import Program, copied
 from prefect_batchflow.execution.program.steps import Raised, UserFunction, joined
 from prefect_batchflow.execution.program.user_errors import script_error
+from prefect_batchflow.promptflow_shim.types import AttrDict
 from prefect_batchflow.results.records import Clock, line_run
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class EntryProgram(Program):
         if self._aggregate is None:
             return run
         results = [
-            line["aggregation_inputs"]["output"] if line["aggregation_inputs"] else LineOutput(line["output"] or {})
+            line["aggregation_inputs"]["output"] if line["aggregation_inputs"] else AttrDict(line["output"] or {})
             for line in lines
         ]
         returned = yield self._aggregate, (results,), {}
@@ -103,22 +104,6 @@ class EntryProgram(Program):
         else:
             context.metrics.update(run["output"])
         return run
-
-
-class LineOutput(dict[str, Any]):
-    """A line's output as `__aggregate__` gets it: `result["grade"]` and `result.grade`.
-
-    Source: promptflow `contracts/types.py`, `AttrDict`.
-    """
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(f"the line's output has no '{name}', it has {', '.join(map(str, self))}") from None
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        self[name] = value
 
 
 def _as_output(value: Any) -> tuple[dict[str, Any], bool]:

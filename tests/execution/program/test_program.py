@@ -17,10 +17,11 @@ from pydantic import BaseModel
 from prefect_batchflow.definition.flow import FlowDescription
 from prefect_batchflow.definition.load import load_flow
 from prefect_batchflow.exceptions import InputMappingError, innermost_code
-from prefect_batchflow.execution.program.entry import EntryProgram, LineOutput
+from prefect_batchflow.execution.program.entry import EntryProgram
 from prefect_batchflow.execution.program.loader import load_program
 from prefect_batchflow.execution.program.record import encode_record
 from prefect_batchflow.execution.program.steps import UserFunction
+from prefect_batchflow.promptflow_shim.types import AttrDict
 from prefect_batchflow.tools.context import current_context, log_metric
 
 if TYPE_CHECKING:
@@ -728,7 +729,7 @@ class TestAggregation:
 
         result = aggregate(program, lines)
 
-        expected = {"kinds": ["LineOutput", "int", "LineOutput", "NoneType", "list"], "grade": 1}
+        expected = {"kinds": ["AttrDict", "int", "AttrDict", "NoneType", "list"], "grade": 1}
         assert result == {"output": expected, "metrics": {"logged": 5} | expected, "nodes": [], "error": None}
 
     @pytest.mark.parametrize(
@@ -769,11 +770,11 @@ class TestAggregation:
         assert result == {"output": {}, "metrics": {}, "nodes": [], "error": None}
 
     def test_an_output_has_its_keys_as_attributes(self) -> None:
-        output = LineOutput({"grade": 1, "items": 2})
+        output = AttrDict({"grade": 1, "items": 2})
         output.more = 3
 
         assert (output.grade, output["items"], output["more"]) == (1, 2, 3)
-        with pytest.raises(AttributeError, match="has no 'score', it has grade, items, more"):
+        with pytest.raises(AttributeError, match=r"There is no key 'score'\. Keys: 'grade', 'items', 'more'"):
             output.score  # noqa: B018 - reading it is the test
 
 
