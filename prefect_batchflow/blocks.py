@@ -25,8 +25,9 @@ from prefect_batchflow.connection_blocks import (
     CustomConnectionBlock,
     OpenAIConnectionBlock,
 )
+from prefect_batchflow.errors.packages import pip_install
 from prefect_batchflow.exceptions import InvalidOptionError
-from prefect_batchflow.inputs.places import EXTRAS, absolute, fresh_listings
+from prefect_batchflow.inputs.places import OBJECT_STORES, absolute, fresh_listings
 
 __all__ = [
     "AzureOpenAIConnectionBlock",
@@ -85,10 +86,8 @@ class RunStorageBlock(WritableFileSystem):
         try:
             self._fs, root = fsspec.core.url_to_fs(self.url, **options)
         except ImportError as exc:
-            extra = EXTRAS.get(self.url.split(":")[0])
-            install = (
-                f"pip install 'prefect-batchflow[{extra}]'" if extra else f"pip install the package it names: {exc}"
-            )
+            module = OBJECT_STORES.get(self.url.split(":")[0])
+            install = pip_install(module) if module else f"pip install the package it names: {exc}"
             raise InvalidOptionError(
                 f"The storage {self.url} needs a package that is not installed. {install}"
             ) from exc

@@ -8,11 +8,12 @@ import re
 import shutil
 import sys
 from dataclasses import dataclass, field, replace
-from importlib.machinery import PathFinder
 from typing import TYPE_CHECKING, Any, Literal
 
+from prefect_batchflow.connections.environment import variables_in
 from prefect_batchflow.definition.load import load_flow
 from prefect_batchflow.definition.source_imports import imports_of
+from prefect_batchflow.errors.packages import is_installed, pip_install
 from prefect_batchflow.exceptions import BatchflowException, FlowDefinitionError, FlowNotFoundError
 from prefect_batchflow.execution.program.environment import connections_in
 from prefect_batchflow.execution.program.package_tools import install_hint
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
 
 Level = Literal["stops", "needs", "note"]
 """`stops`: it cannot run like this. `needs`: whoever runs it must bring something. `note`: good to know."""
-
-_ENVIRONMENT = re.compile(r"\$\{env:(?P<name>[^}]+)\}")
-_MODEL_EXTRA = "pip install 'prefect-batchflow[llm]'"
 
 
 @dataclass(frozen=True)
@@ -152,10 +150,10 @@ def _of_service(flow: Flow) -> Iterator[Finding]:
 
 
 def _of_models(flow: Flow) -> Iterator[Finding]:
-    if missing := [name for name in flow.program.packages if PathFinder.find_spec(name) is None]:
+    if missing := [name for name in flow.program.packages if not is_installed(name)]:
         nodes = [f"node '{node.name}'" for node in flow.program.nodes if node.has_template]
         place = nodes[0] if nodes else _name(flow.definition_file, flow)
-        yield Finding("stops", place, f"It needs {' and '.join(missing)}, not installed here: {_MODEL_EXTRA}")
+        yield Finding("stops", place, f"It needs {' and '.join(missing)}, not installed here: {pip_install('openai')}")
 
 
 def _of_constructor(flow: Flow) -> Iterator[Finding]:
@@ -244,8 +242,7 @@ def _of_environment(flow: Flow) -> Iterator[Finding]:
     file = flow.definition_file
     if file is None:
         return
-    names = dict.fromkeys(match["name"] for match in _ENVIRONMENT.finditer(file.read_text("utf-8", "replace")))
-    for name in names:
+    for name in variables_in(file.read_text("utf-8", "replace")):
         if name not in os.environ:
             yield Finding("needs", _name(file, flow), f"${{env:{name}}}: the variable {name} is not set here. Set it.")
 
@@ -343,13 +340,7 @@ def _of_package(imported: SourceImport, flow: Flow) -> Iterator[Finding]:
 
 
 def _is_installed(module: str, flow: Flow) -> bool:
-    search: Sequence[str] | None = [str(flow.working_dir), *sys.path]
-    for part in module.split("."):
-        spec = PathFinder.find_spec(part, search)
-        if spec is None:
-            return False
-        search = list(spec.submodule_search_locations or [])
-    return True
+    return is_installed(module, [str(flow.working_dir)])
 
 
 def _name(file: Path | None, flow: Flow) -> str:

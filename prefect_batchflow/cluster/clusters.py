@@ -18,6 +18,7 @@ import time
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
+from prefect_batchflow.errors.packages import pip_install
 from prefect_batchflow.exceptions import BatchflowException, ClusterError, InvalidOptionError, told
 from prefect_batchflow.prefect_runtime.own_server import own_server_named
 
@@ -294,9 +295,9 @@ async def _has_ended(work: concurrent.futures.Future[Any], within_sec: float) ->
     return work.done()
 
 
-def _missing(extra: str, exc: ImportError) -> InvalidOptionError:
+def _missing(kind: str, exc: ImportError) -> InvalidOptionError:
     return InvalidOptionError(
-        f"task_runner={extra!r} needs a package that is not installed ({exc}). pip install 'prefect-batchflow[{extra}]'"
+        f"task_runner={kind!r} needs a package that is not installed ({exc}). {pip_install(f'prefect_{kind}')}"
     )
 
 

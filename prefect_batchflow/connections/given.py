@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +10,11 @@ from prefect_batchflow.exceptions import GetConnectionError, InvalidConnectionEr
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+from prefect_batchflow.connections.environment import filled_in, is_variable
 from prefect_batchflow.connections.kinds import KINDS, MODULE, is_connection
 
 MISSING = "MissingConnection"
 """In an error's additional information: the name of a connection that was not given."""
-_ENVIRONMENT = re.compile(r"\s*\$\{env:(?P<variable>[^}]+)\}\s*")
 
 
 def make_connection(
@@ -110,16 +109,9 @@ def _from_environment(name: str, key: str, value: Any, environ: Mapping[str, str
     override = f"{name.replace(' ', '_')}_{key}".upper()
     if override in environ:
         value = environ[override]
-    match = _ENVIRONMENT.fullmatch(value) if isinstance(value, str) else None
-    if match is None:
+    if not isinstance(value, str) or not is_variable(value):
         return value
-    variable = match["variable"].strip()
-    if variable not in environ:
-        raise InvalidConnectionError(
-            f"{key!r} of the connection {name!r} is ${{env:{variable}}}, and the environment has no {variable}. Set it for the "
-            "process that runs the flow."
-        )
-    return environ[variable]
+    return filled_in(value.strip(), environ, f"{key!r} of the connection {name!r}")
 
 
 def secret_values(specs: Mapping[str, Any], environ: Mapping[str, str]) -> set[str]:

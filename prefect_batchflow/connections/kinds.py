@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from prefect_batchflow.errors.packages import pip_install
 from prefect_batchflow.exceptions import InvalidConnectionError
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ class _EntraIdConnection(Connection):
             from azure.identity import DefaultAzureCredential  # type: ignore[import-not-found, unused-ignore]
         except ImportError as exc:
             raise InvalidConnectionError(
-                f"{self!r} has auth_mode 'meid_token', which needs a package that is not there: pip install azure-identity"
+                f"{self!r} has auth_mode 'meid_token', which needs a package that is not there: {pip_install('azure.identity')}"
             ) from exc
         return str(DefaultAzureCredential().get_token("https://cognitiveservices.azure.com/.default").token)
 

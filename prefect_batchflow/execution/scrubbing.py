@@ -10,9 +10,12 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from prefect_batchflow.connections.environment import filled_in
 from prefect_batchflow.connections.given import secret_values
+from prefect_batchflow.exceptions import InvalidConnectionError
 from prefect_batchflow.execution.program.record import encode_record
 from prefect_batchflow.results.records import AggregationRun, LineRecord
 
@@ -30,7 +33,6 @@ SHORTEST_SECRET = 8
 KEYS_OF_MODELS = ("OPENAI_API_KEY", "AZURE_OPENAI_API_KEY")
 """Where the openai package, and a prompty that says no key, find one."""
 _NAMES_A_SECRET = re.compile(r"(?:key|token|secret|password|passwd|credentials?)$", re.IGNORECASE)
-_VARIABLE = re.compile(r"\$\{env:([^}]+)\}")
 _DEEPEST = 8
 _PARTS = ("inputs", "output", "error", "metrics", "logs")
 
@@ -141,7 +143,8 @@ def _keys_in(value: Any, environ: Mapping[str, str], depth: int = 0) -> Iterator
     if isinstance(value, Mapping):
         for key, part in value.items():
             if key == "api_key" and isinstance(part, str):
-                yield _VARIABLE.sub(lambda found: environ.get(found[1].strip(), ""), part)
+                with suppress(InvalidConnectionError):  # a variable that is not set keeps no secret
+                    yield filled_in(part, environ, key)
             else:
                 yield from _keys_in(part, environ, depth + 1)
     elif isinstance(value, list | tuple):

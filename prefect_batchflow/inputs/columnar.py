@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 SUFFIXES = (".parquet", ".arrow", ".feather")
 """`.arrow` and `.feather` are the same: Arrow's IPC format, as a file or as a stream."""
 
-PACKAGE = "'prefect-batchflow[parquet]'"
-"""What pip installs for them."""
+MODULE = "pyarrow"
+"""What they need."""
 
 _STEP_BYTES = 4 << 20
 _MAX_STEP_ROWS = 1024

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 COMPRESSIONS = (".gz", ".zst")
 """Suffixes behind the suffix of a text format."""
 
-PACKAGES = {".zst": "'prefect-batchflow[zstd]'"}
-"""What pip installs for those that need a package."""
+MODULES = {".zst": "backports.zstd"}
+"""What those need that Python itself does not bring."""
 
 _NAMES = {".gz": "gzip", ".zst": "Zstandard"}
 

@@ -11,12 +11,12 @@ from prefect_batchflow.exceptions import InvalidUserData
 
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{([^{}]*)\})")
 _WILDCARD = re.compile(r"[*?\[]")
-EXTRAS = {
-    **dict.fromkeys(("s3", "s3a"), "s3"),
-    **dict.fromkeys(("gs", "gcs"), "gcs"),
-    **dict.fromkeys(("abfs", "abfss", "adl", "az"), "azure"),
+OBJECT_STORES = {
+    **dict.fromkeys(("s3", "s3a"), "s3fs"),
+    **dict.fromkeys(("gs", "gcs"), "gcsfs"),
+    **dict.fromkeys(("abfs", "abfss", "adl", "az"), "adlfs"),
 }
-"""Protocols of object stores, and the extra of this package with which they can be reached."""
+"""Protocols of object stores, and the module that reaches them."""
 
 
 def is_local_path(location: str) -> bool:
@@ -66,7 +66,7 @@ def fresh_listings(url: str) -> dict[str, Any]:
     Those of object stores remember them for as long as the process lives: a file that somebody else wrote since is not found,
     not even by its own name, and one that has grown is read to its old length.
     """
-    return {"use_listings_cache": False} if url.partition("://")[0] in EXTRAS else {}
+    return {"use_listings_cache": False} if url.partition("://")[0] in OBJECT_STORES else {}
 
 
 def fixed_folder(pattern: str) -> str | None:

@@ -18,6 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from prefect_batchflow.errors.packages import pip_install
 from prefect_batchflow.exceptions import InvalidUserData
 from prefect_batchflow.inputs import columnar, compression
 from prefect_batchflow.inputs.formats import (
@@ -28,7 +29,7 @@ from prefect_batchflow.inputs.formats import (
     read_jsonl,
     shorten,
 )
-from prefect_batchflow.inputs.places import EXTRAS, fixed_folder, fresh_listings, locate
+from prefect_batchflow.inputs.places import OBJECT_STORES, fixed_folder, fresh_listings, locate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -48,10 +49,8 @@ _KNOWN = (
     f"{', '.join(TEXT_SUFFIXES)}, each also with {' or '.join(compression.COMPRESSIONS)}, "
     f"and {', '.join(columnar.SUFFIXES)}"
 )
-_PACKAGES = {
-    **{protocol: f"'prefect-batchflow[{extra}]'" for protocol, extra in EXTRAS.items()},
-    **dict.fromkeys(("http", "https"), "aiohttp requests"),
-}
+_MODULES = {**OBJECT_STORES, **dict.fromkeys(("http", "https"), "aiohttp")}
+"""What protocols need."""
 
 
 class Source(Protocol):
@@ -192,13 +191,13 @@ class _FileSource:
             opened = self._target[0].open(file.path, "rb")
         with opened as raw:
             if file.suffix in columnar.SUFFIXES:
-                with self._border(file.shown, package=columnar.PACKAGE):
+                with self._border(file.shown, module=columnar.MODULE):
                     table = columnar.open_table(file.shown, _Watched(raw, self._border, file.shown), file.suffix)
                 yield from table.rows(update)
                 return
             stem, _, compressed = file.suffix.removeprefix(".").partition(".")
             zipped = f".{compressed}" if compressed else ""
-            with self._border(file.shown, package=compression.PACKAGES.get(zipped)):
+            with self._border(file.shown, module=compression.MODULES.get(zipped)):
                 read = compression.reader(raw, zipped)
             blocks = self._blocks(read, file.shown)
             if stem == "json":
@@ -286,18 +285,18 @@ class _FileSource:
         from fsspec import available_protocols
         from fsspec.core import url_to_fs
 
-        if self._protocol in _PACKAGES and self._protocol not in available_protocols():
+        if self._protocol in _MODULES and self._protocol not in available_protocols():
             raise ImportError(f"no package for {self._protocol}:// was found")
         resolved: tuple[Any, str] = url_to_fs(self._location, **fresh_listings(self._location))
         return resolved
 
     @contextmanager
-    def _border(self, shown: str, package: str | None = None) -> Iterator[None]:
+    def _border(self, shown: str, module: str | None = None) -> Iterator[None]:
         """Make our error of whatever a file system raises; the cause's text is kept, without URL queries.
 
         Args:
             shown: The file, as shown to people.
-            package: What pip installs for what is missing; `None` is the file system's.
+            module: What may be missing; `None` is the file system's.
         """
         try:
             yield
@@ -307,8 +306,9 @@ class _FileSource:
             looked = "" if self._has_variable else f" (looked for {_public(self._location)})"
             message = f"{shown} not found{looked}. Check the path{' and its variables' * self._has_variable}."
         except ImportError as exc:
-            package = package or _PACKAGES.get(self._protocol, f"<the fsspec package for {self._protocol}>")
-            message = f"{shown} needs a package that is not installed: {exc}. Run: pip install {package}"
+            module = module or _MODULES.get(self._protocol)
+            run = pip_install(module) if module else f"pip install <the fsspec package for {self._protocol}>"
+            message = f"{shown} needs a package that is not installed: {exc}. Run: {run}"
         except Exception as exc:  # noqa: BLE001 - file systems raise what the libraries below them raise
             text = str(exc).replace(self._location, shown) if self._has_variable else str(exc)
             message = f"{shown} cannot be read: {type(exc).__name__}: {_public(text).rstrip('.')}."

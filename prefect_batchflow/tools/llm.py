@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from weakref import WeakKeyDictionary
 
 from prefect_batchflow import exceptions
+from prefect_batchflow.errors.packages import pip_install
 from prefect_batchflow.errors.waits import retry_after_sec
 from prefect_batchflow.exceptions import (
     APIConnectionError,
@@ -380,8 +381,7 @@ def import_openai() -> ModuleType:
         return importlib.import_module("openai")
     except ImportError as exc:
         raise PythonLoadError(
-            f"Model calls need the openai package, which cannot be imported: {exc}. "
-            "pip install 'prefect-batchflow[llm]'.",
+            f"Model calls need the openai package, which cannot be imported: {exc}. {pip_install('openai')}.",
             target="Tool",
         ) from exc
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import re
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from prefect_batchflow.connections import kinds as kinds
+from prefect_batchflow.connections.environment import filled_in
 from prefect_batchflow.definition.flow import Prompt
 from prefect_batchflow.definition.load import load_flow
 from prefect_batchflow.definition.prompty import problems_of_model
@@ -50,7 +50,6 @@ _VARIABLES: Final = {
 _NEEDED: Final = {_AZURE: "api_base", _OPENAI: "api_key"}
 _OTHER_FIELDS: Final = {_AZURE: ("auth_mode", "resource_id"), _OPENAI: ()}
 _NO_ADDRESS: Final = frozenset({"type", "connection", "model", "azure_deployment"})
-_VARIABLE: Final = re.compile(r"\$\{env:(?P<name>[^}]+)\}")
 
 
 class Prompty:
@@ -309,16 +308,7 @@ def _from_environment(value: Any, place: str) -> Any:
         return {key: _from_environment(part, f"{place}.{key}") for key, part in value.items()}
     if isinstance(value, list):
         return [_from_environment(part, f"{place}[{index}]") for index, part in enumerate(value)]
-
-    def variable(match: re.Match[str]) -> str:
-        try:
-            return os.environ[match["name"]]
-        except KeyError:
-            raise InvalidConnectionError(
-                f"{place} is {match[0]}, and the environment has no {match['name']}. Set it for the process that runs the flow."
-            ) from None
-
-    return _VARIABLE.sub(variable, value) if isinstance(value, str) else value
+    return filled_in(value, os.environ, place) if isinstance(value, str) else value
 
 
 def _connection(configuration: Mapping[str, Any], place: str, get_connection: Callable[[str], Any]) -> Any:

@@ -127,7 +127,7 @@ def test_a_tool_of_a_package_that_is_not_there_stops_it(tmp_path: Path) -> None:
 def test_a_missing_extra_stops_it_with_the_line_that_installs_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prefect_batchflow.cli.flow_check.PathFinder.find_spec", lambda *_: None)
+    monkeypatch.setattr("prefect_batchflow.errors.packages.PathFinder.find_spec", lambda *_: None)
 
     checked = check_flow(str(flow(tmp_path, LLM)))
 

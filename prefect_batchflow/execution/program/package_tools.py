@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
+from prefect_batchflow.errors.packages import PACKAGES, pip_install
 from prefect_batchflow.exceptions import PackageToolNotFoundError, ResolveToolError
 from prefect_batchflow.execution.program.user_errors import exception_text, passes_through
 
@@ -23,14 +24,6 @@ if TYPE_CHECKING:
 GROUP = "package_tools"
 SHOWN_IDS = 20
 """How many tool ids a message lists."""
-
-KNOWN_PACKAGES = {
-    # Of its dependencies it needs promptflow, which is mirrored, and which asks for a starlette that Prefect does not run with.
-    "promptflow.tools.": "--no-deps promptflow-tools",
-    "promptflow_vectordb.": "promptflow-vectordb",
-    "embeddingstore.": "promptflow-vectordb",
-}
-"""How ids begin whose package is known, to what pip installs it by, for the hint in a message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +126,7 @@ def _failed(failures: list[str]) -> str:
 
 def install_hint(name: str) -> str:
     """The sentence that says how to install the package of a tool, with a blank before it."""
-    for beginning, package in KNOWN_PACKAGES.items():
-        if name.startswith(beginning):
-            return f" Install the package that has it: pip install {package}"
+    for module in PACKAGES:
+        if name.startswith(f"{module}."):
+            return f" Install the package that has it: {pip_install(module)}"
     return " Install the package that has it, in the Python that runs the flow."
