@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from prefect_batchflow.errors.groups import ErrorGroups
-from prefect_batchflow.exceptions import BatchflowException, InvalidRunIdError, RunNotFoundError, StorageError, told
+from prefect_batchflow.exceptions import BatchflowException, InvalidRunIdError, RunNotFoundError
 from prefect_batchflow.results.models import BatchResult
 from prefect_batchflow.results.tally import Tally
 from prefect_batchflow.storage.keys import RunKeys
 from prefect_batchflow.storage.lease import is_held
-from prefect_batchflow.storage.manifest import read_manifest, require_manifest
+from prefect_batchflow.storage.manifest import read_manifest, require_manifest, run_names
 from prefect_batchflow.storage.outputs import read_result
 from prefect_batchflow.storage.records import RunRecords
 
@@ -76,7 +76,7 @@ async def find_run(files: RunStorageBlock, run_id: str) -> Manifest:
     try:
         return await require_manifest(files, keys)
     except RunNotFoundError as exc:
-        near = difflib.get_close_matches(run_id, await _names(files), n=2, cutoff=0.8)
+        near = difflib.get_close_matches(run_id, await run_names(files), n=2, cutoff=0.8)
         meant = f" Did you mean {' or '.join(near)}?" if near else ""
         raise RunNotFoundError(f"{exc}{meant}", run_id=run_id) from None
 
@@ -136,20 +136,10 @@ async def list_runs(files: RunStorageBlock, limit: int | None = None) -> Listing
                 problems.append(str(exc))
                 return None
 
-    found = [m for m in await asyncio.gather(*map(manifest_of, await _names(files))) if m is not None]
+    found = [m for m in await asyncio.gather(*map(manifest_of, await run_names(files))) if m is not None]
     found.sort(key=lambda manifest: (manifest.last_started_at, manifest.run_id), reverse=True)
     runs = await asyncio.gather(*map(run_of, found[:limit]))
     return Listing([run for run in runs if run is not None], len(found), problems)
-
-
-async def _names(files: RunStorageBlock) -> list[str]:
-    try:
-        return await files.list_names("")
-    except Exception as exc:
-        raise StorageError(
-            f"Cannot list the run storage at {files.location()}: {told(exc)}. Make it readable, or give "
-            "another one, with --storage or BATCHFLOW_STORAGE."
-        ) from exc
 
 
 async def _unfinished(files: RunStorageBlock, keys: RunKeys, manifest: Manifest) -> StoredRun:

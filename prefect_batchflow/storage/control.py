@@ -15,7 +15,8 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
-from prefect_batchflow.exceptions import StorageError, told
+from prefect_batchflow.exceptions import StorageError
+from prefect_batchflow.storage.files import storage_errors
 from prefect_batchflow.storage.lease import is_dead, this_process
 
 if TYPE_CHECKING:
@@ -60,12 +61,8 @@ class Driver:
         self._beating: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        try:
+        with storage_errors(self._files, "write", self._keys.control):
             await self._write()
-        except Exception as exc:
-            raise StorageError(
-                f"Cannot write the run storage at {self._files.location(self._keys.control)}: {told(exc)}."
-            ) from exc
         self._beating = asyncio.create_task(self._beat())
         return self
 
@@ -175,12 +172,11 @@ async def supersede(files: RunFiles, keys: RunKeys, session: int) -> None:
 
     Where that start was killed it waits for as long as they may take to end, so that no line runs in both.
     """
-    try:
-        before = json.loads(await files.read_path(keys.control))
-    except FileNotFoundError:
-        return
-    except Exception as exc:
-        raise StorageError(f"Cannot read the run storage at {files.location(keys.control)}: {told(exc)}.") from exc
+    with storage_errors(files, "read", keys.control):
+        try:
+            before = json.loads(await files.read_path(keys.control))
+        except FileNotFoundError:
+            return
     driver = Driver(files, keys, session)
     await driver.tell("end")
     if before.get("order") != "end":

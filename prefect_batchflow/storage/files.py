@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Protocol
 
+from prefect_batchflow.exceptions import BatchflowException, StorageError, told
+
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+ANOTHER_STORAGE = "Make it readable, or give another one, with --storage or BATCHFLOW_STORAGE."
 
 
 class RunFiles(Protocol):
@@ -42,3 +48,42 @@ class RunFiles(Protocol):
     def location(self, key: str = "") -> str:
         """Where a key lies, for people."""
         ...
+
+
+@contextlib.contextmanager
+def storage_errors(files: RunFiles, verb: str, key: str = "", cure: str = "") -> Iterator[None]:
+    """Raise whatever the storage raises as a `StorageError` that says what failed, where and why.
+
+    Args:
+        files: The storage's file system.
+        verb: `read`, `write` or `list`.
+        key: The file or folder in question.
+        cure: What to do about it, in whole sentences.
+    """
+    try:
+        yield
+    except BatchflowException:
+        raise
+    except Exception as exc:
+        text = f"Cannot {verb} the run storage at {files.location(key)}: {told(exc)}. {cure}"
+        raise StorageError(text.rstrip(), key=key) from exc
+
+
+def write_beside(folder: Path, name: str, write: Callable[[Path], object], *, again: bool = True) -> None:
+    """Write a file of an output folder whole, under another name first; one that is there only if `again`.
+
+    Raises:
+        StorageError: It cannot be written.
+    """
+    try:
+        if not again and (folder / name).exists():
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f".writing-{name}"
+        write(temporary)
+        temporary.replace(folder / name)
+    except OSError as exc:
+        raise StorageError(
+            f"Cannot write the output folder {folder}: {exc}. The run's own folder has the outputs too; give a folder "
+            "that can be written."
+        ) from exc

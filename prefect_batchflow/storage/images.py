@@ -12,10 +12,11 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from prefect_batchflow.exceptions import InvalidImageInput, StorageError, told
+from prefect_batchflow.exceptions import InvalidImageInput
 from prefect_batchflow.images.image import Image, file_name, is_image
 from prefect_batchflow.images.places import read_within
 from prefect_batchflow.inputs.places import is_local_path
+from prefect_batchflow.storage.files import storage_errors, write_beside
 from prefect_batchflow.storage.keys import IMAGES
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from prefect_batchflow.results.records import LineRecord
     from prefect_batchflow.storage.files import RunFiles
     from prefect_batchflow.storage.keys import RunKeys
+
+RECORDS_ARE_KEPT = "The line records are kept; resume the run to write it again."
 
 
 @dataclass(frozen=True)
@@ -150,26 +153,16 @@ class ImageFiles:
 
     async def _write(self, image: Any) -> str:
         name = file_name(image)
-        key = self._keys.image(name)
-        try:
+        key, content = self._keys.image(name), bytes(image)
+        with storage_errors(self._files, "write", key, RECORDS_ARE_KEPT):
             if self._there is None:
                 self._there = set(await self._files.list_names(self._keys.images))
             if name not in self._there:
-                await self._files.write_path(key, bytes(image))
+                await self._files.write_path(key, content)
                 self._there.add(name)
-        except Exception as exc:
-            raise StorageError(
-                f"Cannot write {self._files.location(key)}: {told(exc)}. The line records are kept; "
-                "resume the run to write it again."
-            ) from exc
         if self._output_dir is not None:
-            try:
-                await asyncio.to_thread(_write_to, self._output_dir / IMAGES, name, bytes(image))
-            except OSError as exc:
-                raise StorageError(
-                    f"Cannot write the output folder {self._output_dir}: {exc}. The run's own folder has the outputs too; "
-                    "give a folder that can be written."
-                ) from exc
+            folder = self._output_dir / IMAGES
+            await asyncio.to_thread(write_beside, folder, name, lambda path: path.write_bytes(content), again=False)
         return name
 
 
@@ -186,16 +179,6 @@ def _read_in_daemon_thread(path: str, folder: str) -> asyncio.Future[bytes]:
 
     threading.Thread(target=read, name="batchflow-remote-image", daemon=True).start()
     return asyncio.wrap_future(content)
-
-
-def _write_to(folder: Path, name: str, content: bytes) -> None:
-    target = folder / name
-    if target.exists():
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".writing-{name}"
-    temporary.write_bytes(content)
-    temporary.replace(target)
 
 
 def _at(value: Any, place: Sequence[str | int]) -> Any:

@@ -22,7 +22,8 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from prefect_batchflow.exceptions import BatchflowException, RunInUseError, StorageError, told
+from prefect_batchflow.exceptions import RunInUseError, StorageError
+from prefect_batchflow.storage.files import storage_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -71,20 +72,13 @@ class Lease:
         self._writing: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
+        cure = "Nothing was run. Give a storage that can be written, with --storage or BATCHFLOW_STORAGE."
         try:
-            lock = self._files.local_path(self._keys.lock)
-            if lock is not None:
-                await self._lock(lock)
-            await self._take(is_locked=lock is not None)
-        except BatchflowException:
-            self._unlock()
-            raise
-        except Exception as exc:
-            self._unlock()
-            raise StorageError(
-                f"Cannot write the run storage at {self._files.location(self._keys.run_id)}: {told(exc)}. "
-                "Nothing was run. Give a storage that can be written, with --storage or BATCHFLOW_STORAGE."
-            ) from exc
+            with storage_errors(self._files, "write", self._keys.run_id, cure):
+                lock = self._files.local_path(self._keys.lock)
+                if lock is not None:
+                    await self._lock(lock)
+                await self._take(is_locked=lock is not None)
         except BaseException:
             self._unlock()
             raise

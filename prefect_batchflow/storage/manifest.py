@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from prefect_batchflow.exceptions import RunNotFoundError, StorageError, told
+from prefect_batchflow.exceptions import RunNotFoundError, StorageError
 from prefect_batchflow.settings import RunOptions  # noqa: TC001 - pydantic resolves it when the model is built
+from prefect_batchflow.storage.files import ANOTHER_STORAGE, storage_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -140,20 +141,15 @@ async def read_model(files: RunFiles, key: str, model: type[M], what: str) -> M 
     Raises:
         StorageError: It cannot be told, or it is not of this model.
     """
-    place = files.location(key)
-    try:
-        content = await files.read_path(key)
-    except FileNotFoundError:
-        return None
-    except Exception as exc:
-        raise StorageError(
-            f"Cannot read the run storage at {place}: {told(exc)}. Make it readable, or give another one, with --storage or "
-            "BATCHFLOW_STORAGE."
-        ) from exc
+    with storage_errors(files, "read", key, ANOTHER_STORAGE):
+        try:
+            content = await files.read_path(key)
+        except FileNotFoundError:
+            return None
     try:
         return model.model_validate_json(content)
     except ValidationError as exc:
-        raise StorageError(f"The {what} at {place} is damaged or of another version: {exc}") from exc
+        raise StorageError(f"The {what} at {files.location(key)} is damaged or of another version: {exc}") from exc
 
 
 async def read_manifest(files: RunFiles, keys: RunKeys) -> Manifest | None:
@@ -170,6 +166,16 @@ async def read_manifest(files: RunFiles, keys: RunKeys) -> Manifest | None:
     return manifest
 
 
+async def run_names(files: RunFiles) -> list[str]:
+    """The names in a storage: its runs, and whatever else lies there.
+
+    Raises:
+        StorageError: It cannot be listed.
+    """
+    with storage_errors(files, "list", cure=ANOTHER_STORAGE):
+        return await files.list_names("")
+
+
 async def require_manifest(files: RunFiles, keys: RunKeys) -> Manifest:
     """The manifest of a run that must be there.
 
@@ -179,13 +185,7 @@ async def require_manifest(files: RunFiles, keys: RunKeys) -> Manifest:
     """
     manifest = await read_manifest(files, keys)
     if manifest is None:
-        try:
-            there = await files.list_names("")
-        except Exception as exc:
-            raise StorageError(
-                f"Cannot list the run storage at {files.location()}: {told(exc)}. Make it readable, or give another one, with "
-                "--storage or BATCHFLOW_STORAGE."
-            ) from exc
+        there = await run_names(files)
         known = (
             f"It holds {len(there)} run{'s' * (len(there) > 1)}, such as {', '.join(there[-3:])}."
             if there
@@ -204,7 +204,5 @@ async def write_manifest(files: RunFiles, keys: RunKeys, manifest: Manifest) -> 
     Raises:
         StorageError: It cannot be written.
     """
-    try:
+    with storage_errors(files, "write", keys.manifest):
         await files.write_path(keys.manifest, (manifest.model_dump_json(indent=2) + "\n").encode())
-    except Exception as exc:
-        raise StorageError(f"Cannot write the run storage at {files.location(keys.manifest)}: {told(exc)}.") from exc

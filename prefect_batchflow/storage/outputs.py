@@ -9,14 +9,16 @@ import asyncio
 import json
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from prefect_batchflow.errors.classes import class_of_error
-from prefect_batchflow.exceptions import StorageError, told
+from prefect_batchflow.exceptions import StorageError
 from prefect_batchflow.images.forms import BASIC
 from prefect_batchflow.results.models import BatchResult
-from prefect_batchflow.storage.images import ImageFiles, ImageInputs
+from prefect_batchflow.storage.files import storage_errors, write_beside
+from prefect_batchflow.storage.images import RECORDS_ARE_KEPT, ImageFiles, ImageInputs
 from prefect_batchflow.storage.manifest import read_model
 
 if TYPE_CHECKING:
@@ -110,16 +112,11 @@ async def write_outputs(
                 "and resume the run."
             ) from exc
         for key, source in ((keys.outputs, outputs), (keys.failed, failed), (keys.batch_result, summary)):
-            try:
+            with storage_errors(files, "write", key, RECORDS_ARE_KEPT):
                 await files.put_file(key, source)
-            except Exception as exc:
-                raise StorageError(
-                    f"Cannot write {files.location(key)}: {told(exc)}. The line records are kept; "
-                    "resume the run to write it again."
-                ) from exc
         if output_dir is not None:
-            sources = {OUTPUT_FILE: outputs, "failed.jsonl": failed, "batch_result.json": summary}
-            await asyncio.to_thread(_copy_to, output_dir, sources)
+            for name, source in ((OUTPUT_FILE, outputs), ("failed.jsonl", failed), ("batch_result.json", summary)):
+                await asyncio.to_thread(write_beside, output_dir, name, partial(shutil.copyfile, source))
     return images.left
 
 
@@ -135,17 +132,3 @@ def _json_line(row: dict[str, Any]) -> str:
         # A lone surrogate has no UTF-8 form; as an escape it survives.
         text = json.dumps(row)
     return text + "\n"
-
-
-def _copy_to(folder: Path, sources: dict[str, Path]) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, source in sources.items():
-            temporary = folder / f".writing-{name}"
-            shutil.copyfile(source, temporary)
-            temporary.replace(folder / name)
-    except OSError as exc:
-        raise StorageError(
-            f"Cannot write the output folder {folder}: {exc}. The run's own folder has the outputs too; give a folder "
-            "that can be written."
-        ) from exc

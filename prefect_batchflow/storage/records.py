@@ -21,7 +21,8 @@ from prefect.results import ResultStore
 from prefect.serializers import Serializer
 from pydantic import Field
 
-from prefect_batchflow.exceptions import RecordCorruptError, StorageError, told
+from prefect_batchflow.exceptions import RecordCorruptError, StorageError
+from prefect_batchflow.storage.files import storage_errors
 from prefect_batchflow.storage.index import RecordIndex, Stored
 from prefect_batchflow.storage.keys import RunKeys, SegmentName
 from prefect_batchflow.storage.segments import SEGMENT_TYPE, Segment, decode_segment, encode_segment, segment_text
@@ -84,11 +85,9 @@ class RunRecords:
         name = SegmentName.new(first, last, self._session)
         key = self._keys.segment(name.name)
         text = encode_segment(ordered, self._session)
-        try:
+        with self._errors("write", key):
             await self._store.awrite(text, key=key)
             written = await self._files.read_path(key)
-        except Exception as exc:
-            raise self._failed("write", key, exc) from exc
         if segment_text(written, self._files.location(key)) != text:
             raise StorageError(
                 f"The records at {self._files.location(key)} read back otherwise than they were written. The run stops; "
@@ -98,10 +97,8 @@ class RunRecords:
 
     async def segments(self) -> list[SegmentName]:
         """The names of all segments, by first line."""
-        try:
+        with self._errors("list", self._keys.records):
             names = await self._files.list_names(self._keys.records)
-        except Exception as exc:
-            raise self._failed("list", self._keys.records, exc) from exc
         # A dot file is a write that never became a segment: its process was killed.
         segments = [SegmentName.parse(name) for name in names if not name.startswith(".")]
         return [segment for segment in segments if segment.session >= self._since]
@@ -114,10 +111,8 @@ class RunRecords:
             StorageError: It cannot be told what it holds, or it is of another format.
         """
         key = self._keys.segment(name.name)
-        try:
+        with self._errors("read", key):
             content = await self._files.read_path(key)
-        except Exception as exc:
-            raise self._failed("read", key, exc) from exc
         return decode_segment(segment_text(content, self._files.location(key)), name, self._files.location(key))
 
     async def scan(self) -> tuple[RecordIndex, list[str]]:
@@ -191,9 +186,6 @@ class RunRecords:
                 *_, stored, record = heapq.heappop(heap)
             yield stored, json.loads(record)
 
-    def _failed(self, verb: str, key: str, exc: Exception) -> StorageError:
-        return StorageError(
-            f"Cannot {verb} the run storage at {self._files.location(key)}: {told(exc)}. The run stops, "
-            "so that no line is run whose result cannot be kept; resume it once the storage answers.",
-            key=key,
-        )
+    def _errors(self, verb: str, key: str) -> contextlib.AbstractContextManager[None]:
+        cure = "The run stops, so that no line is run whose result cannot be kept; resume it once the storage answers."
+        return storage_errors(self._files, verb, key, cure)
