@@ -1,6 +1,6 @@
-"""Async code in a worker: many lines at once on one event loop, their sync functions on threads.
+"""Async code in a worker: many lines at once on one event loop, with their sync functions on threads.
 
-A module of its own, for asyncio is a third of a worker's start, and sync code does without.
+It is a module of its own because asyncio takes a third of a worker's start, and sync code does not need it.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
     from prefect_batchflow.execution.scrubbing import Scrubber
 
 OBEY_WITHIN_SEC = 1.0
-"""How long a cancelled line may take to end; one that goes on costs its process."""
+"""How long a cancelled line can take to end; after that its process is replaced."""
 
 
 def run_async(program: Program, fd: int, write: Writer, lines_at_once: int, scrubber: Scrubber) -> None:
-    """Run lines until the engine closes the pipe; ends the process.
+    """Run lines until the engine closes the pipe, then exit the process.
 
     Args:
         program: The flow.
-        fd: Where messages come from.
-        write: Where answers go.
+        fd: The descriptor that messages come from.
+        write: Sends the answers.
         lines_at_once: Threads for sync functions.
         scrubber: Takes secrets out of the answers.
     """
@@ -41,10 +41,10 @@ def run_async(program: Program, fd: int, write: Writer, lines_at_once: int, scru
 
 
 class _Threads(ThreadPoolExecutor):
-    """Runs the sync functions of async lines, and knows of which lines one still runs."""
+    """Runs the sync functions of async lines, and knows which lines still have one running."""
 
     job: ClassVar[ContextVar[int]] = ContextVar("job")
-    """The id of the job that calls."""
+    """The id of the calling job."""
 
     def __init__(self, max_workers: int) -> None:
         super().__init__(max_workers)
@@ -64,14 +64,14 @@ class _Threads(ThreadPoolExecutor):
 
 
 class _Host:
-    """Runs every line that comes as a task of its own."""
+    """Runs each line as its own task."""
 
     def __init__(self, program: Program, fd: int, write: Writer, lines_at_once: int, scrubber: Scrubber) -> None:
         self._program, self._fd, self._write, self._scrubber = program, fd, write, scrubber
         self._threads = _Threads(lines_at_once)
         self._running: dict[int, asyncio.Task[None]] = {}
         self._cancelled: set[int] = set()
-        """Those that the engine wants ended."""
+        """The jobs that the engine has cancelled."""
         self._outputs: dict[int, Printed] = {}
         self._unpacker = wire.Unpacker()
         self._closed = asyncio.Event()
@@ -82,7 +82,7 @@ class _Host:
         loop.set_default_executor(self._threads)
         loop.add_reader(self._fd, self._on_readable)
         await self._closed.wait()
-        # Not back through asyncio, which would wait for lines and threads that do not end.
+        # Do not return through asyncio, which would wait for lines and threads that never end.
         os._exit(0)
 
     def _on_readable(self) -> None:
@@ -108,7 +108,7 @@ class _Host:
         except asyncio.CancelledError as exc:
             if key in self._cancelled:
                 raise
-            run = self._program.failed_line(head["line_number"], inputs, exc)  # it has cancelled itself
+            run = self._program.failed_line(head["line_number"], inputs, exc)  # it cancelled itself
         reply, _ = line_reply(head, run, printed, self._scrubber)
         self._write(reply)
 
@@ -122,7 +122,7 @@ class _Host:
             self._cancelled.add(key)
             task.cancel()
             asyncio.get_running_loop().call_later(OBEY_WITHIN_SEC, self._look_after, key)
-        # Said whether or not the line obeys: it shows that the loop still turns. No record follows that has its output.
+        # Sent whether or not the line obeys, to show that the loop still runs; with the output, because no record follows.
         printed = self._outputs[key].text(self._scrubber) if key in self._outputs else ""
         self._write(wire.pack({"op": "canceled", "id": key}, printed.encode("utf-8", "backslashreplace")))
 
@@ -139,6 +139,6 @@ class _Host:
             return
         self._threads.forget(key)
         if (error := task.exception()) is not None:
-            # Nothing that the line's code raised, which is data. The engine sees this process die, and which line did it.
+            # Our own error: those of user code are in the record. The engine sees that this process dies, and in which line.
             sys.excepthook(type(error), error, error.__traceback__)
             os._exit(1)

@@ -1,7 +1,7 @@
-"""A run's workers: start, feed, time, end for good, replace. A crash or a hang is a failed line, never a failed run.
+"""A run's workers: the pool starts, feeds, times, kills and replaces them. A crash or a hang fails a line, never the run.
 
-Sync code: `worker_count` processes, a line at a time each. Async code: one process, `max_concurrency` lines at a time.
-Everything happens on the run's event loop; pipes are read by protocols, exits are seen through pidfds, no thread is started.
+Sync code runs in `worker_count` processes, one line at a time in each. Async code runs in one process, `max_concurrency`
+lines at a time. Everything happens on the run's event loop, without threads: protocols read the pipes, pidfds show exits.
 """
 
 from __future__ import annotations
@@ -52,26 +52,26 @@ if TYPE_CHECKING:
     from prefect_batchflow.results.records import AggregationRun, CompletedLine
 
 START_TIMEOUT_SEC = 120.0
-"""How long importing a flow may take."""
+"""How long a worker can take to import the flow."""
 _END_WITHIN_SEC = 5.0
 _CLOSED = "The workers are gone: the run was closed."
 ALONE_AT_ONCE = 4
-"""How many suspect lines are run at once, each in a process of its own."""
+"""How many suspect lines run at once, each in its own process."""
 
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What a flow is called with, as a pool in another process needs it: the caller's objects stay pickled there."""
+    """What a flow is called with, in a form for pools in other processes: they keep the caller's objects pickled."""
 
     packed: bytes
-    """`init_kwargs` and `connections`; unpickled by worker processes only."""
+    """`init_kwargs` and `connections`. Only worker processes unpickle them."""
     environment: Mapping[str, str]
     """The run's environment variables over those of the flow."""
     sys_path: Sequence[str]
     scrubber: Scrubber
 
     def __repr__(self) -> str:
-        """Without what it holds, which may be secret."""
+        """Show no values, because they can be secret."""
         return "Given(…)"
 
 
@@ -79,14 +79,14 @@ class WorkerPool:
     """The `Executor` of Python flows.
 
     Args:
-        flow: What to run.
-        init_kwargs: Arguments of a class entry's constructor; may hold any picklable value.
-        connections: Name to promptflow's dictionary or a connection; they go through the pipe to the workers, nowhere else.
-        environment_variables: Set in the workers before the flow's code is imported; before the flow's own of that name.
+        flow: The flow to run.
+        init_kwargs: Arguments for the constructor of a class entry: any picklable values.
+        connections: Name to promptflow's dictionary or a connection. They reach the workers through the pipe only.
+        environment_variables: Set in the workers before the flow's code is imported. They override the flow's own.
         worker_count: Processes for sync code.
         max_concurrency: Lines at once for async code.
-        line_memory_mb: MiB a worker may grow by once its flow is loaded.
-        given: What another process's pool was given, in place of `init_kwargs`, `connections` and `environment_variables`.
+        line_memory_mb: MiB by which a worker can grow once its flow is loaded.
+        given: From another process's pool. It replaces `init_kwargs`, `connections` and `environment_variables`.
     """
 
     def __init__(
@@ -130,8 +130,8 @@ class WorkerPool:
         """Start the supervisor and the first worker, which loads the flow.
 
         Raises:
-            UserErrorException: The flow's code does not load; the class is the worker's own (`PythonLoadError`, …).
-            WorkerStartError: The process ended before it said anything.
+            UserErrorException: The flow's code does not load; a subclass such as `PythonLoadError`.
+            WorkerStartError: The process ended before it answered, or did not answer in time.
         """
         self._supervisor = Supervisor(self._token)
         worker = self._new_worker()
@@ -142,7 +142,7 @@ class WorkerPool:
         return description
 
     async def run_line(self, line: Line, *, attempt: int, timeout_sec: float) -> LineOutcome:
-        """Run one attempt of one line once a worker is free; its clock starts then."""
+        """Run one attempt of one line once a worker is free; its time starts then."""
         if line.error is not None:
             return failed_outcome(line, attempt=attempt, error=line.error, duration_sec=0.0)
         number = line.line_number
@@ -163,7 +163,7 @@ class WorkerPool:
         return failed_outcome(line, attempt=attempt, error=error, duration_sec=job.duration_sec, logs=job.logs)
 
     async def aggregate(self, lines: Sequence[CompletedLine], *, timeout_sec: float) -> AggregationRun:
-        """Run the aggregation in a worker; a crash or a hang of it is its error, like an exception."""
+        """Run the aggregation in a worker. A crash or a hang becomes its error, like an exception."""
         job = self._job("The aggregation", {"op": "aggregate"}, json.dumps(list(lines)).encode(), timeout_sec)
         try:
             _, encoded = await self._run(job)
@@ -175,12 +175,12 @@ class WorkerPool:
         return run
 
     def running(self) -> set[int]:
-        """The numbers of the lines that a worker has."""
+        """The numbers of the lines that workers run now."""
         jobs = (job for worker in self._workers for job in worker.running() if not job.answer.done())
         return {job.line_number for job in jobs if job.line_number is not None}
 
     async def close(self) -> None:
-        """Kill every worker with all it started, and let the supervisor go; lines that still run are cancelled."""
+        """Kill every worker with everything it started, and stop the supervisor; running lines are cancelled."""
         self._closed = True
         self._queue.close()
         workers = list(self._workers)
@@ -192,7 +192,7 @@ class WorkerPool:
                     for worker in workers:
                         await worker.exited.wait()
         finally:
-            # Also when this is cancelled: nobody else would wait for the supervisor.
+            # Even if this is cancelled, because nobody else would wait for the supervisor.
             end_with_token(self._token)
             if self._supervisor is not None:
                 await asyncio.to_thread(self._supervisor.let_go)
@@ -202,7 +202,7 @@ class WorkerPool:
         return Job(self._jobs, head, body, timeout_sec, what, asyncio.get_running_loop().create_future())
 
     async def _run(self, job: Job) -> wire.Frame:
-        """Have a worker run a job: its answer, its limit, or its worker's end."""
+        """Have a worker run a job; the answer, or an exception for its time limit or the worker's end."""
         if self._closed:
             raise asyncio.CancelledError(_CLOSED)
         self._queue.add(job)
@@ -217,7 +217,7 @@ class WorkerPool:
             raise
 
     async def _run_alone(self, job: Job) -> wire.Frame:
-        """Run a line whose worker died or hung with many lines in it in a process of its own: only the guilty one fails."""
+        """Run a suspect line in its own process, so that only the line that kills its worker fails."""
         async with self._alone:
             worker = self._new_worker()
             try:
@@ -233,7 +233,7 @@ class WorkerPool:
         if self._closed:
             raise asyncio.CancelledError(_CLOSED)
         self._started += 1
-        # With an end of its own: tokens are looked for by how they begin, and 1 begins 10.
+        # The dot ends the token: processes are found by how their token begins, and 10 begins with 1.
         token = f"{self._token}-{self._started}."
         worker = WorkerProcess(
             token,
@@ -247,7 +247,7 @@ class WorkerPool:
         return worker
 
     async def _load(self, worker: WorkerProcess) -> dict[str, Any]:
-        """Have a new worker load the flow; what it says of it."""
+        """Have a new worker load the flow; the head of its answer."""
         await worker.connect()
         worker.load(self._load_message())
         try:
@@ -257,7 +257,7 @@ class WorkerPool:
             worker.end()
             raise WorkerStartError(
                 f"The flow {self._flow.name!r} was not loaded within {START_TIMEOUT_SEC:g} seconds. Its modules do too "
-                f"much on import. Last output: {worker.tail or 'none'}"
+                f"much on import: move that work into functions. Last output: {worker.tail or 'none'}"
             ) from None
         if head["op"] == "refused":
             worker.end()
@@ -279,19 +279,19 @@ class WorkerPool:
         return pickle.dumps(job)
 
     def given(self) -> Given:
-        """What this pool was given, for pools of the same flow in other processes.
+        """What the caller gave this pool, for pools of the same flow in other processes.
 
         Raises:
-            InvalidOptionError: It has objects that cannot be pickled.
+            InvalidOptionError: It contains objects that cannot be pickled.
         """
         if self._given is not None:
             return self._given
-        # Live objects, such as one of a class of the caller's own script, need cloudpickle; only workers ever read this.
+        # Some objects need cloudpickle, such as those of a class in the caller's script. Only workers read the result.
         import cloudpickle
 
         try:
             packed = bytes(cloudpickle.dumps({"init_kwargs": self._init_kwargs, "connections": self._connections}))
-        except Exception as exc:  # whatever the objects' own pickling raises
+        except Exception as exc:  # the objects' own pickling can raise anything
             raise InvalidOptionError(
                 f"The init_kwargs of the flow {self._flow.name!r} ({', '.join(self._init_kwargs)}) cannot be sent to a worker "
                 f"process: ({type(exc).__name__}) {exc}. Give plain values, and build clients in the class's constructor."
@@ -301,7 +301,7 @@ class WorkerPool:
         return self._given
 
     def _on_shortage(self) -> None:
-        """Start one more worker, if there may be more; it counts at once, and gets jobs once it has loaded the flow."""
+        """Start one more worker, unless there are enough. It gets jobs once it has loaded the flow."""
         if self._closed or sum(not worker.retiring for worker in self._workers) >= self._worker_count:
             return
         try:
@@ -322,13 +322,13 @@ class WorkerPool:
             self._queue.offer(worker)
 
     def _fail_waiting(self, exc: Exception) -> None:
-        # The first worker has loaded this flow, so the lines that wait should say that another one could not.
+        # The first worker did load this flow, so the waiting lines should report this failure.
         self._queue.fail(WorkerStartError, f"A further worker did not start: {exc}")
 
     def _retire(self, worker: WorkerProcess) -> None:
-        """Replace a worker in which a line goes on behind its limit, in a thread or against its cancellation.
+        """Replace a worker in which a cancelled line still runs, in a thread or because it ignores the cancellation.
 
-        Only the end of the process ends that line; the other lines of it are let come to their own ends first.
+        Only the end of the process ends that line. The worker's other lines are finished first.
         """
         worker.retiring = True
         self._queue.withdraw(worker)
@@ -353,13 +353,13 @@ class WorkerPool:
             return
         lost: list[Job] = []
         if not worker.ending and not begun and unbegun:
-            # Nobody's fault once; but a line whose inputs end each worker that reads them would come again for ever.
+            # Once, no line is to blame. But if the inputs of a line kill every worker that reads them, it would repeat forever.
             unbegun[0].deaths += 1
             if unbegun[0].deaths > 1:
                 begun = [unbegun.pop(0)]
         for job in begun:
             if job.timed_out:
-                # One line that blocks the event loop takes the others past their limits with it.
+                # A line that blocks the event loop makes the others exceed their limits, too.
                 suspect = worker.silent and len(begun) > 1
                 job.answer.set_exception(SuspectError() if suspect else TimeoutError())
             elif worker.ending:
@@ -380,7 +380,7 @@ def _description(head: dict[str, Any]) -> FlowDescription:
 
 
 def _rebuilt(error: dict[str, Any]) -> BatchflowException:
-    """The exception that a worker described; an unknown one is unexpected."""
+    """The exception that a worker described; `UnexpectedError` for an unknown one."""
     cls = getattr(exceptions, innermost_code(error), UnexpectedError)
     info = {item["type"]: item["info"] for item in error.get("additionalInfo", [])}
     return cls(error["message"], target=error["referenceCode"], additional_info=info)

@@ -1,4 +1,4 @@
-"""What a worker says: what its lines print, and the records of what they did."""
+"""What a worker sends: the output and the records of its lines."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LOG_LIMIT = 64 * 1024
 
 
 class Printed:
-    """What one line printed: its beginning, for a line that prints without end must not fill the memory."""
+    """What one line printed; only the beginning is kept, so that endless output cannot fill the memory."""
 
     def __init__(self) -> None:
         self._parts: list[str] = []
@@ -29,7 +29,7 @@ class Printed:
         self._left_out = 0
 
     def add(self, text: str) -> None:
-        """Keep as much of a text as there is room for."""
+        """Keep as much of a text as fits."""
         kept = text[: self._room]
         if kept:
             self._parts.append(kept)
@@ -37,7 +37,7 @@ class Printed:
         self._left_out += len(text) - len(kept)
 
     def text(self, scrubber: Scrubber) -> str:
-        """What was kept, without secrets, and how much was not."""
+        """The kept text without secrets, and the number of characters left out."""
         kept = "".join(self._parts)
         if not self._left_out:
             return scrubber.text(kept)
@@ -45,15 +45,15 @@ class Printed:
 
 
 class PrintedOutput(io.TextIOBase):
-    """Standard output and error of user code: kept for the line that prints, and passed on to the engine.
+    """Standard output and error of user code: each text is kept for the line that prints it, and passed on to the engine.
 
-    What is passed on is read there only when the line's process dies; a copy in the line's record is enough otherwise.
+    The engine uses it only if the process dies. Otherwise the line's record has the text.
     """
 
     _printed: ContextVar[Printed | None] = ContextVar("_printed", default=None)
 
     only: ClassVar[Printed | None] = None
-    """Of the one line that runs, if lines come one at a time: its threads have no context of it."""
+    """For the line that runs, if lines run one at a time: its threads do not have its context."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -72,7 +72,7 @@ class PrintedOutput(io.TextIOBase):
         return self._fd
 
     def write(self, text: str) -> int:
-        """Keep a text for the line that prints it, and pass it on."""
+        """Keep a text for the line that prints it, and pass it on to the engine."""
         printed = self._printed.get() or self.only
         if printed is not None:
             printed.add(text)
@@ -83,14 +83,14 @@ class PrintedOutput(io.TextIOBase):
 
     @classmethod
     def begin(cls) -> Printed:
-        """Keep what is printed from here on, in this context."""
+        """Keep what is printed in this context from now on."""
         printed = Printed()
         cls._printed.set(printed)
         return printed
 
 
 def line_reply(head: dict[str, Any], run: LineRun, printed: Printed, scrubber: Scrubber) -> tuple[bytes, bool]:
-    """A line's record with what the engine needs of it at once, and whether the line was refused memory."""
+    """The message with a line's record and what the engine needs at once; and whether the line hit the memory limit."""
     run["logs"] = printed.text(scrubber)
     record, body = scrubber.encode(line_record(run, head["line_number"], head["attempt"], head["input_hash"]))
     error = record["error"]
@@ -109,7 +109,7 @@ def line_reply(head: dict[str, Any], run: LineRun, printed: Printed, scrubber: S
 
 
 def aggregate_reply(head: dict[str, Any], run: AggregationRun, scrubber: Scrubber) -> bytes:
-    """What the aggregation did."""
+    """The message with what the aggregation did."""
     body = json.dumps(run, default=repr).encode()
     if scrubber.finds_in(body):
         body = json.dumps(scrubber.record(json.loads(body))).encode()
@@ -124,7 +124,7 @@ class Writer:
         self._pid = os.getpid()
 
     def __call__(self, message: bytes) -> None:
-        """Write a message; waits while the pipe is full. What a line has forked ends here: it is no second worker."""
+        """Write a message; this waits while the pipe is full. A fork of user code exits here: it is no second worker."""
         if os.getpid() != self._pid:
             os._exit(0)
         view = memoryview(message)

@@ -1,9 +1,8 @@
-"""The program of a worker process: one flow, loaded once; sync code a line at a time, async code many lines at once.
+"""The program of a worker process: it loads one flow, then runs its lines; sync code one at a time, async code many at once.
 
-`python -m prefect_batchflow.execution.workers.worker PERMITS`, started by `worker_process`, which says what permits are.
-PERMITS is the descriptor of their pipe. Messages come on standard input and go to standard output as `wire` has them; both are
-moved away before user code is imported, so that what it prints goes to standard error and what it reads is empty. The import
-chain is the standard library, `definition`, `tools` and `execution`.
+`worker_process` starts it as `python -m prefect_batchflow.execution.workers.worker PERMITS`, where PERMITS is the descriptor
+of the pipe that `permits` describes. Messages, described in `wire`, come on standard input and go to standard output. Both are
+moved to other descriptors before user code is imported: what user code prints goes to standard error, and it reads nothing.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def _limit_memory(line_memory_mb: int | None) -> None:
-    """Let this process grow by so much from here on; the flow's own imports are not counted."""
+    """Let this process grow by this much from now on; the flow's imports do not count."""
     if line_memory_mb is None:
         return
     with open("/proc/self/statm", "rb") as statm:  # noqa: PTH123 - no pathlib in a worker
@@ -44,11 +43,11 @@ def _limit_memory(line_memory_mb: int | None) -> None:
 
 
 def _given(job: dict[str, Any]) -> dict[str, Any]:
-    """The caller's objects; their modules are looked for where the caller found them."""
+    """The caller's objects; their modules are searched in the caller's `sys.path`, too."""
     for entry in job["sys_path"]:
         if entry not in sys.path:
             sys.path.append(entry)
-    return dict(pickle.loads(job["packed"]))  # noqa: S301 - of the run's own process, as the job itself
+    return dict(pickle.loads(job["packed"]))  # noqa: S301 - from the run's own process, like the job itself
 
 
 def _load(job: dict[str, Any], given: dict[str, Any]) -> Program:
@@ -59,7 +58,7 @@ def _load(job: dict[str, Any], given: dict[str, Any]) -> Program:
 
 
 def _ready(program: Program, scrubber: Scrubber) -> bytes:
-    # Pickled by nobody: the description is rebuilt from plain JSON at the other end.
+    # Plain JSON, because the engine must not unpickle anything from a worker.
     description = program.description
     inputs = [
         {
@@ -76,21 +75,21 @@ def _ready(program: Program, scrubber: Scrubber) -> bytes:
         "inputs": inputs,
         "is_async": description.is_async,
         "has_aggregation": description.has_aggregation,
-        # What a line that is killed has printed is scrubbed by the engine, which may run in another environment.
+        # The engine scrubs the output of killed lines. On a cluster its environment can have other secrets.
         "secrets": sorted(scrubber.secrets),
     }
     return wire.pack(head)
 
 
 def _end_output() -> None:
-    """Mark the end of what a line wrote, also past Python, as far as the engine has not read it before the line's answer."""
+    """Mark the end of a line's output, including native code's, if the engine has not read all of it yet."""
     waiting = bytearray(4)
     try:
         fcntl.ioctl(2, termios.FIONREAD, waiting)
         if any(waiting):
             os.write(2, wire.NEXT_LINE)
     except OSError:
-        return  # user code has put something else in the place of standard error
+        return  # user code has replaced standard error
 
 
 def _run_sync(program: Program, read: _Reader, permits: int, write: Writer, scrubber: Scrubber) -> None:
@@ -107,14 +106,14 @@ def _run_sync(program: Program, read: _Reader, permits: int, write: Writer, scru
             _end_output()
             reply, spent = line_reply(head, run, printed, scrubber)
             write(reply)
-            if spent:  # what the line left allocated would be refused to the next one
+            if spent:  # what it left allocated would be missing for the next line
                 return
         elif head["op"] == "aggregate":
             write(aggregate_reply(head, program.aggregate(json.loads(body)), scrubber))
 
 
 class _Reader:
-    """Gives one message after another from a blocking pipe; `None` when it is closed."""
+    """Reads one message after another from a blocking pipe; `None` when it is closed."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -131,14 +130,14 @@ class _Reader:
 
 
 def main(permits: int) -> None:
-    """Load the flow the engine sends, say what it is or why it does not load, and run lines until the pipe closes."""
+    """Load the flow that the engine sends, answer what it is or why it does not load, and run lines until the pipe closes."""
     be_killed_first()
     os.set_inheritable(permits, False)
     fd_in, fd_out = os.dup(0), os.dup(1)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.dup2(2, 1)
-    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - the process's own, for its life
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - open as long as the process lives
     sys.stdout = sys.stderr = PrintedOutput(2)
     faulthandler.enable(file=2)
     read, write = _Reader(fd_in), Writer(fd_out)
@@ -153,18 +152,18 @@ def main(permits: int) -> None:
         scrubber = Scrubber.of_run(job["flow"], given["connections"], given["init_kwargs"], environment)
         program = _load(job, given)
         ready = _ready(program, scrubber)
-    except BaseException as exc:  # noqa: BLE001 - user code is imported here, and may even exit
+    except BaseException as exc:  # noqa: BLE001 - user code is imported here, and can even exit
         error = exc if isinstance(exc, BatchflowException) else UnexpectedError(f"({type(exc).__name__}) {exc}")
         write(wire.pack({"op": "refused", "error": scrubber.value(error_dict(error))}))
         return
     write(ready)
     if program.description.is_async:
-        # Here, and not before: asyncio is a third of a worker's start.
+        # Imported only here, because asyncio takes a third of a worker's start.
         from prefect_batchflow.execution.workers.async_host import run_async
 
         run_async(program, fd_in, write, job["lines_at_once"], scrubber)
     _run_sync(program, read, permits, write, scrubber)
-    # No clean-up of user code: threads it left behind must not keep a worker alive.
+    # No clean-up of user code: threads that it left must not keep the worker alive.
     os._exit(0)
 
 
