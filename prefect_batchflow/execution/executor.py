@@ -27,15 +27,15 @@ _NO_SECRETS = Scrubber({}, {}, {})
 
 @dataclass(frozen=True, slots=True)
 class LineOutcome:
-    """One attempt of one line: what the run counts, and what the storage keeps."""
+    """One attempt of one line: a receipt for the run, a record for the storage."""
 
     receipt: Receipt
     record: bytes
-    """The line record as JSON."""
+    """The line's record as JSON."""
     input_hash: str
-    """Of the inputs it ran with; a resume takes a record over only where it fits."""
+    """The hash of its inputs; a resume keeps the record only if the hash is still the same."""
     printed: str = ""
-    """Of what it printed, what the log of the run has."""
+    """The part of its output that goes to the log of the run."""
 
     def parsed(self) -> Any:
         """The record as values."""
@@ -46,14 +46,14 @@ class Executor(Protocol):
     """Runs the lines of one flow. One contract test runs for every implementation."""
 
     slots: int
-    """How many lines run at once; the window of task runs is made a little wider."""
+    """How many lines run at once; the window of task runs is a little larger."""
 
     async def start(self) -> FlowDescription:
-        """Load the flow and say what it is; whatever keeps it from loading is raised here, before any data is read."""
+        """Load the flow and describe it. If it does not load, this raises, before any data is read."""
         ...
 
     async def run_line(self, line: Line, *, attempt: int, timeout_sec: float) -> LineOutcome:
-        """Run one attempt of one line once a slot is free. What the line does wrong is in the outcome, never raised."""
+        """Run one attempt of one line once a slot is free. The line's own errors are in the outcome, never raised."""
         ...
 
     async def aggregate(self, lines: Sequence[CompletedLine], *, timeout_sec: float) -> AggregationRun:
@@ -65,12 +65,12 @@ class Executor(Protocol):
         ...
 
     async def close(self) -> None:
-        """End everything that runs; after it no process of this executor is alive."""
+        """End everything that runs. No process of this executor is alive afterwards."""
         ...
 
 
 def outcome_of(line: Line, attempt: int, run: LineRun, scrubber: Scrubber = _NO_SECRETS) -> LineOutcome:
-    """The outcome of a line that no worker has recorded."""
+    """The outcome of a line that has no record from a worker."""
     record, encoded = scrubber.encode(line_record(run, line.line_number, attempt, line.input_hash))
     return LineOutcome(Receipt.of(record), encoded, line.input_hash, in_log(record["logs"]))
 
@@ -78,7 +78,7 @@ def outcome_of(line: Line, attempt: int, run: LineRun, scrubber: Scrubber = _NO_
 def failed_outcome(
     line: Line, *, attempt: int, error: dict[str, Any], duration_sec: float, logs: str = ""
 ) -> LineOutcome:
-    """The outcome of a line whose process could not tell it itself."""
+    """The outcome of a line whose process could not report it."""
     ended = datetime.now(UTC)
     started = datetime.fromtimestamp(ended.timestamp() - duration_sec, UTC)
     run = line_run(line.inputs, (started.isoformat(), ended.isoformat(), duration_sec), error=error, logs=logs)
@@ -97,13 +97,13 @@ def timed_out(line: Line, timeout_sec: float) -> dict[str, Any]:
 
 
 def failed_aggregation(exc: BatchflowException) -> AggregationRun:
-    """What an aggregation gave that came to no end of its own."""
+    """The result of an aggregation that was ended before it was done."""
     return {"output": {}, "metrics": {}, "nodes": [], "error": error_dict(exc)}
 
 
 def aggregation_timed_out(timeout_sec: float) -> LineExecutionTimeoutError:
-    """The error of an aggregation that met its limit, which is the line's."""
+    """The error of an aggregation that met its limit, which is the line timeout."""
     return LineExecutionTimeoutError(
-        f"The aggregation did not end within {timeout_sec:g} seconds. Raise the line timeout, or see what it waits for.",
+        f"The aggregation did not end within {timeout_sec:g} seconds. Raise the line timeout, or find out why it takes long.",
         target="Executor",
     )

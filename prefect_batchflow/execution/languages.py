@@ -46,12 +46,12 @@ def executor_for(flow: Flow) -> type[AbstractExecutorProxy] | None:
 
 
 def no_executor(flow: Flow) -> str:
-    """Say that nothing runs a flow's language, and what to do."""
+    """The message for a flow whose language has no executor."""
     known = ", ".join([PYTHON, *registered_languages()])
     return (
-        f"The flow {flow.name!r} is written in {flow.language!r}; flows of {known} can run. Register an executor: "
-        f"BatchEngine.register_executor({flow.language!r}, <AbstractExecutorProxy subclass>). Or say in its yaml how the "
-        "service that runs it is started: `service: {command: […]}`, see docs/other-languages.md."
+        f"The flow {flow.name!r} is written in {flow.language!r}, but only flows in {known} can run. Register an executor: "
+        f"BatchEngine.register_executor({flow.language!r}, <AbstractExecutorProxy subclass>). Or give the command that "
+        "starts its service in the yaml: `service: {command: […]}`, see docs/other-languages.md."
     )
 
 
@@ -66,10 +66,10 @@ def new_executor(
     environment_variables: Mapping[str, str],
     storage: Any = None,
 ) -> Executor:
-    """Give what runs a flow's lines: `proxy`, else what its language says.
+    """The executor of a flow: through `proxy` if given, or else the one of its language.
 
     Raises:
-        UnsupportedFeatureError: Nothing here runs its language.
+        UnsupportedFeatureError: The flow's language has no executor.
     """
     if proxy := proxy or executor_for(flow):
         return ProxyExecutor(

@@ -237,7 +237,7 @@ class TestAnswers:
             ({"run_info": {"status": "Odd"}}, "UnexpectedError", "Odd"),
             ({"node_run_infos": {"a": {}}}, "UnexpectedError", "None"),
             ({"run_info": {"system_metrics": {"total_tokens": "many"}}}, "UnexpectedError", "many"),
-            ({"run_info": {"status": "Failed"}}, "UnexpectedError", "the line is Failed, and not why"),
+            ({"run_info": {"status": "Failed"}}, "UnexpectedError", "the line is Failed, but gave no error"),
             ({"output": {"it": object()}}, "FlowOutputUnserializable", "it"),
         ],
         ids=[

@@ -1,4 +1,4 @@
-"""Executors of other languages: promptflow's proxy class, and what drives one for a run."""
+"""Executors of other languages: promptflow's proxy class, and the executor that drives one."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DESTROY_SEC = 10.0
-"""How long an executor proxy may take to end what it started."""
+"""How long an executor proxy can take to end what it started."""
 
 
 class AbstractExecutorProxy(ABC):
@@ -59,7 +59,7 @@ class AbstractExecutorProxy(ABC):
         storage: Any = None,
         **kwargs: Any,
     ) -> AbstractExecutorProxy:
-        """Start what runs the flow; `kwargs` hold `init_kwargs`, `worker_count`, and any `environment_variables`."""
+        """Start whatever runs the flow; `kwargs` has `init_kwargs`, `worker_count` and, if any, `environment_variables`."""
 
     async def destroy(self) -> None:
         """End what `create` started."""
@@ -67,25 +67,25 @@ class AbstractExecutorProxy(ABC):
 
     @property
     def has_aggregation(self) -> bool:
-        """Whether `exec_aggregation_async` is to be called."""
+        """Whether the run must call `exec_aggregation_async`."""
         return False
 
     async def wait_until_ready(self) -> None:
-        """Return once a line can be sent; what that takes is not counted as the line's time. Raise to stop the run.
+        """Return once a line can be sent; this time does not count as the line's. Raise to stop the run.
 
-        Ours: promptflow's proxies do not replace what they have started.
+        Promptflow does not have this method, because its proxies do not replace what they started.
         """
         return
 
     def get_inputs_definition(self) -> Mapping[str, Any]:
-        """Input name to a dictionary with `type` and `default`, both optional."""
+        """Input name to a dictionary; it can have `type` and `default`."""
         return {}
 
     @abstractmethod
     async def exec_line_async(
         self, inputs: Mapping[str, Any], index: int | None = None, run_id: str | None = None
     ) -> Any:
-        """Run one line; a `LineResult`, or its dictionary as the service protocol has it."""
+        """Run one line; a `LineResult`, or its dictionary as in the service protocol."""
 
     async def exec_aggregation_async(
         self, batch_inputs: Mapping[str, Any], aggregation_inputs: Mapping[str, Any], run_id: str | None = None
@@ -95,7 +95,7 @@ class AbstractExecutorProxy(ABC):
 
 
 class ProxyExecutor:
-    """Drives a promptflow executor proxy: many lines at once, each with its limit."""
+    """Drives a promptflow executor proxy: many lines at once, each with its time limit."""
 
     def __init__(
         self,
@@ -127,10 +127,10 @@ class ProxyExecutor:
         self._proxy: AbstractExecutorProxy | None = None
 
     async def start(self) -> FlowDescription:
-        """Create the proxy, unless a made one was given, and ask it for its inputs.
+        """Create the proxy, unless one was given, and ask it for its inputs.
 
         Raises:
-            WorkerStartError: `create` raised something that is no error of ours.
+            WorkerStartError: `create` raised an exception that is not this package's own.
         """
         self._proxy = await self._create(self._given) if isinstance(self._given, type) else self._given
         inputs = {
@@ -156,7 +156,7 @@ class ProxyExecutor:
             ) from exc
 
     async def run_line(self, line: Line, *, attempt: int, timeout_sec: float) -> LineOutcome:
-        """Call the proxy for one line; its exceptions, its silence and its odd answers are failures of the line."""
+        """Call the proxy for one line. If it raises, is late or answers nonsense, the line fails."""
         assert self._proxy is not None, "start() comes first"
         if line.error is not None:
             return failed_outcome(line, attempt=attempt, error=line.error, duration_sec=0.0)
@@ -176,7 +176,7 @@ class ProxyExecutor:
                 self._running.discard(line.line_number)
 
     async def aggregate(self, lines: Sequence[CompletedLine], *, timeout_sec: float) -> AggregationRun:
-        """Hand the proxy the lists over completed lines, in line_number order; what it raises is the run's error."""
+        """Give the proxy lists over the completed lines, in line_number order; an exception becomes the aggregation's error."""
         assert self._proxy is not None, "start() comes first"
         inputs = {name: [line["inputs"].get(name) for line in lines] for name in (lines[0]["inputs"] if lines else ())}
         keys = {key: None for line in lines for key in line["aggregation_inputs"]}
@@ -199,7 +199,7 @@ class ProxyExecutor:
         return self._scrubber.record(run)
 
     def running(self) -> set[int]:
-        """The numbers of the lines the proxy has."""
+        """The numbers of the lines that the proxy runs now."""
         return set(self._running)
 
     async def close(self) -> None:
@@ -208,7 +208,7 @@ class ProxyExecutor:
             try:
                 async with asyncio.timeout(DESTROY_SEC):
                     await self._proxy.destroy()
-            except Exception as exc:  # noqa: BLE001 - what it does at its end must not cost the run its result
+            except Exception as exc:  # noqa: BLE001 - an error at the end must not cost the run its result
                 logger.warning("%s.destroy() failed: (%s) %s", type(self._proxy).__name__, type(exc).__name__, exc)
 
 
@@ -217,7 +217,7 @@ def _known(exc: Exception) -> BatchflowException:
 
 
 def _described(exc: Exception) -> dict[str, Any]:
-    """The error of a line whose proxy raised, with the class of what it raised and the wait that this asks for, if any."""
+    """The error of a line whose proxy raised, with the error class and, if the exception asks for one, the wait."""
     error, kind, asked = error_dict(_known(exc)), class_of_exception(exc), wait_asked_by(exc)
     if kind is class_of_error(error) and asked is None:
         return error
@@ -227,7 +227,7 @@ def _described(exc: Exception) -> dict[str, Any]:
 
 
 def _plain(result: Any) -> dict[str, Any]:
-    """A proxy's answer as a dictionary, from a model or as the service protocol has it."""
+    """A proxy's answer as a dictionary; it can be a model or a dictionary already."""
     return result.model_dump() if hasattr(result, "model_dump") else dict(result)
 
 
@@ -246,7 +246,7 @@ def _outcome(line: Line, result: dict[str, Any], attempt: int, clock: Clock, scr
     status, error = run_info.get("status") or Status.Completed, run_info.get("error")
     if status != Status.Completed and not error:
         error = error_dict(
-            UnexpectedError(f"The executor says that the line is {status}, and not why.", target="Executor")
+            UnexpectedError(f"The executor answered that the line is {status}, but gave no error.", target="Executor")
         )
     run = line_run(
         line.inputs,
