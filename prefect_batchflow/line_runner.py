@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from prefect_batchflow.execution.executor import Executor, LineOutcome
+    from prefect_batchflow.execution.line_feed import LineEvents
     from prefect_batchflow.lines import Line
     from prefect_batchflow.results.records import Receipt
     from prefect_batchflow.settings import LinePolicy
@@ -36,9 +37,7 @@ class LineRunner:
         executor: Runs the lines.
         records: Keeps them.
         policy: Limit and retries of a line.
-        settle: Called once a line with its final receipt, after its record is safe.
-        ended: Called once a line with its final receipt, as soon as there is one.
-        persisted: Called with each segment's outcomes once they are safe, retried attempts included.
+        events: What the run is called for.
         printed: Where what lines print goes; `None` is a log of its own.
     """
 
@@ -47,10 +46,8 @@ class LineRunner:
         executor: Executor,
         records: RunRecords,
         policy: LinePolicy,
-        settle: Callable[[Receipt], None],
+        events: LineEvents,
         *,
-        ended: Callable[[Receipt], None] | None = None,
-        persisted: Callable[[Sequence[LineOutcome]], None] | None = None,
         printed: PrintedLog | None = None,
     ) -> None:
         self.executor = executor
@@ -63,14 +60,10 @@ class LineRunner:
         self.stopped = False
         self.canceled: set[int] = set()
         """The lines that ran when the run was stopped, and did not end."""
-        self.failure: BatchflowException | None = None
-        """What ends the run: the storage, or a worker that cannot start. No further line is begun."""
-        self.on_failure: Callable[[], None] = lambda: None
-        self.writer = RecordWriter(records, self._kept, self.fail)
+        self.writer = RecordWriter(records, self._kept, events.failed)
         self._stopping = asyncio.Event()
-        self._settle = settle
-        self._ended = ended
-        self._persisted = persisted
+        self._events = events
+        self._settles = True
         self._printed = PrintedLog() if printed is None else printed
         self._not_before: dict[int, float] = {}
         """By line, the moment its next attempt may begin, where the failed one's error names one; monotonic."""
@@ -115,7 +108,7 @@ class LineRunner:
                 return None
             raise
         except BatchflowException as exc:
-            self.fail(exc)
+            self._events.failed(exc)
             raise
         finally:
             self._attempts.pop(work, None)
@@ -123,8 +116,7 @@ class LineRunner:
             work.cancel()
         self._printed.add(outcome)
         if self.is_final(outcome.receipt):
-            if self._ended is not None:
-                self._ended(outcome.receipt)
+            self._events.ended(outcome.receipt)
         elif asked := not_before_sec(outcome.receipt.error or {}):
             self._not_before[line.line_number] = time.monotonic() + asked
         return outcome
@@ -145,7 +137,7 @@ class LineRunner:
     async def written(self, limit_sec: float) -> None:
         """Wait, for a bounded time, until nothing is being written; nothing is settled after that."""
         await self.writer.wait(limit_sec)
-        self._settle = lambda _: None
+        self._settles = False
 
     async def wait_turn(self, line: Line) -> None:
         """Wait until a line's next attempt may begin, as the service that refused the last one asked."""
@@ -161,22 +153,17 @@ class LineRunner:
 
     def _kept(self, outcomes: Sequence[LineOutcome]) -> None:
         """Settle lines whose final record is safe."""
-        if self._persisted is not None:
-            self._persisted(outcomes)
+        if self._events.persisted is not None:
+            self._events.persisted(outcomes)
         for outcome in outcomes:
             number = outcome.receipt.line_number
             if self.is_final(outcome.receipt):
                 self.canceled.discard(number)
                 self.unsettled.pop(number, None)
-                self._settle(outcome.receipt)
+                if self._settles:
+                    self._events.settled(outcome.receipt)
             else:
                 self.unsettled[number] = outcome.receipt
-
-    def fail(self, exc: BatchflowException) -> None:
-        """End the run for a reason that is no line's."""
-        if self.failure is None:
-            self.failure = exc
-            self.on_failure()
 
 
 class ChunkRun:

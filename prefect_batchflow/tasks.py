@@ -1,4 +1,4 @@
-"""`run_line` and `run_chunk`: the Prefect tasks that run lines, write their records, and give receipts back.
+"""Lines as Prefect task runs on this machine: `run_line` and `run_chunk` run lines, write their records and settle them.
 
 A task is made for one run and closes over what it needs there. A line is settled, that is counted, once its record was
 written and read back, and no retry of it will follow.
@@ -6,6 +6,7 @@ written and read back, and no retry of it will follow.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from prefect import Task, task
@@ -13,18 +14,31 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, StateType
 from prefect.states import Cancelled, Completed
 
-from prefect_batchflow.exceptions import innermost_code
+from prefect_batchflow.exceptions import UnexpectedError, innermost_code
+from prefect_batchflow.execution.line_feed import STOP_GRACE_SEC
 from prefect_batchflow.line_runner import ChunkRun, LineRunner
 from prefect_batchflow.prefect_runtime.logs import LINE_TASK
 from prefect_batchflow.prefect_runtime.task_runs import in_memory_result, tag_task_run, task_parameter
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Coroutine, Sequence
 
     from prefect.client.schemas.objects import TaskRun
 
+    from prefect_batchflow.execution.executor import Executor
+    from prefect_batchflow.execution.line_feed import LineEvents
     from prefect_batchflow.lines import Line
     from prefect_batchflow.results.records import Receipt
+    from prefect_batchflow.settings import Granularity, LinePolicy
+    from prefect_batchflow.storage.records import RunRecords
+
+LINE_GRANULARITY_UP_TO = 1_000
+"""Lines for which `auto` makes a task run each."""
+SMALLEST_CHUNK = 50
+MOST_TASK_RUNS = 200
+"""Chunks grow so that a run has no more: what a person can look through, and a server takes in within seconds."""
+LINES_AHEAD = 100
+"""Lines of the next chunk that are begun before the one before ends: beginning a task run takes longer than short lines."""
 _MAX_RETRY_DELAYS = 50  # Prefect takes no more, and repeats the last one
 
 _STATE_NAMES = {
@@ -32,6 +46,73 @@ _STATE_NAMES = {
     "LineOutOfMemoryError": "OutOfMemory",
     "ProcessCrashError": "ProcessCrashed",
 }
+
+
+class LocalFeed(LineRunner):
+    """Runs lines in task runs of this process: one per line, or one per chunk of lines.
+
+    Args:
+        executor: Runs the lines.
+        records: Keeps them.
+        policy: Limit and retries of a line.
+        events: What the run is called for.
+        run_id: The run's, for the tag of its task runs.
+        granularity: Whether a task run has one line or a chunk.
+        total_lines: Of the data.
+    """
+
+    stop_grace_sec = STOP_GRACE_SEC
+
+    def __init__(
+        self,
+        executor: Executor,
+        records: RunRecords,
+        policy: LinePolicy,
+        events: LineEvents,
+        *,
+        run_id: str,
+        granularity: Granularity,
+        total_lines: int,
+    ) -> None:
+        super().__init__(executor, records, policy, events)
+        chunk_size = _chunk_size(granularity, total_lines)
+        make_task = _line_task if chunk_size is None else _chunk_task
+        self._task: Any = make_task(self, f"run:{run_id}")
+        """`Any`: Prefect's types do not tell that an async task asked for its state gives an awaitable."""
+        self.group = chunk_size or 1
+        slots = executor.slots
+        # More lines than workers, so that none waits while Prefect begins and ends task runs. Lines are counted, not
+        # task runs: a chunk whose last line hangs must not keep the next one from the other workers.
+        self.width = slots + max(4, slots // 4, min(chunk_size or 0, LINES_AHEAD))
+        how = "a task run each" if chunk_size is None else f"{chunk_size} a task run"
+        self.how = f"{how}, {slots} at once"
+
+    def load(self) -> int:
+        """Lines that have been begun, without those that wait for their next attempt."""
+        return self.open_lines
+
+    def run(self, lines: Sequence[Line]) -> Coroutine[Any, Any, None]:
+        """Run a group of lines in one task run."""
+        self.enter(len(lines))
+        return self._run_task(lines)
+
+    async def _run_task(self, lines: Sequence[Line]) -> None:
+        """One task run; its lines are counted as they end, so its state only tells whether all of them did."""
+        state = await self._task(Chunk(lines), return_state=True)
+        if _is_broken(state):
+            self._events.failed(
+                UnexpectedError(
+                    f"The task run of {len(lines)} lines from line {lines[0].line_number} on ended in {state.name}: "
+                    f"{state.message}. The run stops; resume it."
+                )
+            )
+
+
+def _chunk_size(granularity: Granularity, total_lines: int) -> int | None:
+    """Lines a task run; `None` is a task run a line."""
+    if granularity == "line" or (granularity == "auto" and total_lines <= LINE_GRANULARITY_UP_TO):
+        return None
+    return max(SMALLEST_CHUNK, math.ceil(total_lines / MOST_TASK_RUNS))
 
 
 class Chunk:
@@ -43,7 +124,7 @@ class Chunk:
         self.lines = lines
 
 
-def line_task(runner: LineRunner, run_tag: str) -> Task[[Chunk], Any]:
+def _line_task(runner: LineRunner, run_tag: str) -> Task[[Chunk], Any]:
     """The task of granularity `line`: one task run a line, its retries and its failure as states of it."""
     policy = runner.policy
 
@@ -83,7 +164,7 @@ def line_task(runner: LineRunner, run_tag: str) -> Task[[Chunk], Any]:
     return run_line
 
 
-def chunk_task(runner: LineRunner, run_tag: str) -> Task[[Chunk], Any]:
+def _chunk_task(runner: LineRunner, run_tag: str) -> Task[[Chunk], Any]:
     """The task of granularity `chunk`: one task run for many lines, each with its own limit, retries and record."""
 
     @task(
@@ -108,7 +189,7 @@ def chunk_task(runner: LineRunner, run_tag: str) -> Task[[Chunk], Any]:
     return run_chunk
 
 
-def is_broken(state: State[Any]) -> bool:
+def _is_broken(state: State[Any]) -> bool:
     """Whether a task run ended in a way that none of the tasks here ends one: its lines are not accounted for."""
     return (state.is_failed() and _note_of(state) is None) or state.is_crashed()
 

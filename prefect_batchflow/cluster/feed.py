@@ -6,20 +6,23 @@ import asyncio
 import logging
 import math
 import pickle
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow.cluster.clusters import LostTaskError
 from prefect_batchflow.cluster.node import run_chunk
 from prefect_batchflow.cluster.work import Assignment, Report
 from prefect_batchflow.exceptions import BatchflowException, ClusterError
 from prefect_batchflow.execution.executor import LineOutcome
+from prefect_batchflow.execution.line_feed import STOP_GRACE_SEC
+from prefect_batchflow.storage.control import LOOK_EVERY_SEC
 from prefect_batchflow.storage.keys import SegmentName
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
 
     from prefect_batchflow.cluster.clusters import Cluster
     from prefect_batchflow.cluster.work import RunDescription
+    from prefect_batchflow.execution.line_feed import LineEvents
     from prefect_batchflow.lines import Line
     from prefect_batchflow.results.records import Receipt
     from prefect_batchflow.storage.control import Driver, Order
@@ -47,6 +50,7 @@ class Shares:
     """
 
     def __init__(self, lines_at_once: int, places: int, total_lines: int) -> None:
+        self.places = places
         self.lines_at_once = max(1, lines_at_once // places)
         """Of one chunk."""
         chunks = lines_at_once // self.lines_at_once
@@ -58,18 +62,20 @@ class Shares:
         self.chunk_size = min(max(fair, self.lines_at_once), LARGEST_CHUNK)
 
 
-class ClusterRunner:
-    """What a `LineRunner` is to a run on one machine: runs chunks of its lines, settles them, stops.
+class ClusterFeed:
+    """Runs lines in tasks of a cluster, a chunk each.
 
     Args:
         cluster: Where tasks run.
         driver: Tells them what to do.
         description: What each of them needs.
         records: The run's, read only.
-        settle: Called once a line with its final receipt, whose record is safe.
-        ended: The same, before that.
-        persisted: Called with what was kept of each attempt; `None` if nobody asks.
+        shares: How the lines are spread over the cluster.
+        events: What the run is called for, when a chunk has ended.
     """
+
+    stop_grace_sec = 2.0 + LOOK_EVERY_SEC + STOP_GRACE_SEC / 2
+    """Tasks hear of a stop with a delay."""
 
     def __init__(
         self,
@@ -77,17 +83,20 @@ class ClusterRunner:
         driver: Driver,
         description: RunDescription,
         records: RunRecords,
-        settle: Callable[[Receipt], None],
-        *,
-        ended: Callable[[Receipt], None],
-        persisted: Callable[[Sequence[LineOutcome]], None] | None = None,
+        shares: Shares,
+        events: LineEvents,
     ) -> None:
+        self.group = shares.chunk_size
+        self.width = shares.submitted
+        self.how = (
+            f"{shares.chunk_size} a task, {shares.running} tasks at once on {shares.places} places of {cluster.kind}, "
+            f"{shares.lines_at_once} lines at once in each"
+        )
         self.on_room: Callable[[], None] = lambda: None
-        self.on_failure: Callable[[], None] = lambda: None
-        self.stopped = False
         self.canceled: set[int] = set()
         self.unsettled: dict[int, Receipt] = {}
-        self.failure: BatchflowException | None = None
+        self._is_stopped = False
+        self._submitted = 0
         self._cluster = cluster
         self._driver = driver
         self._run_id = description.run_id
@@ -96,9 +105,7 @@ class ClusterRunner:
         self._packed_run = pickle.dumps(description)
         self._lines_at_once = description.lines_at_once
         self._records = records
-        self._settle = settle
-        self._ended = ended
-        self._persisted = persisted
+        self._events = events
         self._seen_segments: set[str] = set()
         self._unanswered: dict[int, Sequence[Line]] = {}
         """Chunks that were begun and have no report, by their first line."""
@@ -109,12 +116,13 @@ class ClusterRunner:
         """How many lines may be running now: what a chunk does is known at its end only."""
         return sum(min(len(lines), self._lines_at_once) for lines in self._unanswered.values())
 
-    def enter(self, lines: int = 1) -> None:
-        """Lines are about to be run: chunks are counted, not lines."""
+    def load(self) -> int:
+        """Chunks that have been submitted and have not ended."""
+        return self._submitted
 
     def stop(self, *, drain: bool = False) -> None:
         """Have no chunk begin, and have those that run end their lines, or let them end. Idempotent."""
-        self.stopped = True
+        self._is_stopped = True
         order: Order = "drain" if drain else "stop"
         if self._told in (order, "stop"):
             return
@@ -129,39 +137,43 @@ class ClusterRunner:
         except Exception as exc:  # noqa: BLE001 - it is written again with the next beat
             logger.warning("Cannot tell the cluster's tasks to %s: (%s) %s", order, type(exc).__name__, exc)
 
-    def fail(self, exc: BatchflowException) -> None:
-        """End the run for a reason that is no line's."""
-        if self.failure is None:
-            self.failure = exc
-            self.on_failure()
-
-    async def run(self, lines: Sequence[Line]) -> None:
+    def run(self, lines: Sequence[Line]) -> Coroutine[Any, Any, None]:
         """Run one chunk: submit it until its report comes, or it was lost too often."""
-        first = lines[0].line_number
-        self._unanswered[first] = lines
+        self._unanswered[lines[0].line_number] = lines
+        self._submitted += 1
+        return self._run(lines)
+
+    async def _run(self, lines: Sequence[Line]) -> None:
+        try:
+            await self._submit(lines)
+        finally:
+            self._submitted -= 1
+            self.on_room()
+
+    async def _submit(self, lines: Sequence[Line]) -> None:
         assignment = Assignment(self._run_id, self._run_key, self._packed_run, lines)
         lost = ""
         for _ in range(SUBMISSIONS):
-            if self.stopped:
+            if self._is_stopped:
                 return
             try:
                 report = await self._report(assignment)
             except LostTaskError as exc:
                 lost = str(exc)
             except BatchflowException as exc:
-                self.fail(exc)
+                self._events.failed(exc)
                 return
             else:
                 lost = _why_again(report)
-                if not lost or self.stopped:
+                if not lost or self._is_stopped:
                     await self._take(report)
-                    self._unanswered.pop(first, None)
+                    self._unanswered.pop(lines[0].line_number, None)
                     return
             logger.warning(
                 "%r of run %s are submitted again, since their task was lost: %s", assignment, self._run_id, lost
             )
-        if not self.stopped:
-            self.fail(
+        if not self._is_stopped:
+            self._events.failed(
                 ClusterError(
                     f"The cluster lost the task of {assignment!r} {SUBMISSIONS} times, the last time by: {lost}. No line of it "
                     "is to blame, for lines run in processes of their own. The run stops, and what has ended is kept: see what "
@@ -178,30 +190,29 @@ class ClusterRunner:
 
     async def _take(self, report: Report) -> None:
         if report.failure is not None:
-            self.fail(report.failure)
+            self._events.failed(report.failure)
             return
         try:
             await self._hand_on(report.segments)
         except BatchflowException as exc:
-            self.fail(exc)
+            self._events.failed(exc)
             return
         for receipt in report.settled:
-            self._ended(receipt)
-            self._settle(receipt)
+            self._events.ended(receipt)
+            self._events.settled(receipt)
         self.canceled |= report.canceled
         self.unsettled.update((receipt.line_number, receipt) for receipt in report.unsettled)
-        self.on_room()
 
     async def _hand_on(self, segments: Sequence[str]) -> None:
         """Read back what a chunk wrote, for a storage that the caller brought."""
-        if self._persisted is None:
+        if self._events.persisted is None:
             return
         for name in segments:
             if name in self._seen_segments:
                 continue
             self._seen_segments.add(name)
             segment = await self._records.read(SegmentName.parse(name))
-            self._persisted(
+            self._events.persisted(
                 [
                     LineOutcome(stored.receipt, record, stored.input_hash)
                     for stored, record in zip(segment.stored, segment.records, strict=True)

@@ -27,6 +27,7 @@ from prefect_batchflow.cluster.work import Assignment, Report, RunDescription
 from prefect_batchflow.definition.load import merged_copy
 from prefect_batchflow.definition.run_folder import run_folder
 from prefect_batchflow.exceptions import BatchflowException, FlowNotFoundError, InvalidOptionError, RunInUseError
+from prefect_batchflow.execution.line_feed import LineEvents
 from prefect_batchflow.execution.workers.pool import WorkerPool
 from prefect_batchflow.line_runner import ChunkRun, LineRunner
 from prefect_batchflow.prefect_runtime.logs import PrintedLog
@@ -170,7 +171,9 @@ class RemoteRun:
             if self._run.ends_on_failure and receipt.error is not None:
                 chunk.end("limit")
 
-        runner = LineRunner(pool, records, self._run.policy, settled.append, ended=ended, printed=self._printed)
+        runner = LineRunner(
+            pool, records, self._run.policy, LineEvents(settled=settled.append, ended=ended), printed=self._printed
+        )
         try:
             lines, attempts = [], {}
             for line in chunk.lines:

@@ -12,8 +12,7 @@ from prefect_batchflow.exceptions import BatchflowException, BatchRunTimeoutErro
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
 
-    from prefect_batchflow.cluster.feed import ClusterRunner
-    from prefect_batchflow.line_runner import LineRunner
+    from prefect_batchflow.execution.line_feed import LineFeed
     from prefect_batchflow.run.handle import LiveRun
 
 T = TypeVar("T")
@@ -40,7 +39,7 @@ class Stop:
         self._stop_now: Callable[[], object] = lambda: None
         self.is_stopped = False
         """By somebody, by the run's time limit, or by a failure that is no line's."""
-        self.runner: LineRunner | ClusterRunner | None = None
+        self.feed: LineFeed | None = None
         """What runs the lines, as soon as they do."""
 
     @property
@@ -54,25 +53,21 @@ class Stop:
         return error_dict(self._error) if self._error else None
 
     def fail(self, exc: BatchflowException) -> None:
-        """End the run, whatever it does now, for a reason that leaves no result."""
-        self._failure = self._failure or exc
-        if self.runner is not None:
-            self.runner.fail(exc)
-        else:
+        """End the run, whatever it does now, for a reason that leaves no result. The first reason stays."""
+        if self._failure is None:
+            self._failure = exc
             self._stop_now()
 
     def raise_failure(self) -> None:
         """Raise what leaves no result, if there is anything."""
-        failure = self._failure or (self.runner.failure if self.runner is not None else None)
-        if failure is not None:
-            raise failure
+        if self._failure is not None:
+            raise self._failure
 
     def on_failure_limit(self, exc: BatchflowException) -> None:
         """End the run with what it has: more failed than it bears. The first reason stays."""
         if self._error is None:
             self._error = exc
-            if self.runner is not None:
-                self.runner.on_failure()
+            self._stop_now()
 
     async def unless_stopped(self, stage: Coroutine[Any, Any, T]) -> T | None:
         """What a stage gives; `None` when the run is stopped before it ends.
@@ -95,21 +90,21 @@ class Stop:
     @contextlib.contextmanager
     def stops(self, also: Callable[[], object]) -> Iterator[None]:
         """Let a cancel, the run's time limit or a failing storage stop the lines, and what `also` stops."""
-        runner, loop = self.runner, asyncio.get_running_loop()
+        feed, loop = self.feed, asyncio.get_running_loop()
         timers: list[asyncio.TimerHandle] = []
 
         def stop() -> None:
             self.is_stopped = True
-            if runner is not None:
-                runner.stop()
+            if feed is not None:
+                feed.stop()
             also()
 
         def drain() -> None:
-            if runner is None:
+            if feed is None:
                 stop()
                 return
             self.is_stopped = True
-            runner.stop(drain=True)
+            feed.stop(drain=True)
             timers.append(loop.call_later(DRAIN_SEC, stop))
 
         def on_limit() -> None:
@@ -123,8 +118,6 @@ class Stop:
         if self._limit_sec is not None:
             left = self._limit_sec - (time.monotonic() - self._clock)
             timers.append(loop.call_later(max(left, 0), on_limit))
-        if runner is not None:
-            runner.on_failure = stop
         self._stop_now = stop
         self._live.when_cancelled(lambda drains: loop.call_soon_threadsafe(drain if drains else stop))
         try:

@@ -12,16 +12,16 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from fake_cluster import FakeCluster
 from outcomes import outcome_of
 from pools import flow_of
-from prefect.states import Completed, Crashed
+from prefect.states import Crashed
 from waiting import eventually
 
 from prefect_batchflow.blocks import RunStorageBlock
 from prefect_batchflow.cluster import node
 from prefect_batchflow.cluster.clusters import DaskCluster, LostTaskError, RayCluster, cluster_of
-from prefect_batchflow.cluster.feed import SUBMISSIONS, ClusterRunner
-from prefect_batchflow.cluster.node import run_assignment
+from prefect_batchflow.cluster.feed import SUBMISSIONS, ClusterFeed, Shares
 from prefect_batchflow.cluster.work import Assignment, RunDescription
 from prefect_batchflow.exceptions import (
     ClusterError,
@@ -30,9 +30,9 @@ from prefect_batchflow.exceptions import (
     RunInUseError,
     StorageError,
 )
+from prefect_batchflow.execution.line_feed import LineEvents
 from prefect_batchflow.execution.workers.pool import WorkerPool
 from prefect_batchflow.lines import Line
-from prefect_batchflow.prefect_runtime.task_runs import in_memory_result
 from prefect_batchflow.results.records import Status
 from prefect_batchflow.settings import LinePolicy
 from prefect_batchflow.storage.control import Driver
@@ -43,9 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
     from pathlib import Path
 
-    from prefect import Task
-    from prefect.client.schemas.objects import State
-
+    from prefect_batchflow.exceptions import BatchflowException
     from prefect_batchflow.execution.executor import LineOutcome
     from prefect_batchflow.results.records import Receipt
 
@@ -67,34 +65,6 @@ def main(n: int, folder: str = ".") -> int:
         time.sleep(600)
     return n
 """
-
-
-def travelled(value: Any) -> Any:
-    """What arrives in another process."""
-    return pickle.loads(pickle.dumps(value))  # noqa: S301 - its own
-
-
-class FakeCluster(DaskCluster):
-    """Runs tasks in threads; loses those that it is told to."""
-
-    def __init__(self) -> None:
-        self.losses: list[Exception | State[Any]] = []
-        """What the next submissions give instead of a report."""
-        self.submitted = 0
-
-    async def run(self, task: Task[..., Any], parameters: dict[str, Any]) -> State[Any]:
-        self.submitted += 1
-        if self.losses:
-            loss = self.losses.pop(0)
-            if isinstance(loss, Exception):
-                raise loss
-            return loss
-        assignment = travelled(parameters["assignment"])
-        report = await asyncio.to_thread(run_assignment, assignment)
-        state: State[Any] = Completed()
-        state.data = in_memory_result(travelled(report))
-        state.data = in_memory_result(travelled(report))
-        return state
 
 
 class ARun:
@@ -122,21 +92,20 @@ class ARun:
         }
         self.description = RunDescription(**{**facts, **options})
         self.records = RunRecords(files, KEYS, 1)
-        self.runner = ClusterRunner(
-            self.cluster,
-            driver,
-            self.description,
-            self.records,
-            lambda receipt: self.settled.update({receipt.line_number: receipt}),
-            ended=lambda _: None,
+        self.failures: list[BatchflowException] = []
+        events = LineEvents(
+            settled=lambda receipt: self.settled.update({receipt.line_number: receipt}),
             persisted=self._persist,
+            failed=self.failures.append,
         )
+        shares = Shares(self.description.lines_at_once, 1, 1)
+        self.feed = ClusterFeed(self.cluster, driver, self.description, self.records, shares, events)
 
     def _persist(self, outcomes: Sequence[LineOutcome]) -> None:
         self.persisted += [outcome.receipt.line_number for outcome in outcomes]
 
     async def run(self, *numbers: int) -> None:
-        await self.runner.run([Line(abs(n), {"n": n}) for n in numbers])
+        await self.feed.run([Line(abs(n), {"n": n}) for n in numbers])
 
     def witness(self) -> list[int]:
         path = self.folder / "witness"
@@ -201,11 +170,11 @@ class TestChunks:
         async with a_run() as run:
             running = asyncio.ensure_future(run.run(0, 99, 100))
             await eventually((run.folder / "held").exists, description="line 99 hangs")
-            run.runner.stop()
+            run.feed.stop()
             await asyncio.wait_for(running, timeout=5)
 
         assert run.settled.keys() == {0}
-        assert run.runner.canceled == {99}
+        assert run.feed.canceled == {99}
 
 
 class TestLostTasks:
@@ -217,23 +186,21 @@ class TestLostTasks:
         assert (run.cluster.submitted, run.settled.keys()) == (3, {0, 1})
 
     async def test_one_that_is_lost_again_and_again_ends_the_run(self, a_run: Callable[..., Any]) -> None:
-        failed: list[bool] = []
         async with a_run() as run:
-            run.runner.on_failure = lambda: failed.append(True)
             run.cluster.losses = [LostTaskError("its worker died")] * SUBMISSIONS
             await run.run(0, 1)
 
-        assert isinstance(run.runner.failure, ClusterError)
-        assert f"lines 0 to 1> {SUBMISSIONS} times" in str(run.runner.failure)
-        assert failed == [True]
+        [failure] = run.failures
+        assert isinstance(failure, ClusterError)
+        assert f"lines 0 to 1> {SUBMISSIONS} times" in str(failure)
         assert run.settled == {}
 
     async def test_what_a_chunk_without_report_has_done_is_counted(self, a_run: Callable[..., Any]) -> None:
         async with a_run() as run:
             await run.run(0, -1)
             run.settled.clear()
-            run.runner._unanswered[0] = [Line(0, {"n": 0}), Line(1, {"n": -1}), Line(2, {"n": 2})]
-            await run.runner.written(5)
+            run.feed._unanswered[0] = [Line(0, {"n": 0}), Line(1, {"n": -1}), Line(2, {"n": 2})]
+            await run.feed.written(5)
 
         assert run.settled.keys() == {0, 1}
 
@@ -244,8 +211,8 @@ class TestRefusals:
     async def test_a_storage_that_is_not_shared(self, a_run: Callable[..., Any], tmp_path: Path) -> None:
         async with a_run(storage_url=str(tmp_path / "elsewhere")) as run:
             await run.run(0)
-        assert isinstance(run.runner.failure, StorageError)
-        assert "does not see what the run wrote" in str(run.runner.failure)
+        assert isinstance(run.failures[0], StorageError)
+        assert "does not see what the run wrote" in str(run.failures[0])
 
     async def test_a_flow_that_is_not_there(self, a_run: Callable[..., Any], tmp_path: Path) -> None:
         async with a_run() as run:
@@ -253,14 +220,14 @@ class TestRefusals:
             gone = flow_of(tmp_path / "gone", COUNT)
             (tmp_path / "gone" / "flow_code.py").unlink()
             (tmp_path / "gone").rmdir()
-            other = ARun(tmp_path, run.runner._driver, WorkerPool(gone), gone)
+            other = ARun(tmp_path, run.feed._driver, WorkerPool(gone), gone)
             await other.run(0)
-        assert isinstance(other.runner.failure, FlowNotFoundError)
+        assert isinstance(other.failures[0], FlowNotFoundError)
 
     async def test_another_version_of_the_package(self, a_run: Callable[..., Any]) -> None:
         async with a_run(version="0.0.1") as run:
             await run.run(0)
-        assert isinstance(run.runner.failure, InvalidOptionError)
+        assert isinstance(run.failures[0], InvalidOptionError)
 
     async def test_a_task_of_an_earlier_start_writes_nothing(self, a_run: Callable[..., Any]) -> None:
         async with a_run() as run:

@@ -17,8 +17,7 @@ from prefect_batchflow.run.stopping import Stop
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from prefect_batchflow.exceptions import BatchflowException
-    from prefect_batchflow.line_runner import LineRunner
+    from prefect_batchflow.execution.line_feed import LineFeed
 
 pytestmark = pytest.mark.anyio
 
@@ -27,18 +26,12 @@ class Lines:
     """What runs lines, as far as a stop knows it: notes how it is stopped."""
 
     def __init__(self) -> None:
-        self.on_failure: Callable[[], object] = lambda: None
-        self.failure: BatchflowException | None = None
         self.stops: list[str] = []
         self.is_stopped = asyncio.Event()
 
     def stop(self, *, drain: bool = False) -> None:
         self.stops.append("drain" if drain else "stop")
         self.is_stopped.set()
-
-    def fail(self, exc: BatchflowException) -> None:
-        self.failure = exc
-        self.on_failure()
 
 
 async def never() -> str:
@@ -56,7 +49,7 @@ def a_stop(live: LiveRun | None = None, limit_sec: float | None = None) -> Stop:
 
 def with_lines(stop: Stop) -> Lines:
     lines = Lines()
-    stop.runner = cast("LineRunner", lines)
+    stop.feed = cast("LineFeed", lines)
     return lines
 
 
