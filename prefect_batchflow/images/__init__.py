@@ -1,1 +1,1 @@
-"""Images in data, prompts and outputs: their bytes, how they are written, where they may be read from."""
+"""Images in data, prompts and outputs: their bytes, their JSON forms, and where they can be read from."""

@@ -1,8 +1,8 @@
-"""Fetching an image that a row of data names, without being led into private networks.
+"""Fetch an image that a row names, without letting the row reach private networks.
 
-Who writes a row must not make a worker ask what only the worker can reach. So a name is resolved here, every address it has
-must be a public one, the connection goes to an address that was looked at, and each redirect is taken the same way.
-Proxies of the environment are not used. The standard library only.
+A row must not make a worker call an address that only the worker can reach. So the host is resolved here, all of its
+addresses must be public, the connection goes to a checked address, and each redirect is checked the same way. Proxies from
+the environment are not used. The standard library only.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     Resolver = Callable[[str, int], list[str]]
-    """A host's name and port to its addresses."""
+    """Turns a host name and a port into addresses."""
 
 HOSTS_VARIABLE = "BATCHFLOW_IMAGE_HOSTS"
-"""In the worker's environment: hosts, separated by commas, that may be on a private network; unset is none."""
+"""The worker's environment variable for hosts that may be on a private network, separated by commas."""
 MAX_REDIRECTS = 5
 TIMEOUT_SEC = 30.0
 _BLOCK_BYTES = 1 << 16
@@ -35,24 +35,24 @@ _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 def resolved(host: str, port: int) -> list[str]:
-    """The addresses of a host, as the system knows them."""
+    """Give the addresses of a host, according to the system."""
     return [str(found[4][0]) for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
 
 
 def fetch(
     url: str, max_bytes: int, *, resolve: Resolver = resolved, private_hosts: frozenset[str] | None = None
 ) -> tuple[bytes, str]:
-    """Give what is at an `http` or `https` address, and the type that its server says it is.
+    """Give the content at an `http` or `https` address, and the type that its server names.
 
     Args:
-        url: The address; messages show it without its query, which may sign it.
-        max_bytes: More than this is refused.
+        url: The address. Messages show it without its query, which can be a signature.
+        max_bytes: The size limit.
         resolve: Gives a host's addresses.
-        private_hosts: Hosts that may be on a private network; `None` is what `HOSTS_VARIABLE` lists.
+        private_hosts: Hosts that may be on a private network; `None` takes those in `HOSTS_VARIABLE`.
 
     Raises:
-        InvalidImageInput: It leads into a private network, takes too long, is too large, or is not there. Its `error_class`, if
-            any, is that of the service's or the connection's failure.
+        InvalidImageInput: The content is on a private network, missing, too large, or too slow. `error_class` is set if the
+            service or the connection failed.
     """
     if private_hosts is None:
         private_hosts = frozenset(name.strip().lower() for name in os.environ.get(HOSTS_VARIABLE, "").split(","))
@@ -71,11 +71,11 @@ def fetch(
         if not isinstance(answer, str):
             return answer
         url = urljoin(url, answer)
-    raise InvalidImageInput(f"{shown} redirects more than {MAX_REDIRECTS} times. Give the address that it leads to.")
+    raise InvalidImageInput(f"{shown} redirects more than {MAX_REDIRECTS} times. Give the final address.")
 
 
 def shown_url(url: str) -> str:
-    """An address for people: no credentials, no query."""
+    """Give an address for messages: without credentials and query."""
     start, _, rest = url.partition("://")
     host, slash, path = rest.partition("/")
     return f"{start}://{host.rpartition('@')[2]}{slash}{path}".partition("?")[0].partition("#")[0][:200]
@@ -84,12 +84,12 @@ def shown_url(url: str) -> str:
 def _ask(
     url: str, max_bytes: int, resolve: Resolver, private_hosts: frozenset[str], deadline: float
 ) -> tuple[bytes, str] | str:
-    """One request: the content and its type, or where it redirects to."""
+    """Send one request; give the content and its type, or the address that it redirects to."""
     parts, shown = urlsplit(url), shown_url(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise InvalidImageInput(f"{shown} is no http or https address. Give one, or a path.")
+        raise InvalidImageInput(f"{shown} is not an http or https address. Give one, or a path.")
     if parts.username is not None:
-        raise InvalidImageInput(f"{shown} has credentials in it, which are not sent. Give an address without.")
+        raise InvalidImageInput(f"{shown} contains credentials, which are never sent. Give an address without them.")
     connection = _connection(parts, resolve, private_hosts, deadline, shown)
     try:
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
@@ -120,7 +120,7 @@ def _ask(
 def _connection(
     parts: SplitResult, resolve: Resolver, private_hosts: frozenset[str], deadline: float, shown: str
 ) -> http.client.HTTPConnection:
-    """A connection to an address of the host that was looked at."""
+    """Connect to a checked address of the host."""
     host = str(parts.hostname)
     is_secure = parts.scheme == "https"
     port = parts.port or (443 if is_secure else 80)
@@ -128,8 +128,8 @@ def _connection(
     hidden = [address for address in addresses if not is_public(address)]
     if (hidden or not addresses) and host.lower() not in private_hosts:
         raise InvalidImageInput(
-            f"{shown} is on a private network ({', '.join(hidden) or 'no address'}), from which rows may fetch nothing. Give "
-            f"the image as a file, or ask who runs the workers to list {host} in {HOSTS_VARIABLE}."
+            f"{shown} is on a private network ({', '.join(hidden) or 'no address'}), so rows cannot fetch it. Give the image "
+            f"as a file, or ask the people who run the workers to add {host} to {HOSTS_VARIABLE}."
         )
     left = max(deadline - time.monotonic(), 0.1)
     made = (http.client.HTTPSConnection if is_secure else http.client.HTTPConnection)(host, port, timeout=left)
@@ -143,7 +143,7 @@ def _connection(
 
 
 def is_public(address: str) -> bool:
-    """Whether an address is one of the open internet, also where it wraps another: IPv4 in IPv6, 6to4, NAT64."""
+    """Whether an address is public. One that wraps another (IPv4 in IPv6, 6to4, Teredo, NAT64) is judged by the inner one."""
     try:
         ip = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _MAX_PATH = 4096
 _KEY = re.compile(r"data:(image/[\w.+*-]+);(path|base64|url)")
-# Bounded where parts overlap: rows choose the text.
+# Bounded where parts overlap, because rows supply the text.
 _DATA_URL = re.compile(r"data:(image/[\w.+*-]{1,100})?[^,]{0,200};base64,")
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]+={0,2}")
 
@@ -34,7 +34,7 @@ class ImageForm(ABC):
     """One way to write images as JSON."""
 
     example: ClassVar[str]
-    """An image dictionary, for messages."""
+    """An example of an image dictionary, for messages."""
 
     @abstractmethod
     def is_image_dict(self, value: Any) -> bool:
@@ -60,7 +60,7 @@ class ImageForm(ABC):
         return False
 
     def holds_images(self, value: Any) -> bool:
-        """Whether lists and dicts of data have something in them, at any depth, that `load_images` changes."""
+        """Whether lists and dicts hold, at any depth, a value that `load_images` changes."""
         level = [value]
         while level := [part for part in level if type(part) in (dict, list)]:
             for part in level:
@@ -70,14 +70,14 @@ class ImageForm(ABC):
         return False
 
     def load_images(self, value: Any, folder: str | None) -> Any:
-        """Give the value with each image dictionary in its lists and dicts as an `Image`, each text dictionary as a `Text`.
+        """Give the value with each image dictionary, at any depth, as an `Image` and each text dictionary as a `Text`.
 
         Args:
             value: JSON.
-            folder: Where paths are looked for, and which they may not leave; `None` where there is none.
+            folder: The folder that paths are relative to and cannot leave; `None` if there is none.
 
         Raises:
-            InvalidImageInput: An image cannot be read, or may not be.
+            InvalidImageInput: An image cannot be read, or is outside the folder.
         """
         if type(value) is list:
             return [self.load_images(part, folder) for part in value]
@@ -90,14 +90,14 @@ class ImageForm(ABC):
         return {key: self.load_images(part, folder) for key, part in value.items()}
 
     def place_images(self, value: Any, folder: str | None) -> Any:
-        """Give the value with each path in its image dictionaries as a place that can be opened; nothing is read.
+        """Give the value with full paths, which code can open, in its image dictionaries; nothing is read.
 
         Args:
             value: JSON.
-            folder: What paths are relative to, and may not leave; `None` where there is none: they stay as they are.
+            folder: The folder that paths are relative to and cannot leave; `None` leaves them as they are.
 
         Raises:
-            InvalidImageInput: A path leads out of the folder, or is none.
+            InvalidImageInput: A path leads out of the folder, or is not valid.
         """
         if type(value) is list:
             return [self.place_images(part, folder) for part in value]
@@ -111,7 +111,7 @@ class ImageForm(ABC):
         try:
             place = place_within(content, folder)
         except ValueError as exc:  # a null byte
-            raise InvalidImageInput(f"The path {shorten(content)} is none: {exc}.") from exc
+            raise InvalidImageInput(f"The path {shorten(content)} is not valid: {exc}.") from exc
         return self.path_dict(mime_type or ANY_TYPE, place)
 
     def path_in(self, value: Any) -> str | None:
@@ -131,29 +131,30 @@ class ImageForm(ABC):
         return value if content is None or not guess_mime_type(content) else None
 
     def with_path(self, value: Any, path: str) -> Any:
-        """Give the same with another path, where `path_in` gives one."""
+        """Give the value with another path; `path_in` must give one for it."""
         if isinstance(value, str):
             return path
         mime_type, _, _ = self._parts(value)
         return self.path_dict(mime_type or ANY_TYPE, path)
 
     def load_image(self, value: Any, folders: Sequence[str | None]) -> Any:
-        """Give the image that an input of type image stands for.
+        """Load the image of an input of type image.
 
         Args:
             value: An image dictionary, a path, an address, or base64 text with or without `data:…;base64,` before it.
-            folders: Where a path is looked for, the first that has it; a dictionary's in the last, the data's own.
+            folders: A plain path is looked for in these folders, in order. A path in an image dictionary is relative to
+                the last one, the data's own.
 
         Raises:
-            InvalidImageInput: It is none, or cannot be read, or may not be.
+            InvalidImageInput: The value is not an image, or the image cannot be read or is outside the folders.
         """
         if is_image(value):
             return value
         if self.is_image_dict(value):
             return self._load_dict(value, folders[-1])
         if not isinstance(value, str) or not value:
-            found = "an empty text" if value == "" else f"a {type(value).__name__}"
-            raise InvalidImageInput(f"Found {found}, expected a path, an address, base64 text or {self.example}.")
+            expected = f"a path, an address, base64 text or {self.example}"
+            raise InvalidImageInput(f"Expected an image as {expected}, found {shorten(value)}.")
         if _DATA_URL.match(value):
             return _of_base64(value)
         if value.startswith(("http://", "https://")):
@@ -169,13 +170,13 @@ class ImageForm(ABC):
                 problem = exc
         if content:
             return _image(content)
-        assert problem is not None, "there is one folder at least"
+        assert problem is not None, "there is at least one folder"
         raise problem
 
     def _load_dict(self, value: dict[str, Any], folder: str | None) -> Any:
         mime_type, resource, content = self._parts(value)
         if not isinstance(content, str) or not content:
-            raise InvalidImageInput(f"The {resource} of an image should be a text, found {shorten(content)}.")
+            raise InvalidImageInput(f"The {resource} of an image must be text, found {shorten(content)}.")
         if resource == "path":
             return _of_path(content, folder, mime_type)
         if resource == "base64" or _DATA_URL.match(content):
@@ -203,7 +204,7 @@ class _Basic(ImageForm):
     def _parts(self, value: dict[str, Any]) -> tuple[str | None, str, Any]:
         ((key, content),) = value.items()
         match = _KEY.fullmatch(key)
-        assert match is not None, "that is what made it an image"
+        assert match is not None, "is_image_dict has checked it"
         return match[1], match[2], content
 
 
@@ -270,7 +271,7 @@ def _of_url(url: str, mime_type: str | None = None) -> Any:
 def _decoded(text: str) -> bytes | None:
     if len(text) * 3 // 4 > MAX_IMAGE_BYTES + 4:
         raise InvalidImageInput(
-            f"The base64 text is longer than {MAX_IMAGE_BYTES:,} bytes of image. Give a smaller image."
+            f"The image in the base64 text is larger than {MAX_IMAGE_BYTES:,} bytes. Give a smaller one."
         )
     try:
         return base64.b64decode("".join(text.split()), validate=True)
@@ -279,7 +280,7 @@ def _decoded(text: str) -> bytes | None:
 
 
 def _image(content: bytes, mime_type: str | None = None, source_url: str | None = None) -> Any:
-    """An image of the class that the flow's own code imports."""
+    """Make an image of the class that the flow's code imports."""
     theirs = sys.modules.get("promptflow.contracts.multimedia")
     made = getattr(theirs, "Image", Image)
     return made(content, mime_type, source_url)

@@ -1,6 +1,6 @@
-"""Images as user code has them, with their types.
+"""Images as user code sees them, and their types.
 
-Imported by the first line that has one. The standard library only.
+Imported by the first line that has an image. The standard library only.
 
 Source: promptflow `contracts/multimedia.py`.
 """
@@ -28,13 +28,13 @@ ANY_TYPE = "image/*"
 
 
 class Image(bytes):
-    """An image's bytes, with its type and, for one that was fetched, its address.
+    """An image's bytes, with its type and, if it was fetched, its address.
 
-    `promptflow.contracts.multimedia.Image` is this class where promptflow is not installed.
+    `promptflow.contracts.multimedia.Image` is this class if promptflow is not installed.
     """
 
     def __new__(cls, value: bytes, mime_type: str | None = None, source_url: str | None = None) -> Image:
-        """Take the bytes; a type that is not given is told from them."""
+        """Take the bytes. Without a type, it is guessed from them."""
         return super().__new__(cls, value)
 
     def __init__(self, value: bytes, mime_type: str | None = None, source_url: str | None = None) -> None:
@@ -44,21 +44,21 @@ class Image(bytes):
 
     @property
     def mime_type(self) -> str:
-        """As `image/png`; `image/*` where it cannot be told."""
+        """The type, such as `image/png`; `image/*` if unknown."""
         return self._mime_type
 
     @property
     def source_url(self) -> str | None:
-        """Where it was fetched from."""
+        """The address that the image was fetched from."""
         return self._source_url
 
     def to_base64(self, with_type: bool = False) -> str:
-        """Its base64 text; with its type, a data URL."""
+        """Give the image as base64 text; with its type, as a data URL."""
         text = base64.b64encode(self).decode("ascii")
         return f"data:{self._mime_type};base64,{text}" if with_type else text
 
     def serialize(self, encoder: Callable[[Image], Any] | None = None) -> Any:
-        """What an encoder makes of it, else a short text."""
+        """Give the encoder's result; without an encoder, a short text."""
         return str(self) if encoder is None else encoder(self)
 
     def __repr__(self) -> str:
@@ -73,7 +73,7 @@ class Text(str):
     _annotations: list[Any] | None
 
     def __new__(cls, value: str, annotations: list[Any] | None = None) -> Text:
-        """Take the text and what belongs to it."""
+        """Take the text and its annotations."""
         text = super().__new__(cls, value)
         text._annotations = annotations
         return text
@@ -96,7 +96,7 @@ class Text(str):
 
 
 def guess_mime_type(content: bytes) -> str | None:
-    """The type that an image's first bytes tell; `None` for what is none of the usual."""
+    """Guess an image's type from its first bytes; `None` if unknown."""
     for signature, mime_type in _SIGNATURES:
         if content.startswith(signature):
             return mime_type
@@ -108,12 +108,12 @@ def guess_mime_type(content: bytes) -> str | None:
 
 
 def is_image(value: Any) -> bool:
-    """Whether it is an image object: ours, or that of promptflow where it is installed."""
+    """Whether a value is an image object: ours, or promptflow's if it is installed."""
     return isinstance(value, bytes) and hasattr(value, "_mime_type")
 
 
 def file_name(image: Any) -> str:
-    """A name that is the image's content, for a file that holds it."""
+    """Give a file name that is made from the image's content."""
     kind = str(image._mime_type).removeprefix("image/").partition("+")[0]
     if not re.fullmatch(r"[a-z0-9]{1,10}", kind):
         kind = (guess_mime_type(image) or "image/img").removeprefix("image/")

@@ -1,4 +1,4 @@
-"""Where an image may be read from: below the folder of its data, or from a public address."""
+"""Where an image can be read from: its data's folder, or a public address."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from prefect_batchflow.images.image import guess_mime_type
 from prefect_batchflow.inputs.formats import shorten
 
 MAX_IMAGE_BYTES = 20 * 1024 * 1024
-"""Of one image, read or fetched."""
+"""The size limit of one image, read or fetched."""
 
 
 def read_within(path: str, folder: str | None) -> bytes:
-    """Read a file below a folder, which neither `..`, nor an absolute path, nor a link may leave.
+    """Read a file inside a folder; `..`, absolute paths and links cannot leave the folder.
 
     Args:
-        path: Relative to the folder, or absolute and below it.
-        folder: A folder of this machine, or a URL.
+        path: Relative to the folder, or absolute and inside it.
+        folder: A local folder, or a URL; `None` if the data has no folder.
 
     Raises:
-        InvalidImageInput: It leads out of the folder, is not there, is no file, or is too large.
+        InvalidImageInput: The file is outside the folder, missing, not a regular file, or too large.
     """
     if folder is None:
         raise InvalidImageInput(
-            f"The path {shorten(path)} belongs to data that lies in no folder, such as a pipe's. Give data in a file, or the "
-            "image as base64 text."
+            f"The path {shorten(path)} cannot be found, because this data has no folder (it comes from a pipe, for example). "
+            "Put the data in a file, or give the image as base64 text."
         )
     try:
         return _read_local(path, folder) if _is_local(folder) else _read_remote(path, folder)
@@ -36,7 +36,7 @@ def read_within(path: str, folder: str | None) -> bytes:
         raise
     except FileNotFoundError:
         raise InvalidImageInput(
-            f"No image {shorten(path)} in {shown_folder(folder)}. Paths are relative to the folder of the data."
+            f"There is no image {shorten(path)} in {shown_folder(folder)}. Paths are relative to the data's folder."
         ) from None
     except Exception as exc:
         raise InvalidImageInput(
@@ -45,7 +45,7 @@ def read_within(path: str, folder: str | None) -> bytes:
 
 
 def shown_folder(folder: str) -> str:
-    """A folder for messages."""
+    """Give a folder for messages."""
     if "://" not in folder:
         return folder
     from prefect_batchflow.images.fetch import shown_url
@@ -54,16 +54,16 @@ def shown_folder(folder: str) -> str:
 
 
 def place_within(path: str, folder: str) -> str:
-    """Give the place of a file below a folder: an absolute path, or a URL where the folder is one. Nothing is read.
+    """Give the full path of a file inside a folder, or its URL if the folder is one; nothing is read.
 
     Raises:
-        InvalidImageInput: It leads out of the folder.
+        InvalidImageInput: The path leads out of the folder.
     """
     return _local_within(path, folder)[0] if _is_local(folder) else _url_within(path, folder)
 
 
 def _local_within(path: str, folder: str) -> tuple[str, str]:
-    """An absolute path, and the same with links followed."""
+    """Give the absolute path, and the same path with links followed."""
     root = os.path.realpath(re.sub(r"^\w+://", "", folder))
     place = os.path.join(root, path)  # noqa: PTH118 - an absolute path counts as it is
     target = os.path.realpath(place)
@@ -78,11 +78,11 @@ def _is_local(folder: str) -> bool:
 
 def _read_local(path: str, folder: str) -> bytes:
     _, target = _local_within(path, folder)
-    # Links were followed above; none may have come into the last place since, and a pipe must not hold the line.
+    # Links were followed above. O_NOFOLLOW refuses a link made since then; with O_NONBLOCK a pipe cannot hold the line.
     descriptor = os.open(target, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb") as file:  # noqa: PTH123 - it is open already
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise InvalidImageInput(f"{shorten(path)} in {folder} is no file. Give the path of an image.")
+            raise InvalidImageInput(f"{shorten(path)} in {folder} is not a file. Give the path of an image.")
         return _within_limit(file.read(MAX_IMAGE_BYTES + 1), path)
 
 
@@ -109,8 +109,7 @@ def _read_remote(path: str, folder: str) -> bytes:
 
 def _leads_out(path: str, folder: str) -> InvalidImageInput:
     return InvalidImageInput(
-        f"The path {shorten(path)} leads out of {shown_folder(folder)}, where its images must be. Put the image below that "
-        "folder."
+        f"The path {shorten(path)} leads out of {shown_folder(folder)}. Put the image inside that folder."
     )
 
 
@@ -123,12 +122,12 @@ def _within_limit(content: bytes, path: str) -> bytes:
 
 
 def fetched(url: str) -> bytes:
-    """Give the image at an address.
+    """Fetch the image at an address.
 
     Raises:
-        InvalidImageInput: It cannot be fetched, or is no image.
+        InvalidImageInput: It cannot be fetched, or is not an image.
     """
-    # Here, and not before: what speaks TLS takes a worker longer to import than most images to load.
+    # Imported here, because importing TLS takes a worker longer than loading most images.
     from prefect_batchflow.images.fetch import fetch, shown_url
 
     content, content_type = fetch(url, MAX_IMAGE_BYTES)

@@ -1,4 +1,4 @@
-"""Images in what a line leaves: in its record, in its nodes' records, in prompts."""
+"""Images in the records of lines and nodes, and in prompts."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
     from prefect_batchflow.images.forms import ImageForm
 
 MAX_OUTPUT_BYTES = 32 * 1024 * 1024
-"""Of all images that one line's record keeps."""
+"""The size limit of all images in one line's record."""
 
 
 def placeholder(image: Any) -> str:
-    """What stands for an image in a node's record: its type and size, and the name its file has if it is an output."""
+    """Give the text that replaces an image in a node's record: type, size, and the name of its file if it is an output."""
     return f"Image({image._mime_type}, {len(image):,} bytes, {file_name(image)})"
 
 
 class ImageWriter:
-    """Makes plain JSON of values with images in them, and remembers the places of those it wrote out.
+    """Turns values with images into plain JSON, and remembers where the images are.
 
     Attributes:
-        places: Keys and indexes that lead to each image whose bytes are in what was made.
-        found: Whether there was any image, or `Text`.
+        places: The keys and indexes that lead to each image whose bytes are in the JSON.
+        found: Whether there was any image or `Text`.
     """
 
     def __init__(self, form: ImageForm) -> None:
@@ -37,10 +37,10 @@ class ImageWriter:
         self._bytes = 0
 
     def plain(self, value: Any, place: tuple[str | int, ...] = ()) -> Any:
-        """Give the value with its images as dictionaries that need nothing else.
+        """Give the value with its images as dictionaries that need no file.
 
         Raises:
-            ImageTooLargeError: The images of this line are too large for a record.
+            ImageTooLargeError: The line's images are too large for a record.
         """
         if is_image(value):
             self.found = True
@@ -48,8 +48,8 @@ class ImageWriter:
                 self._bytes += len(value)
                 if self._bytes > MAX_OUTPUT_BYTES:
                     raise ImageTooLargeError(
-                        f"The images in the line's output have more than {MAX_OUTPUT_BYTES:,} bytes, as many as its record "
-                        "takes. Return smaller ones, or write them to a place of your own and return their paths.",
+                        f"The images in the line's output have more than {MAX_OUTPUT_BYTES:,} bytes, the limit of a record. "
+                        "Return smaller images, or save them yourself and return their paths.",
                         target="Executor",
                     )
                 self.places.append(list(place))
@@ -65,7 +65,7 @@ class ImageWriter:
 
 
 def placeheld(value: Any) -> Any:
-    """Give the value with a short text in each image's place."""
+    """Give the value with a short text in place of each image."""
     if is_image(value):
         return placeholder(value)
     if type(value) in (list, tuple):
@@ -78,15 +78,15 @@ def placeheld(value: Any) -> Any:
 def mark_images(
     values: Mapping[str, Any], parts: dict[str, Mapping[str, Any]], detail: str | None = None
 ) -> dict[str, Any]:
-    """Give a template's values with a mark in the place of each image, also in lists and dicts.
+    """Give a template's values with a mark in place of each image, also inside lists and dicts.
 
-    A mark is text that a template puts into the prompt; it holds the image's hash, so that no row can write one of another
-    image, and the markdown of a row reads no file and asks no address.
+    A mark is text that the template puts into the prompt. It holds the image's hash, so a row cannot write the mark of an
+    image that it does not have. Markdown in a row reads no file and no address.
 
     Args:
-        values: What the template is rendered with.
-        parts: Filled: a mark to the part of a message, in OpenAI's form, that takes its place. An image that has an address is
-            given by it, any other as a data URL.
+        values: The template's variables.
+        parts: Filled with each mark and the part of a message, in OpenAI's form, that replaces it. The part has the image's
+            address or, without one, a data URL.
         detail: OpenAI's `detail` of each image, `low` or `high`; `None` leaves it to the model.
     """
 

@@ -72,13 +72,13 @@ class TestBasic:
     @pytest.mark.parametrize(
         ("value", "text"),
         [
-            ("", "an empty text"),
-            (3, "Found a int"),
-            ({"a": 1}, "Found a dict, expected"),
+            ("", "Expected an image as .*, found ''"),
+            (3, "Expected an image as .*, found 3"),
+            ({"a": 1}, "Expected an image as .*, found {'a': 1}"),
             ("../secret.png", "leads out of"),
-            ("nowhere.png", "No image 'nowhere.png' in"),
+            ("nowhere.png", "There is no image 'nowhere.png' in"),
             ({"data:image/png;base64": "?"}, "Expected base64 text, found '\\?'"),
-            ({"data:image/png;path": 3}, "should be a text, found 3"),
+            ({"data:image/png;path": 3}, "must be text, found 3"),
             ({"data:image/png;path": "a\0.png"}, "cannot be read: \\(ValueError\\)"),
         ],
     )
@@ -159,5 +159,5 @@ class TestPlaced:
             BASIC.place_images([{"data:image/png;path": path}], folder)
 
     def test_one_with_a_null_byte_is_none(self, folder: str) -> None:
-        with pytest.raises(InvalidImageInput, match=r"is none: .*null (byte|character)"):
+        with pytest.raises(InvalidImageInput, match=r"is not valid: .*null (byte|character)"):
             BASIC.place_images({"data:image/png;path": "a\0.png"}, folder)

@@ -194,12 +194,12 @@ def test_the_yamls_form_is_that_of_the_outputs(runs: Runs) -> None:
         (path_of("/etc/passwd"), "leads out of"),
         (path_of("link.png"), "leads out of"),
         ("../secret.png", "leads out of"),
-        (path_of("none.png"), "No image 'none.png' in"),
+        (path_of("none.png"), "There is no image 'none.png' in"),
         ({"data:image/png;url": "http://127.0.0.1:1/x"}, "is on a private network"),
         ({"data:image/png;url": "http://localhost/x"}, "is on a private network"),
-        ({"data:image/png;url": "file:///etc/passwd"}, "is no http or https address"),
+        ({"data:image/png;url": "file:///etc/passwd"}, "is not an http or https address"),
         ({"data:image/png;base64": "?"}, "Expected base64 text"),
-        ("", "an empty text"),
+        ("", "found ''"),
     ],
 )
 def test_an_image_that_may_not_be_read_fails_its_line(runs: Runs, picture: Any, text: str) -> None:
@@ -247,7 +247,7 @@ def test_a_callable_gets_image_dictionaries_with_paths_that_can_be_opened(runs: 
     there = str((runs.data / "pictures").resolve())
     assert rows[0]["given"] == [path_of(f"{there}/none.png"), [{"deep": path_of(f"{there}/b.jpg")}, address]]
     assert rows[1]["given"] == ["pictures/a.png", ["a.png"]]
-    assert "The path 'x\\x00' is none" in runs.errors()[0]
+    assert "The path 'x\\x00' is not valid" in runs.errors()[0]
     (records,) = (runs.storage / "r" / "records").iterdir()
     first = json.loads(json.loads(records.read_text())["result"].splitlines()[1])
     assert first["inputs"]["picture"] == path_of("pictures/none.png")

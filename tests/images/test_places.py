@@ -37,11 +37,11 @@ class TestFolders:
             read_within(path.format(parent=os.path.dirname(folder)), folder)  # noqa: PTH120
 
     def test_a_pipe_holds_nobody(self, folder: str) -> None:
-        with pytest.raises(InvalidImageInput, match=r"'pipe\.png' in .* is no file"):
+        with pytest.raises(InvalidImageInput, match=r"'pipe\.png' in .* is not a file"):
             read_within("pipe.png", folder)
 
     def test_data_from_nowhere_has_no_paths(self) -> None:
-        with pytest.raises(InvalidImageInput, match="lies in no folder"):
+        with pytest.raises(InvalidImageInput, match="this data has no folder"):
             read_within("a.png", None)
 
     def test_what_is_too_large_is_refused(self, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,7 +50,7 @@ class TestFolders:
 
         with pytest.raises(InvalidImageInput, match=r"'a\.png' is larger than 10 bytes"):
             read_within("a.png", folder)
-        with pytest.raises(InvalidImageInput, match="longer than 10 bytes of image"):
+        with pytest.raises(InvalidImageInput, match="in the base64 text is larger than 10 bytes"):
             BASIC.load_image({"data:image/png;base64": B64}, (folder,))
 
     def test_another_storage(self) -> None:
