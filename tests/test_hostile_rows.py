@@ -248,7 +248,7 @@ class TestRuns:
             BatchEngine(count, tmp_path, run_storage_url=str(storage)).run({"data": "d.jsonl"}, run_id="bad")
 
         assert said in str(caught.value)
-        assert str(caught.value).endswith("Or say bad_rows='fail', and such rows become failed lines.")
+        assert str(caught.value).endswith("Or set bad_rows='fail' to turn such rows into failed lines.")
         assert not (tmp_path / "witness").exists()
 
     def test_a_row_of_another_type_is_a_failed_line_with_its_place_and_the_run_lives(

@@ -1,1 +1,1 @@
-"""Rows from anywhere fsspec reaches, and the mapping that makes inputs of them."""
+"""Rows from anywhere fsspec reaches, and the mapping that turns them into inputs."""

@@ -1,4 +1,4 @@
-"""All that is wrong with data and mapping, found before a line is run and paid for."""
+"""Find all faults in data and mapping before the first line runs and costs money."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ _MAX_NAMED = 30
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """What a run will read."""
+    """The data that a run will read."""
 
     total_lines: int
-    """The lines of the run, those that fail for their row included."""
+    """The lines of the run, including lines that fail because of their row."""
     sources: tuple[SourceSummary, ...]
     """In the order given."""
     notes: tuple[str, ...]
-    """What is no fault, but may not be what was meant: rows left out, inputs that nobody reads."""
+    """Not faults, but perhaps not intended: rows left out, columns that are not read."""
 
 
 @dataclass
 class Checker:
-    """One check of data and mapping, in steps that collect what they find.
+    """One check of data and mapping; its steps collect faults and notes.
 
     Args:
-        sources: What the mapping refers to.
-        required: The flow's inputs without default.
-        optional: The flow's inputs with one.
+        sources: The sources that the mapping can refer to.
+        required: The flow's inputs without a default.
+        optional: The flow's inputs with a default.
         given: `inputs_mapping` as the user wrote it.
-        bad_rows: What a row costs that cannot be read, or lacks a column that others have.
-        is_stopped: Whether nobody waits for the answer any more.
+        bad_rows: What to do about a row that cannot be read, or lacks a column that others have.
+        is_stopped: Whether the result is no longer needed.
     """
 
     sources: Sequence[Source]
@@ -63,15 +63,15 @@ class Checker:
         self._bad_data = Faults()
         self._bad_mapping = Faults()
         self._may_fail = False
-        """Whether some of it is what `bad_rows` could make failed lines of."""
+        """Whether `bad_rows='fail'` would accept some of the faults."""
 
     def run(self, max_rows: int | None) -> Inventory:
         """Check everything, reading each source once.
 
         Raises:
-            InvalidUserData: Data that cannot be read; the message lists what is wrong with the mapping, too.
+            InvalidUserData: The data cannot be read; the message also lists faults of the mapping.
             EmptyInputsData: No source has a row.
-            InputMappingError: Mapping and data do not fit.
+            InputMappingError: The mapping does not match the data.
         """
         self._check_mapping()
         self._read_sources(max_rows)
@@ -85,13 +85,15 @@ class Checker:
 
     def _refuse(self) -> NoReturn:
         error = InvalidUserData if self._bad_data.count else InputMappingError
-        what = "The data cannot be read" if self._bad_data.count else "The data and inputs_mapping do not fit"
+        what = "The data cannot be read" if self._bad_data.count else "inputs_mapping does not match the data"
         problems = Faults()
         problems.extend(self._bad_data)
         problems.extend(self._bad_mapping)
         text = f"{what}: {problems}"
         if self._may_fail:
-            text += ("\n" if problems.count > 1 else " ") + "Or say bad_rows='fail', and such rows become failed lines."
+            text += (
+                "\n" if problems.count > 1 else " "
+            ) + "Or set bad_rows='fail' to turn such rows into failed lines."
         raise error(text, problems=problems.texts, problem_count=problems.count)
 
     def _check_mapping(self) -> None:
@@ -102,10 +104,10 @@ class Checker:
                 self._bad_mapping.add(f"{self._told(name)}: {self._no_source(expression.text)}")
         for name in self.given:
             if name == maps.LINE_NUMBER:
-                self.notes.append("inputs_mapping: line_number is ignored, the data numbers the lines.")
+                self.notes.append("inputs_mapping: 'line_number' is ignored, because the data numbers the lines.")
             elif name not in self.required and name not in self.optional:
                 known = _listed([*self.required, *self.optional])
-                self.notes.append(f"inputs_mapping: '{name}' is no input of the flow; its inputs are {known}.")
+                self.notes.append(f"inputs_mapping: '{name}' is not an input of the flow; its inputs are {known}.")
 
     def _check_literal(self, name: str, value: Any) -> None:
         try:
@@ -114,15 +116,15 @@ class Checker:
             self._bad_mapping.add(f"input '{name}': the value {shorten(value)} is not JSON ({exc}). Write it as text.")
         if isinstance(value, str) and "${" in value:
             self.notes.append(
-                f"inputs_mapping: '{name}' is the text {shorten(value)}; "
-                "a reference is exactly ${source.column}, with nothing before or behind."
+                f"inputs_mapping: '{name}' gets the text {shorten(value)} as it is. "
+                "A reference must be exactly ${source.column}, with nothing before or after it."
             )
 
     def _no_source(self, reference: str) -> str:
         names = [source.name for source in self.sources]
         source, dot, column = reference[2:-1].rpartition(".")
         if not dot:
-            return f"names no column; expected ${{source.column}}. The sources are {_listed(names)}."
+            return f"the reference has no column; expected ${{source.column}}. The sources are {_listed(names)}."
         meant = _meant(source, names, behind=f".{column}")
         return f"there is no source '{source}'; the sources are {_listed(names)}.{meant}"
 
@@ -150,7 +152,9 @@ class Checker:
     def _check_source(self, source: Source, survey: Survey) -> None:
         summary = survey.summary
         if not summary.rows:
-            self._bad_mapping.add(f"source '{source.name}' is empty ({source.url}), so no line is complete.")
+            self._bad_mapping.add(
+                f"source '{source.name}' is empty ({source.url}), so no line is complete. Add rows to it."
+            )
         if self.bad_rows == "refuse" or summary.own_numbers:
             self._bad_data.extend(survey.unreadable)
             self._may_fail |= bool(survey.unreadable.count) and not summary.own_numbers
@@ -162,17 +166,21 @@ class Checker:
         if summary.cut:
             self._note(source, f"only the first {summary.rows} rows are read (max_lines_count).")
         if survey.unnumbered:
-            self._note(source, f"{survey.unnumbered} of {summary.rows} rows are left out: they lack a line_number.")
+            self._note(
+                source, f"{survey.unnumbered} of {summary.rows} rows are left out, because they have no line_number."
+            )
 
     def _check_repeats(self, source: Source, survey: Survey) -> None:
         repeated = [number for number, times in Counter(survey.numbers).items() if times > 1]
         places = places_of(source, survey.summary, repeated[:MAX_LISTED]) if repeated else {}
         for number in repeated:
             where = " and ".join(places.get(number, [])[:2])
-            self._bad_data.add(f"source '{source.name}': line_number {number} stands twice: {where}. Make it unique.")
+            self._bad_data.add(
+                f"source '{source.name}': line_number {number} is not unique: {where}. Change one of them."
+            )
 
     def _join(self) -> Collection[int]:
-        """The numbers of the run's lines."""
+        """Give the numbers of the run's lines."""
         self._check_lengths()
         first, *others = (survey.numbers for survey in self.surveys.values())
         if not others:
@@ -180,14 +188,14 @@ class Checker:
         joined = set(first).intersection(*others)
         if not joined and all((first, *others)):
             self._bad_mapping.add(
-                f"no line_number is in all sources ({_listed(self.surveys)}), so no line is complete."
+                f"the sources have no line_number in common ({_listed(self.surveys)}), so no line is complete."
             )
         for source in self.sources:
             numbers = self.surveys[source.name].numbers
             if 0 < len(joined) < len(numbers):
                 lost = next(number for number in numbers if number not in joined)
                 dropped = f"{len(numbers) - len(joined)} of {len(numbers)} rows are left out"
-                self._note(source, f"{dropped}: other sources lack their line_number, the first is {lost}.")
+                self._note(source, f"{dropped}, because other sources do not have their line_number (first: {lost}).")
         return joined
 
     def _check_lengths(self) -> None:
@@ -195,8 +203,8 @@ class Checker:
         if len(set(by_position.values())) > 1:
             told = ", ".join(f"{name} has {rows}" for name, rows in by_position.items())
             self._bad_mapping.add(
-                f"sources without line_number must have equally many rows, but {told}. Add or remove rows, or give "
-                "each row a line_number."
+                f"sources without line_number must have the same number of rows, but {told}. Add or remove rows, or "
+                "give each row a line_number."
             )
 
     def _check_columns(self, numbers: Collection[int]) -> None:
@@ -219,17 +227,17 @@ class Checker:
             )
             return
         first = places_of(self._source(source_name), survey.summary, [lacking[0]])[lacking[0]]
-        found = f"{len(lacking)} of {readable} lines have no column '{column}', the first is {' '.join(first)}"
+        found = f"{len(lacking)} of {readable} lines have no column '{column}' (first: {' '.join(first)})"
         if name in self.optional:
             self.notes.append(f"{self._told(name)}: {found}; they get the input's default.")
         elif self.bad_rows == "fail":
             self.notes.append(f"{self._told(name)}: {found}; they fail.")
         else:
-            self._bad_mapping.add(f"{self._told(name)}: {found}. Give these rows the column; null is a value.")
+            self._bad_mapping.add(f"{self._told(name)}: {found}. Add the column to these rows; null is a valid value.")
             self._may_fail = True
 
     def _lacking(self, expression: maps.ColumnReference, numbers: Collection[int]) -> list[int]:
-        """The lines for which none of the places that a reference may mean is there."""
+        """Give the lines that have none of the columns that a reference can mean."""
         (source_name, column), *others = expression.columns
         lacking: Collection[int] = self.surveys[source_name].lacking[column]
         for other_name, other_column in others:
@@ -239,10 +247,11 @@ class Checker:
         return sorted(lacking) if others else list(lacking)
 
     def _check_unread_columns(self) -> None:
-        """Inputs with a default are not read from the data unless they are mapped, which surprises."""
+        """Note columns of unmapped inputs with a default: users expect them to be read, but they are not."""
         columns = self.surveys["data"].summary.columns if "data" in self.surveys else ()
         self.notes.extend(
-            f"source 'data': column '{name}' is not read, since input '{name}' has a default and is not mapped."
+            f"source 'data': column '{name}' is not read, because input '{name}' has a default. To read it, map the input "
+            f"to ${{data.{name}}}."
             for name in self.optional
             if name not in self.mapping and name in columns
         )
@@ -254,10 +263,10 @@ class Checker:
         return next(source for source in self.sources if source.name == name)
 
     def _told(self, name: str) -> str:
-        """An input and what it is mapped to, by whom."""
+        """Give an input and its mapping."""
         expression = self.mapping[name]
         text = expression.text if isinstance(expression, maps.ColumnReference) else shorten(expression.value)
-        return f"input '{name}' = {text}" if name in self.given else f"input '{name}', not mapped and so {text}"
+        return f"input '{name}' = {text}" if name in self.given else f"input '{name}' (not mapped, so {text})"
 
 
 def _listed(names: Collection[str]) -> str:

@@ -1,8 +1,8 @@
-"""Parquet and Arrow files to rows of plain JSON values, some rows at a time.
+"""Read Parquet and Arrow files as rows of plain JSON values, a few rows at a time.
 
-pyarrow does the reading and is imported when such a file is opened. What JSON has no word for becomes, by its column's
-type and never by its value: times and dates ISO text to their full precision, decimals and UUIDs text, bytes base64 text,
-durations seconds, structs and maps objects, dictionary-encoded values what they stand for.
+pyarrow reads the files; it is imported when one is opened. Values that JSON cannot hold are converted by their column's
+type, never by the value: times and dates to ISO text in full precision, decimals and UUIDs to text, bytes to base64 text,
+durations to seconds, structs and maps to objects, dictionary-encoded values to the values they encode.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from prefect_batchflow.inputs.formats import Update
 
     Convert = Callable[[Any], list[Any]]
-    """A pyarrow array to plain values."""
+    """Turns a pyarrow array into plain values."""
 
 SUFFIXES = (".parquet", ".arrow", ".feather")
-"""`.arrow` and `.feather` are the same: Arrow's IPC format, as a file or as a stream."""
+"""`.arrow` and `.feather` are the same: Arrow's IPC format, as a file or a stream."""
 
 MODULE = "pyarrow"
-"""What they need."""
+"""The module that these formats need."""
 
 _STEP_BYTES = 4 << 20
 _MAX_STEP_ROWS = 1024
@@ -43,29 +43,29 @@ _DIGITS = {"s": 0, "ms": 3, "us": 6, "ns": 9}
 
 
 class BinaryFile(Protocol):
-    """What pyarrow asks of a file that it reads."""
+    """What pyarrow needs of a file that it reads."""
 
     closed: bool
 
     def read(self, size: int = -1, /) -> bytes:
-        """At most that many bytes; -1 is all there are."""
+        """Read at most that many bytes; -1 reads all."""
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
-        """Go to a place, give it."""
+        """Go to a position, and give it."""
 
     def tell(self) -> int:
-        """The place."""
+        """Give the position."""
 
     def close(self) -> None:
-        """Not read any more."""
+        """Stop reading."""
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """An open file: its columns with what makes plain values of them, and its batches, read as they are asked for."""
+    """An open file: its columns with their converters, and its batches, which are read on demand."""
 
     file: str
-    """The file's name as shown to people."""
+    """The file's name for messages."""
     format: str
     """parquet or Arrow."""
     columns: tuple[tuple[str, Convert], ...]
@@ -73,7 +73,7 @@ class Table:
     """pyarrow record batches of any size."""
 
     def rows(self, update: Update | None = None) -> Iterator[Row]:
-        """The rows in order; the hash is that of the rows as JSON, a row a line."""
+        """Give the rows in order. The hash is over the rows as JSON, one per line."""
         number = 0
         for part in self._parts():
             for values in [part] if isinstance(part, str) else self._records(part):
@@ -86,17 +86,17 @@ class Table:
                 yield Row({} if isinstance(values, str) else values, self.file, number, None, error)
 
     def _parts(self) -> Iterator[Any]:
-        """The batches cut so small that their rows fit in memory; at the end a text where the data breaks off."""
+        """Give batches small enough for their rows to fit in memory. If the data breaks off, the last item is text."""
         try:
             for batch in self.batches:
                 step = _step_rows(batch.nbytes, batch.num_rows)
                 for start in range(0, batch.num_rows, step):
                     yield batch.slice(start, step)
         except _faults() as exc:
-            yield f"the {self.format} data is damaged ({_told(exc)}). The rows before are whole. Copy the file again."
+            yield f"the {self.format} data is damaged ({_told(exc)}). The rows before this one are intact. Copy the file again."
 
     def _records(self, batch: Any) -> Iterator[dict[str, Any] | str]:
-        """The rows of a batch: plain values, or what is wrong with one."""
+        """Give the rows of a batch: plain values, or a text that says what is wrong with the row."""
         names = [name for name, _ in self.columns]
         try:
             cells = [convert(array) for (_, convert), array in zip(self.columns, batch.columns, strict=True)]
@@ -115,21 +115,21 @@ class Table:
             try:
                 convert(array)
             except (ValueError, OverflowError) as exc:
-                return f"column {name!r} of type {array.type}: {_told(exc)}."
-        raise AssertionError("a row that could not be converted can be")
+                return f"column {name!r} of type {array.type} cannot be converted to JSON: {_told(exc)}."
+        raise AssertionError("the row can be converted after all")
 
 
 def open_table(file: str, raw: BinaryFile, suffix: str) -> Table:
     """Open a file and read its schema.
 
     Args:
-        file: The file's name as shown to people.
-        raw: The file, which can seek; what it raises passes through.
+        file: The file's name for messages.
+        raw: The file, which can seek; its errors pass through.
         suffix: One of `SUFFIXES`.
 
     Raises:
         ImportError: pyarrow is not installed.
-        InvalidUserData: It is no such file, or has columns that cannot be told as JSON.
+        InvalidUserData: It is not such a file, or has columns that JSON cannot hold.
     """
     import pyarrow as pa
 
@@ -139,7 +139,7 @@ def open_table(file: str, raw: BinaryFile, suffix: str) -> Table:
         return _open_arrow(file, pa.PythonFile(raw, mode="r"))
     except _faults() as exc:
         raise InvalidUserData(
-            f"{file}: this is no whole {suffix} file: {_told(exc)}. Copy it again, or give it the suffix of its format.",
+            f"{file}: not a complete {suffix} file: {_told(exc)}. Copy it again, or rename it to the suffix of its format.",
             file=file,
         ) from exc
 
@@ -160,7 +160,7 @@ def _open_arrow(file: str, raw: Any) -> Table:
     start = raw.read(6)
     raw.seek(0)
     if start.startswith(b"FEA1"):
-        raise InvalidUserData(f"{file}: this is Feather version 1. Write it again as version 2 or parquet.", file=file)
+        raise InvalidUserData(f"{file}: this is Feather version 1. Save it as version 2 or as Parquet.", file=file)
     if start == b"ARROW1":
         opened = ipc.open_file(raw)
         batches = map(opened.get_batch, range(opened.num_record_batches))
@@ -171,13 +171,13 @@ def _open_arrow(file: str, raw: Any) -> Table:
 
 
 def _validated(batch: Any) -> Any:
-    """A batch whose offsets stay inside its buffers: pyarrow believes what an Arrow file says of itself."""
+    """Check that a batch's offsets stay inside its buffers, because pyarrow trusts an Arrow file's own statements."""
     batch.validate(full=True)
     return batch
 
 
 def _faults() -> tuple[type[Exception], ...]:
-    """What pyarrow raises over data that is not what it should be."""
+    """Give the errors that pyarrow raises for damaged data."""
     from pyarrow import ArrowException
 
     return (ArrowException, OSError)
@@ -188,7 +188,7 @@ def _told(exc: Exception) -> str:
 
 
 def _step_rows(size: int, rows: int) -> int:
-    """How many of these rows are turned into Python objects at once."""
+    """Give how many of these rows become Python objects at once."""
     return max(1, min(_MAX_STEP_ROWS, _STEP_BYTES * rows // max(1, size)))
 
 
@@ -210,7 +210,7 @@ def _distinct(fields: Iterable[Any], what: str) -> list[Any]:
 
 
 def _converter(kind: Any, name: str, depth: int) -> Convert:
-    """What makes plain values of arrays of a type; `ValueError` for a type that has no JSON form."""
+    """Give the converter for arrays of a type; `ValueError` for a type that JSON cannot hold."""
     import pyarrow as pa
 
     if depth > MAX_DEPTH:
@@ -272,7 +272,7 @@ def _scalar_converter(kind: Any, name: str) -> Convert:
     is_text = is_a.is_string(kind) or is_a.is_large_string(kind) or is_a.is_string_view(kind)
     if is_text or is_a.is_null(kind) or is_a.is_boolean(kind) or is_a.is_integer(kind) or is_a.is_floating(kind):
         return lambda array: array.to_pylist()
-    raise ValueError(f"column {name} is of type {kind}, which has no JSON form. Leave it out or convert it.")
+    raise ValueError(f"column {name} has type {kind}, which JSON cannot hold. Remove or convert the column.")
 
 
 def _is_list(kind: Any) -> bool:
@@ -299,7 +299,7 @@ def _lists(convert: Convert) -> Convert:
 
 
 def _maps(as_list: Any, convert: Convert) -> Convert:
-    """Objects; a key that is no text becomes the JSON of what it is, and the last of equal ones counts."""
+    """Convert maps to objects. A key that is not text becomes its JSON; of equal keys the last counts."""
 
     def maps(array: Any) -> list[Any]:
         return [None if pairs is None else dict(map(pair, pairs)) for pairs in convert(array.cast(as_list))]
@@ -335,7 +335,7 @@ def _iso_moment(value: int, unit: str, zone: Any) -> str:
 def _iso_time(value: int, unit: str) -> str:
     seconds, rest = divmod(value, 10 ** _DIGITS[unit])
     if not 0 <= seconds < _DAY_SEC:
-        raise ValueError(f"{value} {unit} is no time of day")
+        raise ValueError(f"{value} {unit} is not a time of day")
     return f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}{_fraction(rest, unit)}"
 
 

@@ -1,4 +1,4 @@
-"""Unzipping by suffix: `.gz` and `.zst`, to the last byte that is whole."""
+"""Decompress `.gz` and `.zst` files, up to the last intact byte."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 COMPRESSIONS = (".gz", ".zst")
-"""Suffixes behind the suffix of a text format."""
+"""Suffixes that can follow the suffix of a text format."""
 
 MODULES = {".zst": "backports.zstd"}
-"""What those need that Python itself does not bring."""
+"""The modules that these suffixes need beside Python itself."""
 
 _NAMES = {".gz": "gzip", ".zst": "Zstandard"}
 
 
 class CutOffError(Exception):
-    """The compressed data breaks off or is damaged here; what was read before is whole. Its text says so to people."""
+    """The compressed data breaks off or is damaged here; the bytes before are intact. The text is for users."""
 
 
 def reader(raw: IO[bytes], compression: str) -> Callable[[int], bytes]:
-    """Give what reads a file's bytes, unzipped: at most as many as asked for, none at the end.
+    """Give a function that reads a file's decompressed bytes: at most as many as asked for, none at the end.
 
     Args:
-        raw: The file as it is.
+        raw: The compressed file.
         compression: One of `COMPRESSIONS`, or empty.
 
     Raises:
-        ImportError: It needs a package that is not installed. The reader itself raises `CutOffError`.
+        ImportError: A package is not installed. The returned function raises `CutOffError`.
     """
     if not compression:
         return raw.read
@@ -39,21 +39,21 @@ def reader(raw: IO[bytes], compression: str) -> Callable[[int], bytes]:
 
     def read(size: int) -> bytes:
         try:
-            # read1 gives what was unzipped before the data breaks off, read would lose it.
+            # read1 gives the bytes before the break; read would lose them.
             return unzipped.read1(size)
         except EOFError as exc:
             raise CutOffError(f"the {name} data ends early: the file is cut off. Copy it again.") from exc
         except faults as exc:
             raise CutOffError(
-                f"the {name} data is damaged ({exc}). Copy the file again, or take {compression} off its name if it is "
-                "not zipped."
+                f"the {name} data is damaged ({exc}). Copy the file again, or remove {compression} from its name if it "
+                "is not compressed."
             ) from exc
 
     return read
 
 
 def _opened(raw: IO[bytes], compression: str) -> tuple[gzip.GzipFile, tuple[type[Exception], ...]]:
-    """The unzipped file, and what it raises over data that is not what its suffix says."""
+    """Give the decompressed file, and the errors that it raises if the data does not fit the suffix."""
     if compression == ".gz":
         return gzip.GzipFile(fileobj=raw), (zlib.error, gzip.BadGzipFile)
     from backports import zstd

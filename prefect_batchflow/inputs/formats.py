@@ -1,7 +1,7 @@
-"""Bytes to rows: jsonl, csv, tsv and json, each row with the place it came from.
+"""Read rows from jsonl, csv, tsv and json bytes, each row with the place it came from.
 
-Text is decoded here, line by line, so that byte offsets are true. A row that cannot be read comes as a `Row` with its
-`error`, so that one pass finds every one of them; what spoils a whole file is raised.
+Text is decoded here, line by line, so byte offsets are exact. An unreadable row is a `Row` with its `error`, so one pass
+finds them all. An error that spoils a whole file is raised.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     Update = Callable[[bytes], object]
-    """Where the bytes go as they are read: `hashlib.sha256().update`."""
+    """Gets the bytes as they are read, such as `hashlib.sha256().update`."""
 
 MAX_DEPTH = 400
-"""Deeper JSON is refused: Python's encoders and pickle recurse, and must not fail halfway through a run."""
+"""Deeper JSON is refused, because Python's encoders and pickle recurse and must not fail in the middle of a run."""
 
 _REPR = reprlib.Repr()
 _REPR.maxlist = _REPR.maxdict = _REPR.maxtuple = 12
@@ -41,30 +41,30 @@ _HINTS = {
 
 
 class Row(NamedTuple):
-    """One raw record of a source."""
+    """One record of a source."""
 
     values: dict[str, Any]
-    """Column to value; empty when `error` is set."""
+    """Column to value; empty if `error` is set."""
     file: str
-    """The file's name as shown to people; the source's name for rows handed over in memory."""
+    """The file's name for messages; the source's name for rows in memory."""
     line: int
-    """The 1-based physical line it starts on; where there are none (.json, .parquet, rows in memory) the 1-based row."""
+    """The 1-based line that the row starts on; the 1-based row without lines (.json, .parquet, rows in memory)."""
     offset: int | None = None
-    """The byte it starts at, in unzipped bytes; `None` where there are no physical lines."""
+    """The byte that the row starts at, after decompression; `None` without lines."""
     error: InvalidUserData | None = None
-    """Why it could not be read."""
+    """Why the row cannot be read."""
 
     @property
     def place(self) -> str:
-        """Where it is, for messages."""
+        """Where the row is, for messages."""
         return _place(self.file, self.line, self.offset)
 
 
 class PhysicalLines:
-    """A file's lines as `(number, offset, raw)`, split at LF only, the LF taken off.
+    """A file's lines as `(number, offset, raw)`, split at LF only and without it.
 
     Attributes:
-        cut_off: Set at the end when the compressed data broke off; the half line before the break is not given.
+        cut_off: Set at the end if the compressed data breaks off. The half line before the break is left out.
     """
 
     def __init__(self, file: str, blocks: Iterable[bytes], update: Update | None = None) -> None:
@@ -92,7 +92,7 @@ class PhysicalLines:
                     number += 1
                 pieces = [tail]
         except CutOffError as exc:
-            reason = f"{exc} The lines before are whole."
+            reason = f"{exc} The lines before this one are intact."
             self.cut_off = Row({}, self.file, number, offset, _data_error(self.file, number, offset, reason))
             return
         if raw := b"".join(pieces):
@@ -102,7 +102,7 @@ class PhysicalLines:
 
 
 def read_jsonl(lines: PhysicalLines) -> Iterator[Row]:
-    """One JSON object a line; blank lines are skipped."""
+    """Give one row per line of JSON; blank lines are skipped."""
     for number, offset, raw in lines:
         if not raw or raw.isspace():
             continue
@@ -118,12 +118,12 @@ def read_jsonl(lines: PhysicalLines) -> Iterator[Row]:
 
 
 def read_csv(lines: PhysicalLines, delimiter: str) -> Iterator[Row]:
-    """A header, then one record a row, every cell text; quoted cells may hold line breaks, blank lines are skipped.
+    """Give one row per record after the header. Cells are text, quoted cells can hold line breaks, blank lines are skipped.
 
     Raises:
-        InvalidUserData: The header cannot be read or names a column twice.
+        InvalidUserData: The header cannot be read or repeats a column.
     """
-    # The limit is the csv module's own, for the whole process: it is only ever raised.
+    # The csv module has one limit for the whole process, so it is only ever raised.
     csv.field_size_limit(sys.maxsize)
     feed = _CsvFeed(lines)
     header: list[str] = []
@@ -152,10 +152,10 @@ def read_csv(lines: PhysicalLines, delimiter: str) -> Iterator[Row]:
 
 
 def read_json(file: str, blocks: Iterable[bytes], update: Update | None = None) -> Iterator[Row]:
-    """An array of objects, or columns `{name: [values…]}`, parsed at once: the whole file is in memory.
+    """Give the rows of an array of objects, or of columns `{name: [values…]}`. The whole file is in memory.
 
     Raises:
-        InvalidUserData: The file is neither, or is no JSON.
+        InvalidUserData: The file is neither, or is not JSON.
     """
     try:
         data = b"".join(blocks)
@@ -177,7 +177,7 @@ def read_json(file: str, blocks: Iterable[bytes], update: Update | None = None) 
 
 
 def too_deep(text: str, values: Any) -> bool:
-    """Whether parsed JSON is nested deeper than `MAX_DEPTH`; `text` is what it was parsed from."""
+    """Whether JSON, parsed from `text`, is nested deeper than `MAX_DEPTH`."""
     if text.count("[") + text.count("{") <= MAX_DEPTH:
         return False
     level = [values]
@@ -194,12 +194,12 @@ def too_deep(text: str, values: Any) -> bool:
 
 
 def shorten(value: Any) -> str:
-    """A value's `repr` for a message: of any value, however large or deep, at most some hundred characters."""
+    """Give a value's `repr` for a message, a few hundred characters at most, even if the value is large or deep."""
     return _REPR.repr(value)
 
 
 def _object_row(values: Any, text: str, file: str, line: int, offset: int | None) -> Row:
-    """The row of a JSON value, broken when it is no object; `text` is the JSON it stands in."""
+    """Give the row of a JSON value, with an error if it is not an object. `text` is the JSON that contains it."""
     if type(values) is not dict:
         reason = f"expected an object {{…}}, found {_json_name(values)}: {shorten(values)}."
     elif too_deep(text, values):
@@ -210,25 +210,27 @@ def _object_row(values: Any, text: str, file: str, line: int, offset: int | None
 
 
 def _array(file: str, content: Any) -> list[Any]:
-    """The rows of a parsed .json file."""
+    """Give the rows of a parsed .json file."""
     if isinstance(content, list):
         return content
     if not isinstance(content, dict) or not all(isinstance(column, list) for column in content.values()):
         raise InvalidUserData(
             f"{file}: found {_json_name(content)}; expected an array of objects [{{…}}, {{…}}] or columns "
-            f'{{"name": [values…]}}. For one object a line name the file .jsonl.',
+            f'{{"name": [values…]}}. If the file has one object per line, rename it to .jsonl.',
             file=file,
         )
     lengths = {name: len(column) for name, column in content.items()}
     if len(set(lengths.values())) > 1:
-        raise InvalidUserData(f"{file}: the columns differ in length: {shorten(lengths)}.", file=file)
+        raise InvalidUserData(
+            f"{file}: the columns differ in length: {shorten(lengths)}. Make them equally long.", file=file
+        )
     return [dict(zip(content, cells, strict=True)) for cells in zip(*content.values(), strict=True)]
 
 
 class _CsvFeed:
-    """Decoded lines for `csv.reader`, and where the record in hand began.
+    """Decoded lines for `csv.reader`, and where the current record began.
 
-    A class, since a generator would end at the first undecodable line.
+    A class, because a generator would end at the first line that cannot be decoded.
     """
 
     def __init__(self, lines: PhysicalLines) -> None:
@@ -257,17 +259,17 @@ class _CsvFeed:
         return raw.decode() + "\n"
 
     def is_blank(self, cells: list[str]) -> bool:
-        """Whether the record is a blank line; `""` alone in a line is an empty cell, tabs alone are empty cells."""
+        """Whether the record is a blank line. A lone `""` is one empty cell, and tabs alone are empty cells."""
         return not cells or (len(cells) == 1 and not self.last[2].strip())
 
 
 def _csv_row(cells: list[str], header: list[str], feed: _CsvFeed) -> Row:
     if feed.exhausted:
-        reason = "a quoted cell of this record never ends: the file's end came before its closing \"."
+        reason = 'a quoted cell of this record is still open at the end of the file. Add the closing ".'
     elif len(cells) != len(header):
         reason = (
-            f"{len(cells)} cells, the header has {len(header)} ({shorten(header)}): {shorten(cells)}. "
-            "Quote cells that hold the separator or line breaks."
+            f"expected {len(header)} cells, as in the header ({shorten(header)}), found {len(cells)}: {shorten(cells)}. "
+            "Quote cells that contain the separator or line breaks."
         )
     else:
         return Row(dict(zip(header, cells, strict=True)), feed.file, feed.number, feed.offset)
@@ -288,7 +290,7 @@ def _undecodable(file: str, line: int, offset: int, raw: bytes, exc: Exception) 
 
 
 def _decoding_error(file: str, line: int, offset: int, raw: bytes, exc: Exception) -> InvalidUserData:
-    """Our error for what decoding, JSON or csv raised over `raw`, which starts at `offset`."""
+    """Turn an error of decoding, JSON or csv into ours. `raw` is the text that caused it, and starts at `offset`."""
     at = _fault_at(raw, exc)
     if isinstance(exc, UnicodeDecodeError):
         hint = next((text for start, text in _HINTS.items() if raw.startswith(start)), "Save the file as UTF-8.")
@@ -298,9 +300,9 @@ def _decoding_error(file: str, line: int, offset: int, raw: bytes, exc: Exceptio
     elif isinstance(exc, RecursionError):
         reason = _TOO_DEEP
     elif isinstance(exc, csv.Error):
-        reason = f"not csv: {exc}. Records end in LF or CRLF; save the file so."
+        reason = f"not csv: {exc}. Save the file with LF or CRLF at the end of each record."
     else:
-        reason = f"a number that is too long: {exc}."
+        reason = f"a number is too long: {exc}."
     return _data_error(file, line, offset + at, reason)
 
 
@@ -309,7 +311,7 @@ def _data_error(file: str, line: int, offset: int | None, reason: str) -> Invali
 
 
 def _fault_at(raw: bytes, exc: Exception) -> int:
-    """The byte of `raw` at which the fault lies, 0 when not known."""
+    """Give the byte of `raw` where the fault is; 0 if unknown."""
     if isinstance(exc, UnicodeDecodeError):
         return exc.start
     if isinstance(exc, json.JSONDecodeError):
@@ -332,5 +334,5 @@ def _excerpt(text: str, at: int) -> str:
 
 
 def _without_bom(raw: bytes) -> tuple[int, int, bytes]:
-    """A file's first line, number and offset with it."""
+    """Give a file's first line without the BOM, and its number and offset."""
     return (1, len(_BOM), raw[len(_BOM) :]) if raw.startswith(_BOM) else (1, 0, raw)

@@ -1,4 +1,4 @@
-"""`inputs_mapping`: which column of which source, or which literal, becomes which input; and how sources are joined.
+"""`inputs_mapping`, which gives each input a column or a literal; and how sources are joined.
 
 Values in, values out. Source: promptflow `_utils/inputs_mapping_utils.py`, `batch/_batch_inputs_processor.py`.
 """
@@ -16,36 +16,36 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 LINE_NUMBER = "line_number"
-"""The column that numbers the rows of a source, and the input that gets the line's number."""
+"""The column that numbers a source's rows, and the input that gets the line's number."""
 
 MAX_LINE_NUMBER = 10**12 - 1
-"""Twelve digits: the names of stored records have room for no more."""
+"""Twelve digits, because the names of stored records have no room for more."""
 
 _REFERENCE = re.compile(r"\$\{([^{}]+)\}")
 
 
 @dataclass(frozen=True, slots=True)
 class FixedValue:
-    """A value every line gets."""
+    """A literal: a value that every line gets."""
 
     value: Any
 
 
 @dataclass(frozen=True, slots=True)
 class ColumnReference:
-    """`${source.column}`, resolved as far as the sources' names tell."""
+    """`${source.column}`, resolved as far as the names of the sources allow."""
 
     text: str
     """As written, braces included."""
     columns: tuple[tuple[str, str], ...]
-    """`(source, column)` pairs in the order in which they are tried; empty when no source fits."""
+    """`(source, column)` pairs in the order they are tried; empty if no source matches."""
 
 
 Expression = FixedValue | ColumnReference
 
 
 def complete_mapping(inputs_mapping: Mapping[str, Any] | None, required: Iterable[str]) -> dict[str, Any]:
-    """Give each input without default its column of the same name, with the given mapping laid over.
+    """Map each input without a default to its column of the same name, unless the given mapping says otherwise.
 
     Args:
         inputs_mapping: Input name to `${source.column}` or a literal; `None` is empty. Its `line_number` is ignored.
@@ -58,10 +58,10 @@ def complete_mapping(inputs_mapping: Mapping[str, Any] | None, required: Iterabl
 
 
 def parse_expression(value: Any, sources: Collection[str]) -> Expression:
-    """Tell a reference from a literal.
+    """Parse a reference or a literal.
 
-    Only a text that is exactly `${…}`, with something but no brace inside, is a reference; blanks count. It is cut at a
-    dot into a source's name and one column's name; where several cuts fit, the shorter source name is tried first.
+    A reference is exactly `${…}`, not empty, without braces or anything around it, blanks included. It is split at a dot
+    into a source name and a column name. If several splits match, the shorter source name is tried first.
     """
     match = _REFERENCE.fullmatch(value) if isinstance(value, str) else None
     if match is None:
@@ -81,7 +81,7 @@ def map_inputs(
         mapping: Input name to parsed expression.
 
     Returns:
-        The inputs, and the names of those whose reference fits no column of this line; unmapped ones are absent.
+        The inputs, and the names of inputs whose reference matches no column of this line. Unmapped inputs are absent.
     """
     inputs: dict[str, Any] = {}
     unresolved: list[str] = []
@@ -99,10 +99,10 @@ def map_inputs(
 
 
 def parse_line_number(value: Any) -> int:
-    """A row's own line number: a whole number from 0 to `MAX_LINE_NUMBER`, or its digits as text, since csv has only text.
+    """Parse a row's own line number: a whole number from 0 to `MAX_LINE_NUMBER`, or its digits as text, as in csv.
 
     Raises:
-        InvalidUserData: It is neither; says what was found, not where.
+        InvalidUserData: It is neither. The message does not name the row.
     """
     digits = isinstance(value, str) and len(value) < 20 and value.isascii() and value.isdigit()
     number = int(value) if digits or (isinstance(value, float) and value.is_integer()) else value
@@ -115,19 +115,19 @@ def parse_line_number(value: Any) -> int:
 
 
 def number_rows(rows: Iterable[Row], *, own_numbers: bool) -> Iterator[tuple[int, Row]]:
-    """Give rows their numbers: their own, rows without one left out, or their 0-based position."""
+    """Number rows by their own `line_number`, leaving out rows without one, or by their 0-based position."""
     if not own_numbers:
         return enumerate(rows)
     return ((parse_line_number(row.values[LINE_NUMBER]), row) for row in rows if LINE_NUMBER in row.values)
 
 
 def join_rows(numbered: Sequence[Iterator[tuple[int, Row]]], *, rising: bool) -> Iterator[tuple[int, tuple[Row, ...]]]:
-    """Join sources by number: the numbers that all have, in the first source's order.
+    """Join sources by number: give the numbers that all sources have, in the first source's order.
 
     Args:
-        numbered: Per source its rows with their numbers, which are unique in it.
-        rising: All sources are in rising order of their numbers: they are read side by side, one row of each in memory.
-            Otherwise the first is streamed and the others are held in memory.
+        numbered: The rows of each source with their numbers, which are unique per source.
+        rising: The numbers of every source are in rising order. Then the sources are read side by side, with one row of
+            each in memory. Otherwise the first source is streamed and the others are held in memory.
     """
     first, *others = numbered
     if not others:
@@ -141,7 +141,7 @@ def join_rows(numbered: Sequence[Iterator[tuple[int, Row]]], *, rising: bool) ->
 
 
 def _find_ahead(rows: Iterator[tuple[int, Row]]) -> Callable[[int], Row | None]:
-    """A look-up for numbers asked for in rising order."""
+    """Give a lookup for numbers in rising order."""
     ahead = next(rows, None)
 
     def find(number: int) -> Row | None:

@@ -1,4 +1,4 @@
-"""Where data and folders lie: paths of this machine made absolute, and patterns."""
+"""Where data and folders are: absolute local paths, and patterns."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ OBJECT_STORES = {
 
 
 def is_local_path(location: str) -> bool:
-    """Whether it is a path, not a URL and not `-`, standard input."""
+    """Whether it is a path, and not a URL or `-` (standard input)."""
     return "://" not in location and location != "-"
 
 
 def absolute(path: str, base_dir: str | Path | None = None) -> str:
-    """Make a path absolute: `~` filled in, relative to a folder, `None` for the current one. A URL stays as it is."""
+    """Make a path absolute, with `~` filled in. It is relative to the given or current folder. A URL stays as it is."""
     # os.path's expanduser, because pathlib's raises for a user that does not exist.
     return path if "://" in path else str(Path(base_dir or "", os.path.expanduser(path)).absolute())  # noqa: PTH111
 
 
 def locate(place: str | Path, base_dir: str | Path | None = None) -> str:
-    """Make the path of data absolute, with `$NAME` and `${NAME}` filled in, too; a URL, and `-`, stay as they are.
+    """Make the path of data absolute, with `$NAME` and `${NAME}` filled in too. A URL or `-` stays as it is.
 
-    A path that exists as it is written is that path, whatever is in its name.
+    If the path exists exactly as written, a `$` in it is not a variable.
 
     Args:
         place: A path, a URL, or `-`.
-        base_dir: What relative paths are relative to; `None` is the current directory.
+        base_dir: The folder that relative paths start from; `None` is the current directory.
 
     Raises:
         InvalidUserData: A variable is not set in the environment; the message names it.
@@ -50,8 +50,8 @@ def locate(place: str | Path, base_dir: str | Path | None = None) -> str:
         name = match[1] or match[2] or ""
         if name not in os.environ:
             raise InvalidUserData(
-                f"{path}: the environment has no variable '{name}'. Set it, or write the path itself; a $ in a file's name "
-                "is taken as it is in a file:// URL."
+                f"{path}: the environment variable '{name}' is not set. Set it, or write out the path. If $ is part of "
+                "the file's name, give a file:// URL."
             )
         return os.environ[name]
 
@@ -61,15 +61,15 @@ def locate(place: str | Path, base_dir: str | Path | None = None) -> str:
 
 
 def fresh_listings(url: str) -> dict[str, Any]:
-    """The fsspec options with which a URL's file system remembers no listings.
+    """Give the fsspec options that stop a URL's file system from caching listings.
 
-    Those of object stores remember them for as long as the process lives: a file that somebody else wrote since is not found,
-    not even by its own name, and one that has grown is read to its old length.
+    Object stores cache them for as long as the process lives. Then a file that someone else has written since is not found,
+    even by its own name, and a file that has grown is read to its old length.
     """
     return {"use_listings_cache": False} if url.partition("://")[0] in OBJECT_STORES else {}
 
 
 def fixed_folder(pattern: str) -> str | None:
-    """The part of a pattern before its first wildcard (`*`, `?`, `[`), up to a slash; `None` when it has none."""
+    """Give the folders of a pattern before its first wildcard (`*`, `?`, `[`); `None` if it has no wildcard."""
     wildcard = _WILDCARD.search(pattern)
     return pattern[: pattern.rfind("/", 0, wildcard.start()) + 1] if wildcard else None

@@ -1,7 +1,7 @@
-"""Sources of rows: files on anything fsspec reaches, folders and patterns of them, pipes, rows handed over in memory.
+"""Sources of rows: files that fsspec can reach, folders, patterns, pipes, and rows in memory.
 
-Every source can be read again from its start: what cannot by itself is first copied to a temporary file. fsspec is
-imported when a file is opened, its optional packages when their protocol is asked for.
+Every source can be read again from its start. A pipe or iterator is first copied to a temporary file. fsspec is imported
+when a file is opened, its optional packages when a URL needs them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from prefect_batchflow.inputs.formats import Update
 
 TEXT_SUFFIXES = (".jsonl", ".csv", ".tsv", ".json")
-"""The text formats; each also compressed, in any case of letters."""
+"""The text formats. Each can also be compressed; upper and lower case are the same."""
 
 _BLOCK_BYTES = 1 << 18
 _SUFFIXES = (
@@ -54,65 +54,64 @@ _MODULES = {**OBJECT_STORES, **dict.fromkeys(("http", "https"), "aiohttp")}
 
 
 class Source(Protocol):
-    """Rows under a name that mappings refer to, to be read from the start as often as asked."""
+    """Rows under a name that mappings refer to. They can be read from the start again and again."""
 
     @property
     def name(self) -> str:
-        """What `${name.column}` says."""
+        """The name in `${name.column}`."""
 
     @property
     def url(self) -> str:
-        """Where the rows are, for messages: no credentials, no query."""
+        """Where the rows are, for messages: without credentials and query."""
 
     @property
     def folder(self) -> str | None:
-        """What paths of images in its rows are relative to, and may not leave; `None` where there is no such folder."""
+        """The folder that paths of images in the rows are relative to and cannot leave; `None` if there is none."""
 
     def rows(self, update: Update | None = None) -> Iterator[Row]:
-        """The rows in order, one in memory at a time.
+        """Give the rows in order, one in memory at a time.
 
-        A row that cannot be read has its `error` set and the reading goes on behind it.
+        A row that cannot be read has its `error` set, and reading continues after it.
 
         Args:
-            update: Gets all bytes as they are read, so that a full pass also gives their hash.
+            update: Gets all bytes as they are read, to hash them.
 
         Raises:
-            InvalidUserData: A file is not there, cannot be opened, or is not what its suffix says.
+            InvalidUserData: A file is missing, cannot be opened, or does not fit its suffix.
         """
 
 
 def open_source(url: str | Path, *, name: str, base_dir: str | Path | None = None) -> Source:
-    """Give the rows of a file, a folder or what fits a pattern, read when asked for.
+    """Give the rows of a file, a folder or a pattern; they are read later.
 
     Args:
-        url: A path, or any URL fsspec knows; `-` is standard input. In paths `~` is the home folder, and `$NAME` and
-            `${NAME}` are variables of the environment. Of a folder all files below it with a known suffix are read, in
-            sorted order. A path or URL with `*`, `?`, `[…]` or `**` that is no file itself is a pattern: all that fits
-            is read, in sorted order. Pipes without a suffix are taken for jsonl.
-        name: What mappings call it: `data` in `${data.question}`.
-        base_dir: What relative paths are relative to; `None` is the current directory.
+        url: A path, or any URL that fsspec knows; `-` is standard input. In paths, `~` is the home folder, and `$NAME` and
+            `${NAME}` are environment variables. For a folder, all files in it and below it with a known suffix are read, in
+            sorted order. A path or URL with `*`, `?`, `[…]` or `**` that is not itself a file is a pattern: all matches are
+            read, in sorted order. Pipes without a suffix are read as jsonl.
+        name: The source's name in mappings: `data` in `${data.question}`.
+        base_dir: The folder that relative paths start from; `None` is the current directory.
 
     Raises:
-        InvalidUserData: The URL is a chain (`::`), or a variable is not set. All else is told when the rows are read.
+        InvalidUserData: The URL is a chain (`::`), or a variable is not set. Other errors appear when the rows are read.
     """
     location = given = str(url)
     if "::" in location:
         raise InvalidUserData(
             f"Source '{name}': chained URLs (::) are not supported, found {_public(location)!r}. Give the plain URL "
-            "of a file or folder; .gz is unzipped by its suffix."
+            "of a file or folder; .gz files are decompressed without a chain."
         )
     location = "/dev/stdin" if location == "-" else locate(location, base_dir)
     return _FileSource(name, location, shown=_public(given))
 
 
 class RowsSource:
-    """Rows that are already at hand, such as a previous run's outputs.
+    """Rows in memory, such as a previous run's outputs.
 
     Args:
-        name: What mappings call it: `run.outputs`.
-        rows: Mappings of column to JSON value. What can be iterated only once (a generator) is copied to a temporary
-            file.
-        folder: What paths of images in them are relative to, and may not leave.
+        name: The source's name in mappings: `run.outputs`.
+        rows: Mappings of column to JSON value. An iterator is copied to a temporary file, because it can be read only once.
+        folder: The folder that paths of images in the rows are relative to and cannot leave.
     """
 
     def __init__(self, name: str, rows: Iterable[Mapping[str, Any]], folder: str | None = None) -> None:
@@ -122,7 +121,7 @@ class RowsSource:
         self._given = rows
 
     def rows(self, update: Update | None = None) -> Iterator[Row]:
-        """See `Source.rows`; the hash is that of the rows as JSON, keys sorted, a row a line."""
+        """See `Source.rows`. The hash is over the rows as JSON, one per line, with sorted keys."""
         for number, values in enumerate(self._again, 1):
             if not isinstance(values, Mapping):
                 raise InvalidUserData(f"{self.name}, row {number}: expected a mapping, found {shorten(values)}.")
@@ -141,7 +140,7 @@ class RowsSource:
 
 
 class _JsonLines:
-    """A file of our own making, read anew by each loop over it."""
+    """The temporary file; each loop over it reads it from the start."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -155,23 +154,23 @@ class _File(NamedTuple):
     path: str
     shown: str
     suffix: str
-    """With that of the compression; empty when it is not known."""
+    """Includes the suffix of the compression; empty if unknown."""
 
 
 class _FileSource:
-    """A file, a folder, a pattern or a pipe; looked for when first read."""
+    """A file, a folder, a pattern or a pipe; looked up when first read."""
 
     def __init__(self, name: str, location: str, shown: str) -> None:
         self.name = name
         self.url = shown
         self._location = location
         self._protocol = location.partition("://")[0] if "://" in location else "file"
-        # What a variable holds may be a secret: who only names it in a parameter must not read it in a message.
+        # A variable can hold a secret, and messages must not show it to someone who only names the variable.
         self._has_variable = self._protocol == "file" and "$" in shown
 
     @cached_property
     def folder(self) -> str | None:
-        """The folder that was given, or that of the file, or the fixed part of a pattern."""
+        """The given folder, the file's folder, or the fixed part of a pattern."""
         place = self._location
         if place.startswith("/dev/"):
             return None
@@ -219,7 +218,7 @@ class _FileSource:
     def _files(self) -> list[_File]:
         with self._border(self.url):
             file_system, path = self._target
-            # The addresses of the web have ? and [ of their own.
+            # In web addresses ? and [ are not wildcards.
             pattern = None if self._protocol in ("http", "https") else fixed_folder(path)
             try:
                 info = file_system.info(path)
@@ -231,17 +230,17 @@ class _FileSource:
             files = self._files_below(info["name"], self.url.rstrip("/"))
             if not files:
                 raise InvalidUserData(
-                    f"Source '{self.name}': the folder {self.url} holds no file that can be read; expected {_KNOWN}."
+                    f"Source '{self.name}': the folder {self.url} has no file with a known suffix; expected {_KNOWN}."
                 )
             return files
-        is_pipe = info["type"] == "other"  # of local paths only
+        is_pipe = info["type"] == "other"  # only for local paths
         suffix = _suffix(self.url) or _suffix(path) or (".jsonl" if is_pipe or self.url == "-" else "")
         file = _File(path, self.url, suffix)
         self._refuse_unknown([file])
         return [file._replace(path=str(self._copy(path)))] if is_pipe else [file]
 
     def _files_that_fit(self, path: str, folder: str) -> list[_File]:
-        """All files that fit a pattern, and those below folders that do; `folder` is the pattern's fixed part."""
+        """Give the files that match a pattern or are below a folder that does; `folder` is the pattern's fixed part."""
         shown_folder = fixed_folder(self.url)
         if shown_folder is None or path.removeprefix(folder) != self.url.removeprefix(shown_folder):
             shown_folder = folder  # a variable holds the wildcards
@@ -254,7 +253,7 @@ class _FileSource:
                 found[place] = _File(place, shown, _suffix(place))
         if not found:
             raise InvalidUserData(
-                f"Source '{self.name}': no file fits the pattern {self.url}. Check the pattern; expected files are {_KNOWN}."
+                f"Source '{self.name}': no file matches the pattern {self.url}. Check the pattern; files can be {_KNOWN}."
             )
         self._refuse_unknown(found.values())
         return [found[place] for place in sorted(found)]
@@ -267,10 +266,10 @@ class _FileSource:
     def _refuse_unknown(self, files: Iterable[_File]) -> None:
         unknown = [file.shown for file in files if not file.suffix]
         if unknown:
-            more = f", as have {len(unknown) - 1} more" if len(unknown) > 1 else ""
+            more = f" ({len(unknown) - 1} more like it)" if len(unknown) > 1 else ""
             raise InvalidUserData(
-                f"Source '{self.name}': {unknown[0]} has no suffix that tells its format{more}; expected one of {_KNOWN}. "
-                "Rename or convert it, or narrow the pattern."
+                f"Source '{self.name}': {unknown[0]} has no known suffix{more}; expected one of {_KNOWN}. "
+                "Rename or convert the file, or narrow the pattern."
             )
 
     def _copy(self, path: str) -> Path:
@@ -281,7 +280,7 @@ class _FileSource:
 
     @cached_property
     def _target(self) -> tuple[Any, str]:
-        """The file system and the path within it."""
+        """The file system, and the path in it."""
         from fsspec import available_protocols
         from fsspec.core import url_to_fs
 
@@ -292,11 +291,11 @@ class _FileSource:
 
     @contextmanager
     def _border(self, shown: str, module: str | None = None) -> Iterator[None]:
-        """Make our error of whatever a file system raises; the cause's text is kept, without URL queries.
+        """Turn any error of a file system into ours, with its text but without URL queries.
 
         Args:
-            shown: The file, as shown to people.
-            module: What may be missing; `None` is the file system's.
+            shown: The file's name for messages.
+            module: The module that can be missing; `None` is the file system's.
         """
         try:
             yield
@@ -318,7 +317,7 @@ class _FileSource:
 
 
 class _Watched:
-    """A `columnar.BinaryFile` whose errors are ours: what pyarrow itself raises tells of the data."""
+    """A `columnar.BinaryFile` that raises our errors, so that pyarrow's own errors are about the data."""
 
     closed = False
 
@@ -340,25 +339,25 @@ class _Watched:
             return self._raw.tell()
 
     def close(self) -> None:
-        """Who opened the file closes it."""
+        """Leave the file open: its opener closes it."""
         self.closed = True
 
 
 def _suffix(path: str) -> str:
-    """The known suffix of a file's name in lower case, that of its compression with it; empty for any other."""
+    """Give the known suffix of a file's name, in lower case and with its compression; empty if unknown."""
     name = path.lower()
     return next((suffix for suffix in _SUFFIXES if name.endswith(suffix)), "")
 
 
 def _public(text: str) -> str:
-    """A URL, or a text with URLs in it, without passwords and without web addresses' queries, which may sign them."""
+    """Remove passwords from the URLs in a text, and queries from web addresses, because a query can be a signature."""
     text = re.sub(r"(https?://)[^/\s@]*@", r"\1", text)
     text = re.sub(r"(://)[^/\s@:]*:[^/\s@]*@", r"\1", text)
     return re.sub(r"(https?://[^\s?]*)\?[^\s'\")]*", r"\1", text)
 
 
 def _temporary_file(owner: object) -> Path:
-    """A new file which is removed with its owner."""
+    """Give a new file that is removed together with its owner."""
     handle, path = tempfile.mkstemp(prefix="batchflow-")
     os.close(handle)
     weakref.finalize(owner, Path(path).unlink, missing_ok=True)

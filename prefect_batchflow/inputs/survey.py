@@ -1,4 +1,4 @@
-"""One pass over a source before a run: how many rows, which columns, which numbers, what is wrong."""
+"""One pass over a source before a run: its rows, columns, line numbers and faults."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ if TYPE_CHECKING:
     from prefect_batchflow.inputs.readers import Source
 
 MAX_LISTED = 20
-"""Problems listed in a message; the others are counted."""
+"""Faults listed in a message; the others are counted."""
 
 ROWS_UNASKED = 1_000
-"""Rows read before it is asked again whether reading was stopped."""
+"""Rows between two checks whether reading was stopped."""
 
 _MAX_COLUMNS = 10_000
 
 
 @dataclass(slots=True)
 class Faults:
-    """What is wrong, in words: the first ones kept, all counted."""
+    """Descriptions of faults: the first ones are kept, all are counted."""
 
     texts: list[str] = field(default_factory=list)
     count: int = 0
 
     def add(self, text: str) -> None:
-        """Count one more."""
+        """Add one fault."""
         self.count += 1
         if len(self.texts) < MAX_LISTED:
             self.texts.append(text)
 
     def extend(self, other: Faults) -> None:
-        """Add another list, its unlisted ones by their count."""
+        """Add another list, including its count of unlisted faults."""
         self.texts = (self.texts + other.texts)[:MAX_LISTED]
         self.count += other.count
 
@@ -55,40 +55,40 @@ class Faults:
 
 @dataclass(frozen=True, slots=True)
 class SourceSummary:
-    """What a source holds."""
+    """What a source contains."""
 
     name: str
     url: str
-    """Where it is, for people: no credentials."""
+    """Where it is, for messages: without credentials."""
     rows: int
-    """Rows read, those that `max_lines_count` leaves out not counted."""
+    """Rows read, without those that `max_lines_count` leaves out."""
     sha256: str
-    """Of the bytes of these rows, unzipped; of a whole file that is read to its end what `sha256sum` says."""
+    """The hash of these rows' bytes, after decompression; `sha256sum` gives the same for a whole file."""
     columns: tuple[str, ...]
-    """In the order they were met, at most 10,000."""
+    """In order of appearance, at most 10,000."""
     own_numbers: bool
-    """Some row has a `line_number`: rows without are left out. Otherwise rows are numbered by position."""
+    """Some row has a `line_number`; rows without one are left out. Otherwise rows are numbered by position."""
     rising: bool
     """Each number is higher than the one before."""
     cut: bool
-    """More rows follow than `max_lines_count` lets in."""
+    """`max_lines_count` leaves rows out."""
 
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """A summary, and what only the check before a run needs."""
+    """A summary, and facts that only the check before a run needs."""
 
     summary: SourceSummary
     numbers: Sequence[int]
-    """The numbers of the rows that have one, in their order."""
+    """The line numbers of the rows that have one, in order."""
     lacking: dict[str, array[int]]
-    """For each column asked for, the numbers of the rows without it."""
+    """For each requested column, the line numbers of the rows without it."""
     unreadable: Faults
-    """Rows that could not be read."""
+    """Rows that cannot be read."""
     misnumbered: Faults
-    """Rows whose `line_number` is no number."""
+    """Rows whose `line_number` is not a valid number."""
     unnumbered: int
-    """Rows left out since they have no `line_number` where others have."""
+    """Rows left out because they have no `line_number` and others do."""
 
 
 class Surveyor:
@@ -133,7 +133,7 @@ class Surveyor:
             name=self._source.name,
             url=self._source.url,
             rows=count,
-            sha256=sha256 if cut else digest.hexdigest(),  # blank lines behind the last row belong to a whole file
+            sha256=sha256 if cut else digest.hexdigest(),  # a whole file includes blank lines after the last row
             columns=tuple(islice(self._met, _MAX_COLUMNS)),
             own_numbers=self._own_numbers,
             rising=all(one < two for one, two in pairwise(self._numbers)),
@@ -173,7 +173,7 @@ class Surveyor:
 
 
 def places_of(source: Source, summary: SourceSummary, numbers: Collection[int]) -> dict[int, list[str]]:
-    """Where the rows of these numbers stand, all of each: a second reading, for messages only."""
+    """Give the places of all rows with these numbers. This reads the source again, for messages only."""
     places: dict[int, list[str]] = {number: [] for number in numbers}
     for position, row in enumerate(islice(source.rows(), summary.rows)):
         if not summary.own_numbers:

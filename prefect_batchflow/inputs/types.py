@@ -1,4 +1,4 @@
-"""promptflow's input types: what a value of the data becomes before the flow gets it.
+"""promptflow's input types: how a value of the data is converted for the flow.
 
 Source: promptflow `contracts/tool.py`, `ValueType.parse`.
 """
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 CONVERSION_ERRORS = (TypeError, ValueError, OverflowError, RecursionError)
-"""What a converter raises for a value that does not fit; `json.JSONDecodeError` for a text that is no JSON."""
+"""What a converter raises for a value that does not fit; `json.JSONDecodeError` for text that is not JSON."""
 
 
 def to_bool(value: Any) -> bool:
-    """A boolean, or the text true or false in any case; 0, 1 and the empty text are none."""
+    """Convert a boolean, or the text true or false in any case. 0, 1 and empty text do not fit."""
     if isinstance(value, bool):
         return value
     text = value.lower() if isinstance(value, str) else None
@@ -28,7 +28,7 @@ def to_bool(value: Any) -> bool:
 
 
 def to_list(value: Any) -> list[Any]:
-    """A list, or a text that is the JSON of one."""
+    """Convert a list, or the JSON text of one."""
     value = _from_json(value) if isinstance(value, str) else value
     if not isinstance(value, list):
         raise TypeError("expected a list")
@@ -36,7 +36,7 @@ def to_list(value: Any) -> list[Any]:
 
 
 def to_object(value: Any) -> Any:
-    """Any value; a text that is JSON becomes what it says, any other text stays text."""
+    """Convert any value: text that is JSON is parsed, other text stays text."""
     if not isinstance(value, str):
         return value
     try:
@@ -53,8 +53,8 @@ CONVERTERS: Mapping[str, Callable[[Any], Any]] = {
     "list": to_list,
     "object": to_object,
 }
-"""By type name; values of other types pass as they are. `int` cuts 4.7 to 4, `string` makes "None" of null.
-Null of a nullable input is not brought here."""
+"""By type name; values of other types are not converted. `int` cuts 4.7 to 4, `string` turns null into "None".
+Null for a nullable input is not converted."""
 
 
 def _from_json(text: str) -> Any:

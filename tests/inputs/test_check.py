@@ -75,7 +75,7 @@ class TestColumns:
         said = refusal({"data": [{"question": 1, "answer": 2}]}, {"q": "${data.qestion}"}, required=["q"])
 
         assert said == (
-            "The data and inputs_mapping do not fit: input 'q' = ${data.qestion}: "
+            "inputs_mapping does not match the data: input 'q' = ${data.qestion}: "
             "no row of 'data' has a column 'qestion'; its columns are 'question', 'answer'. "
             "Did you mean ${data.question}?"
         )
@@ -83,18 +83,18 @@ class TestColumns:
     def test_an_unmapped_input_says_so(self) -> None:
         said = refusal({"data": [{"question": 1}]}, required=["query"])
 
-        assert "input 'query', not mapped and so ${data.query}: no row of 'data' has a column 'query'" in said
+        assert "input 'query' (not mapped, so ${data.query}): no row of 'data' has a column 'query'" in said
 
     def test_rows_without_a_column_are_counted_and_the_first_is_named(self) -> None:
         said = refusal({"data": [{"q": 1}, {"q": None}, {}, {"q": 1}, {}]}, required=["q"])
 
-        assert "2 of 5 lines have no column 'q', the first is data, row 3. Give these rows the column" in said
+        assert "2 of 5 lines have no column 'q' (first: data, row 3). Add the column to these rows" in said
 
     def test_an_input_with_a_default_takes_it_where_the_column_lacks(self) -> None:
         inventory = check({"data": [{"k": 1}, {}]}, {"k": "${data.k}"}, optional=["k"])
 
         assert inventory.notes == (
-            "input 'k' = ${data.k}: 1 of 2 lines have no column 'k', the first is data, row 2; "
+            "input 'k' = ${data.k}: 1 of 2 lines have no column 'k' (first: data, row 2); "
             "they get the input's default.",
         )
         assert "no row of 'data' has a column 'z'" in refusal({"data": [{}]}, {"k": "${data.z}"}, optional=["k"])
@@ -103,7 +103,7 @@ class TestColumns:
         sources = {"data": [{"q": 1}, {}, {"q": 3}], "run.outputs": numbered(0, 2)}
 
         assert check(sources, required=["q"]).total_lines == 2
-        assert "1 of 2 lines have no column 'q', the first is data, row 2" in refusal(
+        assert "1 of 2 lines have no column 'q' (first: data, row 2)" in refusal(
             {**sources, "run.outputs": numbered(1, 2)}, required=["q"]
         )
 
@@ -117,7 +117,7 @@ class TestMapping:
 
         assert "input 'a' = ${dta.q}: there is no source 'dta'; the sources are 'data', 'run.outputs'." in said
         assert "Did you mean ${data.q}?" in said
-        assert "input 'b' = ${q}: names no column; expected ${source.column}." in said
+        assert "input 'b' = ${q}: the reference has no column; expected ${source.column}." in said
 
     def test_a_literal_that_is_no_json_is_refused(self) -> None:
         said = refusal({"data": [{}]}, {"day": date(2026, 1, 2)})
@@ -130,11 +130,11 @@ class TestMapping:
         notes = check({"data": [{"q": 1, "k": 2}]}, mapping, required=["text"], optional=["k"]).notes
 
         assert notes == (
-            "inputs_mapping: 'text' is the text '${data.q}!'; "
-            "a reference is exactly ${source.column}, with nothing before or behind.",
-            "inputs_mapping: 'extra' is no input of the flow; its inputs are 'text', 'k'.",
-            "inputs_mapping: line_number is ignored, the data numbers the lines.",
-            "source 'data': column 'k' is not read, since input 'k' has a default and is not mapped.",
+            "inputs_mapping: 'text' gets the text '${data.q}!' as it is. "
+            "A reference must be exactly ${source.column}, with nothing before or after it.",
+            "inputs_mapping: 'extra' is not an input of the flow; its inputs are 'text', 'k'.",
+            "inputs_mapping: 'line_number' is ignored, because the data numbers the lines.",
+            "source 'data': column 'k' is not read, because input 'k' has a default. To read it, map the input to ${data.k}.",
         )
 
     def test_an_extra_key_must_still_fit_the_data(self) -> None:
@@ -145,7 +145,7 @@ class TestJoin:
     def test_sources_without_numbers_must_be_equally_long(self) -> None:
         said = refusal({"data": [{}, {}], "b": [{}], "c": numbered(0, 1)})
 
-        assert "must have equally many rows, but data has 2, b has 1" in said
+        assert "must have the same number of rows, but data has 2, b has 1" in said
 
     def test_the_limit_cuts_each_source_before_they_are_joined(self) -> None:
         inventory = check({"data": [{}, {}, {}], "b": [{}, {}]}, max_rows=2)
@@ -158,21 +158,21 @@ class TestJoin:
 
         assert inventory.total_lines == 2
         assert inventory.notes == (
-            "source 'run.outputs': 1 of 4 rows are left out: they lack a line_number.",
-            "source 'data': 3 of 5 rows are left out: other sources lack their line_number, the first is 1.",
-            "source 'run.outputs': 1 of 3 rows are left out: other sources lack their line_number, the first is 9.",
+            "source 'run.outputs': 1 of 4 rows are left out, because they have no line_number.",
+            "source 'data': 3 of 5 rows are left out, because other sources do not have their line_number (first: 1).",
+            "source 'run.outputs': 1 of 3 rows are left out, because other sources do not have their line_number (first: 9).",
         )
 
     def test_nothing_in_common_is_refused(self) -> None:
-        assert "no line_number is in all sources ('a', 'b')" in refusal({"a": numbered(1), "b": numbered(2)})
+        assert "the sources have no line_number in common ('a', 'b')" in refusal({"a": numbered(1), "b": numbered(2)})
 
     def test_numbers_that_stand_twice_are_told_with_both_places(self) -> None:
         with pytest.raises(InvalidUserData) as caught:
             check({"data": numbered(4, 2, 4)})
 
         assert str(caught.value) == (
-            "The data cannot be read: source 'data': line_number 4 stands twice: data, row 1 and data, row 3. "
-            "Make it unique."
+            "The data cannot be read: source 'data': line_number 4 is not unique: data, row 1 and data, row 3. "
+            "Change one of them."
         )
 
     def test_numbers_need_not_rise(self) -> None:
@@ -225,7 +225,7 @@ class TestData:
 
         said = str(caught.value).splitlines()
         assert len(said) == 23
-        assert said[-2:] == ["- and 480 more.", "Or say bad_rows='fail', and such rows become failed lines."]
+        assert said[-2:] == ["- and 480 more.", "Or set bad_rows='fail' to turn such rows into failed lines."]
 
     def test_a_bad_line_number_is_told_with_its_place(self) -> None:
         with pytest.raises(InvalidUserData, match=r"data, row 2: line_number is 'x', expected a whole number from 0"):
@@ -242,7 +242,7 @@ class TestBadRows:
         assert inventory.total_lines == 3
         assert [note[:70] for note in inventory.notes] == [
             f"source 'data': rows that cannot be read become failed lines: {path}"[:70],
-            "input 'q', not mapped and so ${data.q}: 1 of 2 lines have no column 'q', the"[:70],
+            "input 'q' (not mapped, so ${data.q}): 1 of 2 lines have no column 'q' (first"[:70],
         ]
 
     def test_a_column_that_no_row_has_is_still_refused(self) -> None:

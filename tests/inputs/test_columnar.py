@@ -160,7 +160,7 @@ class TestValues:
         union = pa.UnionArray.from_sparse(pa.array([0], pa.int8()), [pa.array([1])])
         path = written(tmp_path, form, pa.table({"n": [1], "u": union}))
 
-        with pytest.raises(InvalidUserData, match=r"column 'u' is of type .*union.*, which has no JSON form"):
+        with pytest.raises(InvalidUserData, match=r"column 'u' has type .*union.*, which JSON cannot hold"):
             rows_of(path)
 
     @FORMATS
@@ -213,7 +213,9 @@ class TestRows:
             {"n": 3, "day": "1970-01-03"},
         ]
         assert broken.error is not None
-        assert broken.error.message.startswith(f"{path}, row 2: column 'day' of type date32[day]: ")
+        assert broken.error.message.startswith(
+            f"{path}, row 2: column 'day' of type date32[day] cannot be converted to JSON: "
+        )
         assert (broken.error.file, broken.error.line) == (str(path), 2)  # type: ignore[attr-defined]
 
     def test_bad_utf8_is_a_broken_row(self, tmp_path: Path) -> None:
@@ -224,7 +226,10 @@ class TestRows:
 
         assert good.values == {"x": "ok"}
         assert broken.error is not None
-        assert "row 2: column 'x' of type string: 'utf-8' codec can't decode byte 0xff" in broken.error.message
+        assert (
+            "row 2: column 'x' of type string cannot be converted to JSON: 'utf-8' codec can't decode byte 0xff"
+            in broken.error.message
+        )
 
     def test_only_what_is_asked_for_is_read(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         table = pa.table({"x": [hashlib.sha256(str(n).encode()).hexdigest() for n in range(40_000)]})
@@ -277,7 +282,7 @@ class TestDamage:
         path = tmp_path / name
         path.write_bytes(content)
 
-        with pytest.raises(InvalidUserData, match=rf"{name}: this is (no whole|Feather version 1)"):
+        with pytest.raises(InvalidUserData, match=rf"{name}: (not a complete|this is Feather version 1)"):
             rows_of(path)
 
     @pytest.mark.parametrize("form", ["parquet", "file"])
@@ -285,7 +290,7 @@ class TestDamage:
         path = written(tmp_path, form, pa.table({"n": list(range(100))}), rows_a_batch=10)
         path.write_bytes(path.read_bytes()[:-30])
 
-        with pytest.raises(InvalidUserData, match=r"this is no whole .* Copy it again"):
+        with pytest.raises(InvalidUserData, match=r"not a complete .* Copy it again"):
             rows_of(path)
 
     def test_a_stream_cut_off_gives_its_whole_batches_and_then_the_break(self, tmp_path: Path) -> None:
