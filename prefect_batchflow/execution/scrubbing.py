@@ -1,7 +1,6 @@
-"""Takes the secrets of a run out of what is kept of it: records, errors, printed output.
+"""Takes the secrets of a run out of everything that is kept of it: records, errors, printed output.
 
-A record is for ever, and what is read there is copied on; so an output that has a secret in it loses it, too. Without secrets
-nothing is looked through.
+Outputs lose their secrets, too, because records are kept for long and copied on. A run without secrets skips the search.
 """
 
 from __future__ import annotations
@@ -27,24 +26,24 @@ if TYPE_CHECKING:
 Kept = TypeVar("Kept", LineRecord, AggregationRun)
 
 MASK = "**data_scrubbed**"
-"""What stands in a secret's place. Source: promptflow `_utils/credential_scrubber.py`."""
+"""Replaces a secret. Source: promptflow `_utils/credential_scrubber.py`."""
 SHORTEST_SECRET = 8
-"""Characters of a secret from which on it is looked for: shorter ones, as `test`, are words of other texts as well."""
+"""Characters. Shorter secrets are not searched, because ordinary texts can contain them: `test`, for example."""
 KEYS_OF_MODELS = ("OPENAI_API_KEY", "AZURE_OPENAI_API_KEY")
-"""Where the openai package, and a prompty that says no key, find one."""
+"""Environment variables with a key for the openai package, and for a prompty without a key of its own."""
 _NAMES_A_SECRET = re.compile(r"(?:key|token|secret|password|passwd|credentials?)$", re.IGNORECASE)
 _DEEPEST = 8
 _PARTS = ("inputs", "output", "error", "metrics", "logs")
 
 
 class Scrubber:
-    """Finds secrets in texts and JSON, as they are and as Python and JSON write them.
+    """Finds secrets in texts and JSON, unchanged or as Python or JSON quotes them.
 
     Args:
-        connections: The run's, name to dictionary or connection.
-        init_kwargs: Of these the keys of model configurations, at any depth.
-        environ: What completes the connections; of it the keys of models.
-        variables: The names of those that the run was given: one that ends as keys, tokens, secrets and passwords do is secret.
+        connections: The run's connections, name to dictionary or connection.
+        init_kwargs: Keys in model configurations at any depth are secrets.
+        environ: The environment. It completes the connections; its keys of models are secrets.
+        variables: Names of the run's environment variables. Those that end like `key`, `token` or `password` are secrets.
     """
 
     def __init__(
@@ -69,7 +68,7 @@ class Scrubber:
         self._in_json = re.compile("|".join(written).encode()) if ordered else None
 
     def knowing(self, secrets: Iterable[str]) -> Scrubber:
-        """One that takes these out, too: those that a worker has found where it runs."""
+        """A scrubber that also takes out these secrets, which a worker found in its own environment."""
         if self.secrets.issuperset(secrets):
             return self
         other = Scrubber({}, {}, {})
@@ -84,23 +83,23 @@ class Scrubber:
         init_kwargs: Mapping[str, Any],
         variables: Mapping[str, str],
     ) -> Scrubber:
-        """The scrubber of a run of a flow in this process's environment with the run's variables."""
+        """The scrubber of a run, for this process's environment and the run's variables."""
         return cls(connections, {**init_kwargs, "": flow.program.model}, {**os.environ, **variables}, variables)
 
     def text(self, text: str) -> str:
-        """A text without secrets."""
+        """The text without secrets."""
         return text if self._pattern is None else self._pattern.sub(MASK, text)
 
     def beginning(self, text: str) -> str:
-        """A text that is cut at its end, without secrets, nor the part of one before the cut."""
+        """A text that was cut at its end: without secrets, and without a part of one before the cut."""
         return text if self._pattern is None else self.text(text)[: -self._longest]
 
     def end(self, text: str) -> str:
-        """A text that is cut at its beginning, without secrets, nor the part of one behind the cut."""
+        """A text that was cut at its beginning: without secrets, and without a part of one after the cut."""
         return text if self._pattern is None else self.text(text)[self._longest :]
 
     def value(self, value: Any) -> Any:
-        """JSON without secrets, keys included."""
+        """A JSON value without secrets, also in its keys."""
         if self._pattern is None:
             return value
         if type(value) is str:
@@ -112,7 +111,7 @@ class Scrubber:
         return value
 
     def finds_in(self, encoded: bytes) -> bool:
-        """Whether JSON as it is written has a secret in it."""
+        """Whether encoded JSON contains a secret."""
         return self._in_json is not None and self._in_json.search(encoded) is not None
 
     def encode(self, record: LineRecord) -> tuple[LineRecord, bytes]:
@@ -124,7 +123,7 @@ class Scrubber:
         return record, encoded
 
     def record(self, record: Kept) -> Kept:
-        """What is kept of a line or an aggregation, as plain JSON, without secrets; names of the flow's stay."""
+        """The record of a line or an aggregation in plain JSON, without secrets; names from the flow stay."""
         kept: Any = self._parts(record)
         if aggregated := kept.get("aggregation_inputs"):
             kept["aggregation_inputs"] = {reference: self.value(value) for reference, value in aggregated.items()}
@@ -137,7 +136,7 @@ class Scrubber:
 
 
 def _keys_in(value: Any, environ: Mapping[str, str], depth: int = 0) -> Iterator[str]:
-    """What stands as `api_key` in dictionaries and model configurations."""
+    """All values of `api_key` in dictionaries and model configurations."""
     if depth > _DEEPEST:
         return
     if isinstance(value, Mapping):
