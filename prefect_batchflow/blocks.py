@@ -9,25 +9,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem as LocalFiles
 from prefect.blocks.core import Block
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import BlockDocument
 from prefect.filesystems import WritableFileSystem
-from pydantic import Field, HttpUrl, PrivateAttr, SecretStr, field_validator
+from pydantic import Field, HttpUrl, PrivateAttr, SecretStr, TypeAdapter, field_validator
 
-from prefect_batchflow.connection_blocks import (
-    AzureOpenAIConnectionBlock,
-    CustomConnectionBlock,
-    OpenAIConnectionBlock,
-)
 from prefect_batchflow.errors.packages import pip_install
 from prefect_batchflow.exceptions import InvalidOptionError
 from prefect_batchflow.inputs.places import OBJECT_STORES, absolute, fresh_listings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
 
 __all__ = [
     "AzureOpenAIConnectionBlock",
@@ -263,3 +264,161 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+_DOCUMENTATION = HttpUrl("https://docs.prefect.io/v3/concepts/blocks")
+
+
+class ConnectionBlock(Block):
+    """What the blocks of connections share."""
+
+    def spec(self) -> dict[str, Any]:
+        """The connection as promptflow's dictionary, secrets in clear."""
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        plain = {
+            key: value.get_secret_value() if isinstance(value, SecretStr) else value for key, value in values.items()
+        }
+        given = {key: value for key, value in plain.items() if value not in (None, "")}
+        return {"type": type(self).__name__.removesuffix("Block"), "value": given}
+
+
+class OpenAIConnectionBlock(ConnectionBlock):
+    """OpenAI, or a service with its interface, for flows.
+
+    Example:
+        ```python
+        from prefect_batchflow.blocks import OpenAIConnectionBlock
+
+        OpenAIConnectionBlock(api_key="...").save("my-openai")
+        block = OpenAIConnectionBlock.load("BLOCK_NAME")
+        ```
+    """
+
+    _block_type_name: ClassVar[str | None] = "OpenAI Connection"
+    _block_type_slug: ClassVar[str | None] = "openai-connection"
+    _documentation_url: ClassVar[HttpUrl | None] = _DOCUMENTATION
+
+    api_key: SecretStr = Field(description="The key.")
+    organization: str = Field(default="", description="The organization's id; empty is the key's own.")
+    base_url: str = Field(default="", description="URL of a service with OpenAI's interface; empty is OpenAI's.")
+
+
+class AzureOpenAIConnectionBlock(ConnectionBlock):
+    """An Azure OpenAI resource, for flows.
+
+    Example:
+        ```python
+        from prefect_batchflow.blocks import AzureOpenAIConnectionBlock
+
+        AzureOpenAIConnectionBlock(api_base="https://...", api_key="...").save("my-azure")
+        block = AzureOpenAIConnectionBlock.load("BLOCK_NAME")
+        ```
+    """
+
+    _block_type_name: ClassVar[str | None] = "Azure OpenAI Connection"
+    _block_type_slug: ClassVar[str | None] = "azure-openai-connection"
+    _documentation_url: ClassVar[HttpUrl | None] = _DOCUMENTATION
+
+    api_base: str = Field(description="The resource's endpoint.")
+    api_key: SecretStr | None = Field(default=None, description="The key; not needed with auth_mode meid_token.")
+    api_version: str = Field(default="2024-02-01", description="The version of the interface.")
+    auth_mode: str = Field(default="key", description="key, or meid_token for Microsoft Entra ID.")
+    resource_id: str = Field(default="", description="The resource's id in Azure.")
+
+
+class CustomConnectionBlock(ConnectionBlock):
+    """Any connection, for flows: by its type, or with keys of one's own.
+
+    Example:
+        ```python
+        from prefect_batchflow.blocks import CustomConnectionBlock
+
+        CustomConnectionBlock(configs={"url": "https://..."}, secrets={"token": "..."}).save("my-service")
+        block = CustomConnectionBlock.load("BLOCK_NAME")
+        ```
+    """
+
+    _block_type_name: ClassVar[str | None] = "Custom Connection"
+    _block_type_slug: ClassVar[str | None] = "custom-connection"
+    _documentation_url: ClassVar[HttpUrl | None] = _DOCUMENTATION
+
+    connection_type: str = Field(
+        default="CustomConnection", description="The connection's type, such as SerpConnection; its keys go below."
+    )
+    configs: dict[str, str] = Field(default_factory=dict, description="What is no secret.")
+    secrets: dict[str, SecretStr] = Field(default_factory=dict, description="Keys and passwords. Kept secret.")
+
+    def spec(self) -> dict[str, Any]:
+        """The connection as promptflow's dictionary, secrets in clear."""
+        secrets = {key: value.get_secret_value() for key, value in self.secrets.items()}
+        return {
+            "type": self.connection_type,
+            "value": {**self.configs, **secrets},
+            "secret_keys": sorted(secrets),
+        }
+
+
+def block_name(connection: str) -> str:
+    """The name of the block that has a connection: lower case, and dashes for what is no letter or digit."""
+    return re.sub(r"[^a-z0-9]+", "-", connection.lower()).strip("-")
+
+
+async def load_connections(named: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """The connections of the blocks that are asked for.
+
+    Args:
+        named: Connection's name to block, `openai-connection/my-block` or `my-block` alone.
+
+    Raises:
+        InvalidOptionError: A block is not there, or two of the name are, of several types.
+    """
+    found = await _blocks({block.rpartition("/")[2] for block in named.values()})
+    specs = {}
+    for name, wanted in named.items():
+        slug, _, block = wanted.rpartition("/")
+        fitting = [b for b in found.get(block, []) if slug in ("", b.get_block_type_slug())]
+        if len(fitting) != 1:
+            there = " and ".join(b.get_block_type_slug() + "/" + block for b in fitting)
+            raise InvalidOptionError(
+                f"The connection {name!r} is to be the block {wanted!r}: expected one of the types openai-connection, "
+                f"azure-openai-connection and custom-connection, found {there or 'none'}. "
+                + (
+                    "Say which one is meant."
+                    if there
+                    else "Make it in the Prefect UI or from Python, docs/connections.md."
+                )
+            )
+        specs[name] = fitting[0].spec()
+    return specs
+
+
+async def find_connections(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """The connections that there is a block for, by the block's name; those without are left out."""
+    blocks = {name: block_name(name) for name in names}
+    found = await _blocks({block for block in blocks.values() if block})
+    return {name: found[block][0].spec() for name, block in blocks.items() if len(found.get(block, ())) == 1}
+
+
+async def _blocks(names: set[str]) -> dict[str, list[ConnectionBlock]]:
+    """The blocks of connections with these names, asked for at once."""
+    found: dict[str, list[ConnectionBlock]] = {}
+    if not names:
+        return found
+    async with get_client() as client:
+        answer = await client.request(
+            "POST",
+            "/block_documents/filter",
+            json={"block_documents": {"name": {"any_": sorted(names)}}, "include_secrets": True},
+        )
+    for document in TypeAdapter(list[BlockDocument]).validate_python(answer.json()):
+        slug = document.block_type.slug if document.block_type is not None else ""
+        kind = _KINDS.get(str(slug))
+        if kind is not None:
+            found.setdefault(str(document.name), []).append(kind._from_block_document(document))
+    return found
+
+
+_KINDS: dict[str, type[ConnectionBlock]] = {
+    str(kind.get_block_type_slug()): kind
+    for kind in (AzureOpenAIConnectionBlock, CustomConnectionBlock, OpenAIConnectionBlock)
+}

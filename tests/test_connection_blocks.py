@@ -8,7 +8,7 @@ import pytest
 from prefect.testing.standard_test_suites.blocks import BlockStandardTestSuite
 from pydantic import SecretStr
 
-from prefect_batchflow.connection_blocks import (
+from prefect_batchflow.blocks import (
     AzureOpenAIConnectionBlock,
     ConnectionBlock,
     CustomConnectionBlock,

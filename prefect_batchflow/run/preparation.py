@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefect_batchflow.blocks import open_storage
+from prefect_batchflow.blocks import find_connections, load_connections, open_storage
 from prefect_batchflow.cluster.clusters import cluster_of
-from prefect_batchflow.connection_blocks import find_connections, load_connections
 from prefect_batchflow.connections.given import MISSING
 from prefect_batchflow.definition.load import load_flow, merged_copy
 from prefect_batchflow.definition.run_folder import run_folder
