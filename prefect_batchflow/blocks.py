@@ -1,34 +1,22 @@
-"""The Prefect blocks of the package: connections, and a run storage on any fsspec file system, written whole or not at all.
-
-Local writes are temp file, fsync and rename; remote ones a single PUT, or a large file's parts that are completed as one:
-object stores show either at once.
-"""
+"""The Prefect blocks of the package, a run storage and connections, and how saved ones are found."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import os
 import re
-import shutil
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import fsspec
-from fsspec.implementations.local import LocalFileSystem as LocalFiles
 from prefect.blocks.core import Block
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import BlockDocument
 from prefect.filesystems import WritableFileSystem
 from pydantic import Field, HttpUrl, PrivateAttr, SecretStr, TypeAdapter, field_validator
 
-from prefect_batchflow.errors.packages import pip_install
 from prefect_batchflow.exceptions import InvalidOptionError
-from prefect_batchflow.inputs.places import OBJECT_STORES, absolute, fresh_listings
+from prefect_batchflow.storage.files import RunFiles, folder_url, open_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
 __all__ = [
     "AzureOpenAIConnectionBlock",
@@ -62,139 +50,54 @@ class RunStorageBlock(WritableFileSystem):
         default_factory=dict, description="What fsspec needs to open it: keys, endpoints. Kept secret."
     )
 
-    _fs: Any = PrivateAttr(default=None)
-    _root: str = PrivateAttr(default="")
-    _read_options: dict[str, Any] = PrivateAttr(default_factory=dict)
+    _files: RunFiles = PrivateAttr()
 
     @field_validator("url")
     @classmethod
-    def _one_file_system(cls, url: str) -> str:
-        if not url or "::" in url:
-            raise InvalidOptionError(
-                f"The storage URL {url!r} is no single folder. Give a path or one URL, such as s3://bucket/runs; "
-                "chained URLs (`::`) are refused."
-            )
-        if "://" not in url:
-            return absolute(url)
-        protocol, _, path = url.partition("://")
-        return f"{protocol}://{path.rstrip('/') or path[:1]}"
+    def _one_folder(cls, url: str) -> str:
+        return folder_url(url)
 
     def model_post_init(self, context: Any, /) -> None:
-        """Open the file system: its package is missed here, before anything runs."""
+        """Open the file system: a missing package is reported here, before anything runs."""
         super().model_post_init(context)
-        options = fresh_listings(self.url)
-        options.update((name, value.get_secret_value()) for name, value in self.storage_options.items())
-        try:
-            self._fs, root = fsspec.core.url_to_fs(self.url, **options)
-        except ImportError as exc:
-            module = OBJECT_STORES.get(self.url.split(":")[0])
-            install = pip_install(module) if module else f"pip install the package it names: {exc}"
-            raise InvalidOptionError(
-                f"The storage {self.url} needs a package that is not installed. {install}"
-            ) from exc
-        except ValueError as exc:
-            raise InvalidOptionError(f"The storage URL {self.url!r} cannot be opened: {exc}") from exc
-        self._root = root.rstrip("/")
-        if self.url.startswith(("s3://", "s3a://")):
-            # Else s3fs asks for a key's size first, a second request, to read large ones in parts at once.
-            self._read_options = {"max_concurrency": 1}
-
-    @property
-    def is_local(self) -> bool:
-        """Whether runs lie in a folder of this machine."""
-        return isinstance(self._fs, LocalFiles)
-
-    def location(self, key: str = "") -> str:
-        """Where a key lies, for people: a path on this machine, else a URL."""
-        if self.is_local:
-            return f"{self._root}/{key}".rstrip("/")
-        return f"{self.url}/{key}".rstrip("/")
+        options = {name: value.get_secret_value() for name, value in self.storage_options.items()}
+        self._files = open_files(self.url, options)
 
     def _resolve_path(self, path: str) -> str | None:
         # Prefect asks unsaved blocks where a key lies and keeps the answer as the record's key; keys are relative here.
         return None
 
-    def _path(self, key: str) -> str:
-        if key.startswith("/") or ".." in key.split("/"):
-            raise ValueError(f"The storage key {key!r} leads out of the storage.")
-        return f"{self._root}/{key}"
-
-    async def read_path(self, path: str) -> bytes:
-        """Give a key's bytes.
-
-        Raises:
-            FileNotFoundError: There is no such key. Any other error means that it cannot be told.
-        """
-        target = self._path(path)
-        if self.is_local:
-            return await asyncio.to_thread(Path(target).read_bytes)
-        return bytes(await asyncio.to_thread(self._fs.cat_file, target, **self._read_options))
-
-    async def write_path(self, path: str, content: bytes) -> None:
-        """Write a key whole; a reader sees all of it or what was there before."""
-        target = self._path(path)
-        if self.is_local:
-            await asyncio.to_thread(_replace, Path(target), content)
-        else:
-            await asyncio.to_thread(self._fs.pipe_file, target, content)
-
-    async def create_path(self, path: str, content: bytes) -> None:
-        """Write a key whole that is not there yet: of several who do so at once one succeeds, on stores that can compare.
-
-        Raises:
-            FileExistsError: It is there.
-        """
-        target = self._path(path)
-        if self.is_local:
-            await asyncio.to_thread(_create, Path(target), content)
-        else:
-            await asyncio.to_thread(self._fs.pipe_file, target, content, mode="create")
-
-    async def put_file(self, path: str, source: Path) -> None:
-        """Copy a local file to a key, whole like `write_path`."""
-        target = self._path(path)
-        if self.is_local:
-            await asyncio.to_thread(_copy, source, Path(target))
-        else:
-            await asyncio.to_thread(self._fs.put_file, str(source), target)
-
-    async def get_file(self, path: str, target: Path) -> None:
-        """Copy a key to a local file."""
-        source = self._path(path)
-        if self.is_local:
-            await asyncio.to_thread(shutil.copyfile, source, target)
-        else:
-            await asyncio.to_thread(self._fs.get_file, source, str(target))
-
-    async def list_names(self, folder: str) -> list[str]:
-        """The names directly below a folder, sorted; a folder that is not there holds none.
-
-        Raises:
-            OSError: It cannot be told; where the whole bucket is not there this is a `FileNotFoundError`.
-        """
-        target = self._path(folder) if folder else self._root
-
-        def names() -> list[str]:
-            # A listing that fsspec remembers would hide what another process wrote.
-            self._fs.invalidate_cache(target)
-            try:
-                found = self._fs.ls(target, detail=False)
-            except FileNotFoundError as exc:
-                # An empty folder is what the file system finds itself; that there is no bucket is what the store answers.
-                if exc.__cause__ is not None:
-                    raise
-                return []
-            return sorted(str(path).rstrip("/").rsplit("/", 1)[-1] for path in found)
-
-        return await asyncio.to_thread(names)
+    def location(self, key: str = "") -> str:
+        """Where a key lies, for people: a path on this machine, else a URL."""
+        return self._files.location(key)
 
     def local_path(self, key: str) -> Path | None:
         """The file of a key on this machine, if it is one; its folder is made."""
-        if not self.is_local:
-            return None
-        target = Path(self._path(key))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        return target
+        return self._files.local_path(key)
+
+    async def read_path(self, path: str) -> bytes:
+        """Give a key's bytes; see `RunFiles` for this and the others."""
+        return await self._files.read_path(path)
+
+    async def write_path(self, path: str, content: bytes) -> None:
+        """Write a key whole."""
+        await self._files.write_path(path, content)
+
+    async def create_path(self, path: str, content: bytes) -> None:
+        """Write a key whole that is not there yet."""
+        await self._files.create_path(path, content)
+
+    async def put_file(self, path: str, source: Path) -> None:
+        """Copy a local file to a key, whole."""
+        await self._files.put_file(path, source)
+
+    async def get_file(self, path: str, target: Path) -> None:
+        """Copy a key to a local file."""
+        await self._files.get_file(path, target)
+
+    async def list_names(self, folder: str) -> list[str]:
+        """The names directly below a folder, sorted."""
+        return await self._files.list_names(folder)
 
 
 async def open_storage(storage: str) -> RunStorageBlock:
@@ -211,59 +114,6 @@ async def open_storage(storage: str) -> RunStorageBlock:
         raise InvalidOptionError(f"There is no saved block {storage!r}: {exc}") from exc
     assert isinstance(block, RunStorageBlock)
     return block
-
-
-def _replace(target: Path, content: bytes) -> None:
-    with _beside(target) as (fd, temporary):
-        _write(fd, content)
-        temporary.replace(target)
-    _sync_folder(target.parent)
-
-
-def _create(target: Path, content: bytes) -> None:
-    with _beside(target) as (fd, temporary):
-        _write(fd, content)
-        target.hardlink_to(temporary)
-    _sync_folder(target.parent)
-
-
-def _write(fd: int, content: bytes) -> None:
-    with open(fd, "wb", closefd=False) as file:
-        file.write(content)
-    os.fsync(fd)
-
-
-def _copy(source: Path, target: Path) -> None:
-    with _beside(target) as (fd, temporary):
-        with source.open("rb") as read, open(fd, "wb", closefd=False) as file:
-            shutil.copyfileobj(read, file, 1 << 20)
-        os.fsync(fd)
-        temporary.replace(target)
-    _sync_folder(target.parent)
-
-
-@contextlib.contextmanager
-def _beside(target: Path) -> Any:
-    """A temporary file in the target's folder, gone if it was not renamed."""
-    try:
-        fd, name = tempfile.mkstemp(prefix=".writing-", dir=target.parent)
-    except FileNotFoundError:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        fd, name = tempfile.mkstemp(prefix=".writing-", dir=target.parent)
-    try:
-        os.fchmod(fd, 0o644)
-        yield fd, Path(name)
-    finally:
-        os.close(fd)
-        Path(name).unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 _DOCUMENTATION = HttpUrl("https://docs.prefect.io/v3/concepts/blocks")

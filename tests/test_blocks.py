@@ -68,7 +68,7 @@ class TestUrl:
         files = RunStorageBlock(url=url)
 
         assert files.location("run-1/x") == location
-        assert files.is_local is url.startswith("file")
+        assert (files.local_path("x") is not None) is url.startswith("file")
 
     def test_a_place_is_told_as_people_write_it(self, tmp_path: Path) -> None:
         assert RunStorageBlock(url=tmp_path.as_uri()).location("r/x") == f"{tmp_path}/r/x"
