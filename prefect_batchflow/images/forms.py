@@ -158,14 +158,14 @@ class ImageForm(ABC):
         if _DATA_URL.match(value):
             return _of_base64(value)
         if value.startswith(("http://", "https://")):
-            return _of_url(value)
+            return _image(fetched(value), None, value)
         content = _decoded(value) if _BASE64.fullmatch(value.strip()) else None
         if content is not None and guess_mime_type(content):
             return _image(content)
         problem: InvalidImageInput | None = None
         for folder in dict.fromkeys(folders):
             try:
-                return _of_path(value, folder)
+                return _image(read_within(value, folder))
             except InvalidImageInput as exc:
                 problem = exc
         if content:
@@ -178,10 +178,10 @@ class ImageForm(ABC):
         if not isinstance(content, str) or not content:
             raise InvalidImageInput(f"The {resource} of an image must be text, found {shorten(content)}.")
         if resource == "path":
-            return _of_path(content, folder, mime_type)
+            return _image(read_within(content, folder), mime_type)
         if resource == "base64" or _DATA_URL.match(content):
             return _of_base64(content, mime_type)
-        return _of_url(content, mime_type)
+        return _image(fetched(content), mime_type, content)
 
 
 class _Basic(ImageForm):
@@ -252,20 +252,12 @@ def form_of(message_format: str) -> ImageForm:
     return _FORMS[message_format]
 
 
-def _of_path(path: str, folder: str | None, mime_type: str | None = None) -> Any:
-    return _image(read_within(path, folder), mime_type)
-
-
 def _of_base64(text: str, mime_type: str | None = None) -> Any:
     prefix = _DATA_URL.match(text)
     content = _decoded(text[prefix.end() :] if prefix else text)
     if content is None:
         raise InvalidImageInput(f"Expected base64 text, found {shorten(text)}.")
     return _image(content, mime_type or (prefix[1] if prefix else None))
-
-
-def _of_url(url: str, mime_type: str | None = None) -> Any:
-    return _image(fetched(url), mime_type, url)
 
 
 def _decoded(text: str) -> bytes | None:

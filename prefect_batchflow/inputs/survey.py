@@ -176,13 +176,10 @@ def places_of(source: Source, summary: SourceSummary, numbers: Collection[int]) 
     """Give the places of all rows with these numbers. This reads the source again, for messages only."""
     places: dict[int, list[str]] = {number: [] for number in numbers}
     for position, row in enumerate(islice(source.rows(), summary.rows)):
-        if not summary.own_numbers:
-            number = position
-        elif LINE_NUMBER not in row.values:
-            continue
-        else:
+        number = position
+        if summary.own_numbers:
             try:
-                number = parse_line_number(row.values[LINE_NUMBER])
+                number = parse_line_number(row.values.get(LINE_NUMBER))
             except InvalidUserData:
                 continue
         if number in places:
