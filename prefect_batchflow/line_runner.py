@@ -96,9 +96,14 @@ class LineRunner:
         )
 
     async def attempt(self, line: Line, attempt: int) -> LineOutcome | None:
-        """One attempt of a line; `None` when the run was stopped first."""
-        if self.stopped:
-            return None
+        """One attempt of a line, which takes it out of the load; `None` when the run was stopped first."""
+        try:
+            return None if self.stopped else await self._attempt(line, attempt)
+        finally:
+            self.open_lines -= 1
+            self.on_room()
+
+    async def _attempt(self, line: Line, attempt: int) -> LineOutcome | None:
         work = asyncio.ensure_future(self.executor.run_line(line, attempt=attempt, timeout_sec=self.policy.timeout_sec))
         self._attempts[work] = line.line_number
         try:
@@ -125,25 +130,17 @@ class LineRunner:
         """How many lines a worker has."""
         return len(self.executor.running())
 
-    def enter(self, lines: int = 1) -> None:
-        """Lines are about to be run."""
-        self.open_lines += lines
-
-    def leave(self) -> None:
-        """An attempt of a line is over."""
-        self.open_lines -= 1
-        self.on_room()
-
     async def written(self, limit_sec: float) -> None:
         """Wait, for a bounded time, until nothing is being written; nothing is settled after that."""
         await self.writer.wait(limit_sec)
         self._settles = False
 
     async def wait_turn(self, line: Line) -> None:
-        """Wait until a line's next attempt may begin, as the service that refused the last one asked."""
+        """Wait until a line's next attempt may begin, as the service that refused the last one asked; then it is load again."""
         moment = self._not_before.pop(line.line_number, None)
         if moment is not None:
             await self.pause(moment - time.monotonic())
+        self.open_lines += 1
 
     async def pause(self, delay_sec: float) -> None:
         """Wait before the next attempt, or until the run is stopped."""
@@ -206,7 +203,6 @@ class ChunkRun:
         delays = policy.delays()
         for attempt in range(first, policy.retries + 2):
             outcome = await self._runner.attempt(line, attempt)
-            self._runner.leave()
             if outcome is None:
                 return
             self._unkept.append(outcome)
@@ -219,7 +215,6 @@ class ChunkRun:
                 return
             await self._runner.pause(jittered(delays[attempt - 1], policy.jitter))
             await self._runner.wait_turn(line)
-            self._runner.enter()
 
     async def _keep(self) -> None:
         async with self._keeping:

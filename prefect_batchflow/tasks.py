@@ -10,21 +10,21 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from prefect import Task, task
-from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, StateType
-from prefect.states import Cancelled, Completed
+from prefect.states import Cancelled, Completed, Failed
 
 from prefect_batchflow.exceptions import UnexpectedError, innermost_code
 from prefect_batchflow.execution.line_feed import STOP_GRACE_SEC
 from prefect_batchflow.line_runner import ChunkRun, LineRunner
 from prefect_batchflow.prefect_runtime.logs import LINE_TASK
-from prefect_batchflow.prefect_runtime.task_runs import in_memory_result, tag_task_run, task_parameter
+from prefect_batchflow.prefect_runtime.task_runs import KEEPS_NOTHING, in_memory_result, tag_task_run, task_parameter
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
 
     from prefect.client.schemas.objects import TaskRun
 
+    from prefect_batchflow.exceptions import BatchflowException
     from prefect_batchflow.execution.executor import Executor
     from prefect_batchflow.execution.line_feed import LineEvents
     from prefect_batchflow.lines import Line
@@ -93,7 +93,7 @@ class LocalFeed(LineRunner):
 
     def run(self, lines: Sequence[Line]) -> Coroutine[Any, Any, None]:
         """Run a group of lines in one task run."""
-        self.enter(len(lines))
+        self.open_lines += len(lines)
         return self._run_task(lines)
 
     async def _run_task(self, lines: Sequence[Line]) -> None:
@@ -139,10 +139,7 @@ def _line_task(runner: LineRunner, run_tag: str) -> Task[[Chunk], Any]:
         retry_delay_seconds=policy.delays()[:_MAX_RETRY_DELAYS] if policy.retry_delay_sec else None,
         retry_jitter_factor=policy.jitter or None,
         retry_condition_fn=is_retried,
-        cache_policy=NO_CACHE,
-        persist_result=False,
-        cache_result_in_memory=False,
-        log_prints=False,
+        **KEEPS_NOTHING,
     )
     async def run_line(chunk: Chunk) -> State[Any]:
         line = chunk.lines[0]
@@ -150,15 +147,12 @@ def _line_task(runner: LineRunner, run_tag: str) -> Task[[Chunk], Any]:
         if task_run.run_count > 1:
             # Prefect has waited as the policy says; this is what is left of what the service asked for.
             await runner.wait_turn(line)
-            runner.enter()
         outcome = await runner.attempt(line, task_run.run_count)
-        runner.leave()
         if outcome is None:
             return Cancelled(message="The run was stopped before the line ended.")
         await runner.writer.keep([outcome])
-        retried = not runner.is_final(outcome.receipt)
         state = _state(outcome.receipt)
-        state.data = in_memory_result({"retried": retried})
+        state.data = in_memory_result({"retried": not runner.is_final(outcome.receipt)})
         return state
 
     return run_line
@@ -170,21 +164,13 @@ def _chunk_task(runner: LineRunner, run_tag: str) -> Task[[Chunk], Any]:
     @task(
         name="run_chunk",
         task_run_name=lambda: chunk_name(task_parameter("chunk").lines),
-        cache_policy=NO_CACHE,
-        persist_result=False,
-        cache_result_in_memory=False,
-        log_prints=False,
+        **KEEPS_NOTHING,
     )
     async def run_chunk(chunk: Chunk) -> State[Any]:
         tag_task_run(run_tag)
         run = ChunkRun(runner)
         await run.run(chunk.lines)
-        message = f"{run.completed} of {len(chunk.lines)} lines completed"
-        if run.failed:
-            message += f", {run.failed} failed"
-        if run.completed + run.failed < len(chunk.lines):
-            return Cancelled(message=f"{message}; the run was stopped before the others ended.")
-        return Completed(message=message)
+        return chunk_state(len(chunk.lines), run.completed, run.failed)
 
     return run_chunk
 
@@ -210,6 +196,16 @@ def _state(receipt: Receipt) -> State[Any]:
         name=_STATE_NAMES.get(code, "Failed"),
         message=str(receipt.error.get("message", code))[:1000],
     )
+
+
+def chunk_state(lines: int, completed: int, failed: int, failure: BatchflowException | None = None) -> State[Any]:
+    """The final state of a chunk's task run; `failure` is no line's fault and ends the run."""
+    message = f"{completed} of {lines} lines completed" + (f", {failed} failed" if failed else "")
+    if failure is not None:
+        return Failed(message=f"{message}; {failure}")
+    if completed + failed < lines:
+        return Cancelled(message=f"{message}; the others were stopped before they ended.")
+    return Completed(message=message)
 
 
 def chunk_name(lines: Sequence[Line]) -> str:

@@ -18,8 +18,6 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from prefect import task
-from prefect.cache_policies import NO_CACHE
-from prefect.states import Cancelled, Completed, Failed
 from pydantic import SecretStr
 
 from prefect_batchflow.blocks import RunStorageBlock
@@ -31,11 +29,11 @@ from prefect_batchflow.execution.line_feed import LineEvents
 from prefect_batchflow.execution.workers.pool import WorkerPool
 from prefect_batchflow.line_runner import ChunkRun, LineRunner
 from prefect_batchflow.prefect_runtime.logs import PrintedLog
-from prefect_batchflow.prefect_runtime.task_runs import in_memory_result, tag_task_run, task_parameter
+from prefect_batchflow.prefect_runtime.task_runs import KEEPS_NOTHING, in_memory_result, tag_task_run, task_parameter
 from prefect_batchflow.storage.control import LOOK_EVERY_SEC, Follower
 from prefect_batchflow.storage.keys import RunKeys
 from prefect_batchflow.storage.records import RunRecords
-from prefect_batchflow.tasks import chunk_name
+from prefect_batchflow.tasks import chunk_name, chunk_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -62,25 +60,14 @@ ASK_CLUSTER_EVERY_SEC = 0.5
 @task(
     name="run_chunk",
     task_run_name=lambda: chunk_name(task_parameter("assignment").lines),
-    cache_policy=NO_CACHE,
-    persist_result=False,
-    cache_result_in_memory=False,
-    log_prints=False,
+    **KEEPS_NOTHING,
 )
 def run_chunk(assignment: Assignment) -> State[Any]:
     """Run a chunk's lines here, as far as they are not done, and give their receipts as the state's result."""
     tag_task_run(f"run:{assignment.run_id}")
     report = run_assignment(assignment)
     completed = sum(receipt.error is None for receipt in report.settled)
-    message = f"{completed} of {len(assignment.lines)} lines completed"
-    if failed := len(report.settled) - completed:
-        message += f", {failed} failed"
-    if report.failure is not None:
-        state: State[Any] = Failed(message=f"{message}; {report.failure}")
-    elif len(report.settled) < len(assignment.lines):
-        state = Cancelled(message=f"{message}; the chunk was ended before the others had.")
-    else:
-        state = Completed(message=message)
+    state = chunk_state(len(assignment.lines), completed, len(report.settled) - completed, report.failure)
     state.data = in_memory_result(report)
     return state
 

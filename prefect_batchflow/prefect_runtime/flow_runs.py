@@ -7,14 +7,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import (
-    FlowRunFilter,
-    FlowRunFilterId,
-    TaskRunFilter,
-    TaskRunFilterState,
-    TaskRunFilterStateType,
-)
-from prefect.client.schemas.objects import State, StateType
+from prefect.client.schemas.filters import FlowRunFilter, TaskRunFilter
 from prefect.context import FlowRunContext
 from prefect.settings import get_current_settings
 from prefect.states import Crashed
@@ -25,7 +18,7 @@ from prefect_batchflow.prefect_runtime.own_server import has_own_server
 if TYPE_CHECKING:
     from uuid import UUID
 
-    from prefect.client.schemas.objects import FlowRun
+    from prefect.client.schemas.objects import FlowRun, State
 
 ANSWER_SEC = 5.0
 
@@ -51,14 +44,12 @@ async def end_abandoned(flow_run_id: UUID, current: UUID) -> None:
         current: The flow run that goes on now, the same one after a Retry.
     """
     killed: State[Any] = Crashed(message="Its process was gone when the run was started again.")
-    going_on = TaskRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING])
+    of_flow_run = FlowRunFilter.model_validate({"id": {"any_": [flow_run_id]}})
+    going_on = TaskRunFilter.model_validate({"state": {"type": {"any_": ["PENDING", "RUNNING"]}}})
     with contextlib.suppress(Exception):
         async with asyncio.timeout(2 * ANSWER_SEC), get_client() as client:
             # The server gives a page of them at a time.
-            while task_runs := await client.read_task_runs(
-                flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id])),
-                task_run_filter=TaskRunFilter(state=TaskRunFilterState(type=going_on)),
-            ):
+            while task_runs := await client.read_task_runs(flow_run_filter=of_flow_run, task_run_filter=going_on):
                 for task_run in task_runs:
                     await client.set_task_run_state(task_run.id, killed, force=True)
             state = (await client.read_flow_run(flow_run_id)).state

@@ -6,14 +6,12 @@ import asyncio
 import contextlib
 import logging
 import queue
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prefect._internal.concurrency.services import QueueService
 from prefect.client.orchestration import get_client
 from prefect.events.worker import EventsWorker
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 GONE_AFTER_SEC = 10.0
 """A server that takes so long for the simplest answer counts as gone; a busy one took 1.1 s at most."""
 
@@ -49,23 +47,14 @@ def let_go_of_server() -> None:
 
 async def give_up(flow_run: asyncio.Future[Any]) -> None:
     """End a call of a Prefect flow that cannot tell the server how it ended; a cancelled one tries once more to tell."""
-    with _muted("prefect.flow_runs"):
+    logger = logging.getLogger("prefect.flow_runs")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
         for _ in range(3):
             flow_run.cancel()
             await asyncio.wait({flow_run}, timeout=1)
             if flow_run.done():
                 return
-
-
-@contextlib.contextmanager
-def _muted(name: str) -> Iterator[None]:
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
     finally:
         logger.setLevel(level)
-
-
-__all__ = ["give_up", "let_go_of_server", "server_answers"]

@@ -128,11 +128,8 @@ async def wait_until_recorded(flow_run_id: UUID, task_runs: int, most_sec: float
     while time.monotonic() < deadline:
         with contextlib.suppress(Exception):
             async with asyncio.timeout(DRAIN_FLOOR_SEC), get_client() as client:
-                recorded = int((await client._client.post("/task_runs/count", json=body)).json())
+                recorded = int((await client.request("POST", "/task_runs/count", json=body)).json())
                 if recorded >= task_runs:
                     return 0
         await asyncio.sleep(0.1)
     return None if recorded is None else task_runs - recorded
-
-
-__all__ = ["has_own_server", "own_server_named", "start_own_server", "wait_until_recorded"]

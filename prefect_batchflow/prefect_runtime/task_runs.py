@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from prefect.cache_policies import NO_CACHE
 from prefect.context import TaskRunContext
 from prefect.filesystems import LocalFileSystem
 from prefect.results import ResultStore
@@ -12,6 +13,14 @@ from prefect.utilities.math import clamped_poisson_interval
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import TaskRun
+
+KEEPS_NOTHING: Final[dict[str, Any]] = {
+    "cache_policy": NO_CACHE,
+    "persist_result": False,
+    "cache_result_in_memory": False,
+    "log_prints": False,
+}
+"""Options of a task whose results are in the run storage, not in Prefect's."""
 
 
 def tag_task_run(run_tag: str) -> TaskRun:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from prefect_batchflow.run.ending import Ending, stopped_before_data, stopped_before_lines
+from prefect_batchflow.run.ending import Ending, ended_before_lines
 from prefect_batchflow.run.feeding import Feeding
 from prefect_batchflow.run.opening import Opening
 from prefect_batchflow.run.preparation import preparation
@@ -32,12 +32,14 @@ async def run_stages(request: BatchRequest, live: LiveRun) -> BatchResult:
     async with preparation(state) as preparing:
         ready = await state.stop.unless_stopped(_prepare(state, preparing))
         if ready is None:
-            return await stopped_before_data(state)
+            note = "Stopped before the data was read: no line has begun, and nothing was written."
+            return await ended_before_lines(state, 0, note)
         prepared, opening, places = ready
         async with Lease(prepared.files, state.keys, state.stop.fail):
             opened = await opening.open()
             if opened is None:
-                return await stopped_before_lines(state, prepared.inventory.total_lines)
+                note = "Stopped before it was known which lines are done: none has begun, and what was done is kept."
+                return await ended_before_lines(state, prepared.inventory.total_lines, note)
             feeding = Feeding(state, prepared, opened, places)
             await feeding.run()
             ending = Ending(state, prepared, opened, feeding.counts)

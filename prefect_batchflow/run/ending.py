@@ -139,19 +139,9 @@ class Ending:
         return f"batchflow resume {request.run_id}" + (f" --storage {request.storage}" if elsewhere else "")
 
 
-async def stopped_before_data(state: RunState) -> BatchResult:
-    """The result of a run of which nobody knows the lines; nothing of it is in the storage."""
-    state.note("Stopped before the data was read: no line has begun, and nothing was written.")
-    return await _without_lines(state, 0)
-
-
-async def stopped_before_lines(state: RunState, total_lines: int) -> BatchResult:
-    """The result of a run of which nobody knows which lines are done; what the storage has of it stays as it is."""
-    state.note("Stopped before it was known which lines are done: none has begun, and what was done is kept.")
-    return await _without_lines(state, total_lines)
-
-
-async def _without_lines(state: RunState, total_lines: int) -> BatchResult:
+async def ended_before_lines(state: RunState, total_lines: int, note: str) -> BatchResult:
+    """The result of a run that was stopped before a line began; the storage keeps what it has of the run."""
+    state.note(note)
     state.live.result = result = state.batch_result(total_lines)
     await _hand_in(state)
     return result

@@ -90,11 +90,9 @@ class Feeding:
         """Whether the newest record of a line is of this run's data, and was its last word."""
         number = stored.receipt.line_number
         of_other_inputs = number in self._changed_lines and stored.session < self._opened.session
+        is_in_data = number < self._total_lines if self._numbers is None else number in self._numbers
         # A canceled line may have the record of a failed attempt, which counts no more.
-        return self._is_in_data(number) and not of_other_inputs and number not in self._canceled
-
-    def _is_in_data(self, line_number: int) -> bool:
-        return line_number < self._total_lines if self._numbers is None else line_number in self._numbers
+        return is_in_data and not of_other_inputs and number not in self._canceled
 
     def _ended(self, receipt: Receipt) -> None:
         if (error := self._limits.add(receipt)) is not None:
@@ -195,7 +193,7 @@ class Feeding:
                 if self._numbers is not None:
                     self._numbers.add(line.line_number)
                 ended = index.ended(line.line_number, line.input_hash) if index.lines else None
-                if ended is not None and not self._runs_again(ended):
+                if ended is not None and (ended.error is None or not runs_again(self._options.rerun, ended.error)):
                     self._take_as_it_is(ended)
                     continue
                 if line.line_number in index.lines:
@@ -206,12 +204,6 @@ class Feeding:
                     group = []
         if group:
             yield group
-
-    def _runs_again(self, ended: Receipt) -> bool:
-        """Whether a line that ended in an earlier start is to be run: it failed, and with an error that is asked for."""
-        if ended.error is None:
-            return False
-        return runs_again(self._options.rerun, ended.error)
 
     def _take_as_it_is(self, ended: Receipt) -> None:
         self._state.reused_lines += ended.error is None
@@ -237,14 +229,7 @@ class Feeding:
         """Tell the caller how far the run is; one who cannot hear it does not cost the run its result."""
         if self._live.listener is None:
             return
-        try:
-            self._live.listener(self._progress_report(elapsed_sec))
-        except Exception as exc:  # noqa: BLE001 - the caller's code
-            self._live.listener = None
-            self._state.note(f"The listener raised ({type(exc).__name__}) {exc} and is told no more.")
-
-    def _progress_report(self, elapsed_sec: float) -> ProgressReport:
-        return ProgressReport(
+        report = ProgressReport(
             run_id=self._state.request.run_id,
             flow_name=self._prepared.flow.name,
             total_lines=self._total_lines,
@@ -254,6 +239,11 @@ class Feeding:
             running_lines=feed.running() if (feed := self._state.stop.feed) is not None else 0,
             elapsed_sec=elapsed_sec,
         )
+        try:
+            self._live.listener(report)
+        except Exception as exc:  # noqa: BLE001 - the caller's code
+            self._live.listener = None
+            self._state.note(f"The listener raised ({type(exc).__name__}) {exc} and is told no more.")
 
     def _persisted(self, outcomes: Sequence[LineOutcome]) -> None:
         """Hand lines to the storage that the caller brought."""
