@@ -45,7 +45,7 @@ async def running_pool(flow: Flow, **options: Any) -> AsyncIterator[WorkerPool]:
 
 def token_of(pool: WorkerPool) -> str:
     """What every process of a pool has in its environment."""
-    return pool._token
+    return pool._supervisor.token
 
 
 async def run(executor: Executor, number: int = 0, /, *, timeout_sec: float = 60.0, **inputs: Any) -> LineOutcome:

@@ -43,7 +43,7 @@ async def running_service(
     finally:
         async with asyncio.timeout(CLOSE_WITHIN_SEC):
             await executor.close()
-        assert with_token(proxy_of(executor)._keeper.token) == []
+        assert with_token(proxy_of(executor)._keeper.supervisor.token) == []
 
 
 def proxy_of(executor: ProxyExecutor) -> HttpExecutorProxy:

@@ -8,13 +8,11 @@ import logging
 import re
 import socket
 import time
-import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from prefect_batchflow.exceptions import WorkerStartError
 from prefect_batchflow.execution.services.service_process import ServiceProcess
-from prefect_batchflow.execution.workers.processes import end_with_token
 from prefect_batchflow.execution.workers.supervision import Supervisor
 
 if TYPE_CHECKING:
@@ -69,15 +67,13 @@ class ServiceKeeper:
         answer_timeout_sec: float,
         stop_timeout_sec: float,
     ) -> None:
-        self.token = uuid.uuid4().hex
+        self.supervisor = Supervisor()
         self.served: Served | None = None
         """The current process and its client."""
         self._name, self._command, self._cwd, self._environment = name, command, cwd, environment
         self._start_timeout_sec = start_timeout_sec
         self._answer_timeout_sec = answer_timeout_sec
         self._stop_timeout_sec = stop_timeout_sec
-        self._launched = 0
-        self._supervisor: Supervisor | None = None
         self._repair: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -87,7 +83,7 @@ class ServiceKeeper:
         Raises:
             WorkerStartError: It does not start, ends early, or is not healthy in time.
         """
-        self._supervisor = Supervisor(self.token)
+        self.supervisor.start()
         self.served = await self._new()
 
     async def stop(self) -> None:
@@ -101,9 +97,7 @@ class ServiceKeeper:
                 await self.served.process.stop(self._stop_timeout_sec)
                 await self.served.client.aclose()
         finally:
-            end_with_token(self.token)
-            if self._supervisor is not None:
-                await asyncio.to_thread(self._supervisor.let_go)
+            await self.supervisor.close()
 
     async def usable(self) -> Served:
         """The service, once no doubt about it is open; a new one if the last one died."""
@@ -165,13 +159,11 @@ class ServiceKeeper:
         import httpx
 
         port = _free_port()
-        self._launched += 1
         command = [argument.replace("{port}", str(port)) for argument in self._command]
         try:
             process = ServiceProcess(
                 command,
-                # The dot ends the token: processes are found by how their token begins, and 10 begins with 1.
-                token=f"{self.token}-{self._launched}.",
+                token=self.supervisor.new_token(),
                 cwd=self._cwd,
                 environment={**self._environment, "PORT": str(port)},
             )

@@ -12,7 +12,6 @@ import json
 import os
 import pickle
 import sys
-import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +37,6 @@ from prefect_batchflow.execution.scrubbing import Scrubber
 from prefect_batchflow.execution.workers.crashes import crash_error, how_it_ended
 from prefect_batchflow.execution.workers.job_queue import JobQueue
 from prefect_batchflow.execution.workers.memory import OomKills
-from prefect_batchflow.execution.workers.processes import end_with_token
 from prefect_batchflow.execution.workers.supervision import Supervisor
 from prefect_batchflow.execution.workers.worker_process import Job, SuspectError, WorkerProcess
 from prefect_batchflow.results.records import Receipt
@@ -115,14 +113,12 @@ class WorkerPool:
         self._worker_count = worker_count
         self._max_concurrency = max_concurrency
         self._line_memory_mb = line_memory_mb
-        self._token = uuid.uuid4().hex
-        self._started = 0
         self._jobs = 0
         self._workers: set[WorkerProcess] = set()
         self._queue = JobQueue(self._workers, self._on_shortage)
         self._loading: set[asyncio.Task[None]] = set()
         self._alone = asyncio.Semaphore(ALONE_AT_ONCE)
-        self._supervisor: Supervisor | None = None
+        self._supervisor = Supervisor()
         self._oom_kills = OomKills()
         self._closed = False
 
@@ -133,7 +129,7 @@ class WorkerPool:
             UserErrorException: The flow's code does not load; a subclass such as `PythonLoadError`.
             WorkerStartError: The process ended before it answered, or did not answer in time.
         """
-        self._supervisor = Supervisor(self._token)
+        self._supervisor.start()
         worker = self._new_worker()
         description = _description(await self._load(worker))
         if description.is_async:
@@ -193,9 +189,7 @@ class WorkerPool:
                         await worker.exited.wait()
         finally:
             # Even if this is cancelled, because nobody else would wait for the supervisor.
-            end_with_token(self._token)
-            if self._supervisor is not None:
-                await asyncio.to_thread(self._supervisor.let_go)
+            await self._supervisor.close()
 
     def _job(self, what: str, head: dict[str, Any], body: bytes, timeout_sec: float) -> Job:
         self._jobs += 1
@@ -232,11 +226,8 @@ class WorkerPool:
     def _new_worker(self) -> WorkerProcess:
         if self._closed:
             raise asyncio.CancelledError(_CLOSED)
-        self._started += 1
-        # The dot ends the token: processes are found by how their token begins, and 10 begins with 1.
-        token = f"{self._token}-{self._started}."
         worker = WorkerProcess(
-            token,
+            self._supervisor.new_token(),
             str(self._flow.working_dir),
             scrubber=self._scrubber,
             on_room=self._queue.offer,

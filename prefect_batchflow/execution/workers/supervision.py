@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
+import uuid
 
-from prefect_batchflow.execution.workers.processes import TOKEN_VARIABLE
+from prefect_batchflow.execution.workers.processes import TOKEN_VARIABLE, end_with_token
 
 _ENDS_WITHIN_SEC = 5.0
 
 
 class Supervisor:
-    """The process that kills everything with a token once this process is gone.
+    """Gives each process of a run a token, and has a process of its own that kills them once this process is gone."""
 
-    Args:
-        token: The beginning of the tokens of all supervised processes.
-    """
+    def __init__(self) -> None:
+        self.token = uuid.uuid4().hex
+        """The beginning of every token."""
+        self.tokens = 0
+        """How many it gave."""
+        self._process: subprocess.Popen[bytes] | None = None
 
-    def __init__(self, token: str) -> None:
+    def start(self) -> None:
+        """Start its process; do this before any other."""
         self._process = subprocess.Popen(  # noqa: S603 - our own program
-            [sys.executable, "-P", "-m", "prefect_batchflow.execution.workers.supervisor", token],
+            [sys.executable, "-P", "-m", "prefect_batchflow.execution.workers.supervisor", self.token],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -30,21 +36,29 @@ class Supervisor:
         )
 
     @property
-    def pid(self) -> int:
-        """Its process id."""
-        return self._process.pid
+    def process(self) -> subprocess.Popen[bytes]:
+        """Its process, once started."""
+        assert self._process is not None, "start() comes first"
+        return self._process
 
-    @property
-    def returncode(self) -> int | None:
-        """Its exit code, once `let_go` has returned."""
-        return self._process.returncode
+    def new_token(self) -> str:
+        """A token for one more process."""
+        self.tokens += 1
+        # The dot ends the token: processes are found by how their token begins, and 10 begins with 1.
+        return f"{self.token}-{self.tokens}."
 
-    def let_go(self) -> None:
-        """Let it kill what is left and exit. This blocks until it has, usually for some milliseconds, to leave no zombie."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
+    async def close(self) -> None:
+        """Kill every process with a token, and end the supervisor's; both need no start."""
+        end_with_token(self.token)
+        if self._process is not None:
+            await asyncio.to_thread(self._end)
+
+    def _end(self) -> None:
+        """Wait until it has killed what is left, usually some milliseconds, so that it leaves no zombie."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
         try:
-            self._process.wait(_ENDS_WITHIN_SEC)
+            self.process.wait(_ENDS_WITHIN_SEC)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            self.process.kill()
+            self.process.wait()

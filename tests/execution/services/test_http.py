@@ -379,7 +379,7 @@ class TestEnd:
 
                 async def main():
                     proxy = await HttpExecutorProxy.create(pathlib.Path(sys.argv[1]))
-                    print(proxy._keeper.token, flush=True)
+                    print(proxy._keeper.supervisor.token, flush=True)
                     await asyncio.Event().wait()
 
                 asyncio.run(main())

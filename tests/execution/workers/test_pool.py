@@ -759,8 +759,7 @@ class TestClose:
         assert [type(outcome) for outcome in outcomes] == [asyncio.CancelledError] * 5
         assert not any(map(is_alive, pids(tmp_path, "pid") + pids(tmp_path, "grandchild")))
         assert with_token(token_of(pool)) == []
-        assert pool._supervisor is not None
-        assert pool._supervisor.returncode == 0
+        assert pool._supervisor.process.returncode == 0
 
     async def test_a_close_that_is_cancelled_waits_for_its_processes_all_the_same(self, tmp_path: Path) -> None:
         pool = WorkerPool(flow_of(tmp_path, "def main(n):\n    return n\n"))
@@ -773,8 +772,7 @@ class TestClose:
         async with asyncio.timeout(20):
             await asyncio.wait({closing})
             await worker.exited.wait()
-        supervisor = pool._supervisor
-        assert supervisor is not None
+        supervisor = pool._supervisor.process
         # In a thread, which goes on when the close is cancelled as late as that.
         await eventually(lambda: supervisor.returncode is not None, description="somebody has waited for it")
 
@@ -862,10 +860,9 @@ class TestClose:
         monkeypatch.setattr("prefect_batchflow.execution.workers.supervision._ENDS_WITHIN_SEC", 0.2)
         pool = WorkerPool(flow_of(tmp_path, "def main(n):\n    return n\n"))
         await pool.start()
-        assert pool._supervisor is not None
-        os.kill(pool._supervisor.pid, signal.SIGSTOP)
+        os.kill(pool._supervisor.process.pid, signal.SIGSTOP)
 
         async with asyncio.timeout(10):
             await pool.close()
 
-        assert pool._supervisor.returncode == -signal.SIGKILL
+        assert pool._supervisor.process.returncode == -signal.SIGKILL

@@ -109,7 +109,7 @@ def test_nothing_of_a_run_outlives_its_killed_parent(tmp_path: Path) -> None:
                 fork = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,), daemon=True)
                 fork.start()
                 with open("started", "w") as file:
-                    file.write(f"{pool._token} {fork.pid}")
+                    file.write(f"{pool._supervisor.token} {fork.pid}")
                 await asyncio.gather(
                     *(pool.run_line(Line(n, {"n": n}), attempt=1, timeout_sec=600) for n in range(4))
                 )

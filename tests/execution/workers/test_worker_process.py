@@ -212,7 +212,7 @@ async def test_a_line_that_ends_whoever_reads_it_is_not_run_for_ever(tmp_path: P
         assert code_of(outcomes[0]) == "LineOutOfMemoryError"
         assert outcomes[0].receipt.duration_sec < 30
         assert outcomes[1].parsed()["output"] == {"output": 5}
-        assert pool._started <= 4
+        assert pool._supervisor.tokens <= 4
 
 
 @pytest.mark.parametrize("child", ["sys.exit(3)", "return 'the child'", "raise ValueError"])
