@@ -86,3 +86,10 @@ def test_every_module_that_a_page_names_is_there(page: Path) -> None:
 def test_every_import_of_ours_on_a_page_works(page: Path) -> None:
     for line in re.findall(r"^from prefect_batchflow[\w.]* import .*$", page.read_text(), flags=re.M):
         exec(line, {})  # noqa: S102 - our own pages
+
+
+def test_the_design_page_draws_the_rooms_that_there_are() -> None:
+    drawn = re.findall(r"^[├└]── ([\w.]+)", (ROOT / "docs" / "design.md").read_text(), flags=re.M)
+    package = ROOT / "prefect_batchflow"
+    rooms = {path.parent.name for path in package.glob("*/__init__.py")}
+    assert sorted(drawn) == sorted(rooms | {path.name for path in package.glob("*.py")})
