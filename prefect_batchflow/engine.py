@@ -13,7 +13,7 @@ from prefect_batchflow.execution.services.proxy import AbstractExecutorProxy
 from prefect_batchflow.flows import run_batch
 from prefect_batchflow.inputs.places import locate
 from prefect_batchflow.run.handle import LiveRun
-from prefect_batchflow.settings import DEFAULT_LINE_TIMEOUT_SEC, DEFAULT_WORKER_COUNT, given_by_promptflows_variables
+from prefect_batchflow.settings import OPTION_NAMES, PARAMETERS, given_by_promptflows_variables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -25,29 +25,15 @@ if TYPE_CHECKING:
 
 OPTIONS = frozenset(
     {
-        "bad_rows",
+        *OPTION_NAMES,
         "batch_use_async",
-        "granularity",
-        "line_memory_mb",
-        "max_concurrency",
-        "max_failures",
-        "max_same_errors",
-        "on_change",
-        "rerun",
-        "retries",
-        "retry_backoff",
-        "retry_delay_sec",
-        "retry_jitter",
-        "retry_on",
-        "run_storage_url",
-        "task_runner",
-        "task_runner_address",
         "environment_variables",
-        "variant",
-        "node_connections",
         "listener",
+        "node_connections",
+        "run_storage_url",
+        "variant",
     }
-)
+) - {"batch_timeout_sec", "line_timeout_sec", "max_lines_count", "worker_count"}
 """Keyword arguments of `BatchEngine` beyond promptflow's."""
 
 
@@ -65,12 +51,11 @@ class BatchEngine:
         line_timeout_sec: Seconds a line may take; `None` or 0 is `PF_LINE_TIMEOUT_SEC`, else 600.
         worker_count: Worker processes; `None` or 0 is `PF_WORKER_COUNT`, else 4.
         init_kwargs: Arguments of a class entry's constructor; any picklable values, never kept by the run.
-        **kwargs: `granularity`, `max_concurrency`, `line_memory_mb`, `retries`, `retry_delay_sec`, `retry_backoff`,
-            `retry_jitter`, `retry_on` and `rerun`, which may be lists, `max_failures`, which may be a number,
-            `max_same_errors`, `bad_rows`, `on_change`, `variant`, `node_connections`, `task_runner`, `task_runner_address` as
-            `batch_run` has them; `run_storage_url`, its `storage`; `listener`, called with each `ProgressReport`. promptflow's
-            `batch_use_async` is taken and has no effect: async code always runs on an event loop. `environment_variables` are
-            set in the workers before the flow's code is imported, over those of its yaml; the run keeps their names only.
+        **kwargs: The other options of docs/options.md by their names in Python, such as `retries` or `max_failures`. `retry_on`
+            and `rerun` can be lists, `max_failures` can be a number. `variant`, `node_connections` and `environment_variables`
+            are as in `batch_run`; the run keeps only the names of environment variables. `run_storage_url` is the `storage` of
+            `batch_run`. `listener` is called with each `ProgressReport`. promptflow's `batch_use_async` has no effect: async
+            code always runs on an event loop.
 
     Raises:
         FlowNotFoundError: Nothing is at `flow_file`.
@@ -107,17 +92,19 @@ class BatchEngine:
         self._connections = connections
         self._storage = storage
         self._init_kwargs = init_kwargs
-        variables = given_by_promptflows_variables()
-        self._batch_timeout_sec = batch_timeout_sec or variables.get("batch_timeout_sec")
-        self._line_timeout_sec = line_timeout_sec or variables.get("line_timeout_sec", DEFAULT_LINE_TIMEOUT_SEC)
-        self._worker_count = worker_count or variables.get("worker_count", DEFAULT_WORKER_COUNT)
+        limits = {
+            "batch_timeout_sec": batch_timeout_sec,
+            "line_timeout_sec": line_timeout_sec,
+            "worker_count": worker_count,
+        }
+        self._limits = given_by_promptflows_variables() | {name: value for name, value in limits.items() if value}
         self._environment_variables = environment_texts(kwargs.pop("environment_variables", None) or {})
         self._listener = kwargs.pop("listener", None)
         self._run_storage_url = kwargs.pop("run_storage_url", "")
         kwargs.pop("batch_use_async", None)
-        for option in ("retry_on", "rerun"):
-            if not isinstance(names := kwargs.get(option, ""), str):
-                kwargs[option] = ",".join(names)
+        for name, value in kwargs.items():
+            if name in PARAMETERS and PARAMETERS[name].errors and not isinstance(value, str):
+                kwargs[name] = ",".join(value)
         if isinstance(kwargs.get("max_failures"), int):
             kwargs["max_failures"] = str(kwargs["max_failures"])
         self._options = kwargs
@@ -180,9 +167,7 @@ class BatchEngine:
             "output_dir": "" if output_dir is None else locate(output_dir, base),
             "run_id": run_id or "",
             "max_lines_count": max_lines_count or 0,
-            "worker_count": self._worker_count,
-            "line_timeout_sec": self._line_timeout_sec,
-            "batch_timeout_sec": self._batch_timeout_sec or 0.0,
+            **self._limits,
             "storage": self._run_storage_url,
             **self._options,
         }

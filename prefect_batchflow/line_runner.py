@@ -213,7 +213,7 @@ class ChunkRun:
                 self.completed += outcome.receipt.error is None
                 self.failed += outcome.receipt.error is not None
                 return
-            await self._runner.pause(jittered(delays[attempt - 1], policy.jitter))
+            await self._runner.pause(jittered(delays[attempt - 1], policy.retry_jitter))
             await self._runner.wait_turn(line)
 
     async def _keep(self) -> None:

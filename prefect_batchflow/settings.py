@@ -1,111 +1,561 @@
-"""The options of a run as one frozen model, from command line to task, and the defaults the environment sets."""
+"""Every option of a batch run, declared once: its name, type, bounds, default and help.
+
+The form of `batch_run`, the flags of the command line, the keywords of `BatchEngine`, the keys of run files, what the manifest
+keeps and the table in docs/options.md all come from `BatchRequest` and `RunOptions`. A new option is one field there.
+Nothing here imports pydantic: it would double the time of `batchflow --help`. The file is long because it is a table.
+"""
 
 from __future__ import annotations
 
 import os
 import re
+from dataclasses import KW_ONLY, MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, get_args, get_origin, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field
-
+from prefect_batchflow.errors.chosen import rerun_errors, retried_errors
 from prefect_batchflow.errors.classes import NOT_RETRIED, class_of_error, is_one_of
 from prefect_batchflow.exceptions import InvalidOptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 Granularity = Literal["auto", "line", "chunk"]
 OnChange = Literal["refuse", "reuse", "rerun"]
 TaskRunnerName = Literal["local", "dask", "ray"]
 BadRows = Literal["refuse", "fail"]
 
-DEFAULT_LINE_TIMEOUT_SEC = 600.0
-DEFAULT_WORKER_COUNT = 4
-DEFAULT_MAX_CONCURRENCY = 64
+LIMITS, RETRIES, RUN = "Workers and limits", "Retries", "The run"
+"""Groups of options in the command line's help."""
 
 
-class LinePolicy(BaseModel):
-    """How one line is run: its limit and its retries. Drives both granularities."""
+@dataclass(frozen=True, slots=True)
+class Option:
+    """What an option means, what it allows, and how the command line spells it. It annotates its field."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    help: str
+    """Sentences for every place that shows the option."""
+    _: KW_ONLY
+    empty: str = ""
+    """What 0 or an empty text means, such as "no limit". This value is allowed, whatever the bounds."""
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    pattern: str = ""
+    """A regular expression that a text fits as a whole,"""
+    allowed: str = ""
+    """and the same for people, after "It must be"."""
+    errors: Callable[[str], tuple[str, ...]] | None = None
+    """Reads a list of errors, separated by commas; raises `InvalidOptionError`."""
+    group: str = RUN
+    flag: str = ""
+    """On the command line; empty is the name with dashes."""
+    metavar: str = ""
+    written: str = ""
+    """What the form adds to the help,"""
+    typed: str = ""
+    """and what the command line adds."""
+    run_file: str = ""
+    """The key of promptflow's run file that gives it, if there is one."""
+    is_kept: bool = True
+    """Whether a resume takes it over from the run."""
+    name: str = ""
+    kind: Any = str
+    default: Any = ...
+    """These three are the field's own, filled in by `PARAMETERS`; no default is `...`."""
 
-    timeout_sec: Annotated[float, Field(gt=0)] = DEFAULT_LINE_TIMEOUT_SEC
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Its names on the command line; a duration has a short one and the full one."""
+        full = f"--{self.name.replace('_', '-')}"
+        return (self.flag, full) if self.flag and self.name.endswith("_sec") else (self.flag or full,)
+
+    @property
+    def description(self) -> str:
+        """What the form says."""
+        empty = f"{'0' if self.kind in (int, float) else 'Empty'} is {self.empty}." if self.empty else ""
+        return " ".join(filter(None, (self.help, self.written, empty)))
+
+    @property
+    def rule(self) -> str:
+        """What it must be, as a sentence; empty where there is no simple one."""
+        if get_origin(self.kind) is Literal:
+            *choices, last = get_args(self.kind)
+            return f"It must be {', '.join(choices)} or {last}."
+        if self.kind is str:
+            return f"It must be {self.allowed or 'a text'}."
+        if self.kind not in (int, float):
+            return ""
+        number = "a whole number" if self.kind is int else "a number"
+        bound = f" of at least {self.at_least:g}" if self.at_least is not None else ""
+        if self.above is not None:
+            bound = f" above {self.above:g}"
+        if self.at_most is not None:
+            bound = f" from {self.at_least:g} to {self.at_most:g}"
+        return f"It must be {f'0 for {self.empty}, or ' if self.has_gap else ''}{number}{bound}."
+
+    @property
+    def has_gap(self) -> bool:
+        """Whether its 0 lies apart from the other values it allows."""
+        return bool(self.empty) and self.at_least is not None and self.at_least > 0
+
+    def problem(self, value: Any) -> str:
+        """What the value must be, as sentences; empty when it is that."""
+        if self.kind in (int, float):
+            is_number = isinstance(value, int if self.kind is int else int | float) and not isinstance(value, bool)
+            return "" if is_number and self._is_within(value) else self.rule
+        if get_origin(self.kind) is Literal:
+            return "" if value in get_args(self.kind) else self.rule
+        if self.kind is str and (not isinstance(value, str) or not re.fullmatch(self.pattern or "(?s:.*)", value)):
+            return self.rule
+        if self.errors is not None:
+            try:
+                self.errors(value)
+            except InvalidOptionError as exc:
+                return str(exc)
+        return ""
+
+    def _is_within(self, value: float) -> bool:
+        if self.empty and value == 0:
+            return True
+        return (
+            (self.at_least is None or value >= self.at_least)
+            and (self.above is None or value > self.above)
+            and (self.at_most is None or value <= self.at_most)
+        )
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
+        """Let pydantic convert a value as it does, and refuse it as the command line would."""
+        from pydantic_core import PydanticCustomError, ValidationError, core_schema
+
+        option = replace(self, kind=source)
+
+        def checked(value: Any, convert: Callable[[Any], Any]) -> Any:
+            try:
+                value = convert(value)
+            except ValidationError:
+                if option.rule:
+                    raise PydanticCustomError("option", "{rule}", {"rule": option.rule}) from None
+                raise
+            if problem := option.problem(value):
+                raise PydanticCustomError("option", "{rule}", {"rule": problem})
+            return value
+
+        return core_schema.no_info_wrap_validator_function(checked, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        """Its bounds in the form's schema, by which Prefect's server refuses a run before it starts."""
+        bounds = {
+            "minimum": 0 if self.has_gap else self.at_least,
+            "exclusiveMinimum": self.above,
+            "maximum": self.at_most,
+            "pattern": f"^{self.pattern}$" if self.pattern else None,
+            "not": {"exclusiveMinimum": 0, "exclusiveMaximum": self.at_least} if self.has_gap else None,
+        }
+        return handler(schema) | {name: bound for name, bound in bounds.items() if bound is not None}
+
+
+def check_options(values: Mapping[str, Any]) -> None:
+    """Refuse options that are out of bounds.
+
+    Args:
+        values: Name to value.
+
+    Raises:
+        InvalidOptionError: The message names each such option, its value and what is allowed.
+    """
+    problems = {name: PARAMETERS[name].problem(value) for name, value in values.items()}
+    if wrong := [f"{name} is {values[name]!r}. {problem}" for name, problem in problems.items() if problem]:
+        raise InvalidOptionError(" ".join(wrong))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinePolicy:
+    """How one line runs: its time limit and its retries. Task runs for one line and for many follow the same policy."""
+
+    timeout_sec: float = 600.0
     """Seconds a line may run, counted from when a worker has it."""
-    retries: Annotated[int, Field(ge=0)] = 0
-    """Further attempts after a failed one."""
-    retry_delay_sec: Annotated[float, Field(ge=0)] = 0.0
+    retries: int = 0
+    """More attempts after a failed one."""
+    retry_delay_sec: float = 0.0
     """Seconds before the first retry."""
-    backoff: Annotated[float, Field(ge=1)] = 2.0
-    """Each further delay is the one before times this."""
-    max_retry_delay_sec: Annotated[float, Field(ge=0)] = 300.0
-    """No delay is longer, jitter aside."""
-    jitter: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Each delay varies at random around itself, by up to this share."""
+    retry_backoff: float = 2.0
+    """Each further delay is this many times the one before."""
+    max_retry_delay_sec: float = 300.0
+    """No delay is longer, apart from jitter."""
+    retry_jitter: float = 0.0
+    """How much each delay varies at random."""
     retry_on: tuple[str, ...] = ()
-    """Errors that are retried: by an `ErrorClass`, as `rate_limit`, any code of the chain, as `LineExecutionTimeoutError`, or
-    the type of what the flow's code raised, as `RateLimitError`; empty retries all that may end otherwise."""
+    """Errors to retry: an `ErrorClass` such as `rate_limit`, a code such as `LineExecutionTimeoutError`, or the type of the
+    exception that the flow raised, such as `RateLimitError`. Empty is every error that could end differently."""
+
+    def __post_init__(self) -> None:
+        names = ("retries", "retry_delay_sec", "retry_backoff", "retry_jitter")
+        check_options({"line_timeout_sec": self.timeout_sec, **{name: getattr(self, name) for name in names}})
 
     def delays(self) -> list[float]:
-        """The seconds before each retry, `retries` of them, jitter not included."""
-        return [min(self.retry_delay_sec * self.backoff**n, self.max_retry_delay_sec) for n in range(self.retries)]
+        """The seconds before each retry, `retries` of them, without jitter."""
+        delays = (self.retry_delay_sec * self.retry_backoff**n for n in range(self.retries))
+        return [min(delay, self.max_retry_delay_sec) for delay in delays]
 
     def retries_error(self, error: dict[str, Any]) -> bool:
-        """Whether an error dictionary is one that is retried, attempts aside."""
+        """Whether an error dictionary is one to retry, attempts aside."""
         if not self.retry_on:
             return class_of_error(error) not in NOT_RETRIED
         return is_one_of(self.retry_on, error)
 
 
-MAX_FAILURES = r"^([1-9][0-9]*|(100|[1-9][0-9]?(\.[0-9]+)?|0\.[0-9]*[1-9][0-9]*)%)?$"
-"""`max_failures`: nothing, a number of lines, or a share above 0 % up to 100 %."""
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How a run runs: what its manifest keeps, and a resume takes over."""
 
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-def check_max_failures(text: str) -> None:
-    """Refuse a `max_failures` that cannot be.
+    max_lines_count: Annotated[
+        int,
+        Option(
+            "Read only this many rows of each source, the first ones.",
+            empty="all",
+            at_least=0,
+            group=LIMITS,
+            flag="--limit",
+            metavar="ROWS",
+        ),
+    ] = 0
+    worker_count: Annotated[
+        int,
+        Option(
+            "Worker processes for sync code. Each runs one line at a time.",
+            at_least=1,
+            at_most=1024,
+            group=LIMITS,
+            flag="--workers",
+            metavar="N",
+        ),
+    ] = 4
+    max_concurrency: Annotated[
+        int,
+        Option(
+            "Lines of async code that run at once, all in one process.",
+            at_least=1,
+            at_most=10_000,
+            group=LIMITS,
+            metavar="N",
+        ),
+    ] = 64
+    line_timeout_sec: Annotated[
+        float,
+        Option(
+            "Seconds a line may run, counted from when a worker has it.",
+            above=0,
+            group=LIMITS,
+            flag="--line-timeout",
+            metavar="SEC",
+        ),
+    ] = 600.0
+    line_memory_mb: Annotated[
+        int,
+        Option(
+            "MiB a line may add to the memory of its worker, at least 16.",
+            empty="no limit",
+            at_least=16,
+            group=LIMITS,
+            metavar="MIB",
+        ),
+    ] = 0
+    batch_timeout_sec: Annotated[
+        float,
+        Option(
+            "Seconds the whole run may take.",
+            empty="no limit",
+            at_least=0,
+            group=LIMITS,
+            flag="--batch-timeout",
+            metavar="SEC",
+        ),
+    ] = 0.0
+    max_failures: Annotated[
+        str,
+        Option(
+            "End the run at this number of failed lines, such as 1 or 50, or when more than this share of the lines that have "
+            "ended failed, such as 5%. A share counts once 20 lines or all have ended.",
+            empty="no limit",
+            pattern=r"([1-9][0-9]*|(100|[1-9][0-9]?(\.[0-9]+)?|0\.[0-9]*[1-9][0-9]*)%)?",
+            allowed="a number of lines, such as 1 or 50, a share, such as 5%, or empty for no limit",
+            group=LIMITS,
+            metavar="N|N%",
+        ),
+    ] = ""
+    max_same_errors: Annotated[
+        int,
+        Option(
+            "End the run when this many lines in a row failed with the same error.",
+            empty="no limit",
+            at_least=0,
+            group=LIMITS,
+            metavar="N",
+        ),
+    ] = 0
+    retries: Annotated[int, Option("More attempts for a line that failed.", at_least=0, group=RETRIES, metavar="N")] = 0
+    retry_delay_sec: Annotated[
+        float,
+        Option("Seconds before the first retry.", at_least=0, group=RETRIES, flag="--retry-delay", metavar="SEC"),
+    ] = 0.0
+    retry_backoff: Annotated[
+        float, Option("Each further delay is this many times the one before.", at_least=1, group=RETRIES, metavar="X")
+    ] = 2.0
+    retry_jitter: Annotated[
+        float,
+        Option(
+            "Vary each delay at random. With 0.5 it is 0.63 to 1.5 times as long, with 1 it is 0.42 to 2 times as long. The "
+            "average stays about the same.",
+            at_least=0,
+            at_most=1,
+            group=RETRIES,
+            metavar="X",
+        ),
+    ] = 0.0
+    retry_on: Annotated[
+        str,
+        Option(
+            "Errors to retry, separated by commas: classes (rate_limit, transient, timeout, crash, out_of_memory, user_code, "
+            "bad_input, refused), codes such as LineExecutionTimeoutError, or types of exceptions.",
+            empty="all but bad_input and refused, which would fail again",
+            errors=retried_errors,
+            group=RETRIES,
+            metavar="CLASS",
+        ),
+    ] = ""
+    granularity: Annotated[
+        Granularity,
+        Option(
+            "One Prefect task run per line, or one per chunk of lines. auto is line up to 1,000 lines. A cluster always gets "
+            "chunks.",
+            group=LIMITS,
+        ),
+    ] = "auto"
+    task_runner: Annotated[
+        TaskRunnerName,
+        Option(
+            "Where lines run: on this machine, or as tasks on a Dask or Ray cluster (docs/scaling.md).", group=LIMITS
+        ),
+    ] = "local"
+    task_runner_address: Annotated[
+        str,
+        Option(
+            "Address of the cluster: tcp://host:8786 for dask; ray://host:10001 or auto for ray.",
+            empty="a cluster on this machine, started for this run",
+            group=LIMITS,
+            metavar="ADDRESS",
+        ),
+    ] = ""
+    bad_rows: Annotated[
+        BadRows,
+        Option(
+            "When a row cannot be read, or lacks a column that other rows have: refuse to start, or fail that line only.",
+            group=LIMITS,
+        ),
+    ] = "refuse"
+    on_change: Annotated[
+        OnChange,
+        Option(
+            "When a run resumes and its data, mapping or flow have changed: refuse, reuse the lines whose inputs are the "
+            "same, or rerun all lines.",
+            is_kept=False,
+        ),
+    ] = "refuse"
+    rerun: Annotated[
+        str,
+        Option(
+            "Which failed lines run again when a run resumes, separated by commas: failed, timed_out, or classes, codes and "
+            "types of errors as in retry_on. The others stay failed.",
+            empty="failed, which is all of them",
+            errors=rerun_errors,
+            metavar="CLASS",
+            is_kept=False,
+        ),
+    ] = ""
 
-    Raises:
-        InvalidOptionError: It is neither a number of lines nor a share.
-    """
-    if re.fullmatch(MAX_FAILURES, text) is None:
-        raise InvalidOptionError(
-            f"max_failures is {text!r}. It must be a number of lines, such as 1 or 50, a share, such as 5%, or empty for no "
-            "limit."
+    def __post_init__(self) -> None:
+        check_options(asdict(self))
+
+    @property
+    def policy(self) -> LinePolicy:
+        """The time limit and retries of a line."""
+        return LinePolicy(
+            timeout_sec=self.line_timeout_sec,
+            retries=self.retries,
+            retry_delay_sec=self.retry_delay_sec,
+            retry_backoff=self.retry_backoff,
+            retry_jitter=self.retry_jitter,
+            retry_on=retried_errors(self.retry_on),
         )
 
+    @property
+    def errors_to_rerun(self) -> tuple[str, ...]:
+        """The errors whose lines run again; empty is all."""
+        return rerun_errors(self.rerun)
 
-class RunOptions(BaseModel):
-    """All options of a batch run but its flow, data and mapping."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+@dataclass(frozen=True, kw_only=True)
+class BatchRequest:
+    """One batch run: what to run, and how."""
 
-    policy: LinePolicy = LinePolicy()
-    """Limit and retries of a line."""
-    max_failures: Annotated[str, Field(pattern=MAX_FAILURES)] = ""
-    """The failed lines that end the run, `1` or `50`, or the share of the ended lines above which it ends, `5%`, as soon as 20
-    or all have ended; empty is no limit."""
-    max_same_errors: Annotated[int, Field(ge=1)] | None = None
-    """End when so many lines in a row, as they end, failed with the same error; `None` is no limit."""
-    batch_timeout_sec: Annotated[float, Field(gt=0)] | None = None
-    """Seconds the whole run may take; `None` is no limit."""
-    worker_count: Annotated[int, Field(ge=1, le=1024)] = DEFAULT_WORKER_COUNT
-    """Worker processes for sync code, a line at a time each."""
-    max_concurrency: Annotated[int, Field(ge=1, le=10_000)] = DEFAULT_MAX_CONCURRENCY
-    """Lines at once for async code, in one worker process."""
-    line_memory_mb: Annotated[int, Field(ge=16)] | None = None
-    """MiB a line may add to its worker's memory; `None` is no limit."""
-    granularity: Granularity = "auto"
-    """One task run a line, one for many, or by the number of lines."""
-    task_runner: TaskRunnerName = "local"
-    """Whether lines run on this machine, or as tasks on a cluster."""
-    task_runner_address: str = ""
-    """Where the cluster is; empty starts one on this machine for the time of the run."""
-    max_lines_count: Annotated[int, Field(ge=1)] | None = None
-    """Rows read from each source; `None` is all."""
-    bad_rows: BadRows = "refuse"
-    """Whether a row that cannot be read, or lacks a column that others have, stops the run or becomes a failed line."""
-    on_change: OnChange = "refuse"
-    """What a resume does when data, mapping or flow are not what they were."""
-    rerun: tuple[str, ...] = ()
-    """Of the lines that failed in an earlier start, those that run again: `timed_out`, or by class, code or type of their
-    error, as in `LinePolicy.retry_on`; empty is all of them."""
+    flow: Annotated[
+        str,
+        Option(
+            "The flow: a folder with a flow.dag.yaml or flow.flex.yaml, one of these files, a .prompty file, "
+            "path/to/file.py:attr, or module:attr.",
+            run_file="flow",
+        ),
+    ]
+    data: Annotated[
+        str,
+        Option(
+            "Path or URL of the rows: jsonl, csv, tsv or json (also .gz or .zst), parquet or arrow, a folder, or a pattern "
+            "such as data/*.jsonl. The mapping calls it data.",
+            group="",
+            metavar="[NAME=]URL",
+            typed="- is standard input. NAME=URL adds a source of another name. Repeatable.",
+            run_file="data",
+        ),
+    ] = ""
+    inputs_mapping: Annotated[
+        dict[str, Any],
+        Option(
+            "Input name to ${data.column} or a value. An input without a mapping comes from the column of its name.",
+            group="",
+            flag="--map",
+            metavar="NAME=VALUE",
+            typed="Repeatable: --map question='${data.q}'. VALUE is read as JSON if it is JSON (3, true, null, a list), else "
+            "as text.",
+            run_file="column_mapping",
+        ),
+    ] = field(default_factory=dict)
+    run_id: Annotated[
+        str,
+        Option(
+            "Name of the run. A name that exists resumes that run.",
+            empty="the id of the Prefect flow run, so that Retry resumes",
+            metavar="NAME",
+            run_file="name",
+        ),
+    ] = ""
+    run: Annotated[
+        str,
+        Option(
+            "Another run in the same storage to build on. Its outputs are the source run.outputs, its data the source "
+            "run.inputs, for mappings such as ${run.outputs.answer}.",
+            metavar="RUN",
+            run_file="run",
+        ),
+    ] = ""
+    resume_from: Annotated[
+        str,
+        Option(
+            "Another run whose completed lines are taken over where their inputs are the same.",
+            metavar="RUN",
+            typed="Its id, or the folder of a run of promptflow, such as ~/.promptflow/.runs/NAME.",
+        ),
+    ] = ""
+    more_data: Annotated[dict[str, str], Option("More sources, name to URL, for mappings such as ${name.column}.")] = (
+        field(default_factory=dict)
+    )
+    init_kwargs: Annotated[
+        dict[str, Any],
+        Option(
+            "Arguments of a class flow's constructor.",
+            flag="--init",
+            metavar="NAME=VALUE",
+            typed="Repeatable, with values as in --map.",
+            run_file="init",
+        ),
+    ] = field(default_factory=dict)
+    connections: Annotated[
+        dict[str, str],
+        Option(
+            "Saved Prefect block that has a connection, by the connection's name: openai-connection/NAME, or NAME alone. "
+            "Other connections are looked up among the blocks by their own name.",
+            flag="--connection",
+            metavar="NAME=BLOCK",
+            typed="Repeatable.",
+        ),
+    ] = field(default_factory=dict)
+    options: RunOptions = field(default_factory=RunOptions)
+    storage: Annotated[
+        str,
+        Option(
+            "Where runs are kept: a path, a URL, or batchflow-run-storage/NAME for a saved block.",
+            empty="BATCHFLOW_STORAGE, or else batchflow/runs below PREFECT_HOME",
+            metavar="URL",
+        ),
+    ] = ""
+    output_dir: Annotated[
+        str,
+        Option(
+            "A folder on the machine of the run that also gets output.jsonl, failed.jsonl and batch_result.json.",
+            metavar="FOLDER",
+        ),
+    ] = ""
+    working_dir: Annotated[
+        str, Option("Folder in which the flow's code runs.", empty="the flow's own folder", metavar="FOLDER")
+    ] = ""
+    variant: Annotated[
+        str,
+        Option(
+            "Variant of a node of a flow.dag.yaml, as ${node.variant_1}.",
+            empty="each node's default",
+            metavar="'${NODE.VARIANT}'",
+            run_file="variant",
+        ),
+    ] = ""
+    node_connections: Annotated[
+        dict[str, dict[str, str]],
+        Option(
+            "What a node of a flow.dag.yaml gets in place of its own connection, deployment_name, model, or parameter that "
+            "takes a connection.",
+            metavar="NODE.INPUT=NAME",
+            written='For example {"answer": {"connection": "other_ai"}}.',
+            typed="Repeatable, for example answer.connection=other_ai.",
+            run_file="connections",
+        ),
+    ] = field(default_factory=dict)
+    environment_variables: Annotated[
+        dict[str, Any],
+        Option(
+            "Environment variables for the flow's code. They override those of its yaml. The run keeps only their names.",
+            written="Prefect stores values from the form in clear text.",
+            metavar="KEY=VALUE",
+            typed="Repeatable.",
+            run_file="environment_variables",
+        ),
+    ] = field(default_factory=dict)
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Source name to URL."""
+        return {**({"data": self.data} if self.data else {}), **self.more_data}
+
+
+def _declared(model: type[BatchRequest | RunOptions]) -> dict[str, Option]:
+    hints = get_type_hints(model, include_extras=True)
+    found: dict[str, Option] = {}
+    for item in fields(model):
+        if item.name == "options":
+            found |= _declared(RunOptions)
+            continue
+        kind, option = get_args(hints[item.name])
+        default = item.default_factory() if item.default_factory is not MISSING else item.default
+        default = ... if default is MISSING else default
+        found[item.name] = replace(option, name=item.name, kind=kind, default=default)
+    return found
+
+
+PARAMETERS: Final = _declared(BatchRequest)
+"""Every parameter of `batch_run` by its name, in the form's order."""
+RUN_FILE_KEYS: Final = {option.run_file: option.name for option in PARAMETERS.values() if option.run_file}
+"""Key of promptflow's run file to the parameter that it gives."""
+OPTION_NAMES: Final = tuple(item.name for item in fields(RunOptions))
 
 
 def positive_number(name: str, default: float | None) -> float | None:
@@ -136,43 +586,5 @@ def default_home() -> Path:
 
 
 def default_storage_url() -> str:
-    """Where runs are kept when nothing is said: `BATCHFLOW_STORAGE`, else `batchflow/runs` under Prefect's home."""
+    """Where runs are kept by default: `BATCHFLOW_STORAGE`, else `batchflow/runs` under Prefect's home."""
     return os.environ.get("BATCHFLOW_STORAGE") or (default_home() / "batchflow" / "runs").as_uri()
-
-
-class BatchRequest(BaseModel):
-    """One batch run as it was asked for; what the command line, a deployment and `BatchEngine` come to."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    flow: str
-    """What `load_flow` takes; for an object in memory its name, for people."""
-    variant: str = ""
-    """`${node.variant}` of a DAG flow; empty is each node's default."""
-    node_connections: dict[str, dict[str, str]] = {}
-    """Node of a DAG flow to the connections, deployment and model that it has in this run."""
-    working_dir: str | None = None
-    """`None` is the flow's own folder."""
-    data: dict[str, str] = {}
-    """Source name to URL; relative paths are relative to `base_dir`."""
-    base_dir: str | None = None
-    """`None` is the current directory."""
-    inputs_mapping: dict[str, Any] = {}
-    """Input name to `${source.column}` or a literal."""
-    init_kwargs: dict[str, Any] = {}
-    """Arguments of a class entry's constructor, as plain values."""
-    environment_variables: dict[str, str] = {}
-    """Set where the flow's code runs, before it is imported; before those of the flow's yaml."""
-    connections: dict[str, str] = {}
-    """Connection's name to the block that has it."""
-    run_id: str
-    """The run's name, and its folder's."""
-    run: str | None = None
-    """Another run of the storage: its outputs are the source `run.outputs`, its data the source `run.inputs`."""
-    resume_from: str | None = None
-    """Another run, whose completed lines are taken over where their inputs are the same."""
-    storage: str
-    """URL of the run storage, or `batchflow-run-storage/<name>` for a saved block."""
-    output_dir: str | None = None
-    """A folder on this machine that gets the outputs too."""
-    options: RunOptions = RunOptions()

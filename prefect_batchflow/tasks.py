@@ -137,7 +137,7 @@ def _line_task(runner: LineRunner, run_tag: str) -> Task[[Chunk], Any]:
         task_run_name=lambda: f"line-{task_parameter('chunk').lines[0].line_number:06d}",
         retries=policy.retries,
         retry_delay_seconds=policy.delays()[:_MAX_RETRY_DELAYS] if policy.retry_delay_sec else None,
-        retry_jitter_factor=policy.jitter or None,
+        retry_jitter_factor=policy.retry_jitter or None,
         retry_condition_fn=is_retried,
         **KEEPS_NOTHING,
     )

@@ -1,24 +1,254 @@
-"""The options of a run: what each door takes, and refuses."""
+"""The options of a run: declared once in `settings`, the same behind every door."""
 
 from __future__ import annotations
 
+import inspect
+import re
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, get_args
+
 import pytest
+from prefect.exceptions import ParameterTypeError
+from prefect.utilities.schema_tools import validate
+from pydantic import TypeAdapter, ValidationError
 
-from prefect_batchflow.exceptions import InvalidOptionError
-from prefect_batchflow.settings import RunOptions, check_max_failures
+from prefect_batchflow import BatchEngine, LinePolicy, batch_run
+from prefect_batchflow.cli.commands import app, main
+from prefect_batchflow.engine import OPTIONS
+from prefect_batchflow.exceptions import InvalidOptionError, InvalidUserData
+from prefect_batchflow.flows import run_batch
+from prefect_batchflow.run.handle import LiveRun
+from prefect_batchflow.settings import OPTION_NAMES, PARAMETERS, RUN_FILE_KEYS, Option, RunOptions
+
+OPTIONS_PAGE = (Path(__file__).parent.parent / "docs" / "options.md").read_text()
+FORM = batch_run.parameters.model_dump_for_openapi()
+ENGINE_ARGUMENTS = {"batch_timeout_sec", "line_timeout_sec", "worker_count", "max_lines_count"}
+"""Options that promptflow's signature names, where 0 and `None` mean that nothing was given."""
+
+WORDS = {
+    "max_failures": ["0", "-1", "five", "120%", "100.5%", "5 %", "0%", "1.5", "01", " 1", "%"],
+    "retry_on": ["ratelimit", "rate_limit,time_out"],
+    "rerun": ["faild", "failed,timed_out"],
+}
+"""Texts that cannot be."""
+RIGHT_WORDS = {
+    "max_failures": ["", "1", "50", "5%", "0.5%", "2.5%", "100%"],
+    "retry_on": ["", "rate_limit,KeyError", "RateLimitError"],
+    "rerun": ["", "failed", "timed_out,ProcessCrashError"],
+}
 
 
-@pytest.mark.parametrize("text", ["", "1", "50", "5%", "0.5%", "2.5%", "100%"])
-def test_max_failures_is_a_number_of_lines_or_a_share(text: str) -> None:
-    check_max_failures(text)
-    RunOptions(max_failures=text)
+def out_of_bounds(option: Option) -> list[Any]:
+    """Values just outside of what an option allows."""
+    step = 1 if option.kind is int else 0.5
+    wrong: list[Any] = list(WORDS.get(option.name, []))
+    if option.at_least is not None:
+        wrong += [option.kind(option.at_least - step), option.kind(-1)] if option.at_least else [option.kind(-step)]
+    if option.above is not None:
+        wrong += [option.kind(option.above), option.kind(-1)]
+    if option.at_most is not None:
+        wrong += [option.kind(option.at_most + step)]
+    if "Literal" in str(option.kind):
+        wrong += ["", "lines"]
+    return wrong
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "five", "120%", "100.5%", "5 %", "0%", "1.5", "01", " 1", "1\n", "%"])
-def test_a_max_failures_that_cannot_be_is_refused_by_name(text: str) -> None:
+def within_bounds(option: Option) -> list[Any]:
+    right: list[Any] = [option.default, *RIGHT_WORDS.get(option.name, [])]
+    right += [option.kind(edge) for edge in (option.at_least, option.at_most) if edge is not None]
+    return [*right, *(get_args(option.kind) if "Literal" in str(option.kind) else ())]
+
+
+WRONG = [(name, value) for name in OPTION_NAMES for value in out_of_bounds(PARAMETERS[name])]
+RIGHT = [(name, value) for name in OPTION_NAMES for value in within_bounds(PARAMETERS[name])]
+
+
+def test_every_option_but_addresses_has_a_bound_that_is_tried() -> None:
+    assert set(OPTION_NAMES) - {name for name, _ in WRONG} == {"task_runner_address"}
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG, ids=str)
+class TestAValueOutOfBounds:
+    def test_starts_no_run_from_the_form(self, name: str, value: Any) -> None:
+        is_read_later = PARAMETERS[name].errors is not None
+        """A list of errors is read when the run starts."""
+
+        assert bool(validate({"flow": "f", name: value}, FORM)) is not is_read_later
+
+    def test_fails_a_run_by_name(self, name: str, value: Any) -> None:
+        with pytest.raises(ParameterTypeError, match=name) as caught:
+            batch_run.validate_parameters({"flow": "f", name: value})
+
+        assert PARAMETERS[name].problem(value) in str(caught.value)
+
+    def test_is_refused_in_python(self, name: str, value: Any) -> None:
+        with pytest.raises(InvalidOptionError) as caught:
+            run_batch({"flow": "f", name: value}, LiveRun())
+
+        assert str(caught.value) == f"{name} is {value!r}. {PARAMETERS[name].problem(value)}"
+
+    def test_is_refused_by_the_engine(self, name: str, value: Any, tmp_path: Path) -> None:
+        def run() -> None:
+            arguments = {} if name == "max_lines_count" else {name: value}
+            rows = value if name == "max_lines_count" else None
+            BatchEngine(answer, tmp_path, **arguments).run({"data": "rows.jsonl"}, max_lines_count=rows)
+
+        if name in ENGINE_ARGUMENTS and not value:
+            with pytest.raises(InvalidUserData, match="not found"):
+                run()
+            return
+        with pytest.raises(InvalidOptionError) as caught:
+            run()
+
+        assert str(caught.value) == f"{name} is {value!r}. {PARAMETERS[name].problem(value)}"
+
+    def test_is_refused_on_the_command_line(
+        self, name: str, value: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        status = main(["run", str(tmp_path), "--data", "rows.jsonl", f"{PARAMETERS[name].flags[0]}={value}"])
+
+        said = " ".join(capsys.readouterr().err.split())
+        assert status == 2
+        assert PARAMETERS[name].flags[0] in said
+        if "Literal" in str(PARAMETERS[name].kind):
+            assert all(choice in said for choice in get_args(PARAMETERS[name].kind))
+        else:
+            assert PARAMETERS[name].problem(value) in said
+
+    def test_is_no_options_model(self, name: str, value: Any) -> None:
+        with pytest.raises(InvalidOptionError, match=name):
+            RunOptions(**{name: value})
+
+    def test_is_no_manifests(self, name: str, value: Any) -> None:
+        with pytest.raises(ValidationError, match=name):
+            TypeAdapter(RunOptions).validate_python({name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), RIGHT, ids=str)
+def test_a_value_within_bounds_is_taken(name: str, value: Any) -> None:
+    parameters = {"flow": "f", name: value}
+
+    assert validate(parameters, FORM) == []
+    assert batch_run.validate_parameters(parameters)[name] == value
+    assert getattr(TypeAdapter(RunOptions).validate_python({name: value}), name) == value
+    words = ["run", "f", f"{PARAMETERS[name].flags[0]}={value}"]
+    assert app.parse_args(words, exit_on_error=False, print_error=False)
+
+
+def answer(text: str) -> str:
+    return text
+
+
+def test_a_bound_is_told_with_the_option_what_was_found_and_what_is_allowed() -> None:
     with pytest.raises(InvalidOptionError) as caught:
-        check_max_failures(text)
+        run_batch({"flow": "f", "line_memory_mb": 5, "worker_count": "many", "max_failures": "five"}, LiveRun())
 
-    assert str(caught.value) == (
-        f"max_failures is {text!r}. It must be a number of lines, such as 1 or 50, a share, such as 5%, or empty for no limit."
-    )
+    assert str(caught.value).split(". ") == [
+        "worker_count is 'many'",
+        "It must be a whole number from 1 to 1024",
+        "line_memory_mb is 5",
+        "It must be 0 for no limit, or a whole number of at least 16",
+        "max_failures is 'five'",
+        "It must be a number of lines, such as 1 or 50, a share, such as 5%, or empty for no limit.",
+    ]
+
+
+def test_promptflows_variables_are_held_to_the_same_bounds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PF_WORKER_COUNT", "5000")
+
+    with pytest.raises(InvalidOptionError, match=r"worker_count is 5000\. It must be a whole number from 1 to 1024\."):
+        BatchEngine(answer, tmp_path).run({"data": "rows.jsonl"})
+
+
+def test_a_line_policy_has_the_bounds_of_the_options() -> None:
+    with pytest.raises(InvalidOptionError, match=r"retry_jitter is 2\. It must be a number from 0 to 1\."):
+        LinePolicy(retry_jitter=2)
+    assert asdict(RunOptions().policy) == asdict(LinePolicy())
+
+
+# --- the same names, defaults, bounds and help everywhere ------------------------------------------------------------
+
+
+def test_the_form_is_the_declaration() -> None:
+    shown = {name: (field.get("description"), field.get("default", ...)) for name, field in FORM["properties"].items()}
+
+    assert list(shown) == list(inspect.signature(batch_run.fn).parameters) == list(PARAMETERS)
+    assert shown == {name: (option.description, option.default) for name, option in PARAMETERS.items()}
+    assert FORM["required"] == ["flow"]
+    assert FORM["properties"]["line_memory_mb"]["minimum"] == 0
+    assert FORM["properties"]["worker_count"]["maximum"] == 1024
+
+
+def test_the_engine_takes_every_option() -> None:
+    assert set(OPTION_NAMES) == (OPTIONS & set(OPTION_NAMES)) | ENGINE_ARGUMENTS
+    assert OPTIONS - set(OPTION_NAMES) == {
+        "batch_use_async",
+        "environment_variables",
+        "listener",
+        "node_connections",
+        "run_storage_url",
+        "variant",
+    }
+
+
+@pytest.mark.parametrize("command", ["run", "resume"])
+def test_the_commands_help_is_the_declaration(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    main([command, "--help"])
+    shown = capsys.readouterr().out
+    flags = {part.partition("=")[0] for part in re.findall(r"(?<![\w-])--[\w-]+", shown)}
+
+    names = [n for n in PARAMETERS if n not in ("flow", "more_data")] if command == "run" else OPTION_NAMES
+    for name in names:
+        option = PARAMETERS[name]
+        assert set(option.flags) <= flags
+        assert f" {option.help}" in shown
+        assert option.typed in shown
+        assert option.kind not in (int, float) or f"[default: {option.default:g}" in shown
+
+
+def test_a_run_file_gives_parameters() -> None:
+    assert RUN_FILE_KEYS == {
+        "flow": "flow",
+        "data": "data",
+        "column_mapping": "inputs_mapping",
+        "name": "run_id",
+        "run": "run",
+        "init": "init_kwargs",
+        "variant": "variant",
+        "connections": "node_connections",
+        "environment_variables": "environment_variables",
+    }
+
+
+def test_the_manifest_keeps_every_option() -> None:
+    assert [item.name for item in fields(RunOptions)] == list(OPTION_NAMES)
+    assert TypeAdapter(RunOptions).dump_python(RunOptions(), mode="json") == {
+        name: PARAMETERS[name].default for name in OPTION_NAMES
+    }
+
+
+def row(option: Option) -> str:
+    """An option's row of the table in docs/options.md."""
+    flag = "`FLOW`" if option.name == "flow" else f"`{option.flags[0]}`" if option.name != "more_data" else "`--data`"
+    default = f"{option.default:g}" if option.kind in (int, float) else option.default
+    shown = f"`{default}`" if default and isinstance(default, str) else ""
+    text = re.sub(r"(\$\{[\w.]+\}|\{\".*\"\}\}|[\w./-]*\*\.\w+)", r"`\1`", option.description)
+    return f"| {flag} | `{option.name}` | {shown} | {text} |"
+
+
+def test_the_options_page_has_the_declaration() -> None:
+    missing = [expected for option in PARAMETERS.values() if (expected := row(option)) not in OPTIONS_PAGE]
+
+    assert not missing, "put these rows into docs/options.md:\n" + "\n".join(missing)
+
+
+def test_every_option_of_the_options_page_exists(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["run", "--help"])
+    there_are = set(re.findall(r"(?<![\w-])--[a-z-]+", capsys.readouterr().out))
+
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", OPTIONS_PAGE)) - there_are == set()
+    assert set(re.findall(r"^\| `[^|]*\| `(\w+)` \|", OPTIONS_PAGE, flags=re.M)) == set(PARAMETERS)

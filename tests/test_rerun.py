@@ -170,10 +170,10 @@ def test_a_storage_that_is_brought_has_no_failed_lines_to_choose_among(nightly: 
     [
         (
             "timeouts",
-            "rerun names 'timeouts', which is no class of errors. Did you mean 'timeout'? There are failed, timed_out, ",
+            "'timeouts' is no class of errors. Did you mean 'timeout'? There are failed, timed_out, ",
         ),
-        ("TIMED_OUT", "rerun names 'TIMED_OUT', which is no class of errors. Did you mean 'timed_out'?"),
-        ("failed,crash", "rerun='failed,crash': 'failed' is all failed lines. Leave out the others, or it."),
+        ("TIMED_OUT", "'TIMED_OUT' is no class of errors. Did you mean 'timed_out'?"),
+        ("failed,crash", "'failed' is all failed lines. Leave out the others, or it."),
     ],
 )
 def test_what_cannot_be_asked_for_is_refused(text: str, said: str) -> None:

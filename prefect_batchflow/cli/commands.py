@@ -20,11 +20,11 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 
 from prefect_batchflow.cli.arguments import (
-    RUN,
     SCREEN,
     OptionFlags,
     assignments,
     environment_of,
+    flag,
     node_connections_of,
     parameters_of_resume,
     sources,
@@ -46,6 +46,7 @@ from prefect_batchflow.exceptions import (
     UserErrorException,
     error_dict,
 )
+from prefect_batchflow.settings import PARAMETERS, RUN_FILE_KEYS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -106,68 +107,15 @@ class Screen:
 _PLAIN = Screen()
 _NO_FLAGS = OptionFlags()
 
-Storage = Annotated[
-    str,
-    Parameter(
-        group=RUN,
-        metavar="URL",
-        help="Where runs are kept: a path, a URL, or batchflow-run-storage/NAME for a saved block. [default: "
-        "BATCHFLOW_STORAGE, else batchflow/runs below PREFECT_HOME]",
-    ),
-]
-Init = Annotated[
-    list[str] | None,
-    Parameter(
-        group=RUN,
-        metavar="KEY=VALUE",
-        help="Argument of a class flow's constructor, as key=value; values as for --map. May be given several times.",
-    ),
-]
-Variant = Annotated[
-    str,
-    Parameter(
-        group=RUN,
-        metavar="'${NODE.VARIANT}'",
-        help="The variant that a node of a flow.dag.yaml has in this run. [default: each node's default]",
-    ),
-]
-NodeConnections = Annotated[
-    list[str] | None,
-    Parameter(
-        name=("--node-connections", "--connections"),
-        group=RUN,
-        metavar="NODE.INPUT=NAME",
-        help="What a node of a flow.dag.yaml has in place of its own, as answer.connection=other_ai, "
-        "answer.deployment_name=big, answer.model=gpt-4o; of a python node also a parameter that takes a connection. May be "
-        "given several times.",
-    ),
-]
-EnvironmentVariables = Annotated[
-    list[str] | None,
-    Parameter(
-        group=RUN,
-        metavar="KEY=VALUE",
-        help="Environment variable for the flow's code, over that of its yaml; only its name is kept. May be given several "
-        "times.",
-    ),
-]
-ConnectionBlocks = Annotated[
-    list[str] | None,
-    Parameter(
-        name="--connection",
-        group=RUN,
-        metavar="NAME=BLOCK",
-        help="The saved Prefect block that has a connection, as my_ai=openai-connection/my-block. May be given several times.",
-    ),
-]
-OutputDir = Annotated[
-    str,
-    Parameter(
-        group=RUN,
-        metavar="FOLDER",
-        help="A folder that gets output.jsonl, failed.jsonl and batch_result.json too.",
-    ),
-]
+Texts = list[str] | None
+Storage = Annotated[str, flag("storage")]
+Init = Annotated[Texts, flag("init_kwargs")]
+Variant = Annotated[str, flag("variant")]
+NodeConnections = Annotated[Texts, flag("node_connections")]
+EnvironmentVariables = Annotated[Texts, flag("environment_variables")]
+ConnectionBlocks = Annotated[Texts, flag("connections")]
+OutputDir = Annotated[str, flag("output_dir")]
+WorkingDir = Annotated[str, flag("working_dir")]
 
 
 # --- commands -------------------------------------------------------------------------------------------------------
@@ -175,74 +123,26 @@ OutputDir = Annotated[
 
 @app.command(sort_key=0)
 def run(
-    flow: Annotated[
-        str,
-        Parameter(
-            help="Folder with a flow.dag.yaml or flow.flex.yaml, such a file, path/to/file.py:attr, or module:attr. May be "
-            "left out with a --file that names it."
-        ),
-    ] = "",
+    flow: Annotated[str, Parameter(help=f"{PARAMETERS['flow'].help} Not needed with a --file that names it.")] = "",
     /,
     *,
     file: Annotated[
         str,
         Parameter(
             metavar="YAML",
-            help="A run file of promptflow: flow, data, column_mapping, name, run, init, variant, connections. What is typed "
-            "besides wins over it.",
+            help=f"A run file of promptflow, with {', '.join(RUN_FILE_KEYS)}. What you type wins over it.",
         ),
     ] = "",
-    data: Annotated[
-        list[str] | None,
-        Parameter(
-            metavar="[NAME=]URL",
-            help="Path or URL of the rows: jsonl, csv, tsv, json, each also .gz or .zst, parquet, arrow; a folder of them, "
-            "a pattern such as 'data/*.jsonl', or - for standard input. It is the source data of the mapping; a further "
-            "one is named, as run.outputs=URL. May be given several times.",
-        ),
-    ] = None,
-    map: Annotated[  # noqa: A002 - the option's name
-        list[str] | None,
-        Parameter(
-            metavar="NAME=VALUE",
-            help="Input of the flow, as name='${data.column}' or name=value. A value that is JSON is what it says "
-            "(3, true, null, a list), any other is text; n='\"3\"' is the text 3. Inputs that are not named come from "
-            "the column of their name. May be given several times.",
-        ),
-    ] = None,
-    run_id: Annotated[
-        str,
-        Parameter(
-            group=RUN,
-            metavar="NAME",
-            help="Name of the run; one that is there goes on. [default: a new one, by the time]",
-        ),
-    ] = "",
-    run: Annotated[
-        str,
-        Parameter(
-            group=RUN,
-            metavar="RUN",
-            help="Another run of the storage to build on: its outputs are the source run.outputs, its data run.inputs, "
-            "for --map answer='${run.outputs.answer}'. --data may be left out then.",
-        ),
-    ] = "",
-    resume_from: Annotated[
-        str,
-        Parameter(
-            group=RUN,
-            metavar="RUN",
-            help="Another run, whose completed lines are taken over where their inputs are the same: its id, or the path of a "
-            "run folder of promptflow, as ~/.promptflow/.runs/NAME.",
-        ),
-    ] = "",
+    data: Annotated[Texts, flag("data")] = None,
+    map: Annotated[Texts, flag("inputs_mapping")] = None,  # noqa: A002 - the option's name
+    run_id: Annotated[str, flag("run_id")] = "",
+    run: Annotated[str, flag("run")] = "",
+    resume_from: Annotated[str, flag("resume_from")] = "",
     storage: Storage = "",
     output_dir: OutputDir = "",
     init: Init = None,
     connection: ConnectionBlocks = None,
-    working_dir: Annotated[
-        str, Parameter(group=RUN, metavar="FOLDER", help="Folder the flow's code runs in. [default: the flow's own]")
-    ] = "",
+    working_dir: WorkingDir = "",
     variant: Variant = "",
     node_connections: NodeConnections = None,
     environment_variables: EnvironmentVariables = None,
@@ -410,9 +310,7 @@ def check(
     *,
     variant: Variant = "",
     node_connections: NodeConnections = None,
-    working_dir: Annotated[
-        str, Parameter(group=RUN, metavar="FOLDER", help="Folder the flow's code runs in. [default: the flow's own]")
-    ] = "",
+    working_dir: WorkingDir = "",
     screen: Screen = _PLAIN,
 ) -> int:
     """Say what a flow needs to run here, without running any of its code: connections, packages, what is not supported.
@@ -620,6 +518,11 @@ def _status(words: list[str], screen: Screen) -> int:
 
 
 def _command(words: list[str]) -> Callable[[], int]:
+    if any(word.partition("=")[0] == "--connections" for word in words):
+        raise InvalidOptionError(
+            "There is no --connections. Give --node-connections NODE.INPUT=NAME to let a node have another connection, or "
+            "--connection NAME=BLOCK to name the Prefect block that has a connection."
+        )
     try:
         command, bound, _ = app.parse_args(words, print_error=False, exit_on_error=False)
     except CycloptsError as exc:

@@ -16,8 +16,8 @@ from prefect_batchflow.definition.load import NAMED_CALLABLE
 from prefect_batchflow.definition.node_connections import check_node_connections
 from prefect_batchflow.exceptions import InvalidOptionError, UnsupportedFeatureError
 from prefect_batchflow.inputs.places import absolute
+from prefect_batchflow.settings import RUN_FILE_KEYS
 
-TAKEN = ("name", "flow", "data", "column_mapping", "run", "init", "variant", "connections", "environment_variables")
 WITHOUT_MEANING = ("display_name", "description", "tags", "properties", "resources", "identity", "runtime")
 """Keys for people, and for Azure."""
 _SILENT = ("$schema",)
@@ -83,7 +83,7 @@ def read_run_file(text: str) -> RunFile:
 
 def _notes(file: Path, document: dict[str, Any]) -> list[str]:
     notes = []
-    known = (*TAKEN, *WITHOUT_MEANING)
+    known = (*RUN_FILE_KEYS, *WITHOUT_MEANING)
     if idle := [name for name in WITHOUT_MEANING if not says_nothing(document.get(name))]:
         notes.append(f"{file.name}: keys without an effect here: {', '.join(idle)}.")
     for name in document:

@@ -27,9 +27,9 @@ def rerun_errors(text: str) -> tuple[str, ...]:
     Raises:
         InvalidOptionError: A name that looks like a class of errors and is none.
     """
-    names = error_names(text, "rerun", (FAILED, TIMED_OUT))
+    names = error_names(text, (FAILED, TIMED_OUT))
     if FAILED in names and len(names) > 1:
-        raise InvalidOptionError(f"rerun={text!r}: {FAILED!r} is all failed lines. Leave out the others, or it.")
+        raise InvalidOptionError(f"{FAILED!r} is all failed lines. Leave out the others, or it.")
     return () if FAILED in names else names
 
 
@@ -39,15 +39,14 @@ def retried_errors(text: str) -> tuple[str, ...]:
     Raises:
         InvalidOptionError: A name that looks like a class of errors and is none.
     """
-    return error_names(text, "retry_on")
+    return error_names(text)
 
 
-def error_names(text: str, option: str, words: Sequence[str] = ()) -> tuple[str, ...]:
+def error_names(text: str, words: Sequence[str] = ()) -> tuple[str, ...]:
     """Read a list of errors: classes, codes and types of exceptions, separated by commas.
 
     Args:
         text: What was typed.
-        option: For the message.
         words: What may be said beside classes.
 
     Raises:
@@ -59,7 +58,7 @@ def error_names(text: str, option: str, words: Sequence[str] = ()) -> tuple[str,
         meant = _meant(name, known)
         if meant is not None and name.replace("-", "_") != meant:
             raise InvalidOptionError(
-                f"{option} names {name!r}, which is no class of errors. Did you mean {meant!r}? There are {', '.join(known)}; "
+                f"{name!r} is no class of errors. Did you mean {meant!r}? There are {', '.join(known)}; "
                 "codes and types of exceptions, such as RateLimitError, are taken too."
             )
         names.append(meant or name)

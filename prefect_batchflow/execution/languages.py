@@ -91,5 +91,5 @@ def new_executor(
         environment_variables=environment_variables,
         worker_count=options.worker_count,
         max_concurrency=options.max_concurrency,
-        line_memory_mb=options.line_memory_mb,
+        line_memory_mb=options.line_memory_mb or None,
     )

@@ -65,6 +65,7 @@ class Feeding:
         self._opened = opened
         self._places = places
         self._canceled: Set[int] = frozenset()
+        self._rerun = state.options.errors_to_rerun
         self._limits = FailureLimits(state.options, self._total_lines)
         self._left_failed = 0
         """Lines that failed in an earlier start and do not run again, as was asked."""
@@ -83,7 +84,7 @@ class Feeding:
         if self._left_failed:
             self._state.note(
                 f"Lines that failed before and were left as they are: {self._left_failed}. rerun is "
-                f"{','.join(self._options.rerun)!r}, and they failed with other errors."
+                f"{','.join(self._rerun)!r}, and they failed with other errors."
             )
 
     def counts(self, stored: Stored) -> bool:
@@ -139,7 +140,7 @@ class Feeding:
             policy=options.policy,
             ends_on_failure=options.max_failures == "1",
             lines_at_once=shares.lines_at_once,
-            line_memory_mb=options.line_memory_mb,
+            line_memory_mb=options.line_memory_mb or None,
         )
 
     async def _run_lines(self, feed: LineFeed) -> None:
@@ -193,7 +194,7 @@ class Feeding:
                 if self._numbers is not None:
                     self._numbers.add(line.line_number)
                 ended = index.ended(line.line_number, line.input_hash) if index.lines else None
-                if ended is not None and (ended.error is None or not runs_again(self._options.rerun, ended.error)):
+                if ended is not None and (ended.error is None or not runs_again(self._rerun, ended.error)):
                     self._take_as_it_is(ended)
                     continue
                 if line.line_number in index.lines:

@@ -68,11 +68,11 @@ class Opening:
     async def check_before_writing(self) -> None:
         """Refuse what would end a run after it has left something in the storage, or after its lines were paid for."""
         resume_from, output_dir = self._request.resume_from, self._prepared.output_dir
-        resume_storage, rerun = self._state.live.resume_storage, self._state.options.rerun
+        resume_storage, rerun = self._state.live.resume_storage, self._state.options.errors_to_rerun
         chooses_in_storage = resume_storage is not None and bool(rerun)
-        takes_over = resume_from is not None or chooses_in_storage
+        takes_over = bool(resume_from) or chooses_in_storage
         if takes_over and await read_manifest(self._files, self._keys) is None:
-            if resume_from is not None:
+            if resume_from:
                 self._refuse_other_flow(await require_manifest(self._files, RunKeys(resume_from)))
             if chooses_in_storage:
                 raise InvalidOptionError(
@@ -118,7 +118,7 @@ class Opening:
             started_at=state.start_time.isoformat(),
             prefect_flow_run_id=str(state.flow_run.id),
             versions=versions(),
-            resumed_from=resume_from,
+            resumed_from=resume_from or None,
         )
         sessions = [*(before.sessions if before else []), this_start]
         session = len(sessions)
@@ -146,11 +146,11 @@ class Opening:
     async def _take_over(self) -> None:
         """Copy completed lines of another run, or of a storage the caller brought, into this one."""
         state, earlier = self._state, RunRecords(self._files, self._keys, session=0)
-        if self._request.resume_from is not None:
+        if self._request.resume_from:
             other = RunKeys(self._request.resume_from)
             manifest = await require_manifest(self._files, other)
             there = RunRecords(self._files, other, 0, manifest.records_since)
-            taken = await take_over_run(there, earlier, state.options.rerun)
+            taken = await take_over_run(there, earlier, state.options.errors_to_rerun)
             state.logger.info("%d lines taken over from run %s", taken, self._request.resume_from)
         if (storage := state.live.resume_storage) is not None:
             others: list[int] = []
@@ -198,8 +198,8 @@ class Opening:
             variant=request.variant,
             node_connections=request.node_connections,
             environment_names=sorted(state.environment_variables),
-            data={name: locate(url, request.base_dir) for name, url in request.data.items()},
-            run=request.run,
+            data={name: locate(url) for name, url in request.sources.items()},
+            run=request.run or None,
             inputs_mapping=request.inputs_mapping,
             init_names=sorted(state.init_kwargs),
             init_kwargs=request.init_kwargs if state.live.init_kwargs is None else None,

@@ -88,7 +88,7 @@ async def preparation(state: RunState) -> AsyncIterator[Preparation]:
     """Load the flow; on leaving, end what was started for the run, and remove the copy of a flow that has includes."""
     loaded_flow = load_flow(
         state.live.flow if state.live.flow is not None else state.request.flow,
-        state.request.working_dir,
+        state.request.working_dir or None,
         variant=state.request.variant,
         node_connections=state.request.node_connections,
     )
@@ -123,7 +123,7 @@ class Preparation:
         self._flow = flow
         self._loaded_flow = loaded_flow
         self._connections = connections
-        self._output_dir = _local_folder(self._request.output_dir, self._request.base_dir)
+        self._output_dir = _local_folder(self._request.output_dir)
         self._check_cluster_options()
         self._executor = self._new_executor()
         self._cluster: Cluster | None = None
@@ -143,7 +143,7 @@ class Preparation:
             sources,
             flow.inputs,
             self._request.inputs_mapping,
-            self._options.max_lines_count,
+            self._options.max_lines_count or None,
             bad_rows=self._options.bad_rows,
             is_stopped=lambda: self._state.stop.is_stopped,
         )
@@ -237,19 +237,19 @@ class Preparation:
 
     async def _open_sources(self, files: RunStorageBlock) -> list[Source]:
         request = self._request
-        if not request.data and request.run is None:
+        if not request.sources and not request.run:
             raise InvalidOptionError(
                 "No data was given. Give the URL of a file (jsonl, csv, tsv, json, parquet, arrow), a folder or a pattern: "
                 "--data on the command line, `data` in a deployment's parameters, `input_dirs` of BatchEngine.run."
             )
-        given = [open_source(url, name=name, base_dir=request.base_dir) for name, url in request.data.items()]
+        given = [open_source(url, name=name) for name, url in request.sources.items()]
         return [*given, *await self._previous_sources(request.run, files)] if request.run else given
 
     async def _previous_sources(self, run_id: str, files: RunStorageBlock) -> list[Source]:
         """The outputs of the run that this one is built on, and its data if the mapping asks for it."""
         if run_id == self._request.run_id:
             raise InvalidOptionError(f"The run {run_id!r} cannot be built on itself. Give the new run another run id.")
-        if twice := {OUTPUTS, INPUTS} & self._request.data.keys():
+        if twice := {OUTPUTS, INPUTS} & self._request.sources.keys():
             raise InvalidOptionError(
                 f"The source {sorted(twice)[0]!r} was given as data, and by run={run_id!r} as well: leave out one of them."
             )
@@ -264,12 +264,12 @@ class Preparation:
         return sources
 
 
-def _local_folder(folder: str | None, base_dir: str | None) -> Path | None:
-    if folder is None:
+def _local_folder(folder: str) -> Path | None:
+    if not folder:
         return None
     if "://" in folder and not folder.startswith("file://"):
         raise InvalidOptionError(
             f"The output_dir {folder!r} is no folder of this machine. Give one; the run storage may be elsewhere, and "
             "has the outputs too."
         )
-    return Path(absolute(folder.removeprefix("file://"), base_dir))
+    return Path(absolute(folder.removeprefix("file://")))

@@ -40,13 +40,13 @@ def check_roots(request: BatchRequest, roots: str) -> None:
     else:
         # It is looked for in the working directory first, as `load_flow` does.
         path = named["file"] if named else request.flow
-        first = Path(request.working_dir or "", path)
+        first = Path(request.working_dir, path)
         places.append(("flow", str(first) if first.exists() else path))
-    places += [("working_dir", request.working_dir or ""), ("output_dir", request.output_dir or "")]
+    places += [("working_dir", request.working_dir), ("output_dir", request.output_dir)]
     if request.storage != default_storage_url() and not request.storage.startswith("batchflow-run-storage/"):
         places.append(("storage", request.storage))
     # Data is looked for with its variables filled in, and shown as it was given.
-    found = [(f"{name} {url!r}", locate(url, request.base_dir)) for name, url in request.data.items()]
+    found = [(f"{name} {url!r}", locate(url)) for name, url in request.sources.items()]
     # The cluster gets the run's connections, and its answers are unpickled here. It is no place below which others lie.
     address = request.options.task_runner_address
     addresses = [address] if address not in ("", "auto") else []

@@ -45,7 +45,7 @@ class RunState:
         self.start_time = datetime.now(UTC)
         self.clock = time.monotonic()
         """When it started."""
-        self.stop = Stop(live, request.options.batch_timeout_sec, self.clock)
+        self.stop = Stop(live, request.options.batch_timeout_sec or None, self.clock)
 
     @property
     def init_kwargs(self) -> Mapping[str, Any]:

@@ -20,7 +20,7 @@ from prefect_batchflow.results.models import AggregationResult, BatchResult
 from prefect_batchflow.results.records import Receipt, Status, Tokens
 from prefect_batchflow.results.tally import Tally
 from prefect_batchflow.run.handle import ProgressReport
-from prefect_batchflow.settings import LinePolicy, RunOptions
+from prefect_batchflow.settings import RunOptions
 from prefect_batchflow.storage.manifest import Manifest, Session
 
 if TYPE_CHECKING:
@@ -282,7 +282,7 @@ def test_rows_that_could_not_be_read_are_not_run_as_a_run_of_their_own() -> None
 
 
 def test_the_next_commands_can_be_typed_as_they_stand() -> None:
-    options = RunOptions(policy=LinePolicy(timeout_sec=5), worker_count=2)
+    options = RunOptions(line_timeout_sec=5, worker_count=2)
     run = stored_run(manifest=manifest(inputs_mapping={"q": "${rows.q}", "line_number": "x"}, options=options))
 
     (_, resume), (_, again) = next_commands(run, "s3://b/runs")

@@ -159,7 +159,10 @@ def test_help_imports_neither_prefect_nor_pydantic() -> None:
         (["run", "{flow}", "--data", "{data}", "--worker", "3"], "Did you mean --workers?"),
         (["run", "{flow}", "--data", "{data}", "--workers", "0"], "--workers"),
         (["run", "{flow}", "--data", "{data}", "--workers", "many"], "--workers"),
-        (["run", "{flow}", "--data", "{data}", "--line-memory-mb", "3"], "0 or at least 16"),
+        (
+            ["run", "{flow}", "--data", "{data}", "--line-memory-mb", "3"],
+            "0 for no limit, or a whole number of at least 16",
+        ),
         (["run", "{flow}", "--data", "{data}", "--granularity", "lines"], '"line"'),
         (["run", "{flow}", "{data}"], "{data}"),
         (["show"], "RUN"),
@@ -365,7 +368,7 @@ def test_promptflows_variables_set_what_no_option_does(
     )
 
     options = json.loads((storage / "set" / "manifest.json").read_text())["options"]
-    assert (options["worker_count"], options["policy"]["timeout_sec"], options["batch_timeout_sec"]) == (3, 8, None)
+    assert (options["worker_count"], options["line_timeout_sec"], options["batch_timeout_sec"]) == (3, 8, 0)
 
 
 @pytest.mark.usefixtures("prefect_server")

@@ -38,10 +38,10 @@ def _request(**more: Any) -> BatchRequest:
         {"flow": "flows/a/flow.dag.yaml"},
         {"flow": "flows/a.py:Class.method"},
         {"flow": "a.py:run", "working_dir": "flows"},
-        {"data": {"data": "rows.jsonl", "more": f"{URL_ROOT}/rows.jsonl"}},
-        {"data": {"data": URL_ROOT}},
-        {"data": {"data": "rows-*.jsonl", "more": f"{URL_ROOT}/rows-*.jsonl"}},
-        {"data": {"data": "$ROOT_OF_TEST/rows.jsonl"}},
+        {"data": "rows.jsonl", "more_data": {"more": f"{URL_ROOT}/rows.jsonl"}},
+        {"data": URL_ROOT},
+        {"data": "rows-*.jsonl", "more_data": {"more": f"{URL_ROOT}/rows-*.jsonl"}},
+        {"data": "$ROOT_OF_TEST/rows.jsonl"},
         {"output_dir": "flows/../outputs"},
         {"storage": "batchflow-run-storage/nightly"},
         {"storage": f"{URL_ROOT}/runs"},
@@ -61,15 +61,15 @@ def test_what_lies_below_a_root_may_be_named(root: Path, named: dict[str, Any]) 
         ({"flow": "../a.py:run"}, "flow '../a.py'"),
         ({"flow": "out/a"}, "flow 'out/a'"),
         ({"flow": "a.py:run", "working_dir": "out"}, "working_dir 'out'"),
-        ({"data": {"data": "/etc/hosts"}}, "data '/etc/hosts'"),
-        ({"data": {"data": "file:///etc/hosts"}}, "data 'file:///etc/hosts'"),
-        ({"data": {"data": "$HOME_OF_TEST/rows.jsonl"}}, "data '$HOME_OF_TEST/rows.jsonl'"),
-        ({"data": {"data": "${HOME_OF_TEST}/*.jsonl"}}, "data '${HOME_OF_TEST}/*.jsonl'"),
-        ({"data": {"data": "out/*.jsonl"}}, "data 'out/*.jsonl'"),
-        ({"data": {"data": "*/../../rows.jsonl"}}, "data '*/../../rows.jsonl'"),
-        ({"data": {"more": f"{URL_ROOT}-of-others/rows.jsonl"}}, f"more '{URL_ROOT}-of-others/rows.jsonl'"),
-        ({"data": {"data": f"{URL_ROOT}/%2e%2e/rows.jsonl"}}, "%2e%2e"),
-        ({"data": {"data": f"simplecache::{URL_ROOT}/rows.jsonl"}}, "simplecache::"),
+        ({"data": "/etc/hosts"}, "data '/etc/hosts'"),
+        ({"data": "file:///etc/hosts"}, "data 'file:///etc/hosts'"),
+        ({"data": "$HOME_OF_TEST/rows.jsonl"}, "data '$HOME_OF_TEST/rows.jsonl'"),
+        ({"data": "${HOME_OF_TEST}/*.jsonl"}, "data '${HOME_OF_TEST}/*.jsonl'"),
+        ({"data": "out/*.jsonl"}, "data 'out/*.jsonl'"),
+        ({"data": "*/../../rows.jsonl"}, "data '*/../../rows.jsonl'"),
+        ({"more_data": {"more": f"{URL_ROOT}-of-others/rows.jsonl"}}, f"more '{URL_ROOT}-of-others/rows.jsonl'"),
+        ({"data": f"{URL_ROOT}/%2e%2e/rows.jsonl"}, "%2e%2e"),
+        ({"data": f"simplecache::{URL_ROOT}/rows.jsonl"}, "simplecache::"),
         ({"output_dir": "~"}, "output_dir '~'"),
         ({"storage": "memory://runs"}, "storage 'memory://runs'"),
         (
@@ -95,7 +95,7 @@ def test_what_leads_out_of_the_roots_is_refused_by_name(root: Path, named: dict[
 
 
 def test_without_roots_there_is_no_limit() -> None:
-    check_roots(_request(flow="subprocess:getoutput", data={"data": "/etc/hosts"}), "")
+    check_roots(_request(flow="subprocess:getoutput", data="/etc/hosts"), "")
 
 
 def test_one_more_place_is_held_to_the_roots_as_well(root: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from prefect_batchflow.blocks import RunStorageBlock
 from prefect_batchflow.exceptions import RunNotFoundError, StorageError
-from prefect_batchflow.settings import LinePolicy, RunOptions
+from prefect_batchflow.settings import RunOptions
 from prefect_batchflow.storage.keys import RunKeys
 from prefect_batchflow.storage.manifest import (
     Manifest,
@@ -43,7 +43,7 @@ def manifest_of(run_id: str = "run-1", **facts: Any) -> Manifest:
         "inputs_mapping": {"q": "${data.q}", "deep": {"ü": [1, None]}},
         "init_names": ["model"],
         "init_kwargs": {"model": "small"},
-        "options": RunOptions(policy=LinePolicy(timeout_sec=3.5, retry_on=("LineExecutionTimeoutError",))),
+        "options": RunOptions(line_timeout_sec=3.5, retry_on="LineExecutionTimeoutError"),
         "output_dir": None,
         "total_lines": 3,
         "fingerprints": {"flow": "f"},
