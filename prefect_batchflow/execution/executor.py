@@ -7,11 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
-from prefect_batchflow.exceptions import (
-    BatchflowException,
-    LineExecutionTimeoutError,
-    error_dict,
-)
+from prefect_batchflow.exceptions import BatchflowException, LineExecutionTimeoutError, error_dict
 from prefect_batchflow.execution.scrubbing import Scrubber
 from prefect_batchflow.results.records import Receipt, in_log, line_record, line_run
 

@@ -11,12 +11,7 @@ from typing import TYPE_CHECKING, Any
 from prefect_batchflow.definition.flow import FlowDescription, FlowInput
 from prefect_batchflow.errors.classes import INFO_KEY, class_of_error, class_of_exception
 from prefect_batchflow.errors.waits import wait_asked_by
-from prefect_batchflow.exceptions import (
-    BatchflowException,
-    UnexpectedError,
-    WorkerStartError,
-    error_dict,
-)
+from prefect_batchflow.exceptions import BatchflowException, UnexpectedError, WorkerStartError, error_dict
 from prefect_batchflow.execution.executor import (
     LineOutcome,
     aggregation_timed_out,

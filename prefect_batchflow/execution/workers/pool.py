@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow import exceptions
-from prefect_batchflow.definition.flow import NO_DEFAULT, FlowDescription, FlowInput
+from prefect_batchflow.definition.flow import FlowDescription, FlowInput
 from prefect_batchflow.exceptions import (
     BatchflowException,
     InvalidOptionError,
@@ -363,10 +363,7 @@ class WorkerPool:
 
 
 def _description(head: dict[str, Any]) -> FlowDescription:
-    inputs = {
-        i["name"]: FlowInput(i["name"], i["type"], i.get("default", NO_DEFAULT), i["description"], i["nullable"])
-        for i in head["inputs"]
-    }
+    inputs = {i["name"]: FlowInput(**i) for i in head["inputs"]}
     return FlowDescription(inputs, is_async=head["is_async"], has_aggregation=head["has_aggregation"])
 
 

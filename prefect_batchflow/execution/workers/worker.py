@@ -17,6 +17,7 @@ import sys
 import termios
 from typing import TYPE_CHECKING, Any
 
+from prefect_batchflow.definition.flow import NO_DEFAULT
 from prefect_batchflow.exceptions import BatchflowException, UnexpectedError, error_dict
 from prefect_batchflow.execution.program.environment import resolved
 from prefect_batchflow.execution.program.loader import load_program
@@ -61,13 +62,7 @@ def _ready(program: Program, scrubber: Scrubber) -> bytes:
     # Plain JSON, because the engine must not unpickle anything from a worker.
     description = program.description
     inputs = [
-        {
-            "name": i.name,
-            "type": i.type,
-            "description": i.description,
-            "nullable": i.nullable,
-            **({} if i.required else {"default": i.default}),
-        }
+        {key: value for key in i.__slots__ if (value := getattr(i, key)) is not NO_DEFAULT}
         for i in description.inputs.values()
     ]
     head = {
