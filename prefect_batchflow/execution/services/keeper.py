@@ -100,7 +100,7 @@ class ServiceKeeper:
             await self.supervisor.close()
 
     async def usable(self) -> Served:
-        """The service, once no doubt about it is open; a new one if the last one died."""
+        """The service, after any check or repair that is under way; a new one if the last one died."""
         assert self.served is not None, "create() comes first"
         if self.served.process.exited.is_set():
             self.doubt(self.served)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from prefect_batchflow.execution.workers.worker_process import Job, WorkerProcess
 
 RECALL_AFTER_SEC = 0.1
-"""How long a line runs before what was sent ahead behind it is given to other workers."""
+"""How long a line runs before the jobs that were sent ahead behind it go to other workers."""
 
 
 class JobQueue:
@@ -34,7 +34,7 @@ class JobQueue:
         self._waiting: collections.deque[Job] = collections.deque()
         """Jobs that were not sent to a worker yet."""
         self._free: dict[WorkerProcess, None] = {}
-        """The workers that can begin a job at once; the first is free the longest."""
+        """The workers that can begin a job at once; the first has been free the longest."""
         self._recalling: asyncio.TimerHandle | None = None
 
     def add(self, job: Job) -> None:

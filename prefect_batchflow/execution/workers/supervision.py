@@ -48,7 +48,7 @@ class Supervisor:
         return f"{self.token}-{self.tokens}."
 
     async def close(self) -> None:
-        """Kill every process with a token, and end the supervisor's; both need no start."""
+        """Kill every process with a token, then end the supervisor's own process, if it was started."""
         end_with_token(self.token)
         if self._process is not None:
             await asyncio.to_thread(self._end)
