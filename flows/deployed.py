@@ -1,4 +1,4 @@
-"""The Prefect entry point that `deployments/prefect.yaml` deploys: `batch_run`, whose parameters name flow and data."""
+"""The entry point in `deployments/prefect.yaml`: `batch_run`, with the flow and the data as parameters."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""A callable flow in HumanEval's shape: one line is one program, run against its own unit tests.
+"""A function as a flow, in HumanEval's format: each line runs one program against its unit tests.
 
-The program runs in this very process. It may loop for ever, end the process or eat memory: keeping the time, replacing
-a dead worker and limiting memory are the engine's work, which gives each line a worker process to itself while it runs.
-It is no sandbox: the program may do whatever the user who started the run may do.
+The program runs in this process. It can loop forever, end the process or use too much memory: the engine gives each line a
+worker process to itself while it runs, keeps the time and memory limits, and replaces dead workers.
+There is no sandbox: the program can do everything that the user who started the run can do.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MODULE = "program_under_test"
-"""The program's `__name__`; not `__main__`, so that a guarded script part does not run."""
+"""The program's `__name__`; not `__main__`, so that its script part does not run."""
 
 
 def evaluate(task_id: str, prompt: str, canonical_solution: str, test: str, entry_point: str) -> dict[str, object]:
@@ -27,15 +27,15 @@ def evaluate(task_id: str, prompt: str, canonical_solution: str, test: str, entr
     Args:
         task_id: Names the problem; also the program's file name in tracebacks.
         prompt: Imports, the function's head and its docstring.
-        canonical_solution: The function's body, which goes on where `prompt` ends.
+        canonical_solution: The function's body, which continues where `prompt` ends.
         test: Defines `check(candidate)`, which asserts.
         entry_point: The name of the function that `check` gets.
 
     Returns:
-        `{"task_id", "passed", "detail"}`; `detail` is empty, or the assertion that did not hold.
+        `{"task_id", "passed", "detail"}`; `detail` is empty, or the assertion that failed.
 
     Raises:
-        BaseException: Whatever the program or its tests raise, but `AssertionError` from `check`; the line fails.
+        BaseException: Anything that the program or its tests raise, except `AssertionError` from `check`; the line fails.
     """
     source = f"{prompt}{canonical_solution}\n{test}\n"
     with program_module() as module:
@@ -49,7 +49,7 @@ def evaluate(task_id: str, prompt: str, canonical_solution: str, test: str, entr
 
 @contextmanager
 def program_module() -> Iterator[ModuleType]:
-    """A fresh module for one program, importable while it runs (dataclasses and pickle ask for that); no stdin."""
+    """A fresh module for one program, importable while it runs (dataclasses and pickle need that); no stdin."""
     module = ModuleType(MODULE)
     stdin, sys.stdin = sys.stdin, io.StringIO()
     sys.modules[MODULE] = module
@@ -61,7 +61,7 @@ def program_module() -> Iterator[ModuleType]:
 
 
 def failed_assertion(error: AssertionError, task_id: str, source: str) -> str:
-    """The assertion's line number and text within the program, and its message where it has one."""
+    """The assertion's line number and text in the program, and its message if it has one."""
     frames = traceback.extract_tb(error.__traceback__)
     line = [frame.lineno or 1 for frame in frames if frame.filename == task_id][-1]
     return f"line {line}: {source.splitlines()[line - 1].strip()}" + (f" ({error})" if str(error) else "")

@@ -1,4 +1,4 @@
-"""Third node: whether the model's number is the one that was asked for."""
+"""Third node: whether the model's number is right."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from promptflow.core import tool
 
 @tool
 def compare(number: str, expected: str) -> bool:
-    """Compare with the number of the worked answer; a model that gave none is wrong."""
+    """Compare with the number in the worked answer; no number counts as wrong."""
     return number != "" and number == last_number(expected)

@@ -7,7 +7,7 @@ from promptflow.core import log_metric, tool
 
 @tool
 def grade(correct: list[bool], numbers: list[str]) -> dict[str, int]:
-    """Log `accuracy` over the completed lines and the share that gave no number; `None` stands for a line without value."""
+    """Log `accuracy` over the completed lines, and the share without a number; `None` stands for a line without a value."""
     right, silent = sum(map(bool, correct)), sum(not number for number in numbers)
     if correct:
         log_metric("accuracy", round(right / len(correct), 4))

@@ -8,7 +8,7 @@ NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
 def last_number(text: str) -> str:
-    """Give the last number behind `####`, without commas and a decimal part of zeros; empty where there is none."""
+    """Give the number after the last `####`, without commas and zero decimals, or an empty text."""
     _, mark, result = text.rpartition("####")
     numbers = NUMBER.findall(result) if mark else []
     if not numbers:

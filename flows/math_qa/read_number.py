@@ -8,5 +8,5 @@ from promptflow.core import tool
 
 @tool
 def read_number(text: str) -> str:
-    """Give the number that the model's solution ends with; empty where there is none."""
+    """Give the number at the end of the model's solution, or an empty text."""
     return last_number(text)

@@ -8,7 +8,7 @@ from typing import Any
 from promptflow.core import tool
 from stemming import stems
 
-# 3: hardly said in another category; 2: usual; 1: a hint.
+# 3: rarely used in another category; 2: usual; 1: a hint.
 KEYWORDS = {
     "billing": {
         3: "invoice refund charge VAT debit bill billing receipt discount trial",
@@ -45,7 +45,7 @@ NO_HASTE = frozenset(stems("would wish idea suggestion nice question possible pl
 
 
 def score(ticket: dict[str, Any]) -> Counter[str]:
-    """Points of each category; a word of the subject counts twice, a repeated word once."""
+    """Points per category; a word in the subject counts twice, a repeated word counts once."""
     points = Counter(dict.fromkeys(WEIGHTS, 0))
     for part, factor in (("subject", 2), ("body", 1)):
         for word in set(ticket[part]):
@@ -55,7 +55,7 @@ def score(ticket: dict[str, Any]) -> Counter[str]:
 
 
 def urgency(ticket: dict[str, Any]) -> str:
-    """`high` for words of haste or shouting, `low` for questions and wishes, else `normal`."""
+    """`high` for urgent words or shouting, `low` for questions and wishes, `normal` otherwise."""
     words = {*ticket["subject"], *ticket["body"]}
     if words & HASTE or ticket["capitals"] > 0.5 or ticket["exclamations"] >= 3:
         return "high"
@@ -66,7 +66,7 @@ def urgency(ticket: dict[str, Any]) -> str:
 def classify(ticket: dict[str, Any]) -> dict[str, object]:
     """Give the category with most points, its share of all points as `confidence`, and the urgency.
 
-    Equal points go to the category that stands first above, also when no word of the ticket is known.
+    Of categories with equal points, the first one above wins, also when no word of the ticket is known.
     """
     points = score(ticket)
     category, most = points.most_common(1)[0]

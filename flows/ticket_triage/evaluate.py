@@ -1,4 +1,4 @@
-"""Aggregation node: how many tickets were filed rightly, once for all completed lines."""
+"""Aggregation node: how many tickets got the right category and urgency, over all completed lines."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from promptflow.core import log_metric, tool
 
 
 def share(part: int, whole: int) -> float:
-    """`part / whole`, and 0 of nothing."""
+    """`part / whole`, or 0 if `whole` is 0."""
     return part / whole if whole else 0.0
 
 
@@ -19,7 +19,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Log `accuracy`, `macro_f1` and `urgency_accuracy`; give the confusion table and each category's figures.
 
-    `confusion[expected][given]` counts tickets. All lists are in one order, an item a completed line.
+    `confusion[expected][given]` counts tickets. All lists have one item per completed line, in the same order.
     """
     names = sorted({*categories, *expected_categories})
     confusion = {expected: dict.fromkeys(names, 0) for expected in names}

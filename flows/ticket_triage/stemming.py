@@ -1,4 +1,4 @@
-"""No node, a helper of two: words as `normalise` gives them and `classify` looks them up."""
+"""A helper of the nodes `normalise` and `classify`: words without their endings."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 "use strict";
 
-// Serves word_count.js by the executor service protocol (docs/other-languages.md), with Node.js alone.
+// Serves word_count.js by the protocol in docs/other-languages.md, in plain Node.js.
 
 const http = require("node:http");
 const { parseArgs } = require("node:util");

@@ -2,7 +2,7 @@
 
 const WORD = /[\p{L}\p{M}\p{N}]+(?:['’-][\p{L}\p{M}\p{N}]+)*/gu;
 
-/** One line: how many words a text has, its longest one, and how often each is there. */
+/** One line: the number of words in a text, the longest word, and the count of each word. */
 function line({ text }) {
   const words = text.normalize("NFC").toLowerCase().match(WORD) ?? [];
   if (words.length === 0) {
@@ -16,7 +16,7 @@ function line({ text }) {
   return { words: words.length, longest, counts: Object.fromEntries(counts) };
 }
 
-/** All completed lines, once: totals as metrics, and the words that are there most often. */
+/** All completed lines together: totals as metrics, and the most frequent words. */
 function aggregate(outputs) {
   const total = new Map();
   for (const { counts } of outputs) {
