@@ -1,94 +1,42 @@
 """Every error of the package, and the error dictionary of promptflow made from one.
 
-::
+Classes below a class, or after its colon, derive from it. Each class says when it is raised::
 
     BatchflowException
-    ├── UserErrorException              the flow, the data or the setup cures it
+    ├── UserErrorException: fix the flow, the data or the setup
     │   ├── ValidationError
-    │   │   ├── InvalidFlowRequest      the flow's definition is wrong
-    │   │   │   ├── FlowDefinitionError       unreadable, or not a flow
-    │   │   │   ├── UnsupportedFeatureError   a key or feature that is not supported here
-    │   │   │   ├── InputNotFound             an input the flow needs is not there
-    │   │   │   ├── InputTypeError            a value does not fit its input's type
-    │   │   │   ├── InputParseError           a text is not the JSON its input's type asks for
-    │   │   │   ├── InputReferenceNotFound    a reference to an unknown flow input
-    │   │   │   ├── NodeReferenceNotFound     a reference to an unknown node
-    │   │   │   ├── NodeCircularDependency    nodes that wait for each other
-    │   │   │   ├── DuplicateNodeName         two nodes of one name
-    │   │   │   ├── InvalidNodeReference      a node of the lines that refers to an aggregation node
-    │   │   │   ├── EmptyOutputReference      an output of the flow that refers to nothing
-    │   │   │   ├── OutputReferenceNotFound   an output of the flow that refers to an unknown node or input
-    │   │   │   ├── InvalidConnectionType     an llm node's connection serves no models
-    │   │   │   └── NodeInputValidationError  a literal or a connection of a type that the tool does not take
-    │   │   ├── InvalidSource           a node's source is not there; a FlowDefinitionError, too
-    │   │   ├── InvalidFlexFlowEntry    an `entry` is no module:name; a FlowDefinitionError, too
-    │   │   ├── APINotFound             an llm node's api is unknown
-    │   │   ├── PackageToolNotFoundError   no installed package has the tool
-    │   │   ├── InputMappingError       `inputs_mapping` and the data do not fit
-    │   │   ├── InvalidRequest          what was given with the flow does not serve it
-    │   │   │   └── GetConnectionError        a connection is not there, or cannot be made
-    │   │   ├── InvalidOptionError      an option of the run is out of range or misspelt
-    │   │   └── InvalidImageInput       an image of the data or the flow cannot be read, or may not be
-    │   ├── FlowNotFoundError           nothing at the flow's path, or no such attribute
-    │   ├── InvalidUserData             the data cannot be read as its suffix says
-    │   ├── EmptyInputsData             the data holds no line
-    │   ├── ResolveToolError            a node's tool cannot be found in its source, or not be given what it needs;
-    │   │                               GetConnectionError, InvalidConnectionType, NodeInputValidationError, APINotFound and
-    │   │                               PackageToolNotFoundError are of this class, too
-    │   ├── CoreError
-    │   │   ├── InvalidConnectionError     a connection or model configuration cannot be made of its values
-    │   │   ├── MissingRequiredInputError  a prompty is called without an input that it needs
-    │   │   └── InvalidOutputKeyError      a model's answer in JSON lacks what a prompty's outputs name
-    │   ├── FlowEntryInitializationError   a class entry's constructor raised
-    │   ├── NodeReferenceError
-    │   │   └── InvalidReferenceProperty   a node's output lacks what a reference asks for
-    │   ├── ToolExecutionError          a node's code raised
-    │   ├── ToolValidationError         what a node's code, prompt or model call is made of is wrong
-    │   │   ├── JinjaTemplateError                a template is no jinja2, or cannot be rendered
-    │   │   ├── ChatAPIInvalidRole                a chat's prompt does not begin with a role
-    │   │   ├── ChatAPIFunctionRoleInvalidFormat  a function's message without name
-    │   │   ├── ChatAPIToolRoleInvalidFormat      a tool's message without the id of its call
-    │   │   └── PythonParsingError
-    │   │       ├── NoToolDefined         a node's file has no function with @tool
-    │   │       ├── MultipleToolsDefined  it has several
-    │   │       └── PythonLoadError     the flow's code cannot be imported
-    │   ├── InvalidAggregationFunction  an __aggregate__ takes something else than the outputs
-    │   ├── OpenAIError                 a model call failed; leaves have the openai package's names
-    │   │   ├── APIConnectionError          the service cannot be reached, or went away
-    │   │   │   └── APITimeoutError         it did not answer in time
-    │   │   ├── RateLimitError              it refuses so many calls, or the quota is spent
-    │   │   ├── InternalServerError         it failed, status 5xx
-    │   │   ├── ConflictError               status 409
-    │   │   ├── AuthenticationError         it does not know the key
-    │   │   ├── PermissionDeniedError       the key may not do that
-    │   │   ├── NotFoundError               no such model, deployment or path
-    │   │   ├── UnprocessableEntityError    status 422
-    │   │   ├── BadRequestError             the call is wrong
-    │   │   │   └── ContentFilterError      the prompt, or the answer, was filtered
-    │   │   └── APIResponseValidationError  an answer that is none
-    │   ├── ScriptExecutionError        a callable flow's code raised
-    │   ├── LoadMultimediaDataError     a line's input has an image that cannot be read, or may not be
-    │   ├── ImageTooLargeError          a line's images are too large for its record
-    │   ├── FlowOutputUnserializable    a line's output is not JSON
-    │   ├── LineExecutionTimeoutError   a line met its time limit
-    │   ├── BatchRunTimeoutError        the run met its time limit
-    │   ├── BatchFailureLimitError      more of its lines failed than its options allow
-    │   ├── ProcessCrashError           a line's process died
-    │   │   └── LineOutOfMemoryError    a line asked for more than its memory limit
-    │   ├── LineFailureError            `raise_on_line_failure`, after everything was written
-    │   ├── InvalidRunIdError           a run id that is no safe name
-    │   ├── RunNotFoundError            no run of that id in the storage
-    │   ├── RunNotReadyError            a run to build on has no outputs, or not all yet
-    │   ├── RunInUseError               another process runs that id
-    │   └── RunChangedError             a resumed run's data, mapping or flow is not what it was
-    └── SystemErrorException            the surroundings failed, not the flow
-        ├── UnexpectedError             anything foreign, with its type and text
-        ├── StorageError                the run storage cannot be read or written
-        │   └── RecordCorruptError      a record whose checksum or form is wrong
-        ├── WorkerStartError            a worker process does not start
-        └── ClusterError                a Dask or Ray cluster cannot be reached, or loses the same lines again and again
+    │   │   ├── InvalidFlowRequest
+    │   │   │   ├── FlowDefinitionError: InvalidSource, InvalidFlexFlowEntry
+    │   │   │   ├── UnsupportedFeatureError, InputNotFound, InputTypeError, InputParseError, InputReferenceNotFound
+    │   │   │   ├── NodeReferenceNotFound, NodeCircularDependency, DuplicateNodeName, InvalidNodeReference
+    │   │   │   └── EmptyOutputReference, OutputReferenceNotFound, InvalidConnectionType, NodeInputValidationError
+    │   │   ├── InvalidRequest: GetConnectionError
+    │   │   └── APINotFound, PackageToolNotFoundError, InputMappingError, InvalidOptionError, InvalidImageInput
+    │   ├── ResolveToolError: GetConnectionError, InvalidConnectionType, NodeInputValidationError, APINotFound
+    │   │                     PackageToolNotFoundError, NoToolDefined, MultipleToolsDefined
+    │   ├── CoreError: InvalidConnectionError, MissingRequiredInputError, InvalidOutputKeyError
+    │   ├── NodeReferenceError: InvalidReferenceProperty
+    │   ├── ToolValidationError
+    │   │   ├── PythonParsingError: NoToolDefined, MultipleToolsDefined, PythonLoadError
+    │   │   ├── JinjaTemplateError
+    │   │   └── ChatAPIInvalidRole, ChatAPIFunctionRoleInvalidFormat, ChatAPIToolRoleInvalidFormat
+    │   ├── OpenAIError
+    │   │   ├── APIConnectionError: APITimeoutError
+    │   │   ├── BadRequestError: ContentFilterError
+    │   │   ├── RateLimitError, InternalServerError, ConflictError, AuthenticationError, PermissionDeniedError
+    │   │   └── NotFoundError, UnprocessableEntityError, APIResponseValidationError
+    │   ├── ProcessCrashError: LineOutOfMemoryError
+    │   ├── FlowNotFoundError, InvalidUserData, EmptyInputsData, FlowEntryInitializationError, ToolExecutionError
+    │   ├── InvalidAggregationFunction, ScriptExecutionError, LoadMultimediaDataError, ImageTooLargeError
+    │   ├── FlowOutputUnserializable, LineExecutionTimeoutError, BatchRunTimeoutError, BatchFailureLimitError
+    │   ├── LineFailureError, InvalidRunIdError, RunNotFoundError, RunNotReadyError, RunInUseError
+    │   └── RunChangedError
+    └── SystemErrorException: the surroundings failed
+        ├── StorageError: RecordCorruptError
+        └── UnexpectedError, WorkerStartError, ClusterError
 
-The class names that promptflow has are promptflow's, since `code` and `innerError` of an error dictionary are made from them.
+Names that promptflow has are promptflow's, because `code` and `innerError` of an error dictionary are made of them. The file
+is long because the tree is in one place.
 """
 
 from __future__ import annotations
@@ -99,18 +47,18 @@ from typing import Any, ClassVar, TypeGuard
 
 
 class BatchflowException(Exception):  # noqa: N818 - promptflow's bases end in Exception, and codes drop that suffix
-    """The base of all errors here: a message for people, and facts for programs.
+    """The base of all errors: a message for people, and facts for programs.
 
     Args:
         message: What happened, where, what was expected, what to do.
-        message_format: What `message` is made of by the facts, where it is not given, as promptflow's exceptions have it.
-        target: promptflow's reference code, the part that noticed: `Executor`, `Batch`, `Tool`.
+        message_format: Makes the message from the facts when no message is given, as in promptflow's exceptions.
+        target: promptflow's reference code, the part that found the error: `Executor`, `Batch`, `Tool`.
         additional_info: Named facts for readers of the error dictionary, `{type: info}`.
-        facts: Anything else a caller may want; each becomes an attribute.
+        facts: Anything else that callers need; each becomes an attribute.
     """
 
     _not_in_codes: ClassVar[frozenset[str]] = frozenset()
-    """Names of the classes above it that its codes leave out, where promptflow's class of its name stands elsewhere."""
+    """Names of its base classes that its codes leave out, because promptflow's class has other bases."""
 
     def __init__(
         self,
@@ -136,7 +84,7 @@ class BatchflowException(Exception):  # noqa: N818 - promptflow's bases end in E
 
     @property
     def inner_exception(self) -> BaseException | None:
-        """What it was raised from, or was given as the fact `error`."""
+        """The exception that it was raised from, or the fact `error`."""
         error = self._facts.get("error")
         return error if isinstance(error, BaseException) else self.__cause__
 
@@ -157,7 +105,7 @@ class BatchflowException(Exception):  # noqa: N818 - promptflow's bases end in E
 
 
 def _parameters(message_format: str, facts: dict[str, Any]) -> dict[str, Any]:
-    """The facts that a format names; one that is not given is shown as `<name>`."""
+    """The facts that a format names; a missing one is shown as `<name>`."""
     names = {name.partition(".")[0].partition("[")[0] for _, name, _, _ in Formatter().parse(message_format) if name}
     return {name: facts.get(name, f"<{name}>") for name in sorted(names)}
 
@@ -169,7 +117,7 @@ def _rebuild(
 
 
 class UserErrorException(BatchflowException):
-    """The flow, its data or the setup cures it."""
+    """The user can fix it: in the flow, its data or the setup."""
 
 
 class SystemErrorException(BatchflowException):
@@ -177,7 +125,7 @@ class SystemErrorException(BatchflowException):
 
 
 class ValidationError(UserErrorException):
-    """Something given is not valid; raised through its leaves."""
+    """Something that was given is not valid; raised through its leaves."""
 
 
 class InvalidFlowRequest(ValidationError):  # noqa: N818 - promptflow's name
@@ -185,27 +133,27 @@ class InvalidFlowRequest(ValidationError):  # noqa: N818 - promptflow's name
 
 
 class FlowDefinitionError(InvalidFlowRequest):
-    """Raised by `load_flow` for a file that is unreadable or is no flow."""
+    """Raised by `load_flow` for a file that cannot be read or is not a flow."""
 
 
 class InvalidSource(FlowDefinitionError):  # noqa: N818 - promptflow's name
-    """Raised by `load_flow` for a node whose source is not there, or no file of the flow."""
+    """Raised by `load_flow` for a node whose source does not exist or is not a file of the flow."""
 
     _not_in_codes: ClassVar[frozenset[str]] = frozenset({"InvalidFlowRequest", "FlowDefinitionError"})
 
 
 class InvalidFlexFlowEntry(FlowDefinitionError):  # noqa: N818 - promptflow's name
-    """Raised by `load_flow` for an `entry` that is no `module:name`."""
+    """Raised by `load_flow` for an `entry` that is not `module:name`."""
 
     _not_in_codes: ClassVar[frozenset[str]] = frozenset({"InvalidFlowRequest", "FlowDefinitionError"})
 
 
 class UnsupportedFeatureError(InvalidFlowRequest):
-    """Raised by `load_flow` for a key or feature that is not supported here, by name."""
+    """Raised by `load_flow` for a key or feature that is not supported; the message names it."""
 
 
 class InputNotFound(InvalidFlowRequest):
-    """Raised for a flow without inputs, and for a line that lacks one."""
+    """Raised for a flow without inputs, and for a line that lacks an input."""
 
 
 class InputTypeError(InvalidFlowRequest):
@@ -213,7 +161,7 @@ class InputTypeError(InvalidFlowRequest):
 
 
 class InputParseError(InvalidFlowRequest):
-    """Raised by `lines` for a text that is not the JSON its input's type asks for."""
+    """Raised by `lines` for a text that is not JSON where the input's type asks for JSON."""
 
 
 class InputReferenceNotFound(InvalidFlowRequest):
@@ -229,11 +177,11 @@ class NodeCircularDependency(InvalidFlowRequest):
 
 
 class DuplicateNodeName(InvalidFlowRequest):
-    """Raised by `load_flow` for two nodes of one name."""
+    """Raised by `load_flow` for two nodes with one name."""
 
 
 class InvalidNodeReference(InvalidFlowRequest):
-    """Raised by `load_flow` for a node that runs for each line and refers to an aggregation node."""
+    """Raised by `load_flow` for a node that runs for each line but refers to an aggregation node."""
 
 
 class EmptyOutputReference(InvalidFlowRequest):
@@ -245,47 +193,47 @@ class OutputReferenceNotFound(InvalidFlowRequest):
 
 
 class NodeReferenceError(UserErrorException):
-    """A reference to a node does not hold while a line runs; raised as one of its kinds."""
+    """A reference to a node fails while a line runs; raised through its leaf."""
 
 
 class InvalidReferenceProperty(NodeReferenceError):  # noqa: N818 - promptflow's name
-    """Raised while a line runs, for a reference into an output that lacks the key, attribute or index."""
+    """Raised while a line runs, for a reference to a key, attribute or index that the node's output lacks."""
 
 
 class InvalidRequest(ValidationError):  # noqa: N818 - promptflow's name
-    """What was given with the flow does not serve it; raised through its leaves."""
+    """Something given along with the flow does not fit it; raised through its leaves."""
 
 
 class InvalidOptionError(ValidationError):
-    """Raised for an option of a run that is out of range, misspelt or contradicts another."""
+    """Raised for an option of a run that is out of range, misspelt or contradicts another option."""
 
 
 class InvalidImageInput(ValidationError):  # noqa: N818 - promptflow's name
-    """Raised for an image that cannot be read, or may not be; a line fails with `LoadMultimediaDataError` that has its text."""
+    """Raised for an image that cannot be read, or is not allowed; a line fails with `LoadMultimediaDataError` and this text."""
 
 
 class FlowNotFoundError(UserErrorException):
-    """Raised by `load_flow` when nothing is at the path, or the module has no such attribute."""
+    """Raised by `load_flow` when the path does not exist, or the module has no such attribute."""
 
 
 class InputMappingError(ValidationError):
-    """Raised before the first line runs, for a mapping that does not fit the data; lists all that is wrong."""
+    """Raised before the first line runs, for a mapping that does not fit the data; lists all problems."""
 
 
 class InvalidUserData(UserErrorException):
-    """Raised by the readers for data that cannot be read as its suffix says."""
+    """Raised by the readers for data that cannot be read in the format of its suffix."""
 
 
 class EmptyInputsData(UserErrorException):
-    """Raised before the first line runs, when the data holds none."""
+    """Raised before the first line runs, when the data has no rows."""
 
 
 class ToolValidationError(UserErrorException):
-    """What a node's code, prompt or model call is made of is wrong; raised as one of its kinds."""
+    """The code, prompt or model call of a node is wrong; raised through its leaves."""
 
 
 class PythonParsingError(ToolValidationError):
-    """The flow's Python code is wrong; raised as one of its kinds."""
+    """The flow's Python code is wrong; raised through its leaves."""
 
 
 class PythonLoadError(PythonParsingError):
@@ -293,14 +241,14 @@ class PythonLoadError(PythonParsingError):
 
 
 class ResolveToolError(UserErrorException):
-    """Raised by the loader when a node's tool cannot be found in its source, or not be given what it needs."""
+    """Raised by the loader when it does not find a node's tool, or cannot give the tool what it needs."""
 
     _not_in_codes: ClassVar[frozenset[str]] = frozenset({"ResolveToolError"})
-    """promptflow wraps it around its leaves, and leaves it out."""
+    """promptflow wraps it around its leaves, and leaves it out of codes."""
 
 
 class GetConnectionError(InvalidRequest, ResolveToolError):
-    """Raised by the loader for a connection that was not given, or that cannot be made of what was."""
+    """Raised by the loader for a connection that was not given, or that cannot be made from the given values."""
 
 
 class NoToolDefined(PythonParsingError, ResolveToolError):  # noqa: N818 - promptflow's name
@@ -316,7 +264,7 @@ class InvalidAggregationFunction(UserErrorException):
 
 
 class NodeInputValidationError(InvalidFlowRequest, ResolveToolError):
-    """Raised by the loader for an input that its tool does not take: a literal or a connection of another type."""
+    """Raised by the loader for a literal or a connection of a type that the tool does not take."""
 
 
 class InvalidConnectionType(InvalidFlowRequest, ResolveToolError):  # noqa: N818 - promptflow's name
@@ -332,11 +280,11 @@ class PackageToolNotFoundError(ValidationError, ResolveToolError):
 
 
 class CoreError(UserErrorException):
-    """What flows use of promptflow is used wrongly; raised through its leaves."""
+    """User code uses a promptflow class wrongly; raised through its leaves."""
 
 
 class InvalidConnectionError(CoreError):
-    """Raised for a connection or model configuration that cannot be made of the values given; never tells them."""
+    """Raised for a connection or model configuration that cannot be made from the given values; never shows a value."""
 
 
 class MissingRequiredInputError(CoreError):
@@ -344,19 +292,19 @@ class MissingRequiredInputError(CoreError):
 
 
 class InvalidOutputKeyError(CoreError):
-    """Raised by a prompty whose `outputs` name what the model's answer in JSON lacks."""
+    """Raised by a prompty when the model's JSON answer lacks a key of its `outputs`."""
 
 
 class FlowEntryInitializationError(UserErrorException):
-    """Raised by the loader when a class entry's constructor raised."""
+    """Raised by the loader when the constructor of a class entry raised."""
 
 
 class ToolExecutionError(UserErrorException):
-    """A node's code raised; the line fails with it."""
+    """A node's code raised; the line fails."""
 
 
 class JinjaTemplateError(ToolValidationError):
-    """Raised for a template that is no jinja2, and in a line for one that cannot be rendered with its values."""
+    """Raised for a template that is not valid jinja2, and in a line whose values it cannot be rendered with."""
 
 
 class ChatAPIInvalidRole(ToolValidationError):  # noqa: N818 - promptflow's name, like the next two
@@ -364,22 +312,23 @@ class ChatAPIInvalidRole(ToolValidationError):  # noqa: N818 - promptflow's name
 
 
 class ChatAPIFunctionRoleInvalidFormat(ToolValidationError):  # noqa: N818
-    """Raised in a line whose chat prompt has a function's message without name."""
+    """Raised in a line whose chat prompt has a function message without a name."""
 
 
 class ChatAPIToolRoleInvalidFormat(ToolValidationError):  # noqa: N818
-    """Raised in a line whose chat prompt has a tool's message without the id of its call."""
+    """Raised in a line whose chat prompt has a tool message without the id of its call."""
 
 
 class OpenAIError(UserErrorException):
-    """A model call failed; raised through its leaves, or itself for a status that none of them stands for.
+    """A model call failed; raised through its leaves, or itself for a status without a leaf.
 
-    Facts: `status` (HTTP, or `None`), `retry_after_sec` (what the service asked for, or `None`).
+    The leaves have the openai package's names. Facts: `status` (HTTP, or `None`), `retry_after_sec` (the wait that the
+    service asked for, or `None`).
     """
 
 
 class APIConnectionError(OpenAIError):
-    """Raised by a model call when the service cannot be reached, or goes away while it answers."""
+    """Raised by a model call when the service cannot be reached, or the connection breaks."""
 
 
 class APITimeoutError(APIConnectionError):
@@ -387,67 +336,67 @@ class APITimeoutError(APIConnectionError):
 
 
 class RateLimitError(OpenAIError):
-    """Raised by a model call when the service refuses so many, or the quota is spent."""
+    """Raised by a model call when the service gets too many calls, or the quota is used up (status 429)."""
 
 
 class InternalServerError(OpenAIError):
-    """Raised by a model call when the service fails."""
+    """Raised by a model call when the service fails (status 5xx)."""
 
 
 class ConflictError(OpenAIError):
-    """Raised by a model call that conflicts with another."""
+    """Raised by a model call that conflicts with another one (status 409)."""
 
 
 class AuthenticationError(OpenAIError):
-    """Raised by a model call when the service does not know the key."""
+    """Raised by a model call when the service does not accept the key (status 401)."""
 
 
 class PermissionDeniedError(OpenAIError):
-    """Raised by a model call that the key may not do."""
+    """Raised by a model call that the key has no permission for (status 403)."""
 
 
 class NotFoundError(OpenAIError):
-    """Raised by a model call for a model, deployment or path that is not there."""
+    """Raised by a model call for a model, deployment or path that does not exist (status 404)."""
 
 
 class UnprocessableEntityError(OpenAIError):
-    """Raised by a model call that the service understands, and cannot do."""
+    """Raised by a model call that the service understands but cannot process (status 422)."""
 
 
 class BadRequestError(OpenAIError):
-    """Raised by a model call that is wrong."""
+    """Raised by a model call that the service finds invalid (status 400)."""
 
 
 class ContentFilterError(BadRequestError):
-    """Raised by a model call whose prompt, or answer, the service's content filter refuses."""
+    """Raised by a model call whose prompt or answer the service's content filter blocks."""
 
 
 class APIResponseValidationError(OpenAIError):
-    """Raised by a model call that is answered by something else than an answer."""
+    """Raised by a model call when the response is not a model's answer."""
 
 
 class ScriptExecutionError(UserErrorException):
-    """A callable flow's code raised; the line fails with it."""
+    """The code of a callable flow raised; the line fails."""
 
 
 class LoadMultimediaDataError(UserErrorException):
-    """An image in a line's inputs cannot be read, or may not be; the line fails with it before its code runs."""
+    """An image in a line's inputs cannot be read, or is not allowed; the line fails before its code runs."""
 
 
 class ImageTooLargeError(UserErrorException):
-    """The images that a line returned are too large for its record; the line fails with it."""
+    """The images that a line returned are too large for its record; the line fails."""
 
 
 class FlowOutputUnserializable(UserErrorException):
-    """A line's output is not JSON; the line fails with it."""
+    """A line's output is not JSON; the line fails."""
 
 
 class LineExecutionTimeoutError(UserErrorException):
-    """A line met its time limit; the line fails with it."""
+    """A line reached its time limit; the line fails."""
 
 
 class BatchRunTimeoutError(UserErrorException):
-    """The run met its time limit; in `error_summary.batch_error_dict`."""
+    """The run reached its time limit; in `error_summary.batch_error_dict`."""
 
 
 class BatchFailureLimitError(UserErrorException):
@@ -455,30 +404,30 @@ class BatchFailureLimitError(UserErrorException):
 
 
 class ProcessCrashError(UserErrorException):
-    """A line's worker process died while it ran; the line fails with it."""
+    """A line's worker process died while it ran the line; the line fails."""
 
 
 class LineOutOfMemoryError(ProcessCrashError):
-    """A line asked for more than `line_memory_mb`; the line fails with it."""
+    """A line asked for more than `line_memory_mb`; the line fails."""
 
 
 class LineFailureError(UserErrorException):
-    """Raised by `BatchEngine.run(raise_on_line_failure=True)` after all was written."""
+    """Raised by `BatchEngine.run(raise_on_line_failure=True)` after everything is written."""
 
     batch_result: Any
     """The `BatchResult`."""
 
 
 class InvalidRunIdError(UserErrorException):
-    """Raised for a run id that is no safe name."""
+    """Raised for a run id that is not a safe name."""
 
 
 class RunNotFoundError(UserErrorException):
-    """Raised when the storage holds no run of that id."""
+    """Raised when the storage has no run with that id."""
 
 
 class RunNotReadyError(UserErrorException):
-    """Raised when a run is to be built on one that has no outputs, or not all of them yet."""
+    """Raised when a run builds on another run that has no outputs, or not all of them yet."""
 
 
 class RunInUseError(UserErrorException):
@@ -486,19 +435,19 @@ class RunInUseError(UserErrorException):
 
 
 class RunChangedError(UserErrorException):
-    """Raised on resume when data, mapping, flow or options are not what they were; `changes` lists what."""
+    """Raised on resume when data, mapping, flow or options changed; `changes` lists them."""
 
 
 class UnexpectedError(SystemErrorException):
-    """Anything foreign, named by its type and text."""
+    """Any foreign exception, with its type and text."""
 
 
 class StorageError(SystemErrorException):
-    """Raised when the run storage cannot be read or written; the run stops, no further line is paid for."""
+    """Raised when the run storage cannot be read or written; the run stops before it pays for another line."""
 
 
 class RecordCorruptError(StorageError):
-    """Raised by the records' reader for a segment whose checksum or form is wrong."""
+    """Raised by the records' reader for a segment with a wrong checksum or form."""
 
 
 class WorkerStartError(SystemErrorException):
@@ -506,11 +455,11 @@ class WorkerStartError(SystemErrorException):
 
 
 class ClusterError(SystemErrorException):
-    """Raised when a cluster cannot be reached, has no workers, or loses the same lines again and again; the run stops."""
+    """Raised when a cluster cannot be reached, has no workers, or loses the same lines repeatedly; the run stops."""
 
 
 def is_promptflows(exc: BaseException) -> TypeGuard[Any]:
-    """Whether it is one of promptflow's own exceptions, where promptflow is installed."""
+    """Whether it is an exception of an installed promptflow."""
     return any(
         base.__name__ == "PromptflowException" and base.__module__ == "promptflow.exceptions"
         for base in type(exc).__mro__
@@ -518,11 +467,11 @@ def is_promptflows(exc: BaseException) -> TypeGuard[Any]:
 
 
 def error_dict(exc: BaseException, *, debug: bool = False) -> dict[str, Any]:
-    """Describe an exception the way promptflow does.
+    """Describe an exception as promptflow does.
 
     Args:
-        exc: Any exception; a foreign one is a `SystemError` of its class name.
-        debug: Also give `debugInfo` with type, message and stack trace.
+        exc: Any exception; a foreign one becomes a `SystemError` with its class name.
+        debug: Add `debugInfo` with type, message and stack trace.
 
     Returns:
         `{message, messageFormat, messageParameters, referenceCode, code, innerError, additionalInfo?, debugInfo?}`.
@@ -571,5 +520,5 @@ def innermost_code(error: dict[str, Any]) -> str:
 
 
 def told(exc: BaseException) -> str:
-    """An exception as part of a sentence: its type and its text, without the full stop with which some end."""
+    """An exception as part of a sentence: its type and its text, without a full stop at the end."""
     return f"({type(exc).__name__}) {str(exc).rstrip('.')}"
