@@ -1,6 +1,7 @@
-"""What a run, a line and a node gave, as promptflow's result models.
+"""The results of a run, a line and a node, as promptflow's result models.
 
-Field names are promptflow's. Every datetime carries UTC; one without a zone is taken as UTC, as promptflow means them.
+Field names are promptflow's. Every datetime carries UTC; one without a zone counts as UTC, as in promptflow. The file is long
+because the models list every field of promptflow's, also those that are not used here.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def _in_utc(value: datetime) -> datetime:
 
 
 def _encodable(value: Any) -> Any:
-    r"""A JSON value whose texts can be written as UTF-8: a lone surrogate becomes its escape, `\ud800`."""
+    r"""A JSON value with texts that UTF-8 can encode: a lone surrogate becomes its escape, `\ud800`."""
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode()
     if isinstance(value, dict):
@@ -44,22 +45,22 @@ Count = Annotated[int, Field(ge=0)]
 class ResultModel(BaseModel):
     """The base of the models here.
 
-    `model_dump_json` writes NaN and infinity as `NaN` and `Infinity`, which Python's `json` and `model_validate_json`
-    read again and strict JSON readers do not. promptflow writes them so too; `null` would say that nothing is there.
+    `model_dump_json` writes NaN and infinity as `NaN` and `Infinity`, as promptflow does. Python's `json` and
+    `model_validate_json` can read them, strict JSON readers cannot; `null` would mean that there is no value.
     """
 
     model_config = ConfigDict(ser_json_inf_nan="constants")
 
     @classmethod
     def deserialize(cls, data: dict[str, Any]) -> Self:
-        """Build one from its dictionary, as another language's executor answers it; unknown keys are dropped.
+        """Build one from its dictionary, such as the answer of another language's executor; unknown keys are dropped.
 
         Source: promptflow `contracts/run_info.py` and `executor/_result.py`, `deserialize`.
         """
         return cls.model_validate(data)
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as a dictionary of plain values; datetimes stay datetimes."""
+        """A dictionary of plain values; datetimes stay datetimes."""
         return self.model_dump()
 
 
@@ -74,19 +75,19 @@ class RunInfo(ResultModel):
     flow_run_id: str = ""
     """The batch run's id."""
     run_id: str
-    """`{run_id}_{node}_{line_number}`, of an aggregation node `{run_id}_{node}_reduce`."""
+    """`{run_id}_{node}_{line_number}`; for an aggregation node `{run_id}_{node}_reduce`."""
     status: Status
     """How it ended."""
     inputs: Any = None
-    """What it was called with, by parameter."""
+    """The arguments of its call, by parameter."""
     output: Any = None
-    """What it returned; `None` unless it is completed."""
+    """Its return value; `None` unless it completed."""
     metrics: dict[str, Any] | None = None
-    """What it logged by `log_metric`."""
+    """The metrics it logged with `log_metric`."""
     error: dict[str, Any] | None = None
     """Its error dictionary, if it failed."""
     parent_run_id: str | None = None
-    """The line's id, of an aggregation node the batch run's."""
+    """The line's id; for an aggregation node the batch run's."""
     start_time: UtcDatetime | None = None
     """When it began; `None` if it never did."""
     end_time: UtcDatetime | None = None
@@ -96,13 +97,13 @@ class RunInfo(ResultModel):
     api_calls: list[dict[str, Any]] | None = None
     """promptflow's trace; not recorded here."""
     cached_run_id: str | None = None
-    """promptflow's cache; not used, there as here."""
+    """promptflow's cache; promptflow does not use it either."""
     cached_flow_run_id: str | None = None
-    """promptflow's cache; not used, there as here."""
+    """promptflow's cache; promptflow does not use it either."""
     logs: dict[str, str] | None = None
-    """What it printed, by stream; here a line's record has the line's."""
+    """Printed output by stream; here a line's record has the output of the whole line."""
     system_metrics: dict[str, Any] | None = None
-    """`duration` in seconds, and tokens where they were counted."""
+    """`duration` in seconds, and tokens if they were counted."""
     result: Any = None
     """promptflow's copy of the output; not used here."""
     message_format: str = "basic"
@@ -120,13 +121,13 @@ class FlowRunInfo(ResultModel):
     status: Status
     """How it ended."""
     error: dict[str, Any] | None = None
-    """Its error dictionary, unless it is completed."""
+    """Its error dictionary, unless it completed."""
     inputs: Any = None
-    """What the flow was called with, by input."""
+    """The flow's inputs by name."""
     output: Any = None
-    """What the flow gave; `None` unless it is completed."""
+    """The flow's outputs; `None` unless it completed."""
     metrics: dict[str, Any] | None = None
-    """What the line logged by `log_metric`."""
+    """The metrics it logged with `log_metric`."""
     request: Any = None
     """promptflow's; not used here."""
     parent_run_id: str | None = None
@@ -164,13 +165,13 @@ class FlowRunInfo(ResultModel):
 
 
 class LineResult(ResultModel):
-    """What one line gave; a failed line has one too.
+    """The result of one line; a failed line has one too.
 
     Source: promptflow `executor/_result.py`, `LineResult`.
     """
 
     output: Any = Field(default_factory=dict)
-    """The flow's outputs by name; `{}` unless the line is completed."""
+    """The flow's outputs by name; `{}` unless the line completed."""
     aggregation_inputs: dict[str, Any] = Field(default_factory=dict)
     """What aggregation needs of this line, by reference as written: `${node.output}`."""
     run_info: FlowRunInfo
@@ -180,7 +181,7 @@ class LineResult(ResultModel):
 
 
 class AggregationResult(ResultModel):
-    """What the aggregation gave; all empty when there was none.
+    """The result of the aggregation; all empty when there was none.
 
     Source: promptflow `executor/_result.py`, `AggregationResult`.
     """
@@ -188,14 +189,14 @@ class AggregationResult(ResultModel):
     output: Any = Field(default_factory=dict)
     """The aggregation nodes' outputs by name."""
     metrics: dict[str, Any] = Field(default_factory=dict)
-    """What it logged by `log_metric`, or `__aggregate__` returned."""
+    """The metrics it logged with `log_metric`, or that `__aggregate__` returned."""
     node_run_infos: dict[str, RunInfo] = Field(default_factory=dict)
     """Its nodes by name."""
     error: dict[str, Any] | None = None
-    """Ours: the error dictionary of an `__aggregate__` that raised; promptflow only logs it."""
+    """Not in promptflow, which only logs it: the error dictionary of an `__aggregate__` that raised."""
 
     def counts(self) -> AggregationCounts:
-        """What it adds to the tally of a run."""
+        """Its part in the tally of a run."""
         infos = self.node_run_infos
         errors: dict[str, Any] = {name: info.error for name, info in infos.items() if info.status is Status.Failed}
         if self.error is not None:
@@ -208,7 +209,7 @@ class AggregationResult(ResultModel):
 
 
 class SystemMetrics(ResultModel):
-    """What a batch run cost.
+    """The cost of a batch run.
 
     Source: promptflow `batch/_result.py`, `SystemMetrics`.
     """
@@ -216,11 +217,11 @@ class SystemMetrics(ResultModel):
     model_config = ConfigDict(frozen=True)
 
     total_tokens: int = 0
-    """Of all lines and aggregation nodes."""
+    """Tokens of all lines and aggregation nodes."""
     prompt_tokens: int = 0
-    """Those sent."""
+    """Tokens sent."""
     completion_tokens: int = 0
-    """Those received."""
+    """Tokens received."""
     duration: float = 0.0
     """Seconds from the run's start to its end."""
 
@@ -249,18 +250,18 @@ class ErrorSummary(ResultModel):
     failed_system_error_lines: Count = 0
     """Failed lines with any other error."""
     error_list: list[LineError] = Field(default_factory=list)
-    """Failed lines, not canceled ones, by line number; at most `MAX_ERROR_LIST`, the first ones."""
+    """The first `MAX_ERROR_LIST` failed lines, by line number; canceled lines are not among them."""
     aggr_error_dict: JsonDict = Field(default_factory=dict)
-    """Error dictionaries of failed aggregation nodes by name; ours: `__aggregate__` for that of a class entry."""
+    """Error dictionaries of failed aggregation nodes by name; for a class entry the name is `__aggregate__`."""
     batch_error_dict: JsonDict | None = None
-    """The error dictionary of a run that failed as a whole, as `BatchRunTimeoutError`."""
+    """The error dictionary of a run that failed as a whole, such as `BatchRunTimeoutError`."""
 
 
 class BatchResult(ResultModel):
-    """What a batch run gave; a run that timed out or was canceled has one too.
+    """The result of a batch run; a run that timed out or was canceled has one too.
 
     Always `completed_lines + failed_lines + canceled_lines + not_started_lines == total_lines`. promptflow counts
-    canceled lines as failed and drops lines that never started from the total; here both are counted apart.
+    canceled lines as failed and leaves lines that never started out of the total.
 
     Source: promptflow `batch/_result.py`, `BatchResult`.
     """
@@ -268,29 +269,29 @@ class BatchResult(ResultModel):
     model_config = ConfigDict(frozen=True)
 
     status: Status
-    """`Completed` also when lines failed; `Failed` for a run stopped by its time limit or an error; or `Canceled`."""
+    """`Completed`, also when lines failed; `Failed` if a time limit or an error stopped the run; or `Canceled`."""
     total_lines: Count
-    """Lines of the data."""
+    """Lines in the data."""
     completed_lines: Count
     """Lines with an output."""
     failed_lines: Count
     """Lines with an error."""
     node_status: dict[str, int] = Field(default_factory=dict)
-    """`{node}.{completed|failed|canceled|bypassed}` to the number of lines; aggregation nodes count once."""
+    """`{node}.{completed|failed|canceled|bypassed}` to the number of lines; an aggregation node counts once."""
     start_time: UtcDatetime
     """When the run began."""
     end_time: UtcDatetime
     """When the run ended."""
     metrics: JsonDict = Field(default_factory=dict)
-    """What the aggregation logged by `log_metric`, or `__aggregate__` returned."""
+    """The metrics that the aggregation logged with `log_metric`, or that `__aggregate__` returned."""
     system_metrics: SystemMetrics = Field(default_factory=SystemMetrics)
     """Tokens and seconds."""
     error_summary: ErrorSummary = Field(default_factory=ErrorSummary)
-    """What failed, and why."""
+    """Which lines failed, and why."""
     canceled_lines: Count = 0
-    """Ours: lines that ran when the run was canceled."""
+    """Not in promptflow: lines that were running when the run was canceled."""
     not_started_lines: Count = 0
-    """Ours: lines the run did not come to."""
+    """Not in promptflow: lines that never started."""
 
     @model_validator(mode="after")
     def _accounts_for_every_line(self) -> Self:
@@ -298,7 +299,7 @@ class BatchResult(ResultModel):
         if sum(counts) != self.total_lines:
             raise ValueError(
                 f"completed, failed, canceled and not started lines are {' + '.join(map(str, counts))} = {sum(counts)} "
-                f"but total_lines is {self.total_lines}: they must be equal, every line is in exactly one of them"
+                f"but total_lines is {self.total_lines}: they must be equal, because every line is in exactly one of them"
             )
         return self
 
@@ -313,20 +314,20 @@ class BatchResult(ResultModel):
         status: Status = Status.Completed,
         batch_error: dict[str, Any] | None = None,
     ) -> Self:
-        """Give the result of a run as far as it is counted.
+        """Give the result of a run from its tally.
 
         Args:
-            tally: What is counted.
-            total_lines: Lines of the data; those without a receipt are not started.
+            tally: The counts so far.
+            total_lines: Lines in the data; lines without a receipt have not started.
             start_time: When the run began.
             end_time: When the run ended.
             status: The run's; a batch error makes it `Failed`.
-            batch_error: The error dictionary of what stopped the run.
+            batch_error: The error dictionary of the error that stopped the run.
         """
         if tally.ended_lines > total_lines:
             raise ValueError(
                 f"{tally.ended_lines} lines have ended but total_lines is {total_lines}: "
-                "a line was counted more than once, give the tally each line's last receipt only"
+                "a line was counted more than once. Give the tally only the last receipt of each line."
             )
         tokens = tally.tokens.plus(tally.aggregation.tokens)
         start_time, end_time = _in_utc(start_time), _in_utc(end_time)
@@ -365,11 +366,11 @@ class BatchResult(ResultModel):
         Args:
             start_time: When the run began.
             end_time: When the run ended.
-            line_results: One result a line; `total_lines` is their number.
-            aggr_result: What the aggregation gave; `None` for none.
+            line_results: One result per line; `total_lines` is their number.
+            aggr_result: The aggregation's result; `None` without an aggregation.
             status: The run's; an exception makes it `Failed`.
-            exception: What stopped the run.
-        Source: promptflow `batch/_result.py`, `BatchResult.create`; canceled lines are failed ones there.
+            exception: The exception that stopped the run.
+        Source: promptflow `batch/_result.py`, `BatchResult.create`, which counts canceled lines as failed.
         """
         tally = Tally()
         total_lines = 0
@@ -390,7 +391,7 @@ def line_result(record: LineRecord, run_id: str) -> LineResult:
 
     Args:
         record: The line's newest record.
-        run_id: The batch run's id; the line's is `{run_id}_{line_number}`.
+        run_id: The batch run's id; the line's id is `{run_id}_{line_number}`.
     """
     line_number = record["line_number"]
     line_run_id = f"{run_id}_{line_number}"
@@ -423,11 +424,11 @@ def line_result(record: LineRecord, run_id: str) -> LineResult:
 
 
 def aggregation_result(run: AggregationRun, run_id: str) -> AggregationResult:
-    """Give promptflow's result of an aggregation from what the executor tells.
+    """Give promptflow's result of an aggregation from the executor's.
 
     Args:
         run: The aggregation's output, metrics, nodes and error.
-        run_id: The batch run's id; a node's is `{run_id}_{node}_reduce`.
+        run_id: The batch run's id; a node's id is `{run_id}_{node}_reduce`.
     """
     nodes = {
         node["node"]: _node_run_info(node, run_id, suffix="reduce", parent_run_id=run_id, index=None)
@@ -458,7 +459,7 @@ def _receipt_of(result: LineResult) -> Receipt:
     info = result.run_info
     if info.index is None:
         raise ValueError(
-            f"the line result {info.run_id!r} has no line number: run_info.index is None, expected the line's number"
+            f"The line result {info.run_id!r} has no line number: run_info.index is None. Set it to the line's number."
         )
     return Receipt(
         line_number=info.index,
@@ -470,11 +471,8 @@ def _receipt_of(result: LineResult) -> Receipt:
     )
 
 
-# --- the tally ------------------------------------------------------------------------------------------------------
-
-
 def summary_line(result: BatchResult) -> str:
-    """Say in one line how the lines ended: `159 of 164 lines completed, 5 failed`; what is 0 is not said."""
+    """Say in one line how the lines ended: `159 of 164 lines completed, 5 failed`; counts of 0 are left out."""
     text = (
         f"{result.completed_lines} of {result.total_lines} {'line' if result.total_lines == 1 else 'lines'} completed"
     )

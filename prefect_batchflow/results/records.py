@@ -1,4 +1,7 @@
-"""Records: what a worker makes, the storage keeps and the parent counts. No pydantic: workers import this."""
+"""Records and receipts of lines: workers make them, the storage keeps them, the run counts them.
+
+No pydantic, because workers import this.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 MAX_RECEIPT_TEXT: Final = 2_000
-"""Characters of one text of a receipt's error; the line's record has the whole."""
+"""Characters of one text in a receipt's error; the line's record has the whole text."""
 PRINTED_LIMIT: Final = 2_000
 """Characters of what a line printed that reach the log of the run."""
 
 
 class Status(StrEnum):
-    """Where a run, a line or a node stands; promptflow's members and spelling."""
+    """Where a run, a line or a node stands; names and spelling are promptflow's."""
 
     Running = "Running"
     Preparing = "Preparing"
@@ -30,11 +33,8 @@ class Status(StrEnum):
     CancelRequested = "CancelRequested"
 
 
-# --- records: what a worker makes, the storage keeps and the parent counts ------------------------------------------
-
-
 class NodeRecord(TypedDict):
-    """What one node of one line did, in a line's record or an aggregation."""
+    """One node of a line or of the aggregation."""
 
     node: str
     status: str
@@ -48,18 +48,18 @@ class NodeRecord(TypedDict):
     duration_sec: float
     metrics: dict[str, Any]
     tokens: NotRequired[dict[str, int]]
-    """Keys as in `LineRecord`; absent where nobody counted a node's own."""
+    """Keys as in `LineRun`; absent where a node's own tokens are not counted."""
 
 
 class LineRun(TypedDict):
-    """What a flow did with the inputs of one line."""
+    """One run of a flow with the inputs of one line."""
 
     status: str
     """`Completed`, `Failed` or `Canceled`."""
     inputs: dict[str, Any]
     output: dict[str, Any] | None
     aggregation_inputs: dict[str, Any]
-    """What aggregation needs of this line, by reference as written: `${node.output}`."""
+    """Values of this line that the aggregation needs, by reference as written: `${node.output}`."""
     error: dict[str, Any] | None
     start_time: str
     """ISO 8601 with UTC."""
@@ -69,37 +69,37 @@ class LineRun(TypedDict):
     tokens: dict[str, int]
     """`total_tokens`, `prompt_tokens`, `completion_tokens`."""
     logs: str
-    """What the line printed, shortened; `""` if nothing."""
+    """Printed output, shortened."""
     nodes: list[NodeRecord]
     images: NotRequired[ImagesRecord]
-    """Where there are images; of a line without there is nothing."""
+    """Absent in a line without images."""
 
 
 class LineRecord(LineRun):
-    """What one attempt of one line did: plain JSON, made by a worker, kept by the run storage."""
+    """One attempt of one line: plain JSON, made by a worker, kept by the run storage."""
 
     line_number: int
     attempt: int
     """1 is the first."""
     input_hash: str
-    """Tells whether a resumed run still has the same inputs for this line."""
+    """Shows a resumed run whether the line still has the same inputs."""
 
 
 class ImagesRecord(TypedDict):
-    """Where a line has images."""
+    """Where the images of a line are."""
 
     inputs: dict[str, str]
-    """Inputs with images, to the source they came from; `""` is the flow itself."""
+    """Inputs with images, to the source that they came from; `""` is the flow itself."""
     output: list[list[str | int]]
-    """Keys and indexes that lead to each image whose bytes are in the output."""
+    """For each image whose bytes are in the output, the keys and indexes that lead to it."""
 
 
 Origins: TypeAlias = "Mapping[str, tuple[str, str | None]]"
-"""Inputs with images, to the source they come from (`""` is the flow itself) and the folder that paths are relative to."""
+"""Inputs with images, to their source (`""` is the flow itself) and the folder that paths are relative to."""
 
 
 class CompletedLine(TypedDict):
-    """What aggregation gets of a completed line; keys as in `LineRecord`."""
+    """A completed line as the aggregation gets it; keys as in `LineRecord`."""
 
     line_number: int
     inputs: dict[str, Any]
@@ -109,21 +109,21 @@ class CompletedLine(TypedDict):
 
 
 class AggregationRun(TypedDict):
-    """What the aggregation did, as the executor tells it."""
+    """The result of the aggregation, as the executor gives it."""
 
     output: dict[str, Any]
     metrics: dict[str, Any]
     nodes: list[NodeRecord]
     error: dict[str, Any] | None
-    """Why `__aggregate__` of a class entry failed; nodes have their own errors."""
+    """The error of a class entry's `__aggregate__`; nodes have their own errors."""
 
 
 Span: TypeAlias = tuple[str, str, float]
-"""When something began and ended, ISO 8601 with UTC, and how many seconds it took."""
+"""Start and end, ISO 8601 with UTC, and the duration in seconds."""
 
 
 class Clock:
-    """Runs from when it is made: UTC for people, a monotonic clock for the duration."""
+    """Starts when it is made: UTC for start and end, a monotonic clock for the duration."""
 
     __slots__ = ("_begun", "start_time")
 
@@ -132,7 +132,7 @@ class Clock:
         self._begun = perf_counter()
 
     def span(self) -> Span:
-        """From when it was made until now, to the microsecond."""
+        """The time from its start until now, to the microsecond."""
         return self.start_time, datetime.now(UTC).isoformat(), round(perf_counter() - self._begun, 6)
 
 
@@ -145,7 +145,7 @@ class Tokens(NamedTuple):
 
     @classmethod
     def of(cls, counts: Mapping[str, Any] | None) -> Self:
-        """Read promptflow's keys `total_tokens`, `prompt_tokens`, `completion_tokens`; what is absent is 0."""
+        """Read promptflow's keys `total_tokens`, `prompt_tokens`, `completion_tokens`; a missing key is 0."""
         counts = counts or {}
         return cls(
             int(counts.get("total_tokens") or 0),
@@ -158,7 +158,7 @@ class Tokens(NamedTuple):
         return Tokens(*map(sum, zip(self, other, strict=True)))
 
     def metrics(self) -> dict[str, int]:
-        """Promptflow's keys again."""
+        """A dictionary with promptflow's keys."""
         return {f"{kind}_tokens": count for kind, count in self._asdict().items()}
 
 
@@ -175,7 +175,7 @@ def node_record(
     error: dict[str, Any] | None = None,
     metrics: dict[str, Any] | None = None,
 ) -> NodeRecord:
-    """Make a node's record; without a status, the error tells it."""
+    """Make a node's record; without a status, it failed if there is an error."""
     return {
         "node": node,
         "status": status or ("Completed" if error is None else "Failed"),
@@ -202,7 +202,7 @@ def line_run(
     logs: str = "",
     nodes: list[NodeRecord] | None = None,
 ) -> LineRun:
-    """Make what is recorded of a line, but for its number; without a status, the error tells it."""
+    """Make a line's record without its number; without a status, it failed if there is an error."""
     return {
         "status": status or ("Completed" if error is None else "Failed"),
         "inputs": inputs,
@@ -229,7 +229,7 @@ NodeStates: TypeAlias = tuple[tuple[str, Status], ...]
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What the parent needs of a finished line; its record stays in the storage."""
+    """The facts about a finished line that the run counts; the record stays in the storage."""
 
     line_number: int
     status: Status
@@ -239,9 +239,9 @@ class Receipt:
     """Seconds of this attempt; 0 for a line that failed without running."""
     tokens: Tokens = NO_TOKENS
     nodes: NodeStates = ()
-    """Each node of the line and how it ended."""
+    """Each node of the line, and how it ended."""
     error: dict[str, Any] | None = None
-    """The error dictionary of a line that is not completed: its long texts cut in their middle, without `debugInfo`."""
+    """The error dictionary of a line that did not complete, without `debugInfo`, long texts cut in the middle."""
 
     @classmethod
     def of(cls, record: LineRecord) -> Self:
@@ -249,26 +249,26 @@ class Receipt:
         return cls.from_row(receipt_row(record), record["error"])
 
     def to_row(self, input_hash: str) -> list[Any]:
-        """The receipt, but for its error, and the hash of the line's inputs, as they travel and are stored."""
+        """A list for messages and segments: the receipt without its error, and the hash of the line's inputs."""
         return [self.line_number, input_hash, self.status, self.attempt, self.duration_sec, self.tokens, self.nodes]
 
     @classmethod
     def from_row(
         cls, row: Sequence[Any], error: dict[str, Any] | None, alike: dict[str, NodeStates] | None = None
     ) -> Self:
-        """The receipt of a row and the error of its record.
+        """The receipt of a row.
 
         Args:
-            row: As `to_row` gave it, also through JSON.
-            error: As the record has it.
-            alike: Node states of other receipts, for one object in all that are alike, as nearly all of a run are.
+            row: From `to_row`, also if it went through JSON.
+            error: From the record.
+            alike: Node states of other receipts; equal ones share one object, because most lines of a run have equal ones.
         """
         number, _, status, attempt, duration_sec, tokens, nodes = row
-        key = repr(nodes)
-        if alike is None or (states := alike.get(key)) is None:
+        states = None if alike is None else alike.get(repr(nodes))
+        if states is None:
             states = tuple([(node, Status(status)) for node, status in nodes])
             if alike is not None:
-                alike[key] = states
+                alike[repr(nodes)] = states
         return cls(number, Status(status), attempt, duration_sec, Tokens(*tokens), states, _receipt_error(error))
 
 
@@ -288,7 +288,7 @@ def _receipt_error(error: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _cut_texts(value: Any) -> Any:
-    """A JSON value with texts of at most `MAX_RECEIPT_TEXT`: head and tail, for a traceback tells most at its end."""
+    """A JSON value with texts of at most `MAX_RECEIPT_TEXT`. The tail stays, because a traceback says most at its end."""
     if isinstance(value, str) and len(value) > MAX_RECEIPT_TEXT:
         keep = MAX_RECEIPT_TEXT // 2 - 40
         return f"{value[:keep]} … {len(value) - 2 * keep} more characters in the line's record … {value[-keep:]}"
@@ -300,7 +300,7 @@ def _cut_texts(value: Any) -> Any:
 
 
 def in_log(logs: str) -> str:
-    """Of what a line printed, what the log of the run has: its beginning and its end."""
+    """The beginning and the end of a line's printed output, for the log of the run."""
     if len(logs) <= PRINTED_LIMIT:
         return logs
     half = PRINTED_LIMIT // 2

@@ -1,4 +1,4 @@
-"""The tally of a run: counts, durations, error groups, folded from receipts as they come. No pydantic."""
+"""The tally of a run: counts, durations and error groups, added up from receipts. No pydantic."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from prefect_batchflow.results.records import NO_TOKENS, Receipt, Status, Tokens
 
 
 class Durations:
-    """Seconds in buckets that grow by 2 %: any quantile within 1 %, in memory that does not grow with their number.
+    """Durations in buckets that grow by 2 %: quantiles are exact to 1 %, memory does not grow with the count.
 
     Source: Masson, Rim, Lee: DDSketch (VLDB 2019), the logarithmic bucket mapping.
     """
@@ -28,14 +28,14 @@ class Durations:
         self._buckets: Counter[int] = Counter()
 
     def add(self, seconds: float) -> None:
-        """Add one; 0 and NaN tell of nothing that ran and are left out."""
+        """Add one; 0 and NaN are left out, because nothing ran."""
         if seconds > 0:
             bounded = min(max(seconds, self._LEAST), self._MOST)
             self._buckets[math.ceil(math.log(bounded, self._GROWTH))] += 1
             self.count += 1
 
     def quantile(self, share: float) -> float | None:
-        """The seconds that this share of the durations does not exceed (nearest rank); `None` when there are none."""
+        """The seconds that this share of the durations does not exceed (nearest rank); `None` without durations."""
         rank = max(1, math.ceil(share * self.count))
         for bucket in sorted(self._buckets):
             rank -= self._buckets[bucket]
@@ -45,7 +45,7 @@ class Durations:
 
 
 MAX_ERROR_LIST: Final = 10_000
-"""Failed lines that `error_summary.error_list` names, those with the smallest line numbers; the counts are exact."""
+"""Failed lines in `error_summary.error_list`, those with the smallest line numbers; counts include all lines."""
 _COUNTED_AS: dict[Status, Status] = {
     Status.Completed: Status.Completed,
     Status.Canceled: Status.Canceled,
@@ -53,35 +53,35 @@ _COUNTED_AS: dict[Status, Status] = {
     Status.NotStarted: Status.NotStarted,
     Status.Preparing: Status.NotStarted,
 }
-"""Each line status as one of the four that are counted; any other is `Failed`, as in promptflow."""
+"""The four counts, by line status; any other status counts as `Failed`, as in promptflow."""
 
 
 @dataclass(frozen=True, slots=True)
 class AggregationCounts:
-    """What the aggregation of a run adds to its lines."""
+    """The part of the aggregation in a run's tally."""
 
     nodes: tuple[tuple[str, Status], ...] = ()
     """Each aggregation node and how it ended."""
     tokens: Tokens = NO_TOKENS
     metrics: dict[str, Any] = field(default_factory=dict)
     errors: dict[str, Any] = field(default_factory=dict)
-    """Error dictionaries by node; `__aggregate__` for that of a class entry."""
+    """Error dictionaries by node; for a class entry the name is `__aggregate__`."""
 
 
 class Tally:
-    """Folds the receipts of a run into counts as they come, in memory that does not grow with the lines.
+    """Adds receipts up to counts, in memory that does not grow with the number of lines.
 
-    Only the errors of failed lines are kept, `MAX_ERROR_LIST` of them. A line counts once: give `add` each line's last
-    receipt, not those of attempts that are retried.
+    It keeps the errors of `MAX_ERROR_LIST` failed lines. Each line counts once: give `add` only the last receipt of a line,
+    not those of attempts that are retried.
     """
 
     def __init__(self) -> None:
         self.durations = Durations()
-        """Seconds of the lines that completed or failed, their last attempts."""
+        """Durations of completed and failed lines, last attempts only."""
         self.error_groups = ErrorGroups()
-        """The failed lines by what went wrong."""
+        """Failed lines, grouped by their errors."""
         self.tokens = NO_TOKENS
-        """Tokens of the lines."""
+        """Tokens of all lines."""
         self.retried_lines = 0
         """Lines that took more than one attempt."""
         self._lines: Counter[Status] = Counter()
@@ -94,7 +94,7 @@ class Tally:
 
     @property
     def node_status(self) -> dict[str, int]:
-        """`{node}.{status}` to how often, aggregation nodes included."""
+        """`{node}.{status}` to a count, aggregation nodes included."""
         counts = self._nodes.copy()
         counts.update(_node_key(node, status) for node, status in self.aggregation.nodes)
         return dict(counts)
@@ -121,11 +121,11 @@ class Tally:
 
     @property
     def failures(self) -> list[Receipt]:
-        """Receipts of failed lines, without their nodes, by line number; at most `MAX_ERROR_LIST`, the first ones."""
+        """Receipts of the first `MAX_ERROR_LIST` failed lines, by line number, without their nodes."""
         return [self._failures[line_number] for line_number in sorted(self._failures)]
 
     def add(self, receipt: Receipt) -> None:
-        """Count one line, by its last receipt."""
+        """Count a line by its last receipt."""
         counted_as = _COUNTED_AS.get(receipt.status, Status.Failed)
         self._lines[counted_as] += 1
         self._nodes.update(_node_key(node, status) for node, status in receipt.nodes)
@@ -137,7 +137,7 @@ class Tally:
             self._add_failure(receipt)
 
     def add_aggregation(self, aggregation: AggregationCounts) -> None:
-        """Take what the aggregation adds; a second call replaces the first."""
+        """Count the aggregation; a second call replaces the first."""
         self.aggregation = aggregation
 
     def _add_failure(self, receipt: Receipt) -> None:
