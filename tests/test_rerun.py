@@ -170,10 +170,10 @@ def test_a_storage_that_is_brought_has_no_failed_lines_to_choose_among(nightly: 
     [
         (
             "timeouts",
-            "'timeouts' is no class of errors. Did you mean 'timeout'? There are failed, timed_out, ",
+            "'timeouts' is not an error class. Did you mean 'timeout'? The classes are failed, timed_out, ",
         ),
-        ("TIMED_OUT", "'TIMED_OUT' is no class of errors. Did you mean 'timed_out'?"),
-        ("failed,crash", "'failed' is all failed lines. Leave out the others, or it."),
+        ("TIMED_OUT", "'TIMED_OUT' is not an error class. Did you mean 'timed_out'?"),
+        ("failed,crash", "'failed' means all failed lines. Remove it, or remove the other names."),
     ],
 )
 def test_what_cannot_be_asked_for_is_refused(text: str, said: str) -> None:

@@ -1,1 +1,1 @@
-"""What an error is: its class, its group, whether it was chosen, how long a service asks to wait. No Prefect, no pydantic."""
+"""Errors: their classes and groups, choices by name, waits of services, missing packages. No Prefect, no pydantic."""

@@ -1,4 +1,4 @@
-"""Errors that were chosen by name: those that are retried, and those of failed lines that run again."""
+"""Errors chosen by name: which errors are retried, and which failed lines run again."""
 
 from __future__ import annotations
 
@@ -12,45 +12,45 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
 FAILED, TIMED_OUT = "failed", "timed_out"
-"""Words for failed lines beside classes of errors: all of them, and those that reached their limit."""
+"""Names beside the error classes: all failed lines, and the lines that reached their time limit."""
 LINE_TIMED_OUT = LineExecutionTimeoutError.__name__
 
 
 def runs_again(rerun: Collection[str], error: dict[str, Any]) -> bool:
-    """Whether a line that failed with this error is of those that `RunOptions.rerun` names; no name is all."""
+    """Whether `RunOptions.rerun` names the error of a failed line; no names mean all errors."""
     return not rerun or is_one_of([LINE_TIMED_OUT if name == TIMED_OUT else name for name in rerun], error)
 
 
 def rerun_errors(text: str) -> tuple[str, ...]:
-    """Read which failed lines run again, separated by commas, as the errors they failed with; empty is all of them.
+    """Read the errors, separated by commas, whose failed lines run again; empty means all failed lines.
 
     Raises:
-        InvalidOptionError: A name that looks like a class of errors and is none.
+        InvalidOptionError: A name looks like an error class but is not one.
     """
     names = error_names(text, (FAILED, TIMED_OUT))
     if FAILED in names and len(names) > 1:
-        raise InvalidOptionError(f"{FAILED!r} is all failed lines. Leave out the others, or it.")
+        raise InvalidOptionError(f"{FAILED!r} means all failed lines. Remove it, or remove the other names.")
     return () if FAILED in names else names
 
 
 def retried_errors(text: str) -> tuple[str, ...]:
-    """Read a list of errors that are retried, separated by commas.
+    """Read the errors, separated by commas, that are retried.
 
     Raises:
-        InvalidOptionError: A name that looks like a class of errors and is none.
+        InvalidOptionError: A name looks like an error class but is not one.
     """
     return error_names(text)
 
 
 def error_names(text: str, words: Sequence[str] = ()) -> tuple[str, ...]:
-    """Read a list of errors: classes, codes and types of exceptions, separated by commas.
+    """Read a list of errors, separated by commas: error classes, codes and exception types.
 
     Args:
-        text: What was typed.
-        words: What may be said beside classes.
+        text: The list as typed.
+        words: Names that are allowed beside the error classes.
 
     Raises:
-        InvalidOptionError: A name that looks like a class of errors, or one of the words, and is none.
+        InvalidOptionError: A name looks like an error class or one of the words, but is neither.
     """
     known = [*words, *map(str, ErrorClass)]
     names = []
@@ -58,17 +58,17 @@ def error_names(text: str, words: Sequence[str] = ()) -> tuple[str, ...]:
         meant = _meant(name, known)
         if meant is not None and name.replace("-", "_") != meant:
             raise InvalidOptionError(
-                f"{name!r} is no class of errors. Did you mean {meant!r}? There are {', '.join(known)}; "
-                "codes and types of exceptions, such as RateLimitError, are taken too."
+                f"{name!r} is not an error class. Did you mean {meant!r}? The classes are {', '.join(known)}; "
+                "codes and exception types, such as RateLimitError, work too."
             )
         names.append(meant or name)
     return tuple(names)
 
 
 def _meant(name: str, known: Sequence[str]) -> str | None:
-    """What of the known a name stands for, misspelt or not; `None` for what may be a code or a type of exceptions.
+    """The known name that was meant, misspelt or not; `None` for a name that can be a code or an exception type.
 
-    Whether one of these ever comes nobody knows beforehand, and most have capitals between small letters.
+    Codes and types cannot be checked before they occur. Most of them mix capitals and small letters.
     """
     if not (name.islower() or name.isupper() or "_" in name or "-" in name):
         return None

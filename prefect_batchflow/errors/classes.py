@@ -1,7 +1,7 @@
-"""The classes of errors, by which a failed line is tried again or not: which there are, and what belongs to each.
+"""Error classes, which decide whether a failed line is retried: the list of them, and the errors in each.
 
-A class is told twice: in a worker, of the exception that the line's code raised, and of an error dictionary, which is all that
-is left of it elsewhere. Exceptions are known by name, so that no library is imported for it.
+The class comes from the exception itself in a worker, and from the error dictionary elsewhere, where nothing else is left.
+Exceptions are recognised by name, so that no library is imported for it.
 """
 
 from __future__ import annotations
@@ -14,34 +14,34 @@ if TYPE_CHECKING:
 
 
 class ErrorClass(StrEnum):
-    """What kind of thing went wrong."""
+    """The kind of an error."""
 
     RATE_LIMIT = "rate_limit"
-    """A service refuses so many calls: status 429."""
+    """A service gets too many calls: status 429."""
     TRANSIENT = "transient"
-    """A service, or the way to it, failed and may not fail again: broken connections, status 409, 425 and 5xx."""
+    """A service, or the way to it, failed but can recover: broken connections, status 409, 425 and 5xx."""
     TIMEOUT = "timeout"
-    """Something did not end in time: the line, a call it made, or, status 408, a service."""
+    """Something took too long: the line, a call it made, or a service (status 408)."""
     CRASH = "crash"
     """The line's process died."""
     OUT_OF_MEMORY = "out_of_memory"
-    """The line asked for more memory than there is for it."""
+    """The line asked for more memory than its limit."""
     BAD_INPUT = "bad_input"
-    """The line's row does not fit the flow; it fails without running, or before its code does."""
+    """The line's row does not fit the flow; the line fails before its code runs."""
     REFUSED = "refused"
-    """A service refuses this call, and will again: the other statuses 4xx, a spent quota, a filtered prompt."""
+    """A service refuses this call and would refuse it again: other 4xx statuses, a spent quota, a filtered prompt."""
     USER_CODE = "user_code"
-    """Anything else that the flow's code raised or returned."""
+    """Any other error of the flow's code."""
 
 
 NOT_RETRIED: Final = frozenset({ErrorClass.BAD_INPUT, ErrorClass.REFUSED})
-"""What fails again however often it is tried; tried again only where it is asked for by name."""
+"""Errors that a retry does not cure; they are retried only if the options name them."""
 
 PASSING: Final = frozenset({ErrorClass.RATE_LIMIT, ErrorClass.TRANSIENT, ErrorClass.TIMEOUT})
-"""What says nothing of the call itself, and may be over soon."""
+"""Errors that are not about the call itself and can be over soon."""
 
 INFO_KEY: Final = "error_class"
-"""Where an error dictionary has the class, in the facts on what was raised."""
+"""The key of the class in an error dictionary's facts about the exception."""
 
 _OF_CODES: Final[Mapping[str, ErrorClass]] = {
     **dict.fromkeys(("RateLimitError",), ErrorClass.RATE_LIMIT),
@@ -73,7 +73,7 @@ _OF_CODES: Final[Mapping[str, ErrorClass]] = {
         ErrorClass.REFUSED,
     ),
 }
-"""This package's and promptflow's codes; the innermost that is here counts."""
+"""Codes of this package and of promptflow; the innermost code in this table counts."""
 
 _OF_EXCEPTIONS: Final[Mapping[str, ErrorClass]] = {
     "builtins.ConnectionError": ErrorClass.TRANSIENT,
@@ -98,7 +98,7 @@ _OF_EXCEPTIONS: Final[Mapping[str, ErrorClass]] = {
     "httpcore.RemoteProtocolError": ErrorClass.TRANSIENT,
     "requests.ConnectTimeout": ErrorClass.TIMEOUT,
     "requests.Timeout": ErrorClass.TIMEOUT,
-    "requests.SSLError": ErrorClass.USER_CODE,  # a ConnectionError, but a certificate stays what it is
+    "requests.SSLError": ErrorClass.USER_CODE,  # a ConnectionError, but a certificate does not change
     "aiohttp.ServerFingerprintMismatch": ErrorClass.USER_CODE,  # the same
     "requests.ConnectionError": ErrorClass.TRANSIENT,
     "requests.ChunkedEncodingError": ErrorClass.TRANSIENT,
@@ -108,11 +108,11 @@ _OF_EXCEPTIONS: Final[Mapping[str, ErrorClass]] = {
     "aiohttp.ClientConnectionError": ErrorClass.TRANSIENT,
     "aiohttp.ClientPayloadError": ErrorClass.TRANSIENT,
 }
-"""Exceptions by `package.Name`; the first that is here of those that one is derived from counts."""
+"""Exceptions by `package.Name`; the first base class in this table counts."""
 
 _VALUES: Final = tuple(ErrorClass)
 _PACKAGES: Final = {"httpx2": "httpx", "httpcore2": "httpcore", "_socket": "socket", "_ssl": "ssl"}
-"""Packages that have another's classes."""
+"""Packages with the same classes as another package."""
 _UNREACHED: Final = frozenset({"EAI_AGAIN", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETRESET", "ENETUNREACH"})
 _CERTIFICATE: Final = "ssl.SSLCertVerificationError"
 _OWN: Final = frozenset({"prefect_batchflow", "promptflow"})
@@ -120,7 +120,7 @@ _MOST_CAUSES: Final = 8
 
 
 def class_of_exception(exc: BaseException) -> ErrorClass:
-    """The class of what a line's code raised, or, where that says nothing, of what it was raised from."""
+    """The class of an exception, or of its causes if the exception itself has none."""
     try:
         for cause in _causes(exc):
             if (found := _class_of(cause)) is not None:
@@ -131,7 +131,7 @@ def class_of_exception(exc: BaseException) -> ErrorClass:
 
 
 def class_of_error(error: Mapping[str, Any]) -> ErrorClass:
-    """The class of an error dictionary, which a service in another language may have made."""
+    """The class of an error dictionary, which can come from a service in another language."""
     for info in infos(error):
         if info.get(INFO_KEY) in _VALUES:
             return ErrorClass(info[INFO_KEY])
@@ -145,7 +145,7 @@ def class_of_error(error: Mapping[str, Any]) -> ErrorClass:
 
 
 def is_one_of(names: Collection[str], error: dict[str, Any]) -> bool:
-    """Whether an error dictionary is of one of these classes, or has one of these codes or types of exceptions in its chain."""
+    """Whether an error dictionary has one of these classes, codes or exception types."""
     if class_of_error(error) in names:
         return True
     node: Any = error
@@ -164,7 +164,7 @@ def infos(error: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _class_of(exc: BaseException) -> ErrorClass | None:
-    """The class of one exception; `None` if it says nothing of the kind."""
+    """The class of one exception; `None` if the exception itself does not show it."""
     if (said := getattr(exc, INFO_KEY, None)) in _VALUES:
         return ErrorClass(said)
     if "insufficient_quota" in (getattr(exc, "code", None), getattr(exc, "type", None)):
@@ -172,11 +172,11 @@ def _class_of(exc: BaseException) -> ErrorClass | None:
     for cls in type(exc).__mro__:
         package, name = _package(cls), cls.__name__
         if package in _OWN and name in _OF_CODES:
-            # A model's service may say that a further try is no use.
+            # The model's service can say that a retry is useless.
             return ErrorClass.REFUSED if getattr(exc, "final", False) is True else _OF_CODES[name]
         if f"{package}.{name}" in _OF_EXCEPTIONS:
             kind = _OF_EXCEPTIONS[f"{package}.{name}"]
-            # A certificate stays what it is, whatever kind of connection it breaks.
+            # A bad certificate stays bad, whatever kind of connection it breaks.
             return ErrorClass.USER_CODE if kind is ErrorClass.TRANSIENT and _is_of_certificate(exc) else kind
     status = _status(exc)
     if status is not None:
@@ -189,7 +189,7 @@ def _class_of(exc: BaseException) -> ErrorClass | None:
 
 
 def _causes(exc: BaseException) -> Iterator[BaseException]:
-    """The exception, what it was raised from, and so on, so far as anybody wants to know."""
+    """The exception and the chain of its causes, at most `_MOST_CAUSES`."""
     cause: BaseException | None = exc
     for _ in range(_MOST_CAUSES):
         if cause is None:
@@ -199,18 +199,18 @@ def _causes(exc: BaseException) -> Iterator[BaseException]:
 
 
 def _is_of_certificate(exc: BaseException) -> bool:
-    """Whether a certificate was not accepted."""
+    """Whether a certificate was rejected."""
     return any(f"{_package(cls)}.{cls.__name__}" == _CERTIFICATE for one in _causes(exc) for cls in type(one).__mro__)
 
 
 def _reason(exc: BaseException) -> BaseException | None:
-    """Where urllib's, urllib3's and httpcore's errors have their cause."""
+    """The cause of an error of urllib, urllib3 or httpcore."""
     reason = next(iter(exc.args), None) if _package(type(exc)) == "httpcore" else getattr(exc, "reason", None)
     return reason if isinstance(reason, BaseException) else None
 
 
 def class_of_status(status: int) -> ErrorClass | None:
-    """The class of an HTTP status; `None` for one that is no error."""
+    """The class of an HTTP status; `None` if the status is not an error."""
     if status == 429:
         return ErrorClass.RATE_LIMIT
     if status == 408:
@@ -221,7 +221,7 @@ def class_of_status(status: int) -> ErrorClass | None:
 
 
 def _status(exc: BaseException) -> int | None:
-    """The HTTP status that an exception carries: openai's, httpx', requests', aiohttp's or urllib's."""
+    """The HTTP status in an exception of openai, httpx, requests, aiohttp or urllib."""
     response = getattr(exc, "response", None)
     for found in (
         getattr(exc, "status_code", None),

@@ -1,4 +1,4 @@
-"""Packages that are installed when they are needed: whether one is here, and the command that installs it."""
+"""Optional packages: whether one is installed, and the command that installs it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ PACKAGES: Final = {
     "prefect_dask": "'prefect-batchflow[dask]'",
     "prefect_ray": "'prefect-batchflow[ray]'",
     "azure.identity": "azure-identity",
-    # promptflow-tools needs promptflow, which is mirrored, and which asks for a starlette that Prefect does not run with.
+    # It depends on promptflow, which this package mirrors, and which asks for a starlette that Prefect cannot run with.
     "promptflow.tools": "--no-deps promptflow-tools",
     **dict.fromkeys(("promptflow_vectordb", "embeddingstore"), "promptflow-vectordb"),
 }
-"""Modules, and what pip installs them by."""
+"""Modules, and the arguments with which pip installs them."""
 
 
 def pip_install(module: str) -> str:
@@ -33,7 +33,7 @@ def pip_install(module: str) -> str:
 
 
 def is_installed(module: str, folders: Iterable[str] = ()) -> bool:
-    """Whether a module is there, without importing anything; in these folders, too."""
+    """Whether a module is installed, or in one of the folders; nothing is imported."""
     search: Sequence[str] = [*folders, *sys.path]
     for part in module.split("."):
         spec = PathFinder.find_spec(part, search)

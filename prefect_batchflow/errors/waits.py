@@ -1,4 +1,4 @@
-"""When a service wants to be asked again: what its answer's headers say, and an exception that carries them."""
+"""The wait that a service asks for before another call: in the headers of its answer, or in an exception."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 MOST_SEC = 10 * 365 * 86_400.0
-"""No wait is longer: what is beyond is no number of JSON, or none that anybody means."""
+"""The longest wait; longer ones, such as infinity, are not JSON numbers or not meant."""
 _MOST_CAUSES = 8
 
 
 def retry_after_sec(headers: Mapping[str, str]) -> float | None:
-    """The wait that a service asks for, from `retry-after-ms` or `Retry-After`, in seconds or as a date."""
+    """The wait in seconds, from `retry-after-ms` or from `Retry-After` in seconds or as a date."""
     for name, divisor in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
         try:
             seconds = float(headers.get(name, "")) / divisor
         except ValueError:
             continue
-        if seconds == seconds:  # and not NaN
+        if seconds == seconds:  # not NaN
             return min(max(0.0, seconds), MOST_SEC)
     text = headers.get("retry-after", "")
     if not text:
         return None
-    from email.utils import parsedate_to_datetime  # takes a while, and nearly no answer has a date
+    from email.utils import parsedate_to_datetime  # slow to import, and few answers have a date
 
     try:
         moment = parsedate_to_datetime(text)
@@ -37,10 +37,10 @@ def retry_after_sec(headers: Mapping[str, str]) -> float | None:
 
 
 def wait_asked_by(exc: BaseException) -> float | None:
-    """The seconds that an exception, or one that it was raised from, says to wait before another try; `None` if none does.
+    """The wait in seconds that an exception or one of its causes asks for; `None` if none does.
 
-    This package's exceptions say so themselves, those of openai, httpx and requests by the response that they carry, those of
-    urllib by their headers.
+    Exceptions of this package have it as an attribute, those of openai, httpx and requests in their response, those of urllib
+    in their headers.
     """
     cause: BaseException | None = exc
     try:
@@ -65,14 +65,14 @@ def _asked_by(exc: BaseException) -> float | None:
 
 
 MAX_NOT_BEFORE_SEC = 300.0
-"""What a service asks for beyond that is not waited for before a line's next attempt."""
+"""The longest wait before a line's next attempt, also if a service asks for more."""
 
 
 def not_before_sec(error: dict[str, Any]) -> float:
-    """The seconds that an error says to wait before another attempt, as a service's `Retry-After`; 0 if it says nothing.
+    """The wait in seconds before a line's next attempt, from `Retry-After`; 0 if the error asks for none.
 
     Args:
-        error: An error dictionary; a `retry_after_sec` in its `additionalInfo` counts, up to `MAX_NOT_BEFORE_SEC`.
+        error: An error dictionary; `retry_after_sec` in its `additionalInfo` counts, up to `MAX_NOT_BEFORE_SEC`.
     """
     asked = [info.get("retry_after_sec") for info in infos(error)]
     return min(max((sec for sec in asked if isinstance(sec, int | float) and sec > 0), default=0.0), MAX_NOT_BEFORE_SEC)

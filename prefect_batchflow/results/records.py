@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 MAX_RECEIPT_TEXT: Final = 2_000
 """Characters of one text in a receipt's error; the line's record has the whole text."""
 PRINTED_LIMIT: Final = 2_000
-"""Characters of what a line printed that reach the log of the run."""
+"""Characters of a line's printed output that reach the log of the run."""
 
 
 class Status(StrEnum):

@@ -197,7 +197,7 @@ class TestSummary:
 
         assert "| 6 | LineExecutionTimeoutError | 5, 7, 8, 9, 12, … | line 5 took over 2 s |" in text
         assert (
-            "- LineExecutionTimeoutError: Raise `line_timeout_sec`, or look at what these lines wait for.\n"
+            "- LineExecutionTimeoutError: Raise `line_timeout_sec`, or find out what these lines wait for.\n"
         ) in text
         assert r"| 1 | ToolExecutionError | 3 | (KeyError) 'a\|b' |" in text
 
