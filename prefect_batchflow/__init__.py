@@ -1,6 +1,6 @@
 """Run promptflow flows over datasets on Prefect.
 
-The public names, given when they are first asked for: `from prefect_batchflow import tool` in a flow's code costs no Prefect.
+The public names load on first use: `from prefect_batchflow import tool` in a flow's code does not import Prefect.
 """
 
 from __future__ import annotations
@@ -9,7 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prefect_batchflow.blocks import RunStorageBlock
+    from prefect_batchflow.blocks import (
+        AzureOpenAIConnectionBlock,
+        CustomConnectionBlock,
+        OpenAIConnectionBlock,
+        RunStorageBlock,
+    )
     from prefect_batchflow.definition.flow import Flow
     from prefect_batchflow.definition.load import load_flow
     from prefect_batchflow.engine import BatchEngine
@@ -19,6 +24,7 @@ if TYPE_CHECKING:
         SystemErrorException,
         UserErrorException,
     )
+    from prefect_batchflow.execution.services.http import HttpExecutorProxy
     from prefect_batchflow.execution.services.proxy import AbstractExecutorProxy
     from prefect_batchflow.flows import batch_run
     from prefect_batchflow.results.models import (
@@ -35,6 +41,7 @@ if TYPE_CHECKING:
     from prefect_batchflow.run.handle import ProgressReport
     from prefect_batchflow.settings import LinePolicy
     from prefect_batchflow.storage.custom import AbstractBatchRunStorage, AbstractRunStorage
+    from prefect_batchflow.storage.promptflow_runs import PromptflowRunStorage
     from prefect_batchflow.tools.context import log_metric
     from prefect_batchflow.tools.python import ToolProvider, tool
 
@@ -43,22 +50,27 @@ _HOMES = {
     "AbstractExecutorProxy": "execution.services.proxy",
     "AbstractRunStorage": "storage.custom",
     "AggregationResult": "results.models",
+    "AzureOpenAIConnectionBlock": "blocks",
     "BatchEngine": "engine",
     "BatchResult": "results.models",
+    "BatchflowException": "exceptions",
+    "CustomConnectionBlock": "blocks",
     "ErrorSummary": "results.models",
     "Flow": "definition.flow",
     "FlowRunInfo": "results.models",
+    "HttpExecutorProxy": "execution.services.http",
     "LineError": "results.models",
+    "LineFailureError": "exceptions",
     "LinePolicy": "settings",
     "LineResult": "results.models",
+    "OpenAIConnectionBlock": "blocks",
     "ProgressReport": "run.handle",
+    "PromptflowRunStorage": "storage.promptflow_runs",
     "RunInfo": "results.models",
     "RunStorageBlock": "blocks",
     "Status": "results.records",
-    "SystemMetrics": "results.models",
-    "BatchflowException": "exceptions",
-    "LineFailureError": "exceptions",
     "SystemErrorException": "exceptions",
+    "SystemMetrics": "results.models",
     "ToolProvider": "tools.python",
     "UserErrorException": "exceptions",
     "batch_run": "flows",
@@ -72,17 +84,22 @@ __all__ = [
     "AbstractExecutorProxy",
     "AbstractRunStorage",
     "AggregationResult",
+    "AzureOpenAIConnectionBlock",
     "BatchEngine",
     "BatchResult",
     "BatchflowException",
+    "CustomConnectionBlock",
     "ErrorSummary",
     "Flow",
     "FlowRunInfo",
+    "HttpExecutorProxy",
     "LineError",
     "LineFailureError",
     "LinePolicy",
     "LineResult",
+    "OpenAIConnectionBlock",
     "ProgressReport",
+    "PromptflowRunStorage",
     "RunInfo",
     "RunStorageBlock",
     "Status",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pickle
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +22,20 @@ def test_every_public_name_is_there_and_every_name_has_a_home() -> None:
     assert sorted(prefect_batchflow.__all__) == sorted(prefect_batchflow._HOMES)
     for name in prefect_batchflow.__all__:
         assert getattr(prefect_batchflow, name).__name__ == name
+
+
+def test_what_the_docs_import_is_public() -> None:
+    root = Path(__file__).parent.parent
+    pages = [root / "README.md", *(root / "docs").glob("*.md"), *(root / "deployments").glob("*.md")]
+    imports = [
+        line for page in pages for line in re.findall(r"^from prefect_batchflow.*", page.read_text(), flags=re.M)
+    ]
+
+    assert imports
+    for line in imports:
+        home, names = line.removeprefix("from ").split(" import ")
+        assert home == "prefect_batchflow", line
+        assert set(names.split(", ")) <= set(prefect_batchflow.__all__), line
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
