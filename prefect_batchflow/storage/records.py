@@ -17,6 +17,7 @@ import itertools
 import json
 from typing import TYPE_CHECKING
 
+from prefect.filesystems import WritableFileSystem
 from prefect.results import ResultStore
 from prefect.serializers import Serializer
 from pydantic import Field
@@ -29,8 +30,6 @@ from prefect_batchflow.storage.segments import SEGMENT_TYPE, Segment, decode_seg
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
-
-    from prefect.filesystems import WritableFileSystem
 
     from prefect_batchflow.execution.executor import LineOutcome
     from prefect_batchflow.results.records import LineRecord
@@ -69,9 +68,9 @@ class RunRecords:
         self._keys = keys
         self._session = session
         self._since = since
-        storage: WritableFileSystem = files  # type: ignore[assignment] # a block, which Prefect's store asks for
+        assert isinstance(files, WritableFileSystem)  # a block: Prefect's store takes nothing else
         self._store = ResultStore(
-            result_storage=storage, serializer=SegmentSerializer(), cache_result_in_memory=False, metadata_storage=None
+            result_storage=files, serializer=SegmentSerializer(), cache_result_in_memory=False, metadata_storage=None
         )
 
     async def append(self, outcomes: Sequence[LineOutcome]) -> SegmentName:
@@ -117,14 +116,7 @@ class RunRecords:
 
     async def scan(self) -> tuple[RecordIndex, list[str]]:
         """The newest record of each line, and a note for each segment that is damaged: its lines count as not done."""
-        index, damaged = RecordIndex(), []
-        async with contextlib.aclosing(self._read_ahead(await self.segments())) as segments:
-            async for segment in segments:
-                if isinstance(segment, RecordCorruptError):
-                    damaged.append(str(segment))
-                    continue
-                for stored in segment.stored:
-                    index.add(stored)
+        index, _, damaged = await self._scan(await self.segments())
         return index, damaged
 
     async def scan_between(self, first: int, last: int) -> tuple[RecordIndex, list[SegmentName]]:
@@ -132,16 +124,21 @@ class RunRecords:
 
         A damaged segment counts as not there: its lines are run again.
         """
-        index, names = RecordIndex(), []
         overlapping = [name for name in await self.segments() if name.first <= last and name.last >= first]
-        async with contextlib.aclosing(self._read_ahead(overlapping)) as segments:
+        index, sound, _ = await self._scan(overlapping)
+        return index, sound
+
+    async def _scan(self, names: Iterable[SegmentName]) -> tuple[RecordIndex, list[SegmentName], list[str]]:
+        index, sound, damaged = RecordIndex(), [], []
+        async with contextlib.aclosing(self._read_ahead(names)) as segments:
             async for segment in segments:
                 if isinstance(segment, RecordCorruptError):
+                    damaged.append(str(segment))
                     continue
-                names.append(segment.name)
+                sound.append(segment.name)
                 for stored in segment.stored:
                     index.add(stored)
-        return index, names
+        return index, sound, damaged
 
     async def _read_ahead(self, names: Iterable[SegmentName]) -> AsyncGenerator[Segment | RecordCorruptError]:
         """Segments in order, or how they are damaged; some are read at once, since a storage far away answers late."""
