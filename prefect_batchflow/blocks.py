@@ -1,4 +1,4 @@
-"""The Prefect blocks of the package, a run storage and connections, and how saved ones are found."""
+"""The package's Prefect blocks, for the run storage and for connections, and functions that load saved ones."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = [
 
 
 class RunStorageBlock(WritableFileSystem):
-    """Where batch runs are kept: a folder a run, readable with `ls`, `jq` and `cat`.
+    """Where batch runs are kept: one folder per run, readable with `ls`, `jq` and `cat`.
 
     Example:
         ```python
@@ -44,10 +44,10 @@ class RunStorageBlock(WritableFileSystem):
     _documentation_url: ClassVar[HttpUrl | None] = HttpUrl("https://docs.prefect.io/v3/advanced/results")
 
     url: str = Field(
-        description="Folder of the runs, as fsspec writes it: a path, file://, s3://, gs://, az://, memory://."
+        description="Folder of the runs: a path, or a URL that fsspec knows (file://, s3://, gs://, az://, memory://)."
     )
     storage_options: dict[str, SecretStr] = Field(
-        default_factory=dict, description="What fsspec needs to open it: keys, endpoints. Kept secret."
+        default_factory=dict, description="Options for fsspec, such as keys and endpoints. Kept secret."
     )
 
     _files: RunFiles = PrivateAttr()
@@ -58,25 +58,25 @@ class RunStorageBlock(WritableFileSystem):
         return folder_url(url)
 
     def model_post_init(self, context: Any, /) -> None:
-        """Open the file system: a missing package is reported here, before anything runs."""
+        """Open the file system, so that a missing package is reported before anything runs."""
         super().model_post_init(context)
         options = {name: value.get_secret_value() for name, value in self.storage_options.items()}
         self._files = open_files(self.url, options)
 
     def _resolve_path(self, path: str) -> str | None:
-        # Prefect asks unsaved blocks where a key lies and keeps the answer as the record's key; keys are relative here.
+        # Prefect would keep an unsaved block's answer as the record's key; our keys stay relative.
         return None
 
     def location(self, key: str = "") -> str:
-        """Where a key lies, for people: a path on this machine, else a URL."""
+        """A key's place for messages: a path on this machine, otherwise a URL."""
         return self._files.location(key)
 
     def local_path(self, key: str) -> Path | None:
-        """The file of a key on this machine, if it is one; its folder is made."""
+        """The path of a key on this machine; `None` on a remote storage."""
         return self._files.local_path(key)
 
     async def read_path(self, path: str) -> bytes:
-        """Give a key's bytes; see `RunFiles` for this and the others."""
+        """Give a key's bytes."""
         return await self._files.read_path(path)
 
     async def write_path(self, path: str, content: bytes) -> None:
@@ -84,7 +84,7 @@ class RunStorageBlock(WritableFileSystem):
         await self._files.write_path(path, content)
 
     async def create_path(self, path: str, content: bytes) -> None:
-        """Write a key whole that is not there yet."""
+        """Write a new key whole."""
         await self._files.create_path(path, content)
 
     async def put_file(self, path: str, source: Path) -> None:
@@ -104,7 +104,7 @@ async def open_storage(storage: str) -> RunStorageBlock:
     """The run storage at a URL, or a saved block `batchflow-run-storage/<name>`.
 
     Raises:
-        InvalidOptionError: There is no such block, or the URL cannot be one.
+        InvalidOptionError: There is no such block, or the URL is not valid.
     """
     if not storage.startswith(f"{RunStorageBlock.get_block_type_slug()}/"):
         return RunStorageBlock(url=storage)
@@ -120,10 +120,10 @@ _DOCUMENTATION = HttpUrl("https://docs.prefect.io/v3/concepts/blocks")
 
 
 class ConnectionBlock(Block):
-    """What the blocks of connections share."""
+    """Base of the connection blocks."""
 
     def spec(self) -> dict[str, Any]:
-        """The connection as promptflow's dictionary, secrets in clear."""
+        """The connection as promptflow's dictionary, with secrets in clear text."""
         values = {name: getattr(self, name) for name in type(self).model_fields}
         plain = {
             key: value.get_secret_value() if isinstance(value, SecretStr) else value for key, value in values.items()
@@ -133,7 +133,7 @@ class ConnectionBlock(Block):
 
 
 class OpenAIConnectionBlock(ConnectionBlock):
-    """OpenAI, or a service with its interface, for flows.
+    """A connection to OpenAI, or to a service with the same API.
 
     Example:
         ```python
@@ -148,13 +148,15 @@ class OpenAIConnectionBlock(ConnectionBlock):
     _block_type_slug: ClassVar[str | None] = "openai-connection"
     _documentation_url: ClassVar[HttpUrl | None] = _DOCUMENTATION
 
-    api_key: SecretStr = Field(description="The key.")
-    organization: str = Field(default="", description="The organization's id; empty is the key's own.")
-    base_url: str = Field(default="", description="URL of a service with OpenAI's interface; empty is OpenAI's.")
+    api_key: SecretStr = Field(description="The API key.")
+    organization: str = Field(
+        default="", description="The organization's id. Empty for the key's default organization."
+    )
+    base_url: str = Field(default="", description="URL of a service with OpenAI's API. Empty for OpenAI itself.")
 
 
 class AzureOpenAIConnectionBlock(ConnectionBlock):
-    """An Azure OpenAI resource, for flows.
+    """A connection to an Azure OpenAI resource.
 
     Example:
         ```python
@@ -170,14 +172,14 @@ class AzureOpenAIConnectionBlock(ConnectionBlock):
     _documentation_url: ClassVar[HttpUrl | None] = _DOCUMENTATION
 
     api_base: str = Field(description="The resource's endpoint.")
-    api_key: SecretStr | None = Field(default=None, description="The key; not needed with auth_mode meid_token.")
-    api_version: str = Field(default="2024-02-01", description="The version of the interface.")
+    api_key: SecretStr | None = Field(default=None, description="The API key. Not needed with auth_mode meid_token.")
+    api_version: str = Field(default="2024-02-01", description="The API version.")
     auth_mode: str = Field(default="key", description="key, or meid_token for Microsoft Entra ID.")
     resource_id: str = Field(default="", description="The resource's id in Azure.")
 
 
 class CustomConnectionBlock(ConnectionBlock):
-    """Any connection, for flows: by its type, or with keys of one's own.
+    """A connection of any other type, or with keys of your own.
 
     Example:
         ```python
@@ -193,13 +195,13 @@ class CustomConnectionBlock(ConnectionBlock):
     _documentation_url: ClassVar[HttpUrl | None] = _DOCUMENTATION
 
     connection_type: str = Field(
-        default="CustomConnection", description="The connection's type, such as SerpConnection; its keys go below."
+        default="CustomConnection", description="The connection's type, such as SerpConnection."
     )
-    configs: dict[str, str] = Field(default_factory=dict, description="What is no secret.")
+    configs: dict[str, str] = Field(default_factory=dict, description="Values that are not secret.")
     secrets: dict[str, SecretStr] = Field(default_factory=dict, description="Keys and passwords. Kept secret.")
 
     def spec(self) -> dict[str, Any]:
-        """The connection as promptflow's dictionary, secrets in clear."""
+        """The connection as promptflow's dictionary, with secrets in clear text."""
         secrets = {key: value.get_secret_value() for key, value in self.secrets.items()}
         return {
             "type": self.connection_type,
@@ -209,18 +211,18 @@ class CustomConnectionBlock(ConnectionBlock):
 
 
 def block_name(connection: str) -> str:
-    """The name of the block that has a connection: lower case, and dashes for what is no letter or digit."""
+    """The block name for a connection: lower case, with a dash for other characters than letters and digits."""
     return re.sub(r"[^a-z0-9]+", "-", connection.lower()).strip("-")
 
 
 async def load_connections(named: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """The connections of the blocks that are asked for.
+    """Load connections from the blocks that the user named.
 
     Args:
-        named: Connection's name to block, `openai-connection/my-block` or `my-block` alone.
+        named: Connection name to block: `openai-connection/my-block`, or `my-block` alone.
 
     Raises:
-        InvalidOptionError: A block is not there, or two of the name are, of several types.
+        InvalidOptionError: A block does not exist, or several types have a block of that name.
     """
     found = await _blocks({block.rpartition("/")[2] for block in named.values()})
     specs = {}
@@ -230,12 +232,12 @@ async def load_connections(named: Mapping[str, str]) -> dict[str, dict[str, Any]
         if len(fitting) != 1:
             there = " and ".join(b.get_block_type_slug() + "/" + block for b in fitting)
             raise InvalidOptionError(
-                f"The connection {name!r} is to be the block {wanted!r}: expected one of the types openai-connection, "
-                f"azure-openai-connection and custom-connection, found {there or 'none'}. "
+                f"Cannot load connection {name!r} from block {wanted!r}: expected one block of type openai-connection, "
+                f"azure-openai-connection or custom-connection, found {there or 'none'}. "
                 + (
-                    "Say which one is meant."
+                    "Write the type in front of the name."
                     if there
-                    else "Make it in the Prefect UI or from Python, docs/connections.md."
+                    else "Create it in the Prefect UI or from Python; see docs/connections.md."
                 )
             )
         specs[name] = fitting[0].spec()
@@ -243,14 +245,14 @@ async def load_connections(named: Mapping[str, str]) -> dict[str, dict[str, Any]
 
 
 async def find_connections(names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """The connections that there is a block for, by the block's name; those without are left out."""
+    """Load the connections that have a block of their name; leave out the others."""
     blocks = {name: block_name(name) for name in names}
     found = await _blocks({block for block in blocks.values() if block})
     return {name: found[block][0].spec() for name, block in blocks.items() if len(found.get(block, ())) == 1}
 
 
 async def _blocks(names: set[str]) -> dict[str, list[ConnectionBlock]]:
-    """The blocks of connections with these names, asked for at once."""
+    """The connection blocks with these names, by name, in one request."""
     found: dict[str, list[ConnectionBlock]] = {}
     if not names:
         return found

@@ -79,7 +79,7 @@ class TestUrl:
     @pytest.mark.parametrize(
         ("url", "said"),
         [
-            ("", "is no single folder"),
+            ("", "is not a single folder"),
             ("simplecache::s3://bucket", "chained URLs"),
             ("zip://x::file:///tmp/a.zip", "chained URLs"),
             ("nosuch://bucket", "cannot be opened"),
@@ -118,7 +118,7 @@ class TestUrl:
         monkeypatch.setattr(fsspec.core, "url_to_fs", missing)
 
         with pytest.raises(
-            InvalidOptionError, match="pip install the package it names: SFTPFileSystem requires paramiko"
+            InvalidOptionError, match="Install the package that fsspec names: SFTPFileSystem requires paramiko"
         ):
             RunStorageBlock(url="sftp://x")
 

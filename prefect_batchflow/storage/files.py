@@ -1,7 +1,7 @@
 """The files of a run storage, on any file system that fsspec opens, written whole or not at all.
 
-Local writes are temp file, fsync and rename; remote ones a single PUT, or a large file's parts that are completed as one:
-object stores show either at once.
+A local write is a temporary file, an fsync and a rename. A remote write is one PUT, or a multipart upload for a large file:
+object stores show either all at once.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ class RunFiles(Protocol):
         """Give a key's bytes.
 
         Raises:
-            FileNotFoundError: There is no such key. Any other error means that it cannot be told.
+            FileNotFoundError: There is no such key. Any other error leaves that open.
         """
         ...
 
     async def write_path(self, path: str, content: bytes) -> None:
-        """Write a key whole; a reader sees all of it or what was there before."""
+        """Write a key whole: a reader sees either the new content or the old."""
         ...
 
     async def create_path(self, path: str, content: bytes) -> None:
-        """Write a key whole that is not there yet: of several who do so at once one succeeds, on stores that can compare.
+        """Write a new key whole. If several processes try at once, one succeeds, on stores with conditional writes.
 
         Raises:
-            FileExistsError: It is there.
+            FileExistsError: The key exists.
         """
         ...
 
@@ -59,31 +59,31 @@ class RunFiles(Protocol):
         ...
 
     async def list_names(self, folder: str) -> list[str]:
-        """The names directly below a folder, sorted; a folder that is not there holds none.
+        """The names directly below a folder, sorted; none if the folder does not exist.
 
         Raises:
-            OSError: It cannot be told; where the whole bucket is not there this is a `FileNotFoundError`.
+            OSError: The folder cannot be listed; a `FileNotFoundError` if the bucket does not exist.
         """
         ...
 
     def local_path(self, key: str) -> Path | None:
-        """The file of a key on this machine, if it is one; its folder is made."""
+        """The path of a key on this machine, whose folder is created; `None` on a remote storage."""
         ...
 
     def location(self, key: str = "") -> str:
-        """Where a key lies, for people: a path on this machine, else a URL."""
+        """A key's place for messages: a path on this machine, otherwise a URL."""
         ...
 
 
 @contextlib.contextmanager
 def storage_errors(files: RunFiles, verb: str, key: str = "", cure: str = "") -> Iterator[None]:
-    """Raise whatever the storage raises as a `StorageError` that says what failed, where and why.
+    """Turn any error of the storage into a `StorageError` that says what failed, where and why.
 
     Args:
         files: The storage's file system.
         verb: `read`, `write` or `list`.
-        key: The file or folder in question.
-        cure: What to do about it, in whole sentences.
+        key: The file or folder.
+        cure: What to do, in whole sentences.
     """
     try:
         yield
@@ -95,10 +95,16 @@ def storage_errors(files: RunFiles, verb: str, key: str = "", cure: str = "") ->
 
 
 def write_beside(folder: Path, name: str, write: Callable[[Path], object], *, again: bool = True) -> None:
-    """Write a file of an output folder whole, under another name first; one that is there only if `again`.
+    """Write a file of an output folder under a temporary name, then rename it.
+
+    Args:
+        folder: The folder; it is created.
+        name: The file's name.
+        write: Writes the content to the path that it gets.
+        again: Whether to replace a file that exists.
 
     Raises:
-        StorageError: It cannot be written.
+        StorageError: The file cannot be written.
     """
     try:
         if not again and (folder / name).exists():
@@ -109,21 +115,21 @@ def write_beside(folder: Path, name: str, write: Callable[[Path], object], *, ag
         temporary.replace(folder / name)
     except OSError as exc:
         raise StorageError(
-            f"Cannot write the output folder {folder}: {exc}. The run's own folder has the outputs too; give a folder "
-            "that can be written."
+            f"Cannot write the output folder {folder}: {exc}. The outputs are in the run's own folder too. Give an output "
+            "folder that is writable."
         ) from exc
 
 
 def folder_url(url: str) -> str:
-    """A storage's URL as it is kept: a path absolute, no slash at the end.
+    """Normalize a storage's URL: a path becomes absolute, a slash at the end goes.
 
     Raises:
-        InvalidOptionError: It is no single folder.
+        InvalidOptionError: The URL is empty or a chain.
     """
     if not url or "::" in url:
         raise InvalidOptionError(
-            f"The storage URL {url!r} is no single folder. Give a path or one URL, such as s3://bucket/runs; "
-            "chained URLs (`::`) are refused."
+            f"The storage URL {url!r} is not a single folder. Give a path or one URL, such as s3://bucket/runs; "
+            "chained URLs (`::`) are not supported."
         )
     if "://" not in url:
         return absolute(url)
@@ -135,17 +141,17 @@ def open_files(url: str, options: Mapping[str, Any]) -> RunFiles:
     """Open the file system of a storage.
 
     Args:
-        url: As `folder_url` gives it.
-        options: What fsspec needs to open it.
+        url: As returned by `folder_url`.
+        options: Options for fsspec.
 
     Raises:
-        InvalidOptionError: It cannot be opened; the message names a package that is missing.
+        InvalidOptionError: It cannot be opened. If a package is missing, the message says how to install it.
     """
     try:
         file_system, root = fsspec.core.url_to_fs(url, **{**fresh_listings(url), **options})
     except ImportError as exc:
         module = OBJECT_STORES.get(url.split(":")[0])
-        install = pip_install(module) if module else f"pip install the package it names: {exc}"
+        install = pip_install(module) if module else f"Install the package that fsspec names: {exc}"
         raise InvalidOptionError(f"The storage {url} needs a package that is not installed. {install}") from exc
     except ValueError as exc:
         raise InvalidOptionError(f"The storage URL {url!r} cannot be opened: {exc}") from exc
@@ -196,7 +202,7 @@ class _RemoteFiles:
         self._url = url
         self._fs = file_system
         self._root = root
-        # Else s3fs asks for a key's size first, a second request, to read large ones in parts at once.
+        # Saves a request: to read large keys in parallel parts, s3fs would ask for the key's size first.
         self._read_options = {"max_concurrency": 1} if url.startswith(("s3://", "s3a://")) else {}
 
     async def read_path(self, path: str) -> bytes:
@@ -218,12 +224,12 @@ class _RemoteFiles:
         target = _below(self._root, folder) if folder else self._root
 
         def names() -> list[str]:
-            # A listing that fsspec remembers would hide what another process wrote.
+            # A cached listing would hide files that another process wrote.
             self._fs.invalidate_cache(target)
             try:
                 found = self._fs.ls(target, detail=False)
             except FileNotFoundError as exc:
-                # An empty folder is what the file system finds itself; that there is no bucket is what the store answers.
+                # The error has a cause if the store reported a missing bucket; fsspec itself raises it for an empty folder.
                 if exc.__cause__ is not None:
                     raise
                 return []
@@ -282,7 +288,7 @@ def _copy(source: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def _beside(target: Path) -> Iterator[tuple[int, Path]]:
-    """A temporary file in the target's folder, gone if it was not renamed."""
+    """A temporary file in the target's folder, deleted unless it was renamed."""
     try:
         fd, name = tempfile.mkstemp(prefix=".writing-", dir=target.parent)
     except FileNotFoundError:

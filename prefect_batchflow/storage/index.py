@@ -1,4 +1,4 @@
-"""The newest record of each line of a run, known without reading the records."""
+"""An index of the newest record of each line, kept in memory without the records themselves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from prefect_batchflow.results.records import Receipt, Status, Tokens
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What the storage knows of one line without reading its record."""
+    """One line's entry in the index: its receipt, without its record."""
 
     receipt: Receipt
     session: int
@@ -20,29 +20,29 @@ class Stored:
 
     @property
     def order(self) -> tuple[int, int]:
-        """Which of two records of a line is newer."""
+        """Sorts the records of one line; the newest is the largest."""
         return (self.session, self.receipt.attempt)
 
 
 class RecordIndex:
-    """The newest record of each line that has one; some 200 bytes a completed line, since a run may have a million."""
+    """The newest record of each line that has one. Takes about 200 bytes per completed line: a run can have a million."""
 
     def __init__(self) -> None:
         self.lines = _Lines()
 
     def add(self, stored: Stored) -> None:
-        """Count a record in, if it is newer than what is known."""
+        """Add a record, unless the index has a newer one."""
         known = self.lines.order(stored.receipt.line_number)
         if known is None or stored.order >= known:
             self.lines.keep(stored)
 
     def completed(self, line_number: int, input_hash: str) -> Receipt | None:
-        """The receipt of a line that is done, with just these inputs; else `None`."""
+        """The receipt of a line that completed with exactly these inputs; otherwise `None`."""
         ended = self.ended(line_number, input_hash)
         return ended if ended is not None and ended.status == "Completed" else None
 
     def ended(self, line_number: int, input_hash: str) -> Receipt | None:
-        """The receipt of a line that completed or failed, with just these inputs; else `None`."""
+        """The receipt of a line that completed or failed with exactly these inputs; otherwise `None`."""
         stored = self.lines.get(line_number)
         if stored is None or stored.receipt.status not in ("Completed", "Failed") or stored.input_hash != input_hash:
             return None
@@ -50,20 +50,20 @@ class RecordIndex:
 
 
 class _Lines(Mapping[int, Stored]):
-    """What is known of lines, by line_number: completed ones packed, for they are many and alike."""
+    """Entries by line_number. Those of completed lines are packed, because there are many and they are alike."""
 
     _PACKED = struct.Struct("<IIdQQQI8s")
-    """Session, attempt, seconds, tokens, which nodes, input hash."""
+    """Session, attempt, seconds, three token counts, index into `_nodes`, input hash."""
 
     def __init__(self) -> None:
         self._packed: dict[int, bytes] = {}
         self._whole: dict[int, Stored] = {}
         self._nodes: list[tuple[tuple[str, Status], ...]] = []
         self._place: dict[tuple[tuple[str, Status], ...], int] = {}
-        """Of each, in `_nodes`."""
+        """Position of each in `_nodes`."""
 
     def keep(self, stored: Stored) -> None:
-        """Know this of its line, and nothing that was known before."""
+        """Replace the line's entry."""
         number = stored.receipt.line_number
         packed = self._pack(stored)
         if packed is None:
@@ -74,7 +74,7 @@ class _Lines(Mapping[int, Stored]):
             self._whole.pop(number, None)
 
     def order(self, number: int) -> tuple[int, int] | None:
-        """The `Stored.order` of what is known of a line."""
+        """The `Stored.order` of a line's entry."""
         if (packed := self._packed.get(number)) is not None:
             session, attempt, *_ = self._PACKED.unpack(packed)
             return session, attempt
@@ -120,5 +120,5 @@ class _Lines(Mapping[int, Stored]):
                 place,
                 bytes.fromhex(stored.input_hash),
             )
-        except (struct.error, ValueError):  # what was taken over from elsewhere may count or hash otherwise
+        except (struct.error, ValueError):  # a record taken over from elsewhere can have other counts or hashes
             return None

@@ -1,16 +1,16 @@
-"""Every key of the run storage and every name that becomes part of one, checked in this place.
+"""Every key of the run storage. Names that become part of a key are checked here.
 
 ::
 
     <storage>/<run_id>/
-        manifest.json        what the run ran, with its sessions
-        lock                 locked while it runs, on local disks
-        leases/*.json        who ran it, a lease a start; the newest is who runs it now
-        control.json         what the tasks of a run on a cluster are to do
-        records/*.json       segments of line records, append-only
+        manifest.json        the flow, data and options of the run, and its sessions
+        lock                 a file lock that the running process holds, on local disks
+        leases/*.json        one lease per start; the newest names the process that runs it now
+        control.json         orders for the tasks of a run on a cluster
+        records/*.json       segments of line records, written once
         outputs.jsonl        completed lines, sorted
-        images/*             the images in outputs and failed lines, by their content
-        failed.jsonl         failed lines with their inputs, valid as data of a new run
+        images/*             the images in outputs and failed lines, named by their content
+        failed.jsonl         failed lines with their inputs; can be the data of a new run
         batch_result.json    the BatchResult
 """
 
@@ -27,7 +27,7 @@ _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _DIGITS = len(str(MAX_LINE_NUMBER))
 _SEGMENT = re.compile(rf"([0-9]{{{_DIGITS}}})-([0-9]{{{_DIGITS}}})-([0-9]{{4}})-[0-9a-f]{{12}}\.json")
 IMAGES = "images"
-"""The folder beside an outputs file that has its images."""
+"""The folder of images, beside the outputs file that names them."""
 
 
 def check_run_id(run_id: str) -> str:
@@ -38,8 +38,8 @@ def check_run_id(run_id: str) -> str:
     """
     if not _RUN_ID.fullmatch(run_id):
         raise InvalidRunIdError(
-            f"The run id {run_id!r} is no name for a run. Use 1 to 128 letters, digits, '.', '_' and '-', "
-            "beginning with a letter or digit.",
+            f"The run id {run_id!r} is not valid. Use 1 to 128 letters, digits, '.', '_' and '-', "
+            "starting with a letter or a digit.",
             run_id=run_id,
         )
     return run_id
@@ -56,12 +56,12 @@ class RunKeys:
 
     @property
     def manifest(self) -> str:
-        """What the run ran."""
+        """The manifest."""
         return f"{self.run_id}/manifest.json"
 
     @property
     def lock(self) -> str:
-        """The file that is locked while it runs, on local disks."""
+        """The file that the running process locks, on local disks."""
         return f"{self.run_id}/lock"
 
     @property
@@ -70,18 +70,18 @@ class RunKeys:
         return f"{self.run_id}/leases"
 
     def lease(self, number: int) -> str:
-        """Who runs it, or ran it: each holder's number is one higher than the last one's."""
+        """One lease. Each start takes the next number."""
         return f"{self.leases}/{number:06d}.json"
 
     @staticmethod
     def lease_number(name: str) -> int | None:
-        """The number of a lease by its name in `leases`; `None` for any other file."""
+        """The number in a lease's file name; `None` for any other file."""
         stem, _, suffix = name.partition(".")
         return int(stem) if suffix == "json" and stem.isascii() and stem.isdigit() else None
 
     @property
     def control(self) -> str:
-        """What the tasks on a cluster are to do."""
+        """Orders for the tasks on a cluster."""
         return f"{self.run_id}/control.json"
 
     @property
@@ -95,12 +95,12 @@ class RunKeys:
         return f"{self.run_id}/outputs.jsonl"
 
     def image(self, name: str) -> str:
-        """One image of the outputs or failed lines, which name it by its path from their folder."""
+        """One image. Outputs and failed lines name it by its path relative to their folder."""
         return f"{self.images}/{name}"
 
     @property
     def images(self) -> str:
-        """The folder of the images in outputs and failed lines."""
+        """The folder of images."""
         return f"{self.run_id}/{IMAGES}"
 
     @property
@@ -120,7 +120,7 @@ class RunKeys:
 
 @dataclass(frozen=True, slots=True)
 class SegmentName:
-    """What a segment's name says: the numbers of its first and last line, and the session that wrote it."""
+    """A segment's name: the numbers of its first and last line, and the session that wrote it."""
 
     name: str
     first: int
@@ -129,7 +129,7 @@ class SegmentName:
 
     @classmethod
     def new(cls, first: int, last: int, session: int) -> SegmentName:
-        """A name that nobody else has; names sort by their first line."""
+        """Make a unique name. Names sort by their first line."""
         return cls(
             f"{first:0{_DIGITS}d}-{last:0{_DIGITS}d}-{session:04d}-{uuid.uuid4().hex[:12]}.json", first, last, session
         )
@@ -139,12 +139,12 @@ class SegmentName:
         """Read a name back.
 
         Raises:
-            RecordCorruptError: Something else lies among the records.
+            RecordCorruptError: The file is not a segment.
         """
         match = _SEGMENT.fullmatch(name)
         if match is None:
             raise RecordCorruptError(
-                f"The file {name!r} among the run's records is no segment. Move it away; nothing but segments belongs there."
+                f"The file {name!r} among the run's records is not a segment. Move it away: only segments belong there."
             )
         first, last, session = (int(group) for group in match.groups())
         return cls(name, first, last, session)

@@ -1,10 +1,10 @@
-"""The records of a run: append-only segments through Prefect's `ResultStore`, each checked by reading it back.
+"""The records of a run, kept in segments: files that are written once, through Prefect's `ResultStore`, and read back.
 
-A segment is one result of Prefect's, `segments` has its form::
+Each segment is one Prefect result; `segments` describes its text. To read them by hand::
 
     jq -r .result records/*.json | jq -c 'select(.line_number)'
 
-Nothing is overwritten. Of several records of one line the one of the newest session and attempt counts.
+Nothing is overwritten. If a line has several records, the one with the newest session and attempt counts.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ if TYPE_CHECKING:
     from prefect_batchflow.storage.files import RunFiles
 
 READ_AHEAD = 8
-"""Segments read at once, where all are read."""
+"""Segments read concurrently during a scan."""
 
 
-class SegmentSerializer(Serializer):  # subscripted, `Serializer[bytes]`, it would not register with Prefect
-    """Passes a segment's text through as it is; data never decides how it is read."""
+class SegmentSerializer(Serializer):  # `Serializer[bytes]` would not register with Prefect
+    """Passes a segment's text through unchanged, so that stored data never decides how it is read."""
 
     type: str = Field(default=SEGMENT_TYPE, frozen=True)
 
     def dumps(self, obj: bytes) -> bytes:
-        """The segment's text."""
+        """Give the text back."""
         return obj
 
     def loads(self, blob: bytes) -> bytes:
-        """The segment's text."""
+        """Give the text back."""
         return blob
 
 
@@ -59,8 +59,8 @@ class RunRecords:
     Args:
         files: The storage's file system.
         keys: The run's keys.
-        session: How many times the run was started, this time included; 0 for records taken over from another run.
-        since: The first session whose records count; those before it are of a run that was told to run all again.
+        session: Number of this start, from 1; 0 for records taken over from another run.
+        since: The first session whose records count. Earlier ones are ignored after a full rerun.
     """
 
     def __init__(self, files: RunFiles, keys: RunKeys, session: int, since: int = 0) -> None:
@@ -68,16 +68,16 @@ class RunRecords:
         self._keys = keys
         self._session = session
         self._since = since
-        assert isinstance(files, WritableFileSystem)  # a block: Prefect's store takes nothing else
+        assert isinstance(files, WritableFileSystem)  # it is a block; Prefect's store accepts nothing else
         self._store = ResultStore(
             result_storage=files, serializer=SegmentSerializer(), cache_result_in_memory=False, metadata_storage=None
         )
 
     async def append(self, outcomes: Sequence[LineOutcome]) -> SegmentName:
-        """Write one segment and read it back; when this returns, the lines are done.
+        """Write one segment and read it back. Once this returns, the lines are done.
 
         Raises:
-            StorageError: It was not written, or reads back otherwise; the lines are not done.
+            StorageError: The segment was not written, or reads back differently; the lines are not done.
         """
         ordered = sorted(outcomes, key=lambda outcome: (outcome.receipt.line_number, outcome.receipt.attempt))
         first, last = ordered[0].receipt.line_number, ordered[-1].receipt.line_number
@@ -89,16 +89,16 @@ class RunRecords:
             written = await self._files.read_path(key)
         if segment_text(written, self._files.location(key)) != text:
             raise StorageError(
-                f"The records at {self._files.location(key)} read back otherwise than they were written. The run stops; "
-                "resume it once the storage is sound."
+                f"The records at {self._files.location(key)} do not read back as they were written. The run stops. Resume it "
+                "once the storage works."
             )
         return name
 
     async def segments(self) -> list[SegmentName]:
-        """The names of all segments, by first line."""
+        """The names of all segments, sorted by first line."""
         with self._errors("list", self._keys.records):
             names = await self._files.list_names(self._keys.records)
-        # A dot file is a write that never became a segment: its process was killed.
+        # A dot file is an unfinished write whose process was killed.
         segments = [SegmentName.parse(name) for name in names if not name.startswith(".")]
         return [segment for segment in segments if segment.session >= self._since]
 
@@ -106,8 +106,8 @@ class RunRecords:
         """Read one segment whole.
 
         Raises:
-            RecordCorruptError: Its form or its checksum is wrong.
-            StorageError: It cannot be told what it holds, or it is of another format.
+            RecordCorruptError: The segment is damaged.
+            StorageError: It cannot be read, or has another format version.
         """
         key = self._keys.segment(name.name)
         with self._errors("read", key):
@@ -115,14 +115,19 @@ class RunRecords:
         return decode_segment(segment_text(content, self._files.location(key)), name, self._files.location(key))
 
     async def scan(self) -> tuple[RecordIndex, list[str]]:
-        """The newest record of each line, and a note for each segment that is damaged: its lines count as not done."""
+        """Index the newest record of each line.
+
+        Returns:
+            The index, and a note for each damaged segment, whose lines count as not done.
+        """
         index, _, damaged = await self._scan(await self.segments())
         return index, damaged
 
     async def scan_between(self, first: int, last: int) -> tuple[RecordIndex, list[SegmentName]]:
-        """The newest record of each line that has one, and the segments, of those that overlap a range of lines.
+        """Index the segments that overlap a range of lines.
 
-        A damaged segment counts as not there: its lines are run again.
+        Returns:
+            The index, and the names of the segments. Damaged ones are left out: their lines run again.
         """
         overlapping = [name for name in await self.segments() if name.first <= last and name.last >= first]
         index, sound, _ = await self._scan(overlapping)
@@ -141,7 +146,7 @@ class RunRecords:
         return index, sound, damaged
 
     async def _read_ahead(self, names: Iterable[SegmentName]) -> AsyncGenerator[Segment | RecordCorruptError]:
-        """Segments in order, or how they are damaged; some are read at once, since a storage far away answers late."""
+        """Segments in order, or the errors of damaged ones. Reads several at once, because a remote storage answers slowly."""
         waiting = iter(names)
         ahead: collections.deque[asyncio.Task[Segment | RecordCorruptError]] = collections.deque()
         try:
@@ -162,7 +167,7 @@ class RunRecords:
             return exc
 
     async def newest(self) -> AsyncIterator[tuple[Stored, LineRecord]]:
-        """Each line's newest record, by line_number; holds only the segments that overlap."""
+        """Each line's newest record, sorted by line_number. Only segments that overlap are in memory together."""
         waiting = await self.segments()
         waiting.reverse()
         heap: list[tuple[int, int, int, int, Stored, bytes]] = []
@@ -184,5 +189,5 @@ class RunRecords:
             yield stored, json.loads(record)
 
     def _errors(self, verb: str, key: str) -> contextlib.AbstractContextManager[None]:
-        cure = "The run stops, so that no line is run whose result cannot be kept; resume it once the storage answers."
+        cure = "The run stops, because results of further lines could not be kept. Resume it once the storage works."
         return storage_errors(self._files, verb, key, cure)

@@ -1,7 +1,7 @@
-"""A segment as text and back.
+"""Turns segments into text and back.
 
-The text is JSON lines: a header (format, session, length of what follows, a receipt a line, sha256 of all of it), then one
-line record a line, by line_number. Prefect keeps it as `{"metadata": …, "result": "<text>"}`.
+The text is JSON lines. The first is a header: format, session, length of the rest, one receipt per record, and a sha256 of
+all of it. One record per line follows, sorted by line_number. Prefect keeps the text as `{"metadata": …, "result": "<text>"}`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _MALFORMED = (ValueError, TypeError, LookupError, AttributeError, RecursionError
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A segment as read: its receipts, and its records as bytes in the same order."""
+    """A segment that was read: index entries and records, as bytes, in the same order."""
 
     name: SegmentName
     stored: list[Stored]
@@ -37,7 +37,12 @@ class Segment:
 
 
 def encode_segment(outcomes: Iterable[LineOutcome], session: int) -> bytes:
-    """The text of one segment, by line_number."""
+    """Make the text of one segment.
+
+    Args:
+        outcomes: Sorted by line_number.
+        session: The session that writes it.
+    """
     outcomes = list(outcomes)
     body = b"".join(outcome.record + b"\n" for outcome in outcomes)
     header = {
@@ -50,7 +55,7 @@ def encode_segment(outcomes: Iterable[LineOutcome], session: int) -> bytes:
 
 
 def _checksum(header: dict[str, Any], body: bytes) -> str:
-    """Of all there is, for a receipt with a flipped digit would be another line's."""
+    """Covers the header too: a receipt with a flipped digit would belong to another line."""
     digest = hashlib.sha256(_compact(header))
     digest.update(body)
     return digest.hexdigest()
@@ -61,16 +66,18 @@ def _compact(header: dict[str, Any]) -> bytes:
 
 
 def segment_text(content: bytes, place: str) -> bytes:
-    """A segment's text out of Prefect's record; the record's own word on how to read it is checked, never followed."""
+    """Take a segment's text out of Prefect's record, whatever serializer the record names.
+
+    Raises:
+        RecordCorruptError: The file is damaged, or names a serializer other than ours.
+    """
     try:
         envelope = json.loads(content)
         kind, result = envelope["metadata"]["serializer"]["type"], envelope["result"]
     except _MALFORMED as exc:
-        raise RecordCorruptError(f"The file {place} is no whole Prefect result: {exc}.") from exc
+        raise RecordCorruptError(f"The file {place} is not a complete Prefect result: {exc}.") from exc
     if kind != SEGMENT_TYPE or not isinstance(result, str):
-        raise RecordCorruptError(
-            f"The file {place} says that it is of type {kind!r}; only {SEGMENT_TYPE!r} is read here."
-        )
+        raise RecordCorruptError(f"The file {place} has the serializer type {kind!r}; expected {SEGMENT_TYPE!r}.")
     return result.encode("utf-8", "surrogatepass")
 
 
@@ -78,24 +85,24 @@ def decode_segment(text: bytes, name: SegmentName, place: str) -> Segment:
     """Read a segment's text.
 
     Raises:
-        RecordCorruptError: Its form or its checksum is wrong.
-        StorageError: It is of another format.
+        RecordCorruptError: The segment is damaged.
+        StorageError: It has another format version.
     """
     head, _, body = text.partition(b"\n")
     try:
         header = json.loads(head)
         checksum = header.pop("sha256")
         if len(body) != header["bytes"] or _checksum(header, body) != checksum:
-            raise RecordCorruptError(f"The records at {place} are damaged: length or checksum do not fit.")
+            raise RecordCorruptError(f"The records at {place} are damaged: the length or the checksum is wrong.")
         if header["format"] != FORMAT:
-            # Whole, and somebody's work: not to be done again for want of a reader.
+            # The segment is intact: its lines must not run again only because this version cannot read it.
             raise StorageError(
-                f"The records at {place} are of format {header['format']}, this version reads {FORMAT}. Go on with the "
-                "version of prefect-batchflow that wrote them; the run's manifest.json names it."
+                f"The records at {place} have format {header['format']}; this version reads format {FORMAT}. Continue the run "
+                "with the version of prefect-batchflow that wrote them; the run's manifest.json names it."
             )
         numbers = [entry[0] for entry in header["receipts"]]
         if (header["session"], min(numbers), max(numbers)) != (name.session, name.first, name.last):
-            raise RecordCorruptError(f"The records at {place} are not those that its name tells. Was it renamed?")
+            raise RecordCorruptError(f"The records at {place} do not match the file's name. Was the file renamed?")
         records = body.split(b"\n")[:-1]
         stored = []
         alike: dict[str, NodeStates] = {}
@@ -104,5 +111,5 @@ def decode_segment(text: bytes, name: SegmentName, place: str) -> Segment:
             error = json.loads(record)["error"] if status != "Completed" else None
             stored.append(Stored(Receipt.from_row(row, error, alike), header["session"], input_hash))
     except _MALFORMED as exc:
-        raise RecordCorruptError(f"The records at {place} have not the form of a segment: {exc}.") from exc
+        raise RecordCorruptError(f"The records at {place} are not a valid segment: {exc}.") from exc
     return Segment(name, stored, records)

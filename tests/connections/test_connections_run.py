@@ -213,7 +213,7 @@ def test_a_connection_may_be_a_block_that_is_named(flow: Path, tmp_path: Path, b
 
 def test_a_block_that_is_not_there_is_told(flow: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        InvalidOptionError, match=r"The connection 'my' is to be the block 'nope': expected one of .* found none"
+        InvalidOptionError, match=r"Cannot load connection 'my' from block 'nope': expected one .* found none"
     ):
         run_of(flow, tmp_path, connections={"my": "nope"})
 

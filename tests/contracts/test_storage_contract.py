@@ -238,7 +238,7 @@ class TestStorageContract:
             newer.setattr(segments, "FORMAT", 2)
             await records_of(files).append([outcome_of(0)])
 
-        with pytest.raises(StorageError, match="format 2, this version reads 1") as caught:
+        with pytest.raises(StorageError, match="format 2; this version reads format 1") as caught:
             await records_of(files).scan()
         assert not isinstance(caught.value, RecordCorruptError)
 
@@ -296,7 +296,9 @@ class TestStorageContract:
 
         monkeypatch.setattr(RunStorageBlock, "write_path", fail)
 
-        with pytest.raises(StorageError, match=r"No space left on device.*so that no line is run") as caught:
+        with pytest.raises(
+            StorageError, match=r"No space left on device.*results of further lines could not be kept"
+        ) as caught:
             await records_of(files).append([outcome_of(0)])
         assert files.location(RECORDS) in str(caught.value)
         assert caught.value.key.startswith(RECORDS)  # type: ignore[attr-defined]

@@ -173,7 +173,7 @@ async def test_an_output_folder_that_cannot_be_made_is_named(
 ) -> None:
     (tmp_path / "out").write_text("a file is in the way")
 
-    with pytest.raises(StorageError, match="The run's own folder has the outputs too") as caught:
+    with pytest.raises(StorageError, match="The outputs are in the run's own folder too") as caught:
         await write(local, keys, record_of(0), output_dir=tmp_path / "out")
 
     assert str(tmp_path / "out") in str(caught.value)
