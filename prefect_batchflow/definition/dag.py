@@ -52,16 +52,16 @@ FLOW_KEYS = DISPLAY_KEYS | {
     "environment_variables",
     "additional_includes",
     "node_variants",
-    "tools",  # an old list of what nodes call, which their sources say
+    "tools",  # an old list of the nodes' tools; their sources say the same
 }
 NODE_KEYS = frozenset(
     {"name", "type", "source", "inputs", "activate", "aggregation", "reduce", "comment", "module", "api", "connection"}
 )
 NODE_TYPES = ("python", "prompt", "llm", "custom_llm")
-# promptflow ignores them too: it never cached, and knows the provider by the connection.
+# promptflow ignores them too: it never cached, and the connection tells the provider.
 IGNORED_NODE_KEYS = frozenset({"enable_cache", "provider", "skip", "tool", "use_variants"})
 SOURCE_KEYS = frozenset({"type", "path", "tool"})
-# Types, descriptions and marks of outputs are for promptflow's editors; its engine looks at the reference only.
+# All but the reference is for promptflow's editors; its engine ignores it.
 OUTPUT_KEYS = frozenset({"type", "reference", "description", "evaluation_only", "is_chat_output"})
 
 _PROPERTY = re.compile(r"\.(?P<name>\w+)|\['(?P<single>.*?)'\]|\[\"(?P<double>.*?)\"\]|\[(?P<index>\d+)\]")
@@ -76,26 +76,26 @@ def flow_of_document(
 ) -> Flow:
     """Give the flow of a parsed flow.dag.yaml.
 
-    Of a flow in another language inputs, outputs, `service` and whether a node aggregates are read: its executor knows
-    the rest.
+    For a flow in another language, only inputs, outputs, `service` and the nodes' `aggregation` are read. Its executor
+    knows the rest.
 
     Args:
-        document: What the file holds.
+        document: The content of the file.
         file: The yaml.
-        working_dir: Where its sources are.
-        variant: `${node.variant}` for this run; empty is each node's default.
-        node_connections: Node to the connections that it has in this run, as `load_flow` takes them.
+        working_dir: The folder of its sources.
+        variant: `${node.variant}` for this run; empty: the default of each node.
+        node_connections: Node to its connections in this run, as for `load_flow`.
 
     Raises:
-        InvalidOptionError: There is no such node or variant, or the node takes no such connection.
-        InvalidFlowRequest: The message lists every problem; its class is the problems' own if they share one.
+        InvalidOptionError: The node or variant does not exist, or the node takes no such connection.
+        InvalidFlowRequest: The message lists every problem; the class is theirs if they share one.
     """
     problems = Problems(file)
     language = read_language(document, problems)
     message_format = read_message_format(document, problems)
     inputs = read_inputs(document, "inputs", problems)
     if says_nothing(document.get("inputs")):
-        problems.add(InputNotFound, "top level", "no 'inputs'. Declare what each line brings: a batch runs over them.")
+        problems.add(InputNotFound, "top level", "no 'inputs'. Declare the inputs that each line has.")
     outputs = _read_outputs(document, problems)
     if language != PYTHON:
         return flow_of_service(
@@ -133,10 +133,10 @@ def flow_of_document(
 
 
 def parse_value(value: Any) -> Reference | Constant:
-    """Give what a node's input or a flow's output says: a reference, or the value itself.
+    """Parse the value of a node's input or a flow's output: a reference, or a constant.
 
     Raises:
-        ValueError: `${…}` that is no reference; the text says what is expected.
+        ValueError: A `${…}` is no reference; the text says what is expected.
     Source: promptflow `contracts/flow.py`, `InputAssignment.deserialize`, and `executor/_input_assignment_parser.py`.
     """
     if not (isinstance(value, str) and value.startswith("${") and value.endswith("}")):
@@ -152,7 +152,7 @@ def parse_value(value: Any) -> Reference | Constant:
         return Reference(f"${{{inner}.output}}", "node", match["node"])
     if match["section"] != "output":
         raise ValueError(
-            f"{value} asks for '{match['section']}' of '{match['node']}'. A node has ${{{match['node']}.output}} only."
+            f"{value} refers to '{match['section']}' of '{match['node']}'. A node has only ${{{match['node']}.output}}."
         )
     return Reference(value, "node", match["node"], tuple(_path(match["path"], value)))
 
@@ -185,7 +185,7 @@ def _read_nodes(
         if node is None:
             continue
         if node.name in nodes:
-            problems.add(DuplicateNodeName, f"node '{node.name}'", "there are two of this name. Rename one of them.")
+            problems.add(DuplicateNodeName, f"node '{node.name}'", "two nodes have this name. Rename one of them.")
             continue
         nodes[node.name] = node
     return list(nodes.values())
@@ -212,7 +212,7 @@ def _read_node(entry: Any, number: int, working_dir: Path, includes: Sequence[Pa
             inputs[parameter] = parse_value(value)
         except ValueError as exc:
             problems.add(FlowDefinitionError, f"{place}, input '{parameter}'", str(exc))
-    # Kept without its tool too, so that what refers to it is not reported a second time.
+    # A node without tool is kept, so that references to it are no further problems.
     source, tool = _read_source(entry, place, working_dir, includes, problems) if kind in NODE_TYPES else ("", "")
     aggregation = bool(entry.get("aggregation") or entry.get("reduce"))
     activate = _read_activate(entry, place, problems)
@@ -224,7 +224,7 @@ def _read_node(entry: Any, number: int, working_dir: Path, includes: Sequence[Pa
 
 
 def _read_activate(entry: dict[str, Any], place: str, problems: Problems) -> Activate | None:
-    """When the node runs.
+    """Read `activate`: when the node runs.
 
     Source: promptflow `contracts/flow.py`, `ActivateCondition.deserialize`.
     """
@@ -234,7 +234,7 @@ def _read_activate(entry: dict[str, Any], place: str, problems: Problems) -> Act
     condition = mapping_at(entry, "activate", place, problems)
     refuse_other_keys(condition, frozenset({"when", "is"}), place, problems)
     if not {"when", "is"} <= condition.keys():
-        text = f"expected 'when', a reference, and 'is', the value that it must have; found {condition!r}."
+        text = f"expected 'when', a reference, and 'is', the value to compare it with; found {condition!r}."
         problems.add(FlowDefinitionError, place, text)
         return None
     try:
@@ -247,7 +247,7 @@ def _read_activate(entry: dict[str, Any], place: str, problems: Problems) -> Act
 def _read_source(
     entry: dict[str, Any], place: str, working_dir: Path, includes: Sequence[Path], problems: Problems
 ) -> tuple[str, str]:
-    """The node's file and the id of a package's tool, as far as it has them; both are empty where that cannot be told."""
+    """The node's file and the id of its package tool; a part is empty if the node has none, or has a problem there."""
     source = mapping_at(entry, "source", place, problems)
     refuse_other_keys(source, SOURCE_KEYS, f"{place}, source", problems)
     kind = source.get("type") or "code"
@@ -259,7 +259,7 @@ def _read_source(
         return "", ""
     tool = source.get("tool") if kind != "code" else ""
     if kind != "code" and (not isinstance(tool, str) or not tool):
-        text = f"expected 'source' with the 'tool' of a package, as in package.module.function, found {source!r}."
+        text = f"expected 'source' with the 'tool' of a package, such as package.module.function, found {source!r}."
         problems.add(FlowDefinitionError, place, text)
         return "", ""
     if kind == "package":
@@ -271,7 +271,7 @@ def _read_source(
     if not is_there(path, working_dir, includes):
         pattern = "*.py" if entry["type"] == "python" else "*.jinja2"
         there = ", ".join(sorted(file.name for file in working_dir.glob(pattern))[:10]) or f"no {pattern}"
-        problems.add(InvalidSource, place, f"no file '{path}' in {working_dir}, which holds {there}.")
+        problems.add(InvalidSource, place, f"no file '{path}' in {working_dir}, which contains {there}.")
         return "", ""
     return path, str(tool)
 
@@ -285,7 +285,7 @@ def _read_outputs(document: dict[str, Any], problems: Problems) -> tuple[FlowOut
             continue
         refuse_other_keys(spec, OUTPUT_KEYS, place, problems)
         if spec.get("reference") in (None, ""):
-            problems.add(EmptyOutputReference, place, "no 'reference'. Name the node or input it is taken from.")
+            problems.add(EmptyOutputReference, place, "no 'reference'. Name the node or input that gives it.")
             continue
         try:
             outputs.append(FlowOutput(name, parse_value(spec["reference"])))
@@ -305,17 +305,17 @@ def _check_references(nodes: list[Node], inputs: Mapping[str, FlowInput], proble
             elif value.name not in by_name:
                 problems.add(NodeReferenceNotFound, place, _unknown(value, "node", by_name))
             elif by_name[value.name].aggregation and not node.aggregation:
-                text = f"{value.text} is known after all lines only. Make '{node.name}' an aggregation node too."
+                text = f"{value.text} is known only after all lines. Make '{node.name}' an aggregation node too."
                 problems.add(InvalidNodeReference, place, text)
             elif node.aggregation and where == "activate" and not by_name[value.name].aggregation:
-                text = f"{value.text} has a value for each line. Refer to an aggregation node or a flow input there."
+                text = f"{value.text} has one value per line. Refer to an aggregation node or a flow input instead."
                 problems.add(InvalidNodeReference, place, text)
 
 
 def _check_outputs(
     outputs: tuple[FlowOutput, ...], nodes: list[Node], inputs: Mapping[str, FlowInput], problems: Problems
 ) -> tuple[FlowOutput, ...]:
-    """The outputs that a line has; promptflow drops one that refers to an aggregation node too, and warns."""
+    """The outputs that a line has. One that refers to an aggregation node is dropped with a warning, as in promptflow."""
     by_name = {node.name: node for node in nodes}
     kept = []
     for output in outputs:
@@ -330,8 +330,8 @@ def _check_outputs(
             problems.add(OutputReferenceNotFound, place, _unknown(value, "node", by_name))
         elif by_name[value.name].aggregation:
             warnings.warn(
-                f"{problems.file}: {place} is left out: {value.text} is an aggregation node's, which no line has. "
-                "Log a metric there instead.",
+                f"{problems.file}: {place} is left out, because {value.text} belongs to an aggregation node and no line "
+                "has it. Log a metric in that node instead.",
                 stacklevel=2,
             )
         else:
@@ -341,11 +341,11 @@ def _check_outputs(
 
 def _unknown(value: Reference, what: str, known: Iterable[str]) -> str:
     names = ", ".join(f"'{name}'" for name in known) or "none"
-    return f"{value.text} refers to the {what} '{value.name}', which is not there. There is: {names}."
+    return f"{value.text} refers to the {what} '{value.name}', which does not exist. Existing: {names}."
 
 
 def _in_order(nodes: list[Node], problems: Problems) -> tuple[Node, ...]:
-    """Each node after what it refers to, otherwise in the file's order."""
+    """The nodes in the order of the file, except that each comes after the nodes that it refers to."""
     place = {node.name: number for number, node in enumerate(nodes)}
     waits_for = [
         {place[v.name] for v in node.references.values() if v.section == "node" and v.name in place} for node in nodes
@@ -366,13 +366,13 @@ def _in_order(nodes: list[Node], problems: Problems) -> tuple[Node, ...]:
     if len(ordered) < len(nodes):
         circle = _circle(waits_for)
         names = " → ".join(f"'{nodes[number].name}'" for number in [*circle, circle[0]])
-        text = f"nodes wait for each other: {names}. Take one of these references out."
+        text = f"nodes wait for each other: {names}. Remove one of these references."
         problems.add(NodeCircularDependency, "nodes", text)
     return tuple(ordered)
 
 
 def _circle(waits_for: list[set[int]]) -> list[int]:
-    """Some nodes of which each waits for the next and the last for the first."""
+    """Nodes that wait for each other: each for the next, and the last for the first."""
     number = next(number for number, needed in enumerate(waits_for) if needed)
     walked: list[int] = []
     while number not in walked:

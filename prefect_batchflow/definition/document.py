@@ -1,4 +1,4 @@
-"""A flow's yaml as plain values, read within limits, and the list of all that is wrong with it."""
+"""Reading a flow's yaml as plain values, within limits, and collecting its problems."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SIZE_LIMIT = 1024 * 1024
-"""Bytes of a flow's yaml."""
+"""Bytes that a flow's yaml can have, at most."""
 VALUE_LIMIT = 100_000
-"""Values of a flow's yaml once its aliases are written out; few aliases can mean billions."""
+"""Values that a flow's yaml can have once aliases are expanded; a few aliases can mean billions of values."""
 
 INPUT_TYPES = frozenset(
     {
@@ -41,26 +41,26 @@ INPUT_TYPES = frozenset(
         "assistant_definition",
     }
 )
-"""The types of a flow's inputs. The last five are taken as they come."""
+"""The types of a flow's inputs. The last five convert nothing."""
 DISPLAY_KEYS = frozenset(
     {"$schema", "id", "name", "type", "display_name", "description", "tags", "environment"},
 )
-"""Top level keys for people, and `environment`, for images built from the flow: promptflow's batch ignores them too."""
+"""Top level keys that have no effect here, nor in promptflow's batch: texts for people, and the `environment` of images."""
 
 
 @dataclass
 class Problems:
-    """All that is wrong with one flow file, raised together."""
+    """All problems of one flow file, raised together."""
 
     file: Path
     found: list[tuple[type[UserErrorException], str]] = field(default_factory=list)
 
     def add(self, kind: type[UserErrorException], place: str, text: str) -> None:
-        """Note one problem: `place` within the file, and what was found, expected and to be done."""
+        """Note one problem: its `place` in the file, and a `text`: what was found, expected and is to be done."""
         self.found.append((kind, f"{place}: {text}"))
 
     def raise_any(self) -> None:
-        """Raise one exception for all: of the problems' class if they share it, else the base of them."""
+        """Raise one exception for all problems, of their class if they share one, otherwise of the base class."""
         if not self.found:
             return
         kinds = {kind for kind, _ in self.found}
@@ -73,9 +73,9 @@ class Problems:
 
 
 class _CoreLoader(yaml.SafeLoader):
-    """Plain scalars as YAML 1.2 has them, which promptflow reads: `yes` and `on` are texts, `010` is ten.
+    """Reads plain scalars as YAML 1.2, as promptflow does: `yes` and `on` are texts, `010` is ten.
 
-    Dates stay texts, since lines are JSON.
+    Dates stay texts, because lines are JSON.
     """
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - PyYAML's own shape
@@ -102,28 +102,30 @@ _CoreLoader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 
 
 def read_document(file: Path, kind: str = "flow", keys: str = "`nodes` or `entry`") -> dict[str, Any]:
-    """Give the top level mapping of a yaml file.
+    """Read the top level mapping of a yaml file.
 
     Args:
-        file: The file, which is there.
-        kind: What it describes, for messages.
-        keys: The keys that such a file begins with, for messages.
+        file: An existing file.
+        kind: What the file describes, for messages.
+        keys: Its usual keys, for messages.
 
     Raises:
-        FlowDefinitionError: Too large, not UTF-8, no valid YAML (with line and column), or no mapping.
+        FlowDefinitionError: The file is too large, not UTF-8, no valid YAML (with line and column), or no mapping.
     """
     return parse_document(read_text(file, kind), file, kind, keys)
 
 
 def read_text(file: Path, kind: str = "flow") -> str:
-    """Give a file's text.
+    """Read a file's text.
 
     Raises:
-        FlowDefinitionError: Too large, or not UTF-8.
+        FlowDefinitionError: The file is too large, or not UTF-8.
     """
     size = file.stat().st_size
     if size > SIZE_LIMIT:
-        raise FlowDefinitionError(f"{file}: {size:,} bytes, expected {SIZE_LIMIT:,} at most for a {kind}'s yaml.")
+        raise FlowDefinitionError(
+            f"{file}: the file has {size:,} bytes. A {kind}'s yaml can have at most {SIZE_LIMIT:,}."
+        )
     try:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as exc:
@@ -131,7 +133,7 @@ def read_text(file: Path, kind: str = "flow") -> str:
 
 
 def parse_document(text: str, file: Path, kind: str, keys: str) -> dict[str, Any]:
-    """Give the mapping that a yaml text is; `file`, `kind` and `keys` are for messages, as in `read_document`."""
+    """Parse a yaml text that is a mapping; the other arguments are for messages, as in `read_document`."""
     document = parse_yaml(text, file, kind)
     if not isinstance(document, dict):
         found = "an empty file" if document is None else f"a {type(document).__name__}"
@@ -140,10 +142,10 @@ def parse_document(text: str, file: Path, kind: str, keys: str) -> dict[str, Any
 
 
 def parse_yaml(text: str, file: Path, kind: str) -> Any:
-    """Give the value that a yaml text is.
+    """Parse a yaml text.
 
     Raises:
-        FlowDefinitionError: No valid YAML, with line and column, or more than the limits allow.
+        FlowDefinitionError: It is no valid YAML (with line and column), or exceeds the limits.
     """
     try:
         return _load(text)
@@ -170,10 +172,12 @@ def _load(text: str) -> Any:
 
 
 def _check_node(node: yaml.Node, sizes: dict[int, int]) -> int:
-    """Count the values a node stands for, aliases written out; refuse too many, a cycle, and a key given twice."""
+    """Count the values of a node, aliases expanded; refuse too many values, a cycle, and a duplicate key."""
     if id(node) in sizes:
         if sizes[id(node)] == 0:
-            raise yaml.constructor.ConstructorError(None, None, "an alias inside of what it names", node.start_mark)
+            raise yaml.constructor.ConstructorError(
+                None, None, "an alias inside the value that it names", node.start_mark
+            )
         return sizes[id(node)]
     sizes[id(node)] = 0
     children: Iterable[yaml.Node] = ()
@@ -189,19 +193,19 @@ def _check_node(node: yaml.Node, sizes: dict[int, int]) -> int:
         children = node.value
     size = 1 + sum(_check_node(child, sizes) for child in children)
     if size > VALUE_LIMIT:
-        problem = f"more than {VALUE_LIMIT:,} values once its aliases are written out"
+        problem = f"more than {VALUE_LIMIT:,} values once aliases are expanded"
         raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
     sizes[id(node)] = size
     return size
 
 
 def says_nothing(value: Any) -> bool:
-    """Whether a key's value is the same as leaving the key out: null, false, or empty."""
+    """Whether the value means the same as no value: null, false or empty."""
     return value is None or value is False or value in ("", [], {})
 
 
 def refuse_other_keys(given: dict[str, Any], known: Iterable[str], place: str, problems: Problems) -> None:
-    """Note every key that is not known and says something, by name."""
+    """Note every unknown key that has a value."""
     known = set(known)
     for key, value in given.items():
         if key in known or says_nothing(value):
@@ -211,7 +215,7 @@ def refuse_other_keys(given: dict[str, Any], known: Iterable[str], place: str, p
 
 
 def mapping_at(given: dict[str, Any], key: str, place: str, problems: Problems) -> dict[str, Any]:
-    """The mapping under a key; empty when left out, and noted when it is something else."""
+    """The mapping under a key; empty if the key is missing, or if its value is no mapping, which is noted."""
     value = given.get(key)
     if value is None:
         return {}
@@ -231,21 +235,21 @@ def read_inputs(
     Args:
         given: The document.
         key: `inputs` or `init`.
-        problems: Takes what is wrong.
-        empty_is_none: An empty text as default means no default, as in flex flows.
+        problems: Takes problems.
+        empty_is_none: Whether an empty text as default means no default, as in flex flows.
     """
     inputs = {}
     for name, spec in mapping_at(given, key, "top level", problems).items():
         place = f"{key} '{name}'"
         if not isinstance(spec, dict) or "type" not in spec:
             problems.add(FlowDefinitionError, place, f"expected `type: …` at least, found {spec!r}.")
-            # It is there: what refers to it is no further problem.
+            # Kept, so that references to it are no further problems.
             inputs[name] = FlowInput(name, "string")
             continue
-        # `enum` and the chat marks are for promptflow's editors; its engine checks none of them.
+        # `enum` and the chat marks are for promptflow's editors; its engine ignores them.
         known = {"type", "default", "description", "enum", "is_chat_input", "is_chat_history"}
         refuse_other_keys(spec, known, place, problems)
-        # A constructor's argument may be a connection or a model configuration, of these or of the flow's own classes.
+        # A constructor's argument can be a connection or a model configuration, also of the flow's own classes.
         is_class = key == "init" and str(spec["type"]).endswith(("Connection", "ModelConfiguration"))
         if str(spec["type"]) not in INPUT_TYPES and not is_class:
             expected = ", ".join(sorted(INPUT_TYPES))
@@ -259,12 +263,12 @@ def read_inputs(
 
 
 def read_environment(given: dict[str, Any], problems: Problems) -> dict[str, str]:
-    """Read `environment_variables`, as `environment_texts` has them."""
+    """Read `environment_variables`, values as texts."""
     return environment_texts(mapping_at(given, "environment_variables", "top level", problems))
 
 
 def environment_texts(values: Mapping[str, Any]) -> dict[str, str]:
-    """Environment variables as texts: lists and mappings as JSON, all else as Python writes it.
+    """Turn the values of environment variables into texts: lists and mappings into JSON, others by `str`.
 
     Source: promptflow `contracts/flow.py`, `FlowBase.get_environment_variables_with_overrides`.
     """
@@ -272,7 +276,7 @@ def environment_texts(values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def read_language(given: dict[str, Any], problems: Problems) -> str:
-    """The yaml's `language`, in lower case."""
+    """Read `language`, in lower case."""
     language = given.get("language") or PYTHON
     if not isinstance(language, str):
         problems.add(FlowDefinitionError, "top level", f"'language' should be a name, found {language!r}.")
@@ -281,7 +285,7 @@ def read_language(given: dict[str, Any], problems: Problems) -> str:
 
 
 def read_message_format(given: dict[str, Any], problems: Problems, known: tuple[str, ...] = MESSAGE_FORMATS) -> str:
-    """How the flow writes images, in lower case."""
+    """Read `message_format`: how the flow writes images."""
     found = given.get("message_format") or MESSAGE_FORMATS[0]
     message_format = found.lower() if isinstance(found, str) else ""
     if message_format not in known:
@@ -291,12 +295,12 @@ def read_message_format(given: dict[str, Any], problems: Problems, known: tuple[
 
 
 def read_service(given: dict[str, Any], problems: Problems) -> Service:
-    """Read `service`, of a flow in another language."""
+    """Read `service`, for a flow in another language."""
     spec = mapping_at(given, "service", "top level", problems)
     refuse_other_keys(spec, {"command", "aggregation", "start_timeout_sec"}, "service", problems)
     command = spec.get("command") or []
     if not isinstance(command, list) or not all(isinstance(argument, str) and argument for argument in command):
-        text = f"'command' should be a list of texts, a program and its arguments, found {command!r}. Write numbers in quotes."
+        text = f"'command' should be a list of texts: a program and its arguments. Found {command!r}. Write numbers in quotes."
         problems.add(FlowDefinitionError, "service", text)
         command = []
     aggregation = spec.get("aggregation") or False

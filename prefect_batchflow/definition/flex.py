@@ -1,4 +1,4 @@
-"""flow.flex.yaml and callables: functions, classes with `__call__` and `__aggregate__`, objects that can be called."""
+"""flow.flex.yaml and callables: functions, classes with `__call__` and `__aggregate__`, callable objects."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ FLOW_KEYS = DISPLAY_KEYS | {
 def flow_of_document(document: dict[str, Any], file: Path, working_dir: Path) -> Flow:
     """Give the flow of a parsed flow.flex.yaml.
 
-    `outputs` and `sample.inputs` are taken and not used, as in promptflow's batch: the first describes, and a line
-    always brings inputs of its own.
+    `outputs` and `sample.inputs` have no effect, as in promptflow's batch: `outputs` is for people, and a line always has
+    its own inputs.
 
     Raises:
-        InvalidFlowRequest: The message lists every problem; its class is the problems' own if they share one.
+        InvalidFlowRequest: The message lists every problem; the class is theirs if they share one.
     """
     problems = Problems(file)
     language = read_language(document, problems)
-    # promptflow reads it of DAG flows only: a callable's images are always in the basic form.
+    # promptflow reads it only in DAG flows: a callable's images are always in the basic form.
     read_message_format(document, problems, known=("basic",))
     inputs = read_inputs(document, "inputs", problems, empty_is_none=True)
     if language != PYTHON:
@@ -82,28 +82,28 @@ def flow_of_document(document: dict[str, Any], file: Path, working_dir: Path) ->
 
 
 def flow_of_file(file: Path, attribute: str, working_dir: Path | None) -> Flow:
-    """Give the flow of `path/to/file.py:attribute`; the file is there, what it defines shows in a worker."""
+    """Give the flow of `path/to/file.py:attribute`. The file exists; a worker will find out whether it has the attribute."""
     entry = Entry(module=str(file), attribute=attribute, file=file)
     return Flow(attribute, working_dir or file.parent, entry, source=f"{file}:{attribute}")
 
 
 def flow_of_module(module: str, attribute: str, working_dir: Path | None) -> Flow:
-    """Give the flow of `module:attribute`; a module that is not found here is left to the worker."""
+    """Give the flow of `module:attribute`. A worker may find a module that is not found here."""
     folder = working_dir or Path.cwd()
     entry = Entry(module, attribute, file=find_module_file(module, [str(folder), *sys.path]))
     return Flow(attribute, folder, entry, source=f"{module}:{attribute}")
 
 
 def flow_of_object(target: Any, working_dir: Path | None) -> Flow:
-    """Give the flow of a callable: by its name where that is enough, else by cloudpickle.
+    """Give the flow of a callable: by its name if a worker can import it, otherwise by cloudpickle.
 
     Raises:
-        FlowDefinitionError: Not callable, or neither importable nor to be pickled.
+        FlowDefinitionError: It is not callable, or can be neither imported nor pickled.
     """
     if not _is_callable(target):
         what = f"the class {target.__qualname__}" if isinstance(target, type) else f"{target!r}"
         raise FlowDefinitionError(
-            f"{what} is no flow. Expected a path, a function, a class with __call__, or an object that can be called."
+            f"{what} is no flow. Expected a path, a function, a class with __call__, or a callable object."
         )
     definition = _definition_of(target)
     module = getattr(definition, "__module__", None)
@@ -119,11 +119,11 @@ def flow_of_object(target: Any, working_dir: Path | None) -> Flow:
 
 
 def find_module_file(module: str, folders: Iterable[str]) -> Path | None:
-    """The file that a module would be imported from, without importing it or its packages; `None` if none is found."""
+    """The file that a module would be imported from, found without importing anything; `None` if there is none."""
     importlib.invalidate_caches()
     spec, search = None, list(folders)
     for part in module.split("."):
-        # By its bare name: with the whole one, the finder wants its parent imported.
+        # Only the last part of the name: with the full name, the finder wants the parent imported.
         spec = PathFinder.find_spec(part, search)
         if spec is None:
             return None
@@ -134,7 +134,7 @@ def find_module_file(module: str, folders: Iterable[str]) -> Path | None:
 def _entry_of_text(
     text: Any, working_dir: Path, includes: Sequence[Path], sample_init: dict[str, Any], problems: Problems
 ) -> Entry:
-    """Read `entry: module:name`; a file is accepted in the module's place."""
+    """Read `entry: module:name`; the module can also be a file."""
     match = re.fullmatch(r"(?P<module>[^:]+):(?P<attribute>\w+(\.\w+)*)", text) if isinstance(text, str) else None
     if match is None:
         expected = "expected 'module:function' or 'module:Class'"
@@ -146,19 +146,19 @@ def _entry_of_text(
         module = str(file)
     else:
         file = find_module_file(module, [str(working_dir), *sys.path])
-    # What is included is found where it will be once it is merged.
+    # An included file counts, too: it will be in the merged copy.
     if file is None or not file.is_file():
         path = match["module"] if module.endswith(".py") else match["module"].replace(".", "/")
         if any(is_there(path + end, working_dir, includes) for end in ("", ".py", "/__init__.py")):
             return Entry(module, attribute, sample_init=sample_init)
         there = ", ".join(sorted(path.name for path in working_dir.glob("*.py"))[:10]) or "no Python file"
-        expected = f"expected a module in {working_dir}, which holds {there}, or an installed one"
+        expected = f"expected a module in {working_dir}, which contains {there}, or an installed one"
         problems.add(PythonLoadError, "top level", f"'entry' names '{match['module']}', {expected}.")
     return Entry(module, attribute, file=file, sample_init=sample_init)
 
 
 def _is_callable(target: Any) -> bool:
-    """Whether it, or for a class its objects, can be called; every class itself can."""
+    """Whether it can be called; for a class, whether its objects can."""
     if isinstance(target, type):
         return any("__call__" in base.__dict__ for base in target.__mro__)
     return callable(target)
@@ -174,7 +174,7 @@ def _definition_of(target: Any) -> Any:
 
 
 def _is_importable(target: Any, file: Path | None) -> bool:
-    """Whether a worker finds the same object by module and name."""
+    """Whether a worker can import the same object by module and name."""
     module_name, name = getattr(target, "__module__", None), getattr(target, "__qualname__", None)
     if not module_name or not name or module_name == "__main__" or file is None:
         return False
@@ -192,7 +192,7 @@ def _is_found_again(module: str, file: Path) -> bool:
 def _pickled(target: Any, module_name: str | None, file: Path | None) -> bytes:
     import cloudpickle
 
-    # Of a module that a worker cannot import, cloudpickle would send the name only.
+    # By default, cloudpickle sends only the name of a module's object, even if a worker cannot import the module.
     module = sys.modules.get(module_name or "")
     by_value = module_name != "__main__" and module is not None and file is not None
     by_value = by_value and not _is_found_again(str(module_name), file)  # type: ignore[arg-type]
@@ -200,10 +200,10 @@ def _pickled(target: Any, module_name: str | None, file: Path | None) -> bytes:
         if by_value:
             cloudpickle.register_pickle_by_value(module)
         return bytes(cloudpickle.dumps(target))
-    except Exception as exc:  # whatever the object's own pickling raises
+    except Exception as exc:  # the object's own pickling can raise anything
         raise FlowDefinitionError(
-            f"{target!r} cannot be sent to a worker process: ({type(exc).__name__}) {exc}. Give a function or class "
-            "of a module, as 'module:name'; what it needs is built there, by a class from `init_kwargs`."
+            f"{target!r} cannot be sent to a worker process: ({type(exc).__name__}) {exc}. Give a function or class of a "
+            "module, such as 'module:name'. If it needs objects, let a class build them from `init_kwargs`."
         ) from exc
     finally:
         if by_value:
@@ -211,7 +211,7 @@ def _pickled(target: Any, module_name: str | None, file: Path | None) -> bytes:
 
 
 def _import_folder(module: str | None, file: Path | None) -> Path:
-    """The folder that a module is imported from; the current one for the interpreter's own and installed modules."""
+    """The folder that a module is imported from; for installed modules and the standard library, the current folder."""
     if module is None or file is None:
         return Path.cwd()
     levels = module.count(".") + (file.name == "__init__.py")

@@ -1,6 +1,6 @@
-"""The one model of a flow, whatever it was written as.
+"""The one model for every kind of flow.
 
-Frozen dataclasses and no third-party import: a worker process reads these too.
+Frozen dataclasses without third-party imports, because worker processes load them too.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 SOURCE_SUFFIXES: Final = frozenset({".py", ".jinja2", ".prompty", ".yaml", ".yml"})
-"""The files of a flow folder that may change what the flow does."""
+"""Files in a flow folder that can change what the flow does."""
 OTHER_SOURCE_SUFFIXES: Final = SOURCE_SUFFIXES | frozenset(
     {".cjs", ".cs", ".csproj", ".dll", ".go", ".jar", ".java", ".js", ".kt", ".mjs", ".php", ".rb", ".rs", ".sh", ".ts"}
 )
-"""The same of a flow in another language."""
+"""The same for a flow in another language."""
 MESSAGE_FORMATS: Final = ("basic", "openai-vision")
-"""How a flow writes images in its data and outputs; the first is the default."""
+"""How a flow can write images in its data and outputs; the first is the default."""
 PYTHON: Final = "python"
-"""The language of a flow that this package runs itself."""
+"""The language that this package runs itself."""
 TEMPLATE_PACKAGES: Final = ("jinja2",)
 MODEL_PACKAGES: Final = ("openai", "jinja2")
 SOURCE_FILE_LIMIT: Final = 10_000
-"""Files of a flow folder that its fingerprint takes in."""
+"""How many files of a flow folder count for its fingerprint, at most."""
 
 
 class _NoDefault:
-    """The type of `NO_DEFAULT`; one object, also after pickling."""
+    """The type of `NO_DEFAULT`, which stays one object when it is pickled."""
 
     def __repr__(self) -> str:
         return "NO_DEFAULT"
@@ -41,7 +41,7 @@ class _NoDefault:
 
 
 NO_DEFAULT: Final = _NoDefault()
-"""An input without default; `None` is a default."""
+"""The input has no default. `None` is a default like any other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,18 +50,17 @@ class FlowInput:
 
     name: str
     type: str = "object"
-    """promptflow's names: int, double, bool, string, list, object (any value; a text may be its JSON), image (a path,
-    an address, base64 text or an image dictionary). `any`, for a callable's parameter of none of these types, takes values
-    as they are."""
+    """promptflow's name: int, double, bool, string, list, object (any value, also as JSON text), or image (a path, a URL,
+    base64 text or an image dictionary). A callable's parameter of another type is `any` and takes values unchanged."""
     default: Any = NO_DEFAULT
     description: str = ""
     nullable: bool = False
-    """Whether null stays null whatever the type: so where a callable's annotation gives it. A yaml's `string` makes "None"
-    of null, as promptflow does."""
+    """Whether null stays null. True when the type comes from a callable's annotation. A yaml's `string` turns null into
+    "None", as in promptflow."""
 
     @property
     def required(self) -> bool:
-        """Whether a line must bring it."""
+        """Whether each line must have it."""
         return self.default is NO_DEFAULT
 
 
@@ -70,13 +69,13 @@ class Reference:
     """`${inputs.x}`, `${node.output.a.b[0]}`: a value of this line."""
 
     text: str
-    """As written, braces included, but `${node}` is spelled out as `${node.output}`."""
+    """As written, with braces; but `${node}` becomes `${node.output}`."""
     section: str
     """`inputs` or `node`."""
     name: str
     """The flow input's or the node's name."""
     path: tuple[str | int, ...] = ()
-    """Keys, attributes and indexes into a node's output."""
+    """Keys, attributes and indexes that lead into a node's output."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +95,7 @@ class FlowOutput:
 
 @dataclass(frozen=True, slots=True)
 class Activate:
-    """`activate: {when: ${node.output}, is: value}`: the node runs only when the two are equal."""
+    """`activate: {when: ${node.output}, is: value}`: the node runs only if the two are equal."""
 
     when: Reference | Constant
     expected: Any
@@ -108,26 +107,26 @@ class Node:
 
     name: str
     source: str
-    """The tool's file, or the template's, relative to the flow's folder; empty for a package's tool without template."""
+    """File of the tool or template, relative to the flow's folder; empty for a package's tool without a template."""
     inputs: Mapping[str, Reference | Constant]
     aggregation: bool = False
-    """Runs once, after all lines, over lists."""
+    """Whether it runs once, after all lines, on lists of values."""
     activate: Activate | None = None
-    """When it runs; `None` is always, but for a node whose references all lead to bypassed ones."""
+    """When it runs. `None`: always, unless all nodes that it refers to were bypassed."""
     package_tool: str = ""
     """The id of an installed package's tool."""
     module: str = ""
-    """A module that is imported before its tool is looked for."""
+    """A module to import before looking for the tool."""
     type: str = "python"
     """`python`, `prompt`, `llm` or `custom_llm`."""
     api: str = ""
-    """Of an `llm` node: `chat` or `completion`; empty is `chat`."""
+    """For an `llm` node: `chat` or `completion`; empty means `chat`."""
     connection: str = ""
-    """Of an `llm` node: the name of the connection that it asks."""
+    """For an `llm` node: the name of its connection."""
 
     @property
     def references(self) -> dict[str, Reference]:
-        """What it waits for, by where it says so: `input 'text'`, `activate`."""
+        """The references that it waits for, by their place: `input 'text'` or `activate`."""
         named = {f"input '{name}'": value for name, value in self.inputs.items()}
         if self.activate is not None:
             named["activate"] = self.activate.when
@@ -135,21 +134,21 @@ class Node:
 
     @property
     def constants(self) -> dict[str, Any]:
-        """Parameter to value, of those that the flow itself gives."""
+        """Parameter to value, for inputs that are no references."""
         return {name: value.value for name, value in self.inputs.items() if isinstance(value, Constant)}
 
     @property
     def has_template(self) -> bool:
-        """Whether this package renders its source; a `custom_llm` node's tool does it itself."""
+        """Whether its source is a template that this package renders; a `custom_llm` tool renders its own."""
         return self.type in ("llm", "prompt")
 
 
-# `Dag`, `Entry` and `Prompt` answer the same questions, so that nobody asks which of them a flow has.
+# `Dag`, `Entry` and `Prompt` answer the same questions, so that other code need not ask which one a flow has.
 
 
 @dataclass(frozen=True, slots=True)
 class Dag:
-    """The program of a DAG flow: nodes in an order in which each comes after what it refers to."""
+    """The program of a DAG flow. Each node comes after the nodes that it refers to."""
 
     nodes: tuple[Node, ...]
     outputs: tuple[FlowOutput, ...]
@@ -157,7 +156,7 @@ class Dag:
     kind: ClassVar[str] = "DAG flow"
     """For people."""
     loads_images: ClassVar[bool] = True
-    """Whether its code gets images; otherwise it gets the dictionaries that name them."""
+    """Whether its code gets image objects. Otherwise it gets the dictionaries that name the images."""
     attribute: ClassVar[str] = ""
     model: ClassVar[Mapping[str, Any]] = {}
     sample_init: ClassVar[Mapping[str, Any]] = {}
@@ -174,7 +173,7 @@ class Dag:
 
     @property
     def packages(self) -> tuple[str, ...]:
-        """The optional packages that it needs, beside what its code imports."""
+        """The optional packages that it needs, apart from its code's own imports."""
         if any(node.type == "llm" for node in self.nodes):
             return MODEL_PACKAGES
         return TEMPLATE_PACKAGES if any(node.has_template for node in self.nodes) else ()
@@ -184,7 +183,7 @@ class Dag:
         return [folder / node.source for node in self.nodes if node.source]
 
     def code(self, folder: Path) -> dict[Path, str]:
-        """The Python files that a worker imports by their paths, to the node whose tool each has; `""` for an entry."""
+        """The Python files that a worker imports, each with the node that has its tool there; `""` for an entry."""
         files: dict[Path, str] = {}
         for node in self.nodes:
             if node.type == "python" and node.source:
@@ -194,18 +193,18 @@ class Dag:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """The program of a flex flow: one callable, or one class to be built once a worker."""
+    """The program of a flex flow: one callable, or one class that each worker builds once."""
 
     module: str
-    """An importable name, or the path of a `.py` file, absolute; empty when `pickled` brings the object."""
+    """An importable name or the absolute path of a `.py` file; empty if `pickled` has the object."""
     attribute: str
-    """The callable's name in the module, dotted when it is nested."""
+    """The callable's name in the module; dotted if it is nested."""
     pickled: bytes | None = None
-    """cloudpickle of an object that cannot be imported elsewhere; travels from parent to worker only."""
+    """The object as cloudpickle, if a worker cannot import it; never stored."""
     file: Path | None = None
-    """The source file, found without importing it; `None` when there is none to be found."""
+    """The source file, found without importing it; `None` if there is none."""
     sample_init: Mapping[str, Any] = field(default_factory=dict)
-    """The yaml's `sample.init`: a class entry's arguments when none were given."""
+    """The yaml's `sample.init`: arguments for a class entry if the run gives none."""
 
     kind: ClassVar[str] = "flex flow"
     loads_images: ClassVar[bool] = False
@@ -224,17 +223,17 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """The program of a `.prompty` file: one template and the model that is asked."""
+    """The program of a `.prompty` file: one template and the model that answers it."""
 
     file: Path
     template: str
     model: Mapping[str, Any] = field(default_factory=dict)
-    """`api`, `configuration`, `parameters`, `response` as far as they are written; `${env:NAME}` stays as it is, so
-    that a secret is read where it is used."""
+    """`api`, `configuration`, `parameters` and `response`, if given. `${env:NAME}` stays unresolved, so that a secret is
+    read only where it is used."""
     outputs: tuple[str, ...] = ()
-    """What is picked from an answer in JSON; empty is all of it."""
+    """Keys to pick from a JSON answer; empty means the whole answer."""
     sample: Mapping[str, Any] = field(default_factory=dict)
-    """The inputs of a call without any."""
+    """Inputs for a call without any."""
     referenced: tuple[Path, ...] = ()
     """The files that `${file:…}` names."""
 
@@ -255,72 +254,72 @@ class Prompt:
         return list(self.referenced)
 
     def code(self, folder: Path) -> dict[Path, str]:
-        """No file is imported."""
+        """A prompty imports no file."""
         return {}
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """How a flow in another language is served: the yaml's `service`."""
+    """The yaml's `service`: how to start the process that runs a flow in another language."""
 
     command: tuple[str, ...] = ()
-    """The program and its arguments, started in the working directory; empty leaves it to the language's executor."""
+    """The program and its arguments, started in the working directory; empty: the language's executor decides."""
     aggregation: bool = False
-    """Whether it aggregates the completed lines."""
+    """Whether it can aggregate the completed lines."""
     start_timeout_sec: float | None = None
-    """How long its start may take; `None` leaves it to the language's executor."""
+    """Limit of its start; `None`: the language's executor decides."""
 
 
 @dataclass(frozen=True, slots=True)
 class Flow:
     """A flow, parsed and checked; no user code has run yet.
 
-    `inputs` of an `Entry` are what its yaml says until a worker has imported it: `described` adds its signature.
+    An `Entry` has the inputs of its yaml until a worker has imported it; `described` adds those of its signature.
     """
 
     name: str
-    """Shown in flow run names: the folder's, the callable's or the class's."""
+    """Name of the folder, callable or class; shown in flow run names."""
     working_dir: Path
-    """Absolute; first on the worker's `sys.path`, and its current directory."""
+    """Absolute. The worker's current directory, and first on its `sys.path`."""
     program: Dag | Entry | Prompt
     inputs: Mapping[str, FlowInput] = field(default_factory=dict)
     init: Mapping[str, FlowInput] = field(default_factory=dict)
     language: str = PYTHON
     """In lower case."""
     source: str | None = None
-    """What `load_flow` was given, made absolute, so that a resume finds it; `None` for an object in memory."""
+    """The argument of `load_flow`, made absolute so that a resume finds it; `None` for an object in memory."""
     definition_file: Path | None = None
     """The flow's yaml, absolute; `None` for a callable."""
     service: Service | None = None
-    """Of a flow in another language, what its yaml says of the process that serves it."""
+    """For a flow in another language: its `service`."""
     variant: str = ""
-    """`${node.variant}`, if one was chosen for a node."""
+    """The chosen `${node.variant}`, if any."""
     node_connections: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    """What was chosen for nodes, as `load_flow` takes it; their definitions have it already."""
+    """The connections chosen for nodes, as given to `load_flow`; the nodes already have them."""
     additional_includes: tuple[Path, ...] = ()
-    """Files and folders, absolute, that are merged with its folder for a run: see `merged_copy`."""
+    """Absolute paths of files and folders to merge with its folder for a run; see `merged_copy`."""
     message_format: str = MESSAGE_FORMATS[0]
-    """How images are written in its data and outputs."""
+    """How its data and outputs write images."""
     environment_variables: Mapping[str, str] = field(default_factory=dict)
-    """Set where its code runs, before it is imported; a text may be `${connection.key}`."""
+    """Set in the process that runs its code, before the import; a value can be `${connection.key}`."""
 
     @property
     def is_python(self) -> bool:
-        """Whether this package runs its code; otherwise an executor of its language does."""
+        """Whether this package runs it; otherwise an executor for its language does."""
         return self.language == PYTHON
 
     @property
     def kind(self) -> str:
-        """What it is, for people."""
+        """The kind of flow, for people."""
         return self.program.kind if self.is_python else f"flow in {self.language}"
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files whose content is this flow, for fingerprints; absolute, sorted.
+        """The files that make up this flow, for fingerprints; absolute, sorted.
 
-        A flow with a yaml also counts the sources and templates below its working directory, since nodes import
-        helpers: hidden folders, caches and virtual environments left out, the nearest 10,000 at most. Of a flow in
-        another language these are the usual suffixes of sources, and the files that its command names.
+        For a flow with a yaml, all sources and templates below the working directory count too, because nodes import
+        helpers. Hidden folders, caches and virtual environments are left out, and at most 10,000 files count, the nearest
+        first. A flow in another language has other suffixes, and the files in its command count too.
         """
         found = {file.resolve() for file in self.program.sources(self.working_dir)}
         if self.definition_file is not None:
@@ -332,23 +331,23 @@ class Flow:
         return tuple(sorted(found))
 
     def described(self, description: FlowDescription) -> Flow:
-        """This flow with what a worker found on import."""
+        """This flow with the inputs that a worker found on import."""
         return replace(self, inputs=description.inputs)
 
 
 @dataclass(frozen=True, slots=True)
 class FlowDescription:
-    """What a worker tells of a flow once its code is imported."""
+    """What a worker knows about a flow once its code is imported."""
 
     inputs: Mapping[str, FlowInput]
-    """In the signature's order; the yaml's types and defaults win."""
+    """In the order of the signature; types and defaults of the yaml win."""
     is_async: bool
-    """Many lines at once in one event loop, or one line at a time a process."""
+    """True: many lines at once on one event loop. False: one line at a time per process."""
     has_aggregation: bool
 
 
 def _source_files(folder: Path, suffixes: frozenset[str]) -> Iterator[Path]:
-    """Sources and templates below a folder, nearest first, in an order that does not depend on the file system."""
+    """Sources and templates below a folder, nearest first, in the same order on every file system."""
     left = SOURCE_FILE_LIMIT
     folders = [folder]
     for current in folders:
@@ -360,8 +359,8 @@ def _source_files(folder: Path, suffixes: frozenset[str]) -> Iterator[Path]:
             elif Path(entry.name).suffix in suffixes:
                 if left == 0:
                     warnings.warn(
-                        f"{folder} holds more than {SOURCE_FILE_LIMIT:,} sources; those deeper than {current} are not "
-                        "part of the flow's fingerprint.",
+                        f"{folder} has more than {SOURCE_FILE_LIMIT:,} source files. Files deeper than {current} do not "
+                        "count for the flow's fingerprint: a resume does not notice when they change.",
                         stacklevel=3,
                     )
                     return
@@ -370,7 +369,7 @@ def _source_files(folder: Path, suffixes: frozenset[str]) -> Iterator[Path]:
 
 
 def left_out(folder: os.DirEntry[str]) -> bool:
-    """Whether a folder is none of a flow's sources: hidden, a cache, or a virtual environment."""
+    """Whether a folder has none of the flow's sources: it is hidden, a cache or a virtual environment."""
     return (
         folder.name.startswith(".")
         or folder.name in {"__pycache__", "node_modules", "site-packages"}

@@ -1,4 +1,4 @@
-"""`additional_includes`: files and folders from elsewhere, merged with the flow's folder in a copy made for the run."""
+"""`additional_includes`: files and folders from elsewhere, merged with the flow's folder into a copy for the run."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 MOST_FILES = 10_000
 MOST_BYTES = 1024**3
-"""Of a merged copy: what a flow's folder and its includes may hold together."""
+"""Limits of a merged copy: the flow's folder and its includes together."""
 
 
 def read_includes(document: dict[str, Any], folder: Path, problems: Problems) -> tuple[Path, ...]:
-    """Read the paths under `additional_includes`, relative to the flow's folder; each must be there.
+    """Read the paths under `additional_includes`, relative to the flow's folder; each must exist.
 
-    `x.zip` that is not there, beside a folder `x` that is, stands for that folder, packed.
+    If `x.zip` does not exist but a folder `x` does, the folder is packed as `x.zip`.
     """
     given = document.get("additional_includes") or []
     if not isinstance(given, list) or not all(isinstance(entry, str) and entry for entry in given):
@@ -35,10 +35,10 @@ def read_includes(document: dict[str, Any], folder: Path, problems: Problems) ->
     for entry in given:
         path = Path(os.path.normpath(folder / entry))
         if not path.exists() and not _folder_to_pack(path):
-            text = f"'additional_includes' names '{entry}', and there is nothing at {path}."
+            text = f"'additional_includes' names '{entry}', but {path} does not exist."
             problems.add(FlowDefinitionError, "top level", text)
         elif path == folder or path in folder.parents:
-            text = f"'additional_includes' names '{entry}', which holds the flow's folder itself."
+            text = f"'additional_includes' names '{entry}', which contains the flow's folder itself."
             problems.add(FlowDefinitionError, "top level", text)
         else:
             found.append(path)
@@ -46,22 +46,22 @@ def read_includes(document: dict[str, Any], folder: Path, problems: Problems) ->
 
 
 def is_there(path: str, folder: Path, includes: Sequence[Path]) -> bool:
-    """Whether the merged copy will have a file of this relative path."""
+    """Whether the merged copy will have a file at this relative path."""
     first, *others = Path(path).parts or ("",)
     places = [include.joinpath(*others) for include in includes if include.name == first]
     return any(place.is_file() for place in [*places, folder / path])
 
 
 def merge(folder: Path, includes: Iterable[Path], target: Path) -> list[str]:
-    """Copy the flow's folder, and each include under its own name, into an empty folder; later ones replace earlier ones.
+    """Copy the flow's folder, and each include under its own name, into an empty folder; later files replace earlier ones.
 
-    Hidden folders, caches and virtual environments are left out, and links to folders are not followed.
+    Hidden folders, caches and virtual environments are left out. Links to folders are not followed.
 
     Returns:
-        What was replaced, for people.
+        Notes on replaced files, for people.
 
     Raises:
-        FlowDefinitionError: It is more than a copy may hold, or something cannot be read.
+        FlowDefinitionError: The files exceed the limits, or one cannot be read.
     Source: promptflow-devkit `_sdk/_utilities/general_utils.py`, `_merge_local_code_and_additional_includes`.
     """
     copy = _Copy(folder, target)
@@ -77,13 +77,13 @@ def merge(folder: Path, includes: Iterable[Path], target: Path) -> list[str]:
                 copy.add(include, Path(include.name), included=True)
     except OSError as exc:
         raise FlowDefinitionError(
-            f"{folder}: its additional_includes cannot be merged: ({type(exc).__name__}) {exc}."
+            f"{folder}: the additional_includes cannot be merged: ({type(exc).__name__}) {exc}."
         ) from exc
     return copy.notes
 
 
 class _Copy:
-    """A copy that grows, within limits."""
+    """A copy in progress, within limits."""
 
     def __init__(self, flow: Path, target: Path) -> None:
         self.notes: list[str] = []
@@ -99,7 +99,7 @@ class _Copy:
         target = self._target / place
         if included and target.exists():
             self.notes.append(
-                f"The additional include {file} replaces {place} of the flow's folder or an earlier include."
+                f"The additional include {file} replaces {place} from the flow's folder or an earlier include."
             )
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(file, target)
@@ -115,13 +115,13 @@ class _Copy:
         self._bytes += file.stat().st_size
         if self._files > MOST_FILES or self._bytes > MOST_BYTES:
             raise FlowDefinitionError(
-                f"{self._flow}: it and its additional_includes are more than {MOST_FILES:,} files or "
-                f"{MOST_BYTES // 1024**2:,} MiB, at {file}. Include less, or keep data outside of these folders."
+                f"{self._flow}: the flow's folder and its additional_includes exceed {MOST_FILES:,} files or "
+                f"{MOST_BYTES // 1024**2:,} MiB at {file}. Include less, or keep data outside these folders."
             )
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
-    """Regular files, in an order that does not depend on the file system."""
+    """Regular files, in the same order on every file system."""
     entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     for entry in entries:
         if entry.is_file():
@@ -131,6 +131,6 @@ def _files_below(folder: Path) -> Iterator[Path]:
 
 
 def _folder_to_pack(path: Path) -> Path | None:
-    """The folder that a zip which is not there is made of."""
+    """The folder to pack as a zip that does not exist; `None` if there is none."""
     folder = path.with_suffix("")
     return folder if path.suffix == ".zip" and not path.exists() and folder.is_dir() else None

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 
 NAMED_CALLABLE: Final = re.compile(r"((?P<file>.+\.py)|(?P<module>\w+(\.\w+)*)):(?P<attribute>\w+(\.\w+)*)")
-"""`path/to/file.py:attribute` or `module:attribute`; a path that exists and looks like one of these is a path."""
+"""`path/to/file.py:attribute` or `module:attribute`. If the text is an existing path, the path wins."""
 
 
 class _Choices(NamedTuple):
-    """What a run chooses for nodes of a flow.dag.yaml."""
+    """A run's choices for nodes of a flow.dag.yaml."""
 
     variant: str
     node_connections: Mapping[str, Mapping[str, str]]
@@ -39,33 +39,33 @@ def load_flow(
     variant: str = "",
     node_connections: Mapping[str, Mapping[str, str]] | None = None,
 ) -> Flow:
-    """Give the flow of a folder, a file, `module:attr`, `path/to/file.py:attr` or a callable.
+    """Load a flow from a folder, a file, `module:attr`, `path/to/file.py:attr` or a callable.
 
     Args:
-        source: A folder with `flow.dag.yaml` or `flow.flex.yaml`; a yaml, flex when it has `entry`, else a DAG; a
-            `.prompty` file; a reference to a function or class; or a function, a class with `__call__`, any callable
-            object.
-        working_dir: First on the worker's `sys.path`; relative sources are looked for here first. `None` is the flow
-            file's folder; for a callable, the folder its module is imported from; else the current directory.
-        variant: `${node.variant}`, of a DAG flow whose node has several; empty is each node's default.
-        node_connections: Node of a DAG flow to what it has in this run: names of connections, by `connection` or by the
-            tool's parameter, and `deployment_name` and `model`.
+        source: A folder with `flow.dag.yaml` or `flow.flex.yaml`; a yaml file (with `entry` it is flex, otherwise a DAG);
+            a `.prompty` file; a reference to a function or class; or any callable object, such as a function or a class
+            with `__call__`.
+        working_dir: First on the worker's `sys.path`; relative sources are looked up here first. `None`: the flow file's
+            folder; for a callable, the folder that its module is imported from; otherwise the current directory.
+        variant: `${node.variant}` for a DAG flow; empty: the default of each node.
+        node_connections: For a DAG flow: node to its choices in this run. These are names of connections (key
+            `connection` or the tool's parameter), and `deployment_name` and `model`.
 
     Raises:
-        FlowNotFoundError: Nothing at the path; the message lists what is there instead.
-        InvalidFlowRequest: The definition is wrong, or asks for what is not supported; the message lists every problem.
-        InvalidOptionError: The flow has no such variant or node; the message lists those that there are.
+        FlowNotFoundError: Nothing is at the path; the message lists what is there instead.
+        InvalidFlowRequest: The definition is wrong or not supported; the message lists every problem.
+        InvalidOptionError: The flow has no such variant or node; the message lists the existing ones.
     """
     choices = _Choices(variant, check_node_connections(node_connections or {}, "node_connections"))
     flow = _load_flow(source, working_dir, choices)
     if variant and flow.variant != variant:
         raise InvalidOptionError(
-            f"The variant {variant!r} was chosen, but '{flow.name}' is no flow.dag.yaml, and has none. Leave it out."
+            f"The variant {variant!r} was chosen, but '{flow.name}' is no flow.dag.yaml and has no variants. Leave it out."
         )
     if node_connections and flow.node_connections != node_connections:
         raise InvalidOptionError(
             f"Connections were chosen for the nodes {', '.join(map(repr, node_connections))}, but '{flow.name}' is no "
-            "flow.dag.yaml of Python nodes, and has none. Leave them out; a flow's own code names its connections."
+            "flow.dag.yaml of Python nodes. Leave them out; the flow's own code names its connections."
         )
     return flow
 
@@ -97,7 +97,7 @@ def _flow_of_path(path: Path, working_dir: Path | None, choices: _Choices) -> Fl
         )
     if file.suffix == ".py":
         raise FlowDefinitionError(
-            f"{file}: a Python file is no flow by itself. Name the function or class in it, as {file}:my_flow."
+            f"{file}: a Python file alone is no flow. Name the function or class in it, such as {file}:my_flow."
         )
     raise FlowDefinitionError(
         f"{file}: expected a flow folder, a .yaml or .prompty file or 'file.py:callable', found a "
@@ -106,18 +106,18 @@ def _flow_of_path(path: Path, working_dir: Path | None, choices: _Choices) -> Fl
 
 
 def merged_copy(flow: Flow, folder: Path) -> tuple[Flow, list[str]]:
-    """Merge a flow and its `additional_includes` in an empty folder; gives the flow of that, and what was replaced.
+    """Merge a flow and its `additional_includes` in an empty folder; give the merged flow and notes on replaced files.
 
     Raises:
-        InvalidFlowRequest: It cannot be merged, or the merged flow is wrong.
-        InvalidOptionError: The flow runs in another folder than its own.
+        InvalidFlowRequest: The files cannot be merged, or the merged flow is wrong.
+        InvalidOptionError: The flow's working directory is not its own folder.
     """
-    assert flow.definition_file is not None, "only a yaml has includes"
+    assert flow.definition_file is not None, "only a yaml can have includes"
     own = flow.definition_file.parent
     if not flow.working_dir.samefile(own):
         raise InvalidOptionError(
-            f"{flow.definition_file}: its additional_includes are merged with the folder {own}, but the flow is to run in "
-            f"{flow.working_dir}. Leave the working_dir out."
+            f"{flow.definition_file}: its additional_includes are merged with the folder {own}, but the run's working_dir "
+            f"is {flow.working_dir}. Leave the working_dir out."
         )
     folder = folder.resolve()
     notes = merge(own, flow.additional_includes, folder)
@@ -137,7 +137,7 @@ def _flow_of_yaml(file: Path, working_dir: Path, choices: _Choices) -> Flow:
 
 
 def _locate(text: str, folder: Path | None) -> Path:
-    """The path meant: below `folder` when it is there, else as the current directory has it; absolute."""
+    """The absolute path: below `folder` if it exists there, otherwise below the current directory."""
     try:
         path = Path(text).expanduser()
         below = (folder or Path.cwd()) / path
@@ -153,7 +153,7 @@ def _existing(text: str, folder: Path | None) -> Path:
     nearest = next(parent for parent in path.parents if parent.is_dir())
     raise FlowNotFoundError(
         f"No flow at {path}. Expected a flow folder, a .yaml or .prompty file, 'module:callable', 'file.py:callable' or a "
-        f"callable. {nearest} holds {_candidates(nearest)}."
+        f"callable. {nearest} contains {_candidates(nearest)}."
     )
 
 
@@ -162,17 +162,17 @@ def _definition_in(folder: Path) -> Path:
     found = [folder / name for name in names if (folder / name).is_file()]
     if len(found) > 1:
         raise FlowDefinitionError(
-            f"{folder} holds {' and '.join(file.name for file in found)}. Give the path of the one that is meant."
+            f"{folder} contains {' and '.join(file.name for file in found)}. Give the path of the one to run."
         )
     if not found:
         raise FlowNotFoundError(
-            f"No flow in {folder}. Expected flow.dag.yaml or flow.flex.yaml there; it holds {_candidates(folder)}."
+            f"No flow in {folder}. Expected flow.dag.yaml or flow.flex.yaml; the folder contains {_candidates(folder)}."
         )
     return found[0]
 
 
 def _candidates(folder: Path) -> str:
-    """What else in a folder could be a flow, for a message."""
+    """What in a folder could be a flow instead, for a message."""
     names = sorted(
         entry.name + "/" * entry.is_dir()
         for entry in folder.iterdir()

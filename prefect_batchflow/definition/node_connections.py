@@ -1,4 +1,4 @@
-"""Other connections, deployments and models for nodes of a DAG flow, as promptflow's run files name them for one run."""
+"""Choosing connections, deployments and models for nodes of a DAG flow in one run, as promptflow's run files do."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ if TYPE_CHECKING:
 
 CONNECTION = "connection"
 MODEL_INPUTS = ("deployment_name", "model")
-"""What is chosen beside a connection; inputs of any node that asks a model."""
+"""Inputs that can be chosen besides a connection, for any node that asks a model."""
 
 
 def check_node_connections(given: Any, place: str) -> dict[str, dict[str, str]]:
-    """Give what was chosen for nodes, if it has the form `{node: {input: name}}`.
+    """Check that choices have the form `{node: {input: name}}`, and give them back.
 
     Args:
-        given: As a person wrote it.
-        place: Where, for messages.
+        given: As written by a person.
+        place: Where they are written, for messages.
 
     Raises:
         InvalidOptionError: It has another form.
     """
-    expected = "expected {node: {connection: name}}, with `deployment_name` or `model` beside it"
+    expected = "expected {node: {connection: name}}, where `deployment_name` and `model` can be keys too"
     if not isinstance(given, dict):
         raise InvalidOptionError(f"{place}: {expected}, found {given!r}.")
     for node, chosen in given.items():
@@ -35,8 +35,8 @@ def check_node_connections(given: Any, place: str) -> dict[str, dict[str, str]]:
         for name, value in chosen.items():
             if not isinstance(name, str) or not isinstance(value, str) or not value:
                 raise InvalidOptionError(
-                    f"{place}, node '{node}', {name!r}: expected a name, as text, found {value!r}. Write one, in quotes if it "
-                    "looks like a number, or leave the key out."
+                    f"{place}, node '{node}', {name!r}: expected a name as text, found {value!r}. Write a name, in quotes if "
+                    "it looks like a number, or leave the key out."
                 )
     return given
 
@@ -44,18 +44,18 @@ def check_node_connections(given: Any, place: str) -> dict[str, dict[str, str]]:
 def with_node_connections(
     document: dict[str, Any], node_connections: Mapping[str, Mapping[str, str]], problems: Problems
 ) -> dict[str, Any]:
-    """Give the document with what was chosen for nodes written into them.
+    """Give the document with the choices written into its nodes.
 
-    An `llm` node gets `connection` itself, and `deployment_name` and `model` as inputs. Any other node that calls a tool
-    gets inputs; whether those are connections is known by the tool's parameters only, and checked when it is imported.
+    For an `llm` node, `connection` becomes its own, `deployment_name` and `model` become inputs. For any other tool, all
+    choices become inputs; whether they are connections is checked once the tool is imported.
 
     Args:
-        document: A parsed flow.dag.yaml, variants written out.
-        node_connections: Node to `connection`, `deployment_name`, `model`, or an input that is a connection, to name.
-        problems: Of the yaml; names its file.
+        document: A parsed flow.dag.yaml, variants already applied.
+        node_connections: Node to its choices: `connection`, `deployment_name`, `model` or an input, each to a name.
+        problems: Those of the yaml; they know its file.
 
     Raises:
-        InvalidOptionError: There is no such node, or it takes no such thing; the message lists what there is.
+        InvalidOptionError: The node does not exist or takes no such choice; the message lists the possible ones.
     Source: promptflow-devkit `_sdk/_orchestrator/utils.py`, `overwrite_connections`.
     """
     entries = document.get("nodes")
@@ -65,7 +65,7 @@ def with_node_connections(
     for node in node_connections:
         if node not in names:
             raise InvalidOptionError(
-                f"{problems.file}: a connection was chosen for the node '{node}', and there is none of that name. Nodes: "
+                f"{problems.file}: a connection was chosen for the node '{node}', which does not exist. Nodes: "
                 f"{_listed(names)}."
             )
     nodes = []
@@ -79,42 +79,42 @@ def _with_chosen(entry: dict[str, Any], chosen: Mapping[str, str], problems: Pro
     kind, place = entry.get("type"), f"{problems.file}, node '{entry['name']}'"
     if kind == "prompt":
         raise InvalidOptionError(
-            f"{place}: {_listed(chosen)} was chosen for it, but it is a prompt node, which asks no model and takes no "
-            "connection. Choose for the node that asks the model."
+            f"{place}: {_listed(chosen)} was chosen, but a prompt node asks no model and takes no connection. Choose it for "
+            "the node that asks the model."
         )
     inputs = dict(chosen)
     written = dict(entry)
     if kind == "llm":
         if unknown := [name for name in chosen if name not in (CONNECTION, *MODEL_INPUTS)]:
             raise InvalidOptionError(
-                f"{place}: {_listed(unknown)} was chosen for it, but of an llm node {_listed((CONNECTION, *MODEL_INPUTS))} "
-                "can be chosen. Leave the others out, or write them into the flow."
+                f"{place}: {_listed(unknown)} was chosen, but for an llm node only {_listed((CONNECTION, *MODEL_INPUTS))} can "
+                "be chosen. Leave the others out, or write them into the flow."
             )
         if CONNECTION in inputs:
             written[CONNECTION] = inputs.pop(CONNECTION)
     own = entry.get("inputs")
-    if isinstance(own, dict) or own is None:  # any other is told as the fault of the yaml that it is
+    if isinstance(own, dict) or own is None:  # anything else is reported as a problem of the yaml
         written["inputs"] = {**(own or {}), **inputs}
     return written
 
 
 def refuse_other_inputs(node: str, chosen: Iterable[str], connections: Iterable[str]) -> None:
-    """Refuse a choice of a tool's input that is no connection.
+    """Refuse a choice for an input that takes no connection.
 
     Args:
         node: The node's name.
-        chosen: What was chosen for it.
+        chosen: The chosen inputs.
         connections: The tool's parameters that take a connection.
 
     Raises:
-        InvalidOptionError: The message lists those that do.
+        InvalidOptionError: The message lists the inputs that can be chosen.
     """
     known = list(connections)
     if others := [name for name in chosen if name not in (*known, *MODEL_INPUTS)]:
         raise InvalidOptionError(
-            f"Node '{node}': {_listed(others)} was chosen as a connection for this run, but its tool takes a connection as "
-            f"{_listed(known) or 'none of its parameters'}. Choose one of these, or {_listed(MODEL_INPUTS)}; any other input "
-            "is the flow's."
+            f"Node '{node}': {_listed(others)} was chosen as a connection for this run. Parameters of its tool that take a "
+            f"connection: {_listed(known) or 'none'}. Choose one of these, or {_listed(MODEL_INPUTS)}; other inputs are set in "
+            "the flow."
         )
 
 

@@ -1,4 +1,4 @@
-"""Flows whose code is written in another language: their yaml says how the service is started that runs it."""
+"""Flows in other languages: their yaml says how to start the service that runs them."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def flow_of_service(
     language: str,
     message_format: str = "basic",
 ) -> Flow:
-    """Give the flow; what its service runs is not looked into.
+    """Give the flow. The code of its service is not checked.
 
     Raises:
-        InvalidFlowRequest: The yaml is wrong; the message lists every problem, those given in `problems` too.
+        InvalidFlowRequest: The yaml is wrong; the message lists every problem, including those already in `problems`.
     """
     service, environment = read_service(document, problems), read_environment(document, problems)
     includes = read_includes(document, file.parent, problems)

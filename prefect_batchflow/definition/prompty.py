@@ -1,4 +1,4 @@
-"""`.prompty` files: front matter between lines of dashes, which says what is asked of which model, then a template."""
+"""`.prompty` files: yaml between lines of dashes (the model, inputs, outputs), then a template."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CONFIGURATION_KEYS = frozenset(
     }
 )  # fmt: skip
 SAME_TYPES = {"number": "double", "integer": "int", "boolean": "bool", "array": "list"}
-"""The names that prompty's own format has for promptflow's types."""
+"""Type names of the prompty format, to promptflow's."""
 
 _LINE_OF_DASHES = re.compile(r"^-{3,}[ \t]*$", re.MULTILINE)
 _FILE_REFERENCE = re.compile(r"\$\{file:(?P<place>.+)\}")
@@ -45,14 +45,14 @@ _FILE_REFERENCE = re.compile(r"\$\{file:(?P<place>.+)\}")
 def flow_of_prompty(file: Path, working_dir: Path) -> Flow:
     """Give the flow of a `.prompty` file.
 
-    Its inputs are those of `inputs`; without these, those of `sample`; without both, the variables of the template.
+    Its inputs are those under `inputs`, otherwise those under `sample`, otherwise the variables of the template.
 
     Args:
-        file: The file, which is there.
-        working_dir: As for any flow; what `${file:…}` names is looked for beside the prompty.
+        file: An existing file.
+        working_dir: As for any flow. `${file:…}` is relative to the prompty.
 
     Raises:
-        InvalidFlowRequest: The message lists every problem; its class is the problems' own if they share one.
+        InvalidFlowRequest: The message lists every problem; the class is theirs if they share one.
     Source: promptflow `core/_flow.py`, `Prompty`.
     """
     front, template, template_line = _split(file)
@@ -74,9 +74,9 @@ def flow_of_prompty(file: Path, working_dir: Path) -> Flow:
 
 
 def _split(file: Path) -> tuple[str, str, int]:
-    """The front matter, the template, and the 0-based line of the file that the template begins on.
+    """Split it into front matter, template, and the template's first line in the file, counted from 0.
 
-    The front matter keeps the lines before it as empty ones, so that a yaml error names the file's line.
+    The front matter starts with as many empty lines as precede it in the file, so that a yaml error names the file's line.
     """
     text = read_text(file, "prompty")
     first = _LINE_OF_DASHES.search(text)
@@ -92,16 +92,16 @@ def _split(file: Path) -> tuple[str, str, int]:
 
 
 class _References:
-    """`${file:place}` in values, replaced by what the file holds; `${env:NAME}` is left to who uses the value."""
+    """Replaces `${file:place}` in values by the file's content. `${env:NAME}` stays; it is read where the value is used."""
 
     def __init__(self, folder: Path, problems: Problems) -> None:
         self._folder = folder.resolve()
         self._problems = problems
         self.files: list[Path] = []
-        """All that were read."""
+        """All files that were read."""
 
     def resolved(self, value: Any, place: str) -> Any:
-        """A value with its references replaced; those in a file that was read stay text."""
+        """Replace the references in a value; a file's content may contain others, which stay text."""
         if isinstance(value, dict):
             return {key: self.resolved(part, f"{place}.{key}") for key, part in value.items()}
         if isinstance(value, list):
@@ -110,12 +110,12 @@ class _References:
         return value if match is None else self.read(match["place"], place)
 
     def read(self, name: str, place: str) -> Any:
-        """What a file beside the prompty holds: a json's or yaml's value, any other's text; noted when it cannot be."""
+        """Read a file beside the prompty: the value of json or yaml, otherwise the text. Problems are noted."""
         try:
             file = (self._folder / name).resolve()
             if not file.is_relative_to(self._folder):
-                expected = f"expected one in {self._folder} or below. Copy it there"
-                self._problems.add(FlowDefinitionError, place, f"the file '{name}' is at {file}, {expected}.")
+                expected = f"It must be in {self._folder} or below. Copy it there"
+                self._problems.add(FlowDefinitionError, place, f"the file '{name}' is at {file}. {expected}.")
                 return None
             text = read_text(file, "prompty")
             self.files.append(file)
@@ -141,7 +141,7 @@ def _read_model(document: Mapping[str, Any], problems: Problems) -> dict[str, An
 
 
 def problems_of_model(model: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the choices of a `model`, whether written in the file or given for it."""
+    """Say which choices of a `model` are wrong, in a file or given by a caller."""
     choices = {"api": ("chat", "completion"), "response": ("first", "all")}
     return [
         f"'{key}' is {model[key]!r}, expected {' or '.join(map(repr, known))}."
@@ -151,7 +151,7 @@ def problems_of_model(model: Mapping[str, Any]) -> list[str]:
 
 
 def _read_sample(document: Mapping[str, Any], references: _References, problems: Problems) -> dict[str, Any]:
-    """The mapping under `sample`, or in the json file that it names."""
+    """Read `sample`: a mapping, or the name of a json file that has one."""
     sample = document.get("sample")
     if isinstance(sample, str) and sample.endswith(".json"):
         sample = references.read(sample.removeprefix("file:"), "sample")
@@ -161,17 +161,15 @@ def _read_sample(document: Mapping[str, Any], references: _References, problems:
 def _check_engine(template: Any, problems: Problems) -> None:
     engine = (template.get("format") or template.get("type")) if isinstance(template, dict) else template
     if engine not in (None, "jinja2"):
-        problems.add(
-            UnsupportedFeatureError, "top level", f"'template' is supported as 'jinja2' only, found {engine!r}."
-        )
+        problems.add(UnsupportedFeatureError, "top level", f"'template' can only be 'jinja2', found {engine!r}.")
 
 
 def _variables(template: str, first_line: int, problems: Problems) -> list[str]:
-    """What a template asks for, in alphabetical order; noted when it is no template."""
+    """The variables of a template, sorted; a template that is no jinja2 is noted."""
     from jinja2 import Environment, TemplateSyntaxError, meta
 
     try:
-        # Only parsed here, never run.
+        # Parsed, never run.
         return sorted(meta.find_undeclared_variables(Environment().parse(template)))  # noqa: S701
     except TemplateSyntaxError as exc:
         problems.add(FlowDefinitionError, f"line {first_line + exc.lineno}", f"no valid template: {exc.message}.")
@@ -198,6 +196,6 @@ def _read_inputs(
 
 
 def _type_of(value: Any) -> str:
-    """The type of an input that a sample is known of."""
+    """The type of an input, by its sample value."""
     types = {bool: "bool", int: "int", float: "double", str: "string", list: "list"}
     return types.get(type(value), "object")

@@ -1,4 +1,4 @@
-"""A temporary folder for the time of a run, which the next one removes where a run was killed before it could."""
+"""A temporary folder for one run; if the run is killed, the next run removes the folder."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ PREFIX = "batchflow-run-"
 
 @contextmanager
 def run_folder() -> Iterator[Path]:
-    """Give an empty folder, locked while it is in use and removed at the end, and remove those that nobody has locked.
+    """Give an empty folder, locked while in use and removed at the end; remove abandoned ones first.
 
-    The system drops the lock of a process however it dies, so what is not locked is in nobody's use.
+    The system drops a process's locks however it dies, so a folder without lock is abandoned.
     """
     remove_abandoned()
     folder, lock = _new_folder()
@@ -33,12 +33,12 @@ def run_folder() -> Iterator[Path]:
 
 
 def remove_abandoned() -> None:
-    """Remove this user's folders of runs that were killed."""
+    """Remove this user's folders of killed runs."""
     with suppress(OSError), os.scandir(tempfile.gettempdir()) as entries:
         for entry in entries:
             if not (entry.name.startswith(PREFIX) and entry.is_dir(follow_symlinks=False)):
                 continue
-            # One that cannot be locked is in use, goes at this moment, or is on a file system without locks: it stays.
+            # A folder that cannot be locked is in use, just being removed, or on a file system without locks.
             with suppress(OSError):
                 if entry.stat(follow_symlinks=False).st_uid == os.getuid():
                     lock = _locked(entry.path)
@@ -47,13 +47,13 @@ def remove_abandoned() -> None:
 
 
 def _new_folder() -> tuple[Path, int | None]:
-    """A folder and the descriptor that locks it; `None` on a file system without locks."""
+    """A folder and the descriptor that locks it, which is `None` on a file system without locks."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX))
         try:
             lock = _locked(folder)
         except (BlockingIOError, FileNotFoundError):
-            continue  # another run, in the moment before the lock, took it for abandoned
+            continue  # before it was locked, another run took it for abandoned
         except OSError:
             return folder, None
         if folder.exists():
@@ -62,7 +62,7 @@ def _new_folder() -> tuple[Path, int | None]:
 
 
 def _locked(folder: str | Path) -> int:
-    """A descriptor that holds the lock of a folder; no program that is started inherits it."""
+    """A descriptor that holds the folder's lock; child processes do not inherit it."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

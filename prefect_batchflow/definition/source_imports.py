@@ -1,4 +1,4 @@
-"""What a flow's Python files import, read without running them."""
+"""The imports of a flow's Python files, read without running them."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class SourceImport:
     """Counted from 1."""
     module: str
     name: str = ""
-    """Of `from module import name`; empty for `import module`."""
+    """The name in `from module import name`; empty for `import module`."""
     always: bool = True
-    """Whether the file asks for it when it is imported: neither in a function, nor in `try` or `if`."""
+    """Whether importing the file always imports it: it is in no function, `try` or `if`."""
 
 
 def imports_of(file: Path) -> Iterator[SourceImport]:
-    """Give what a file imports by absolute names, in the file's order; what it imports for type checkers only is left out.
+    """Give the imports of a file by absolute name, in the file's order, without those for type checkers.
 
     Raises:
         FlowDefinitionError: The file cannot be read, or is not Python.
@@ -60,5 +60,5 @@ def _imports(node: ast.AST, file: Path, *, always: bool) -> Iterator[SourceImpor
 
 
 def _is_for_types(test: ast.expr) -> bool:
-    """`TYPE_CHECKING`, by itself or of `typing`."""
+    """Whether it is `TYPE_CHECKING` or `typing.TYPE_CHECKING`."""
     return "TYPE_CHECKING" in (getattr(test, "id", ""), getattr(test, "attr", ""))

@@ -1,4 +1,4 @@
-"""The variants of a DAG flow's nodes: which one of several definitions a node has in this run."""
+"""Variants: choosing one of several definitions of a DAG flow's node for a run."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ def parse_variant(text: str) -> tuple[str, str]:
     """Give the node and the variant of `${node.variant}` or `node.variant`.
 
     Raises:
-        InvalidOptionError: It is neither.
+        InvalidOptionError: It has another form.
     """
     match = _CHOICE.fullmatch(text.strip())
     if match is None or text.strip().startswith("${") != bool(match["closed"]):
         raise InvalidOptionError(
-            f"The variant {text!r} should be a node's, as '${{node.variant_1}}' or 'node.variant_1'."
+            f"The variant {text!r} should name a node and its variant, such as '${{node.variant_1}}' or 'node.variant_1'."
         )
     return match["node"], match["variant"]
 
 
 def with_variants(document: dict[str, Any], variant: str, problems: Problems) -> dict[str, Any]:
-    """Give the document with the nodes that `use_variants` written out.
+    """Give the document with each node that has `use_variants` replaced by its variant.
 
     Args:
         document: A parsed flow.dag.yaml.
-        variant: `${node.variant}`, chosen for this run; empty leaves each node its default.
-        problems: Takes what is wrong with the yaml.
+        variant: `${node.variant}` for this run; empty: the default of each node.
+        problems: Takes the problems of the yaml.
 
     Raises:
-        InvalidOptionError: The node or the variant chosen does not exist; the message lists those that do.
+        InvalidOptionError: The chosen node or variant does not exist; the message lists the existing ones.
     Source: promptflow-devkit `_sdk/_orchestrator/utils.py`, `overwrite_variant`.
     """
     entries = document.get("nodes")
@@ -62,8 +62,8 @@ def _choice(text: str, all_variants: Mapping[str, Any], varied: set[str], proble
     if node not in varied:
         there = _listed(sorted(varied)) or "none"
         raise InvalidOptionError(
-            f"{problems.file}: the variant {text!r} was chosen, but '{node}' is no node with `use_variants: true`. Such "
-            f"nodes: {there}."
+            f"{problems.file}: the variant {text!r} was chosen, but no node '{node}' has `use_variants: true`. Nodes that "
+            f"have it: {there}."
         )
     known = _variants_of(all_variants.get(node))
     if variant not in known:
@@ -76,7 +76,7 @@ def _choice(text: str, all_variants: Mapping[str, Any], varied: set[str], proble
 def _written_out(
     entry: dict[str, Any], all_variants: Mapping[str, Any], chosen: Mapping[str, str], problems: Problems
 ) -> dict[str, Any] | None:
-    """The node as its variant has it; `None` where the yaml lacks that."""
+    """The node as its variant defines it; `None` if the yaml does not define it."""
     name = entry.get("name")
     if not isinstance(name, str):
         return {key: value for key, value in entry.items() if key != "use_variants"}
@@ -85,7 +85,7 @@ def _written_out(
     known = _variants_of(given)
     if not isinstance(given, dict) or not known:
         there = _listed(all_variants) or "none"
-        text = f"it has `use_variants`, but 'node_variants' has no variants for it; there are some for: {there}."
+        text = f"it has `use_variants`, but 'node_variants' has no variants for it, only for: {there}."
         problems.add(FlowDefinitionError, place, text)
         return None
     variant = chosen.get(name) or given.get("default_variant_id")
@@ -95,7 +95,7 @@ def _written_out(
         return None
     node = known[variant].get("node") if isinstance(known[variant], dict) else None
     if not isinstance(node, dict):
-        text = f"expected 'node', with the keys of a node but its name, found {known[variant]!r}."
+        text = f"expected 'node' with the keys of a node, without its name. Found {known[variant]!r}."
         problems.add(FlowDefinitionError, f"node_variants of '{name}', '{variant}'", text)
         return None
     return {**node, "name": name}

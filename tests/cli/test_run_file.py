@@ -117,11 +117,11 @@ def test_keys_without_a_meaning_and_unknown_ones_are_notes(tmp_path: Path) -> No
             "run.yaml: 'connections': expected {node: {connection",
         ),
         ("connections: {answer: c}\n", InvalidOptionError, "'connections', node 'answer': expected {node: {connection"),
-        ("connections: {a: {model: 4}}\n", InvalidOptionError, "node 'a', 'model': expected a name, as text, found 4"),
+        ("connections: {a: {model: 4}}\n", InvalidOptionError, "node 'a', 'model': expected a name as text, found 4"),
         (
             "connections: {a: {connection: }}\n",
             InvalidOptionError,
-            "'connection': expected a name, as text, found None",
+            "'connection': expected a name as text, found None",
         ),
         ("data: azureml:rows:1\n", UnsupportedFeatureError, "Download it"),
     ],

@@ -86,7 +86,7 @@ class TestValues:
     @pytest.mark.parametrize(
         ("text", "expected"),
         [
-            ("${n.input}", "asks for 'input' of 'n'"),
+            ("${n.input}", "refers to 'input' of 'n'"),
             ("${n.output.}", "cannot read '.'"),
             ("${n.output.a-b}", "cannot read '-b'"),
             ("${n.output[x]}", r"cannot read '\[x\]'"),
@@ -261,7 +261,7 @@ class TestRefused:
 
     def test_a_template_that_is_not_there_and_what_is(self, tmp_path: Path) -> None:
         (tmp_path / "other.jinja2").touch()
-        with pytest.raises(InvalidSource, match=r"no file 'ask.jinja2' in .*, which holds other.jinja2"):
+        with pytest.raises(InvalidSource, match=r"no file 'ask.jinja2' in .*, which contains other.jinja2"):
             load(tmp_path, node("a", type="prompt", source={"type": "code", "path": "ask.jinja2"}))
 
     @pytest.mark.parametrize("tool", [None, "", 5])
@@ -275,7 +275,7 @@ class TestRefused:
             load(tmp_path, node("a", source=source))
 
     def test_a_source_that_is_not_there_and_what_is(self, tmp_path: Path) -> None:
-        with pytest.raises(InvalidSource, match=r"node 'a': no file 'tol\.py' in .* which holds tool\.py"):
+        with pytest.raises(InvalidSource, match=r"node 'a': no file 'tol\.py' in .* which contains tool\.py"):
             load(tmp_path, node("a", source={"path": "tol.py"}))
 
     def test_no_inputs_since_a_batch_runs_over_them(self, tmp_path: Path) -> None:
@@ -297,15 +297,15 @@ class TestRefused:
             load(tmp_path, nodes=[node("a"), entry])
 
     def test_two_nodes_of_one_name(self, tmp_path: Path) -> None:
-        with pytest.raises(DuplicateNodeName, match="node 'a': there are two"):
+        with pytest.raises(DuplicateNodeName, match="node 'a': two nodes have this name"):
             load(tmp_path, node("a"), node("a"))
 
     def test_an_unknown_input(self, tmp_path: Path) -> None:
-        with pytest.raises(InputReferenceNotFound, match=r"node 'a', input 'p': \$\{inputs\.y\}.*There is: 'x'"):
+        with pytest.raises(InputReferenceNotFound, match=r"node 'a', input 'p': \$\{inputs\.y\}.*Existing: 'x'"):
             load(tmp_path, node("a", {"p": "${inputs.y}"}))
 
     def test_an_unknown_node(self, tmp_path: Path) -> None:
-        with pytest.raises(NodeReferenceNotFound, match=r"node 'a', input 'p': \$\{b\.output\}.*There is: 'a'"):
+        with pytest.raises(NodeReferenceNotFound, match=r"node 'a', input 'p': \$\{b\.output\}.*Existing: 'a'"):
             load(tmp_path, node("a", {"p": "${b}"}))
 
     def test_a_line_node_that_needs_an_aggregation_node(self, tmp_path: Path) -> None:
@@ -323,7 +323,7 @@ class TestRefused:
             load(tmp_path, outputs={"o": reference})
 
     def test_a_reference_that_cannot_be_read(self, tmp_path: Path) -> None:
-        with pytest.raises(FlowDefinitionError, match=r"node 'a', input 'p': .*asks for 'score'"):
+        with pytest.raises(FlowDefinitionError, match=r"node 'a', input 'p': .*refers to 'score'"):
             load(tmp_path, node("a", {"p": "${b.score}"}))
 
     @pytest.mark.parametrize(
@@ -336,7 +336,7 @@ class TestRefused:
             ),
             ({"is": 1}, FlowDefinitionError, "expected 'when'"),
             ("${inputs.x}", FlowDefinitionError, "activate"),
-            ({"when": "${b.score}", "is": 1}, FlowDefinitionError, "asks for 'score'"),
+            ({"when": "${b.score}", "is": 1}, FlowDefinitionError, "refers to 'score'"),
             ({"when": "${inputs.x}", "is": 1, "else": 2}, UnsupportedFeatureError, "the key 'else' is not supported"),
             (
                 {"when": "${inputs.y}", "is": 1},

@@ -139,7 +139,7 @@ class TestYaml:
 
     @pytest.mark.parametrize("entry", ["mian:run", "main.sub:run", "mian.py:run"])
     def test_a_module_that_is_not_there_and_what_is(self, tmp_path: Path, entry: str) -> None:
-        with pytest.raises(PythonLoadError, match=r"'entry' names .* which holds main\.py"):
+        with pytest.raises(PythonLoadError, match=r"'entry' names .* which contains main\.py"):
             self.load(tmp_path, f"entry: {entry}\n")
 
     @pytest.mark.parametrize("key", ["nodes: [a]", "model: x"])

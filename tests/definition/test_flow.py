@@ -102,17 +102,17 @@ class TestNotFound:
         message = refusal(FlowNotFoundError, folder / "flow.yaml")
 
         assert f"No flow at {folder / 'flow.yaml'}" in message
-        assert f"{folder} holds a.py, main.py." in message
+        assert f"{folder} contains a.py, main.py." in message
 
     def test_a_folder_without_flow_tells_what_it_holds(self, tmp_path: Path, folder: Path) -> None:
         (tmp_path / ".hidden").mkdir()
         (tmp_path / "data.jsonl").touch()
 
         assert f"No flow in {tmp_path}" in (message := refusal(FlowNotFoundError, tmp_path))
-        assert message.endswith("it holds sample/.")
+        assert message.endswith("the folder contains sample/.")
 
     def test_the_nearest_folder_that_exists_is_shown(self, folder: Path) -> None:
-        assert f"{folder} holds" in refusal(FlowNotFoundError, folder / "no" / "such" / "flow.yaml")
+        assert f"{folder} contains" in refusal(FlowNotFoundError, folder / "no" / "such" / "flow.yaml")
 
     def test_many_candidates_are_cut(self, tmp_path: Path) -> None:
         for number in range(15):
@@ -121,7 +121,7 @@ class TestNotFound:
         assert "09.yaml and 5 more" in refusal(FlowNotFoundError, tmp_path)
 
     def test_an_empty_folder_is_said_to_be_one(self, tmp_path: Path) -> None:
-        assert "holds no yaml or Python file" in refusal(FlowNotFoundError, tmp_path)
+        assert "contains no yaml or Python file" in refusal(FlowNotFoundError, tmp_path)
 
     @pytest.mark.parametrize("text", ["a\0b", "x" * 5000, "no such module", "module"])
     def test_what_can_be_no_path_is_not_found_either(self, text: str) -> None:
@@ -222,7 +222,7 @@ class TestFiles:
             (folder / "deep" / name).touch()
         flow = load_flow(folder)
 
-        with pytest.warns(UserWarning, match="holds more than 4 sources"):
+        with pytest.warns(UserWarning, match="has more than 4 source files"):
             files = flow.files
 
         assert [file.name for file in files] == ["a.py", "x.py", "flow.dag.yaml", "main.py"]

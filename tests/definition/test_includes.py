@@ -87,7 +87,7 @@ def test_an_include_replaces_a_file_and_that_is_told(folder: Path, tmp_path: Pat
 
     assert (tmp_path / "copy" / "tool.py").read_text() == "beside"
     assert notes == [
-        f"The additional include {tmp_path}/tool.py replaces tool.py of the flow's folder or an earlier include."
+        f"The additional include {tmp_path}/tool.py replaces tool.py from the flow's folder or an earlier include."
     ]
 
 
@@ -114,9 +114,9 @@ def test_a_zip_that_is_there_is_copied_as_it_is(folder: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("entry", "told"),
     [
-        ("../nowhere", "names '../nowhere', and there is nothing at "),
-        ("..", r"names '\.\.', which holds the flow's folder itself"),
-        (".", r"names '\.', which holds the flow's folder itself"),
+        ("../nowhere", "names '../nowhere', but /"),
+        ("..", r"names '\.\.', which contains the flow's folder itself"),
+        (".", r"names '\.', which contains the flow's folder itself"),
         ("5", r"should be a list of paths, found \[5\]"),
     ],
 )
@@ -130,7 +130,7 @@ def test_a_copy_has_limits(folder: Path, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(includes, "MOST_FILES", 3)
     (tmp_path / "copy").mkdir()
 
-    with pytest.raises(FlowDefinitionError, match="more than 3 files"):
+    with pytest.raises(FlowDefinitionError, match="exceed 3 files"):
         merged_copy(flow, tmp_path / "copy")
 
 

@@ -87,13 +87,13 @@ def test_the_merged_copy_of_a_flow_has_them_too(folder: Path, tmp_path: Path) ->
     [
         (
             {"z": {"connection": "c"}},
-            "for the node 'z', and there is none of that name. Nodes: 'show', 'answer', 'look'",
+            "for the node 'z', which does not exist. Nodes: 'show', 'answer', 'look'",
         ),
         (
             {"answer": {"api": "chat"}},
-            "node 'answer': 'api' was chosen for it, but of an llm node 'connection', 'deploym",
+            "node 'answer': 'api' was chosen, but for an llm node only 'connection', 'deploym",
         ),
-        ({"show": {"model": "gpt"}}, "node 'show': 'model' was chosen for it, but it is a prompt node"),
+        ({"show": {"model": "gpt"}}, "node 'show': 'model' was chosen, but a prompt node asks no model"),
     ],
 )
 def test_what_no_node_takes_is_refused(folder: Path, chosen: dict[str, dict[str, str]], told: str) -> None:

@@ -179,14 +179,14 @@ class TestReferences:
 
         message = refusal(folder / "inner", "---\nmodel: ${file:../secret.json}\n---\n")
 
-        assert f"model: the file '../secret.json' is at {folder / 'secret.json'}, expected one in" in message
+        assert f"model: the file '../secret.json' is at {folder / 'secret.json'}. It must be in" in message
 
     def test_a_link_that_leads_outside_is_refused(self, folder: Path) -> None:
         (folder / "inner").mkdir()
         (folder / "secret.json").write_text("{}")
         (folder / "inner" / "link.json").symlink_to(folder / "secret.json")
 
-        assert "expected one in" in refusal(folder / "inner", "---\nmodel: ${file:link.json}\n---\n")
+        assert "It must be in" in refusal(folder / "inner", "---\nmodel: ${file:link.json}\n---\n")
 
     @pytest.mark.parametrize(
         ("name", "content", "told"),
@@ -238,7 +238,7 @@ class TestRefusals:
         lines += [f"a{n}: &a{n} [{','.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 8)]
 
         assert "aliases" in refusal(folder, "---\n" + "\n".join(lines) + "\n---\n")
-        assert "at most for a prompty" in refusal(folder, "---\nname: x\n---\n" + "x" * document.SIZE_LIMIT)
+        assert "A prompty's yaml can have at most" in refusal(folder, "---\nname: x\n---\n" + "x" * document.SIZE_LIMIT)
 
     def test_all_problems_come_in_one_report(self, folder: Path) -> None:
         message = refusal(
@@ -264,7 +264,7 @@ class TestRefusals:
             "the type 'image2' is not supported",
             "'sample' should map names to values, found 3",
             "'outputs' should map names to values",
-            "'template' is supported as 'jinja2' only, found 'handlebars'",
+            "'template' can only be 'jinja2', found 'handlebars'",
             "the key 'modell' is not supported. Did you mean 'model'?",
             "no valid template",
         ):

@@ -65,7 +65,9 @@ def test_the_one_that_was_chosen(folder: Path, text: str) -> None:
 
 @pytest.mark.parametrize("text", ["b", "${b.variant_1", "b.variant_1}", "", "${.variant_1}"])
 def test_a_text_that_names_no_variant(text: str) -> None:
-    with pytest.raises(InvalidOptionError, match=r"should be a node's, as '\$\{node\.variant_1\}'"):
+    with pytest.raises(
+        InvalidOptionError, match=r"should name a node and its variant, such as '\$\{node\.variant_1\}'"
+    ):
         parse_variant(text)
 
 
@@ -73,8 +75,8 @@ def test_a_text_that_names_no_variant(text: str) -> None:
     ("text", "told"),
     [
         ("${b.variant_2}", "the node 'b' has no variant 'variant_2'. It has 'variant_0', 'variant_1'."),
-        ("${a.variant_1}", "'a' is no node with `use_variants: true`. Such nodes: 'b', 'c'."),
-        ("${z.variant_1}", "'z' is no node with `use_variants: true`. Such nodes: 'b', 'c'."),
+        ("${a.variant_1}", "no node 'a' has `use_variants: true`. Nodes that have it: 'b', 'c'."),
+        ("${z.variant_1}", "no node 'z' has `use_variants: true`. Nodes that have it: 'b', 'c'."),
     ],
 )
 def test_one_that_the_flow_has_not_is_refused_with_those_it_has(folder: Path, text: str, told: str) -> None:
@@ -101,7 +103,7 @@ def test_what_has_no_nodes_has_no_variants(tmp_path: Path) -> None:
             "'default_variant_id' is 'v', expected one of 'vari",
         ),
         ("default_variant_id: variant_0", "x: 1", "'default_variant_id' is None"),
-        ("\n  b:", "\n  d:", "node 'b': it has `use_variants`, but .* there are some for: 'd', 'c'"),
+        ("\n  b:", "\n  d:", "node 'b': it has `use_variants`, but .* has no variants for it, only for: 'd', 'c'"),
         ("variant_0: {node: ", "variant_0: {noed: ", "node_variants of 'b', 'variant_0': expected 'node'"),
     ],
 )

@@ -829,10 +829,10 @@ class TestConnections:
             """
         with pytest.raises(InvalidOptionError) as caught:
             node(source, "{c: custom}", {"x": "text", "y": "z", "d": "custom"}, connections=self.GIVEN)
-        assert "Node 'a': 'x', 'y' was chosen as a connection for this run, but its tool takes a connection as" in str(
+        assert "Node 'a': 'x', 'y' was chosen as a connection for this run. Parameters of its tool that take a" in str(
             caught.value
         )
-        assert "as 'c', 'd'. Choose one of these, or 'deployment_name', 'model'" in str(caught.value)
+        assert "connection: 'c', 'd'. Choose one of these, or 'deployment_name', 'model'" in str(caught.value)
 
     @pytest.mark.parametrize(
         ("annotation", "value", "message"),
