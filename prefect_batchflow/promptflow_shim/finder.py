@@ -1,4 +1,4 @@
-"""Gives the modules of promptflow that are mirrored here to `import`, and says what to do about the others."""
+"""Imports the mirrored modules of promptflow, and says what to use instead of the others."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 _PACKAGE = __name__.partition(".")[0]
-_INSTALL = "install promptflow itself (pip install promptflow-core), or take it out of the flow's code."
+_INSTALL = "install promptflow itself (pip install promptflow-core), or remove it from the flow's code."
 
 
 class ShimFinder:
-    """A finder for `sys.meta_path` and a loader in one: the modules are made, not read."""
+    """Finder for `sys.meta_path` and loader in one: it makes the modules."""
 
     @staticmethod
     def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        """Give the spec of a mirrored module; refuse the rest of promptflow, pass on everything else."""
+        """Give the spec of a mirrored module; refuse the rest of promptflow, leave other modules alone."""
         if not name.startswith("promptflow.") and name != "promptflow":
             return None
-        # Parts of promptflow may be installed by themselves, as promptflow-tracing is; theirs come first.
+        # Parts of promptflow can be installed alone, such as promptflow-tracing. They come first.
         installed = PathFinder.find_spec(name, path) if name not in ("promptflow", "promptflow.core") else None
         if installed is not None and (installed.origin is not None or name not in PROVIDED):
             return installed
@@ -38,11 +38,11 @@ class ShimFinder:
 
     @staticmethod
     def create_module(spec: ModuleSpec) -> ModuleType | None:
-        """Leave it to `import`: a plain module."""
+        """Let `import` make a plain module."""
 
     @staticmethod
     def exec_module(module: ModuleType) -> None:
-        """Let a mirrored module give its names when they are asked for: a flow pays for what it imports."""
+        """Make a mirrored module import its names on first use, so that a flow pays only for those it needs."""
         module.__dict__.update(__all__=sorted(PROVIDED[module.__name__]), __getattr__=_giver(module))
 
 
@@ -50,13 +50,13 @@ def _giver(module: ModuleType) -> Callable[[str], Any]:
     path = module.__name__
 
     def give(name: str) -> Any:
-        """Import a name; refuse one that is not mirrored. `import` tries names beside submodules, hence the error's class."""
+        """Import a mirrored name, refuse others. It is an `ImportError`, so that `import` stops there and shows the text."""
         if home := PROVIDED[path].get(name):
             where, _, what = home.partition(":")
             value = getattr(import_module(f"{_PACKAGE}.{where}"), what)
         elif name in REPLACED.get(path, {}):
             value = _StandIn(name, (), {"__module__": path})
-        # Inspection asks modules for any dunder, and `promptflow.core` is a submodule.
+        # Inspection tries any dunder, and `import` tries submodules such as `promptflow.core`.
         elif name.startswith("__") or f"{path}.{name}" in PROVIDED:
             raise AttributeError(f"module {path!r} has no attribute {name!r}")
         else:
@@ -68,13 +68,13 @@ def _giver(module: ModuleType) -> Callable[[str], Any]:
 
 
 class _StandIn(type):
-    """A class in the place of what is not provided: may be imported, annotated with and asked about, never used."""
+    """A stand-in class for an unsupported name: code can import it, annotate with it and inspect it, but not use it."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         raise UnsupportedFeatureError(cls._refusal())
 
     def __getattr__(cls, name: str) -> Any:
-        # Inspection asks classes for any dunder.
+        # Inspection tries any dunder.
         if name.startswith("__"):
             raise AttributeError(name)
         raise UnsupportedFeatureError(cls._refusal())
@@ -93,23 +93,23 @@ def _missing(name: str) -> str:
 
 
 def install() -> bool:
-    """Mirror promptflow where it is not installed; to be called any number of times.
+    """Mirror promptflow unless it is installed; can be called repeatedly.
 
     Returns:
-        Whether the mirror stands; false where promptflow itself is there.
+        Whether the mirror is in place; false if promptflow itself is installed.
     """
     if ShimFinder in sys.meta_path:
         return True
     if _is_installed():
         return False
-    # First, since the path finder takes any folder called promptflow for it.
+    # First in the list, because the path finder takes any folder called promptflow for it.
     sys.modules.pop("promptflow", None)
     sys.meta_path.insert(0, ShimFinder)
     return True
 
 
 def uninstall() -> None:
-    """Take the mirror away again, modules included."""
+    """Remove the mirror and its modules."""
     if ShimFinder in sys.meta_path:
         sys.meta_path.remove(ShimFinder)
         for name in PROVIDED:
@@ -117,15 +117,15 @@ def uninstall() -> None:
 
 
 def _is_installed() -> bool:
-    """Whether `promptflow.core` can be imported, found out without importing anything."""
+    """Whether `promptflow.core` can be imported, without importing anything."""
     if "promptflow.core" in sys.modules:
         return True
-    # By its bare name: with the whole one, the finder wants its parent imported.
+    # Only the last part of the name: with the full name, the finder wants the parent imported.
     spec = PathFinder.find_spec("core", _installed_folders())
     return spec is not None and spec.origin is not None
 
 
 def _installed_folders() -> list[str]:
-    """Where parts of promptflow are; it is a namespace package, and any folder of that name counts as one."""
+    """The folders with parts of promptflow, a namespace package; any folder of that name counts as one."""
     spec = PathFinder.find_spec("promptflow")
     return list(spec.submodule_search_locations or []) if spec is not None else []

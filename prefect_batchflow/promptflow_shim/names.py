@@ -1,4 +1,4 @@
-"""What of promptflow's modules is mirrored, where each name is, and what to use instead of the rest.
+"""The mirrored names of promptflow, where each one is, and what to use instead of the others.
 
 Written by hand from the public names of promptflow 1.18.5.
 """
@@ -101,26 +101,26 @@ PROVIDED: Final[dict[str, dict[str, str]]] = {
         "trace": "promptflow_shim.tracing:trace",
     },
 }
-"""Import path to name to `module:name` below this package. A new name is a row here."""
+"""Import path to name to `module:name` in this package. To mirror a new name, add a row."""
 
 _BATCH: Final = "Run flows with `batchflow run`, or BatchEngine of prefect_batchflow."
-_CALL: Final = "Import the flow's function and call it, or run it with BatchEngine of prefect_batchflow."
+_CALL: Final = "Import the flow's function and call it, or run the flow with BatchEngine of prefect_batchflow."
 _RUNS: Final = "Runs are shown by `batchflow list` and `batchflow show`; BatchEngine's BatchResult has a run's results."
 _CONNECTION_SOURCE: Final = (
-    "Give `connections` to BatchEngine, or a block; a tool's parameter of a connection's type gets it."
+    "Give `connections` to BatchEngine, or save a block. A tool's parameter of a connection type gets the connection."
 )
 _SERVICE: Final = {
     "PFClient": _BATCH,
     "load_flow": _CALL,
-    "load_run": "Use PromptflowRunStorage of prefect_batchflow.storage.promptflow_runs for a run that promptflow began.",
+    "load_run": "Use PromptflowRunStorage of prefect_batchflow.storage.promptflow_runs to resume a run of promptflow.",
 }
 
 REPLACED: Final[dict[str, dict[str, str]]] = {
     "promptflow": _SERVICE,
     "promptflow._core.metric_logger": {
-        "MetricLoggerManager": "log_metric is enough: BatchResult.metrics has what was logged.",
-        "add_metric_logger": "BatchResult.metrics has what was logged.",
-        "remove_metric_logger": "BatchResult.metrics has what was logged.",
+        "MetricLoggerManager": "log_metric is enough: BatchResult.metrics has the logged metrics.",
+        "add_metric_logger": "BatchResult.metrics has the logged metrics.",
+        "remove_metric_logger": "BatchResult.metrics has the logged metrics.",
     },
     "promptflow._core.tool": {"ToolInvoker": "Call the tool's function: it stays what it is."},
     "promptflow._internal": {"ToolInvoker": "Call the tool's function: it stays what it is."},
@@ -137,12 +137,12 @@ REPLACED: Final[dict[str, dict[str, str]]] = {
     },
     "promptflow.storage": {"AbstractCacheStorage": "Leave it out: promptflow never cached either."},
 }
-"""Import path to name to what to use instead: these can be imported, and raise when they are used."""
+"""Import path to name to advice. These names can be imported, and raise the advice when used."""
 
 MODULE_HINTS: Final[dict[str, str]] = {
-    "promptflow.tools": "Use a node of the type llm or prompt, or the openai package in a python node; or install it alone: "
+    "promptflow.tools": "Use an llm or prompt node, or the openai package in a python node. Or install the package alone: "
     "pip install --no-deps promptflow-tools.",
-    "promptflow.azure": "Runs on Azure are none of this package's. " + _BATCH,
+    "promptflow.azure": "This package does not run flows on Azure. " + _BATCH,
     "promptflow._utils": "Use Python's logging for its loggers.",
     "promptflow._sdk": _BATCH,
     "promptflow._cli": _BATCH,
@@ -152,4 +152,4 @@ MODULE_HINTS: Final[dict[str, str]] = {
     "promptflow.contracts": "Annotate with plain types.",
     "promptflow.tracing": "Leave tracing out: tokens are counted without it.",
 }
-"""What to use instead of anything else in a module or below it."""
+"""Advice for all other names in a module or below it."""

@@ -1,4 +1,4 @@
-"""promptflow's tracing, as far as a flow's code asks for it: nothing is traced, and nothing is in the way."""
+"""promptflow's tracing functions, so that a flow's code runs; nothing is traced."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def trace(func: Function) -> Function: ...
 @overload
 def trace(func: None = None) -> Callable[[Function], Function]: ...
 def trace(func: Any = None) -> Any:
-    """Give back the function, plain, async or a generator, as it is; `@trace` and `@trace()` both work.
+    """Return the function (plain, async or a generator) unchanged; `@trace` and `@trace()` both work.
 
     Source: promptflow `tracing/_trace.py`, `trace`.
     """
@@ -26,11 +26,11 @@ def trace(func: Any = None) -> Any:
 
 
 def start_trace(**described: Any) -> None:
-    """Take what promptflow's viewer is told, and do nothing: results are in the run's records."""
+    """Do nothing: promptflow's viewer is not supported, and results are in the run's records."""
 
 
 class ThreadPoolExecutorWithContext(ThreadPoolExecutor):
-    """A pool whose threads count metrics and tokens to the line that submits to them.
+    """A pool whose threads count metrics and tokens for the line that submits the work.
 
     Source: promptflow `tracing/_context_utils.py`, `ThreadPoolExecutorWithContext`.
     """

@@ -1,4 +1,4 @@
-"""Small classes and marks of promptflow's that flows import and nothing here needs."""
+"""Small classes and functions of promptflow that flows import."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class AttrDict(dict[str, Any]):
 
 @dataclass
 class AssistantDefinition:
-    """What an assistant of OpenAI's is made of: plain data, which a tool may use as it likes."""
+    """The definition of an OpenAI assistant: plain data for a tool."""
 
     model: str = ""
     instructions: str = ""
@@ -36,11 +36,11 @@ class AssistantDefinition:
 
     @classmethod
     def deserialize(cls, data: dict[str, Any]) -> AssistantDefinition:
-        """Take it from a dict; keys that are not there are empty."""
+        """Build one from a dict; missing keys are empty."""
         return cls(**{name: data[name] for name in ("model", "instructions", "tools") if name in data})
 
     def serialize(self) -> dict[str, Any]:
-        """Give it as a dict."""
+        """Return it as a dict."""
         return asdict(self)
 
 
@@ -53,7 +53,7 @@ class ErrorCategory(StrEnum):
 
 
 class ErrorTarget(StrEnum):
-    """The part that noticed, as `target` of an exception: the reference code of its error dictionary."""
+    """The part that raised an exception: its `target`, which is the reference code in the error dictionary."""
 
     EXECUTOR = "Executor"
     BATCH = "Batch"
@@ -73,7 +73,7 @@ class ErrorTarget(StrEnum):
 
 
 class ConnectionType(StrEnum):
-    """What a listing of connections calls their types."""
+    """Type names in a listing of connections."""
 
     OPEN_AI = "OpenAI"
     AZURE_OPEN_AI = "AzureOpenAI"
@@ -83,7 +83,7 @@ class ConnectionType(StrEnum):
 
 
 def enable_cache(*_: Any, **__: Any) -> Callable[[Any], Any]:
-    """A decorator that leaves the function what it is: promptflow's caches nothing either."""
+    """A decorator that returns the function unchanged; promptflow's caches nothing either."""
     return lambda function: function
 
 
@@ -96,10 +96,10 @@ class Workspace(NamedTuple):
 
 
 def get_workspace_triad_from_local() -> Workspace:
-    """The workspace that this machine is set up for: none, runs are none of Azure ML's."""
+    """The Azure ML workspace of this machine: always an empty one."""
     return Workspace()
 
 
 def registered(value: Any) -> Any:
-    """Give back what a package of tools registers; tools are found by its entry point here."""
+    """Return the value unchanged; tools of packages are found by entry points here, not by registering."""
     return value

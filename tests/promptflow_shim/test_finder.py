@@ -123,7 +123,7 @@ def test_uninstalling_leaves_nothing() -> None:
         ("import promptflow.nothing", "promptflow.nothing", "Install promptflow itself"),
         ("from promptflow.core._errors import X", "promptflow.core._errors", "pip install promptflow-core"),
         ("import promptflow.core; promptflow.core.Nothing", "promptflow.core.Nothing", "Install promptflow itself"),
-        ("from promptflow.tools.aoai import chat", "promptflow.tools", "Use a node of the type llm or prompt"),
+        ("from promptflow.tools.aoai import chat", "promptflow.tools", "Use an llm or prompt node"),
         ("from promptflow.azure import PFClient", "promptflow.azure", "Run flows with `batchflow run`"),
         ("from promptflow._sdk._pf_client import PFClient", "promptflow._sdk._pf_client", "BatchEngine"),
         ("from promptflow._utils.logger_utils import logger", "promptflow._utils", "Use Python's logging"),
