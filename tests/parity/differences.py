@@ -98,7 +98,7 @@ DIFFERENCES: dict[str, Difference] = {
             "errors": {
                 "1": {
                     "codes": ["UserError", "ToolExecutionError"],
-                    "user_code": "SystemExit: 3; the code called sys.exit(), which ends a line and not the run",
+                    "user_code": "SystemExit: 3; the code called sys.exit(), which ends only this line",
                 }
             },
             "failed_lines": 1,

@@ -1,6 +1,6 @@
-"""Branches of a line that run at once, two of them: on threads for sync code, as tasks of the event loop for async code.
+"""Branches of a line, two at once: on threads for sync code, as tasks of the event loop for async code.
 
-A module of its own, for most flows have nodes one after another and import neither threads nor asyncio.
+A separate module, because most flows run one node after another and need neither threads nor asyncio.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from prefect_batchflow.execution.program.steps import Branch, Steps
 
     Outcomes = list[tuple[str, Any]]
-    """Names of branches and what they returned, in the order in which they were begun."""
+    """Names of branches and their results, in the order in which they began."""
 
 NODES_AT_ONCE = 2
-"""How many nodes of a line run at once; the others that are ready wait for a place.
+"""How many nodes of a line run at once; other ready nodes wait for a place.
 
 Source: promptflow `executor/_flow_nodes_scheduler.py`, `DEFAULT_CONCURRENCY_BULK`.
 """
 
 
 _idle: list[ThreadPoolExecutor] = []
-"""Threads that no line uses. To start two for each line costs more than most nodes do."""
+"""Pools of threads that no line uses. Starting two threads per line costs more than most nodes."""
 
 
 class Threads:
@@ -41,7 +41,7 @@ class Threads:
         self._running: dict[Future[Any], Branch] = {}
 
     def begin(self, branches: Sequence[Branch]) -> Outcomes:
-        """Begin these, and wait until at least one of all is done. One alone runs in this thread."""
+        """Begin these, and wait until at least one of all is done. A single one runs in this thread."""
         if len(branches) == 1 and not self._running:
             (branch,) = branches
             return [(branch.name, branch.context.run(self._drive, branch.steps))]
@@ -53,14 +53,14 @@ class Threads:
         return self._take()
 
     def end(self) -> Outcomes:
-        """Begin no more of them, and wait for those that run, which nothing can interrupt."""
+        """Cancel those that have not begun, and wait for the others; nothing can interrupt a thread."""
         for future in [future for future in self._running if future.cancel()]:
             del self._running[future]
         wait(self._running)
         return self._take()
 
     def close(self) -> None:
-        """Leave the threads to the next line, if none of them is at work."""
+        """Leave the threads to the next line if they are idle."""
         if self._pool is None:
             return
         if self._running:
@@ -97,7 +97,7 @@ class Tasks:
         return self._take(canceled=False)
 
     async def end(self) -> Outcomes:
-        """Cancel those that wait for a place or are on the event loop; what a thread runs cannot be interrupted."""
+        """Cancel those that wait for a place or run on the event loop, and wait for all; nothing can interrupt a thread."""
         for task, branch in self._running.items():
             if branch.is_async or getgeneratorstate(branch.steps) == GEN_CREATED:
                 task.cancel()
@@ -106,21 +106,21 @@ class Tasks:
         return self._take(canceled=True)
 
     async def abandon(self) -> None:
-        """Cancel all of them, for nobody asks for the line any more; the pool sees to threads that go on."""
+        """Cancel all, because nobody needs the line any more; the pool takes care of threads that still run."""
         for task in self._running:
             task.cancel()
         if self._running:
             await asyncio.wait(self._running)
         for task in self._running:
             if not task.cancelled():
-                task.exception()  # or asyncio would log that nobody has asked for it
+                task.exception()  # otherwise asyncio logs an exception that was never retrieved
 
     async def _drive_in_place(self, branch: Branch) -> Any:
         async with self._places:
             return await self._drive(branch.steps)
 
     def _take(self, *, canceled: bool) -> Outcomes:
-        """What is done. One that was cancelled, but not by us, has cancelled itself: its code raised that."""
+        """Take the results of those that are done. One that was cancelled without `canceled` has cancelled itself: an error."""
         outcomes: Outcomes = []
         for task in [task for task in self._running if task.done()]:
             branch = self._running.pop(task)
@@ -135,7 +135,7 @@ class Tasks:
 
 
 def _conclude(branch: Branch, resume: Callable[[], Any]) -> Outcomes:
-    """Let a branch whose call was cancelled say what has become of it; one that had not begun has nothing to say."""
+    """Let a branch whose call was cancelled return its result; one that had not begun has none."""
     try:
         resume()
     except StopIteration as stop:

@@ -1,4 +1,4 @@
-"""A flow as a function that another flow's code calls: promptflow's `Flow.load("folder")(question="…")`."""
+"""A flow that another flow's code calls like a function: promptflow's `Flow.load("folder")(question="…")`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class _CalledFlow:
-    """A flow that is loaded once, with the run's connections; its tokens count for the line that runs.
+    """A flow loaded once, with the run's connections; its tokens count for the line that calls it.
 
     Source: promptflow `core/_flow.py`, `FlowBase`.
     """
@@ -41,10 +41,10 @@ class _CalledFlow:
         self._flow = flow.described(self._program.description)
 
     def _inputs(self, positional: tuple[Any, ...], given: dict[str, Any]) -> dict[str, Any]:
-        """Defaults and types applied; what is no input is left out, as promptflow does."""
+        """Apply defaults and types; unknown names are ignored, as in promptflow."""
         name = self._flow.name
         if positional:
-            raise InvalidOptionError(f"The flow {name!r} takes its inputs by name, as {name}(question=…).")
+            raise InvalidOptionError(f"The flow {name!r} takes its inputs by name, such as {name}(question=…).")
         inputs = {}
         for declared in self._flow.inputs.values():
             if declared.name not in given and declared.required:
@@ -71,19 +71,19 @@ class _CalledFlow:
 
 
 class Flow(_CalledFlow):
-    """A flow to be called from sync code; it runs in the caller's thread, or, if it is async, on a loop of its own."""
+    """A flow to call from sync code. It runs in the caller's thread; if it is async, in another thread on its own loop."""
 
     @classmethod
     def load(cls, source: str | PathLike[str]) -> Flow:
         """Load a flow folder, yaml, `.prompty` or callable, as `load_flow` does.
 
         Raises:
-            UserErrorException: What loading the flow for a run would raise.
+            UserErrorException: As when a run loads the flow.
         """
         return cls(source)
 
     def __call__(self, *positional: Any, **inputs: Any) -> dict[str, Any]:
-        """Run it with inputs by name and give its outputs.
+        """Run it with inputs by name and return its outputs.
 
         Raises:
             InputNotFound: An input without default is missing.
@@ -93,7 +93,7 @@ class Flow(_CalledFlow):
         prepared, number = self._inputs(positional, inputs), _line_number()
         if not self._program.description.is_async:
             return self._output(self._program.run_line(number, prepared))
-        # A thread of its own: the caller's may have a loop that runs.
+        # Another thread, because the caller's may have a running loop.
         with ThreadPoolExecutor(1) as thread:
             run = thread.submit(
                 copy_context().run, lambda: asyncio.run(self._program.run_line_async(number, prepared))
@@ -102,7 +102,7 @@ class Flow(_CalledFlow):
 
 
 class AsyncFlow(_CalledFlow):
-    """A flow to be awaited from async code; its sync functions run in threads."""
+    """A flow to await in async code; its sync functions run in threads."""
 
     @classmethod
     def load(cls, source: str | PathLike[str]) -> AsyncFlow:

@@ -1,4 +1,4 @@
-"""Where user code says by its annotations that it takes a connection, and what it is given there."""
+"""Connections for parameters whose annotations ask for one."""
 
 from __future__ import annotations
 
@@ -18,29 +18,30 @@ if TYPE_CHECKING:
 
 
 def connection_types(annotation: Any) -> list[type]:
-    """The classes of connections among what an annotation allows; empty for any other parameter."""
+    """The connection classes that an annotation allows; empty for other parameters."""
     members = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
     return [member for member in members if is_connection_type(member)]
 
 
 def connect(name: Any, kinds: list[type], connections: Connections, needed_by: str) -> Any:
-    """The connection that a parameter gets where the flow says a name.
+    """Give the connection for a parameter where the flow has its name.
 
     Args:
-        name: What the flow says.
-        kinds: What the parameter takes, from `connection_types`.
-        connections: The run's.
+        name: The value in the flow.
+        kinds: The classes that the parameter takes, from `connection_types`.
+        connections: Those of the run.
         needed_by: For messages: `node 'answer', input 'connection'`.
 
     Raises:
-        GetConnectionError: It was not given, or cannot be made.
-        NodeInputValidationError: It is of another type, or the flow says no name.
+        GetConnectionError: The connection was not given or cannot be built.
+        NodeInputValidationError: It has another type, or the value is no name.
     Source: promptflow `executor/_tool_resolver.py`, `_convert_to_connection_value`.
     """
     takes = " or ".join(kind.__name__ for kind in kinds)
     if not isinstance(name, str):
         raise NodeInputValidationError(
-            f"{needed_by}: a {type(name).__name__} is given where the code takes a {takes}. Write a connection's name there.",
+            f"{needed_by}: expected the name of a connection, because the code takes {takes}. Found a value of "
+            f"type {type(name).__name__}.",
             target="Tool",
         )
     found = connections.get(name, needed_by)
@@ -53,26 +54,26 @@ def connect(name: Any, kinds: list[type], connections: Connections, needed_by: s
         except InvalidConnectionError as exc:
             raise GetConnectionError(f"{needed_by}: {exc}", target="Tool") from exc
     raise NodeInputValidationError(
-        f"{needed_by}: the connection {name!r} is a {type(found).__name__}, and the code takes a {takes}. Name one of these, "
-        "or change the annotation.",
+        f"{needed_by}: the connection {name!r} is a {type(found).__name__}, but the code takes {takes}. Name a connection "
+        "of that type, or change the annotation.",
         target="Tool",
     )
 
 
 def constructor_value(value: Any, annotation: Any, type_name: str, connections: Connections, needed_by: str) -> Any:
-    """What a constructor gets: a connection for its name, a model configuration for its keys, any other value as it is.
+    """Give a constructor's argument: a connection for a name, a model configuration for its keys, other values unchanged.
 
     Args:
-        value: As the run or the flow gives it.
-        annotation: The parameter's.
-        type_name: What the flow's yaml calls its type; a class of connections counts as an annotation.
-        connections: The run's.
+        value: The value in the run or the flow.
+        annotation: The parameter's annotation.
+        type_name: Its type in the flow's yaml; the name of a connection class counts as an annotation.
+        connections: Those of the run.
         needed_by: For messages: `init 'connection'`.
 
     Raises:
-        GetConnectionError: A connection was not given, or cannot be made.
-        NodeInputValidationError: A connection is of another type.
-        InvalidConnectionError: The keys make no model configuration.
+        GetConnectionError: A connection was not given or cannot be built.
+        NodeInputValidationError: A connection has another type.
+        InvalidConnectionError: The keys do not fit a model configuration.
     Source: promptflow `executor/_script_executor.py`, `_resolve_init_kwargs`.
     """
     kinds = connection_types(annotation)
@@ -97,15 +98,13 @@ def _model_types(annotation: Any) -> list[type[Any]]:
 def _model_configuration(
     value: dict[str, Any], kinds: list[type[Any]], connections: Connections, needed_by: str
 ) -> Any:
-    """A model configuration of its keys; one that names a connection has the connection's endpoint and key."""
+    """Build a model configuration from its keys; if it names a connection, endpoint and key come from there."""
     fields = {kind: list(kind.__dataclass_fields__) for kind in kinds}
     kind = next((kind for kind in kinds if fields[kind][0] in value), kinds[0])
     unknown = [str(key) for key in value if key not in fields[kind]]
     if unknown or fields[kind][0] not in value:
-        problem = (
-            f"has the keys {', '.join(unknown)}, which it does not know" if unknown else f"lacks {fields[kind][0]!r}"
-        )
-        raise InvalidConnectionError(f"{needed_by}: {kind.__name__} {problem}. It takes {', '.join(fields[kind])}.")
+        problem = f"has the unknown keys {', '.join(unknown)}" if unknown else f"lacks {fields[kind][0]!r}"
+        raise InvalidConnectionError(f"{needed_by}: {kind.__name__} {problem}. Its keys: {', '.join(fields[kind])}.")
     configuration = kind(**value)
     if not configuration.connection:
         return configuration
@@ -118,7 +117,7 @@ def _model_configuration(
 
 def _connection_of(kind: type[Any]) -> type[Any]:
     found = installed_kind(kind.__name__.replace("ModelConfiguration", "Connection"))
-    assert found is not None, "each model configuration has a connection of its name"
+    assert found is not None, "each model configuration has a connection class of its name"
     return found
 
 

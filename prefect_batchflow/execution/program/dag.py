@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class NodeTool:
-    """One node ready to run: its function, where the arguments come from, and when it runs."""
+    """A node ready to run: its function, its arguments' sources, and its condition."""
 
     def __init__(
         self,
@@ -35,20 +35,20 @@ class NodeTool:
         optional: Collection[str] = (),
         activate: Activate | None = None,
     ) -> None:
-        """Take what the loader found.
+        """Take the parts that the loader found.
 
         Args:
-            name: The node's.
+            name: The node's name.
             function: Its tool.
-            inputs: Parameter to its value.
-            optional: Parameters with a default, left out where their value is a bypassed node's.
-            activate: When it runs; `None` is always.
+            inputs: Parameter to value.
+            optional: Parameters with a default. They get no argument if their value comes from a bypassed node.
+            activate: When it runs; `None` means always.
         """
         self.name = name
         self.function = function
         self.literals = {key: value.value for key, value in inputs.items() if isinstance(value, Constant)}
         self.connections = {key: value.name for key, value in self.literals.items() if is_connection(value)}
-        """Of the literals that are connections the names: what is recorded of them."""
+        """The names of literals that are connections; a record shows only these."""
         self.references = [(key, value) for key, value in inputs.items() if isinstance(value, Reference)]
         self.optional = frozenset(optional)
         self.activate = activate
@@ -56,16 +56,16 @@ class NodeTool:
 
     @property
     def waits_for(self) -> set[str]:
-        """The nodes it refers to."""
+        """The nodes that it refers to."""
         when = self.activate.when if self.activate is not None else None
         return self._sources | ({when.name} if isinstance(when, Reference) and when.section == "node" else set())
 
     def is_bypassed(self, bypassed: Collection[str], value_of: Callable[[Reference], Any]) -> bool:
-        """Whether it does not run, since its condition does not hold or all that it refers to did not run either.
+        """Whether it does not run, because its condition is not met or all nodes that it refers to were bypassed.
 
         Args:
             bypassed: The nodes that did not run.
-            value_of: Looks a reference up.
+            value_of: Looks up a reference.
 
         Source: promptflow `executor/_dag_manager.py`, `_is_node_bypassable`.
         """
@@ -79,7 +79,7 @@ class NodeTool:
         return bool(when.value != self.activate.expected)
 
     def arguments(self, bypassed: Collection[str], value_of: Callable[[Reference], Any]) -> dict[str, Any]:
-        """What its function is called with; a bypassed node's value is the parameter's default, else `None`."""
+        """The arguments of its function. A bypassed node gives the parameter's default, otherwise `None`."""
         arguments = copied(self.literals)
         for name, reference in self.references:
             if reference.section != "node" or reference.name not in bypassed:
@@ -95,21 +95,21 @@ class _Walk:
     __slots__ = ("bypassed", "given", "nodes", "values")
 
     def __init__(self, inputs: dict[str, Any]) -> None:
-        # User code may change what it is given; the record, and aggregation after it, keep what came.
+        # A copy, because user code can change it; the record and the aggregation need the original.
         self.given = copied(inputs)
         self.values: dict[str, Any] = {}
         self.bypassed: set[str] = set()
         self.nodes: list[NodeRecord] = []
-        """The records of nodes, in the order of the flow."""
+        """The nodes' records, in the order of the flow."""
 
     def value_of(self, reference: Reference) -> Any:
         return _look_up(reference, self.given, self.values, self.bypassed)
 
 
 class DagProgram(Program):
-    """The nodes of a DAG flow: each comes after what it refers to.
+    """The nodes of a DAG flow. Each comes after the nodes that it refers to.
 
-    Those of a line that need not wait for each other run at once, those of an aggregation one after another.
+    In a line, nodes that need not wait for each other run at once. Aggregation nodes run one after another.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class DagProgram(Program):
         self._aggregation_tools = aggregation_tools
         self._outputs = outputs
         after_lines = {tool.name for tool in aggregation_tools}
-        # One value however many nodes ask for it.
+        # One value, however many nodes refer to it.
         self._aggregated = {
             reference.text: reference
             for tool in aggregation_tools
@@ -132,7 +132,7 @@ class DagProgram(Program):
             if reference.section == "node" and reference.name not in after_lines
         }
         self._awaited = {tool.name: tool.waits_for & after_lines for tool in aggregation_tools}
-        # An order is the only one there is if each node refers to the one before it.
+        # If each node refers to the one before, no two nodes can run at once.
         self._is_chain = all(before.name in tool.waits_for for before, tool in pairwise(line_tools))
         self._waits = {tool.name: tool.waits_for for tool in line_tools}
 
@@ -154,7 +154,7 @@ class DagProgram(Program):
                 aggregated = {text: plain_stream(walk.value_of(r)) for text, r in self._aggregated.items()}
         except (InputNotFound, InvalidReferenceProperty) as exc:
             error = error_dict(exc)
-        # Beside branches, the line's own: what threads logged that user code has started.
+        # With branches, the line has metrics of its own: those logged by threads of user code.
         metrics = {} if self._is_chain else dict(context.metrics)
         for record in walk.nodes:
             metrics |= record["metrics"]
@@ -170,7 +170,7 @@ class DagProgram(Program):
         )
 
     def _in_turn(self, context: RunContext, walk: _Walk) -> Generator[Step, Any, dict[str, Any] | None]:
-        """Run the nodes one after another; gives the error of the one that failed."""
+        """Run the nodes one after another; give the error of the failed one."""
         for tool in self._line_tools:
             if tool.is_bypassed(walk.bypassed, walk.value_of):
                 walk.bypassed.add(tool.name)
@@ -184,7 +184,7 @@ class DagProgram(Program):
         return None
 
     def _at_once(self, context: RunContext, walk: _Walk) -> Generator[Step, Any, dict[str, Any] | None]:
-        """Run each node as soon as all that it refers to is done; gives the error of the first one that failed."""
+        """Run each node as soon as the nodes that it refers to are done; give the error of the first failed one."""
         records: dict[str, NodeRecord] = {}
         waiting = list(self._line_tools)
         running: set[str] = set()
@@ -210,10 +210,10 @@ class DagProgram(Program):
     def _ready(
         self, context: RunContext, walk: _Walk, waiting: list[NodeTool], records: dict[str, NodeRecord]
     ) -> list[Branch]:
-        """Take those out of `waiting` that wait no more; those that are bypassed get their record here."""
+        """Take the nodes that can run out of `waiting`; bypassed ones get their record here."""
         ready = []
         done = walk.values.keys() | walk.bypassed
-        # In the order of the flow, in which a node comes after all that it refers to: one look at each is enough.
+        # In the flow's order each node comes after those that it refers to, so one look at each is enough.
         for tool in list(waiting):
             if not self._waits[tool.name] <= done:
                 continue
@@ -239,7 +239,7 @@ class DagProgram(Program):
 
         for tool in self._aggregation_tools:
             if not self._awaited[tool.name] <= values.keys() | bypassed:
-                continue  # a node it needs has failed or was left out itself
+                continue  # a node that it needs has failed or was left out
             arguments: dict[str, Any] = {}
             try:
                 if tool.is_bypassed(bypassed, value_of):
@@ -258,7 +258,7 @@ class DagProgram(Program):
         return {"output": {}, "metrics": metrics, "nodes": nodes, "error": None}
 
     def _gathered(self, reference: Reference, lines: Sequence[CompletedLine], values: dict[str, Any]) -> Any:
-        """A value of each line, or one value of an aggregation node; a line without it gives `None`."""
+        """One value per line (`None` if the line has none), or the one value of an aggregation node."""
         if reference.section == "inputs":
             return [line["inputs"].get(reference.name) for line in lines]
         if reference.text in self._aggregated:
@@ -269,7 +269,7 @@ class DagProgram(Program):
 def _run_node(
     context: RunContext, tool: NodeTool, arguments: dict[str, Any]
 ) -> Generator[Step, Any, tuple[NodeRecord, Any]]:
-    """Call one node's function; gives its record and its value."""
+    """Call a node's function; give its record and its value."""
     clock = Clock()
     context.metrics = {}
     replayed = {name: v.replay() if isinstance(v, Stream) else v for name, v in arguments.items()}
@@ -292,7 +292,7 @@ def _bypassed_record(name: str) -> NodeRecord:
 
 
 def _origin(output: FlowOutput) -> str:
-    """The node to name when an output's stream raised."""
+    """The node to name if an output's stream raises."""
     return output.value.name if isinstance(output.value, Reference) else output.name
 
 
@@ -304,7 +304,7 @@ def _look_up(
             return inputs[reference.name]
         except KeyError:
             raise InputNotFound(
-                f"The line has no input '{reference.name}', as {reference.text} asks. Map it, or give it a default.",
+                f"The line has no input '{reference.name}' for {reference.text}. Map it, or give it a default.",
                 target="Executor",
             ) from None
     if reference.name in bypassed:
@@ -317,20 +317,20 @@ def _look_up(
     for part in reference.path:
         try:
             value = _property(value, part)
-        except Exception as exc:  # noqa: BLE001 - properties and indexes are user code too
+        except Exception as exc:  # noqa: BLE001 - properties and indexes can be user code
             found = f"a {type(value).__name__}" if value is not None else "None"
             if isinstance(value, dict):
                 found = f"a dict with the keys {', '.join(map(repr, list(value)[:10])) or '(none)'}"
             raise InvalidReferenceProperty(
-                f"{reference.text}: no {part!r} in {found} ({type(exc).__name__}). Correct the reference, or what the "
-                f"node '{reference.name}' returns.",
+                f"{reference.text}: no {part!r} in {found} ({type(exc).__name__}). Correct the reference, or the value that "
+                f"the node '{reference.name}' returns.",
                 target="Executor",
             ) from None
     return value
 
 
 def _property(value: Any, part: str | int) -> Any:
-    """One step into a value: an index, a key of a dict, an attribute, a key of anything else.
+    """Take one step into a value: an index, a key of a dict, an attribute, or a key of another object.
 
     Source: promptflow `executor/_input_assignment_parser.py`, `parse_node_property`.
     """

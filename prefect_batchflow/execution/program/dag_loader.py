@@ -1,4 +1,4 @@
-"""The program of a DAG flow: its nodes' tools imported, and their inputs checked and converted."""
+"""Building the program of a DAG flow: importing its nodes' tools, checking and converting their inputs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 def load_dag(flow: Flow, dag: Dag, connections: Connections) -> DagProgram:
-    """Give the program of a DAG flow, its nodes' tools imported and checked; raises as `load_program` does."""
+    """Give the program of a DAG flow; raises as `load_program` does."""
     modules: dict[Path, ModuleType] = {}
     images = FlowImages(str(flow.working_dir), flow.message_format, flow.inputs)
     tools = {node.name: _tool_of_node(flow, node, modules, connections, images) for node in dag.nodes}
@@ -72,22 +72,22 @@ def _tool_of_node(
     prompt = next((name for name, p in names.items() if literal_type(p) == "prompt_template"), None)
     if prompt is None:
         raise ResolveToolError(
-            f"Node '{node.name}': {found.place} has no parameter that is a PromptTemplate, to which the template "
-            f"{node.source} could go. Use it in a python node, with the source type 'package'.",
+            f"Node '{node.name}': {found.place} has no PromptTemplate parameter for the template {node.source}. Use the tool "
+            "in a python node, with the source type 'package'.",
             target="Tool",
         )
     model_nodes.refuse_template_collisions(flow, node, names)
     given = {**node.inputs, prompt: Constant(model_nodes.template_text(flow, node))}
     from_rows = sorted(model_nodes.inputs_of_the_line(node))
     if from_rows and any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
-        # What promptflow's own tools go by, so that no row brings a role.
+        # promptflow's own tools escape these inputs, so that no row can add a chat role.
         given["_inputs_to_escape"] = Constant(from_rows)
     return _node_tool(replace(node, inputs=given), found, connections, images)
 
 
 def _node_tool(node: Node, found: FoundTool, connections: Connections, images: FlowImages) -> NodeTool:
     place = f"Node '{node.name}': {found.place}"
-    # promptflow's yaml editor writes an empty text or null for "not set": the tool's own default applies then.
+    # promptflow's yaml editor writes an empty text or null for "not set". Then the tool's default applies.
     inputs = {k: v for k, v in node.inputs.items() if not (isinstance(v, Constant) and v.value in (None, ""))}
     function = found.function
     if found.owner is not None:
@@ -104,7 +104,7 @@ def _node_tool(node: Node, found: FoundTool, connections: Connections, images: F
 
 
 def _found_tool(flow: Flow, node: Node, modules: dict[Path, ModuleType]) -> FoundTool:
-    # Of promptflow's own modules nothing is needed here: they are named to register the providers of models.
+    # promptflow's own modules only register providers of models, which are not needed here.
     if node.module and not node.module.startswith("promptflow."):
         with loading(f"The module '{node.module}' of the node '{node.name}' cannot be imported"):
             importlib.import_module(node.module)
@@ -124,7 +124,7 @@ def _found_tool(flow: Flow, node: Node, modules: dict[Path, ModuleType]) -> Foun
 
 
 def _check_choice(flow: Flow, node: Node, found: FoundTool) -> None:
-    """See that what was chosen for the node, beside the model, is a connection for its tool."""
+    """Check that the inputs chosen for the node take connections, except for the model's."""
     if not (chosen := flow.node_connections.get(node.name)):
         return
     signatures = [signature_of(found.function)]
@@ -137,12 +137,12 @@ def _check_choice(flow: Flow, node: Node, found: FoundTool) -> None:
 def _method(
     owner: type, found: FoundTool, inputs: Inputs, node: Node, place: str, connections: Connections, images: FlowImages
 ) -> tuple[Callable[..., Any], Inputs]:
-    """Build a tool's class, and give its method and the inputs that are not the constructor's.
+    """Build a tool's class; give its method and the inputs that the constructor does not take.
 
     Source: promptflow `_core/tools_manager.py`, `BuiltinsManager._load_tool_from_module`.
     """
     name = found.function.__name__
-    # Of __init__ itself: promptflow's ToolProvider has a __new__ that takes anything.
+    # The signature of __init__, not of the class: promptflow's ToolProvider has a __new__ that takes anything.
     constructor = signature_of(inspect.getattr_static(owner, "__init__"))
     parameters = [] if constructor is None else list(constructor.parameters.values())[1:]
     constructor = inspect.Signature(parameters)
@@ -150,15 +150,15 @@ def _method(
     twice = own.keys() & named_parameters(signature_of(found.function) or inspect.Signature()).keys() - {"self"}
     if twice:
         raise ResolveToolError(
-            f"{place} has the parameter '{min(twice)}', and so has the class's __init__. Rename one of them.",
+            f"{place} has the parameter '{min(twice)}', and its class's __init__ has it too. Rename one of them.",
             target="Tool",
         )
     taken = {key: value for key, value in inputs.items() if key in own}
     for key, value in taken.items():
         if isinstance(value, Reference):
             raise ResolveToolError(
-                f"{place}, input '{key}' is {value.text}, and an argument of {owner.__qualname__}, which is built once, "
-                f"before any line. Write a value there, or make it a parameter of '{name}'.",
+                f"{place}, input '{key}' is {value.text}, but it is an argument of {owner.__qualname__}, which is built once, "
+                f"before any line. Write a value instead, or make it a parameter of '{name}'.",
                 target="Tool",
             )
     _check_arguments(constructor, taken, node, f"{place}, its class {owner.__qualname__}")
@@ -168,7 +168,7 @@ def _method(
     except BaseException as exc:
         if passes_through(exc):
             raise
-        # Names only: a value may be a key.
+        # Only names: a value can be a key.
         given = ", ".join(taken) or "no arguments"
         raise ResolveToolError(
             f"{place}: {owner.__qualname__} cannot be built with {given}: ({type(exc).__name__}) {exception_text(exc)}",
@@ -187,7 +187,7 @@ def _converted_literals(
     connections: Connections,
     images: FlowImages,
 ) -> Inputs:
-    """The inputs with literals as their parameters' types, connections by name; what `**kwargs` takes stays as it is."""
+    """The inputs, constants converted to their parameters' types and names to connections; those for `**kwargs` stay."""
     converted = dict(inputs)
     for name, value in inputs.items():
         kinds = connection_types(named[name].annotation) if name in named else []
@@ -213,7 +213,7 @@ def _check_arguments(signature: inspect.Signature, given: Mapping[str, Any], nod
     problems = [] if takes_any else [f"has no parameter '{name}'" for name in given if name not in named]
     for name, parameter in named.items():
         if parameter.default is parameter.empty and name not in given:
-            empty = ", where an empty value counts as none" if name in node.inputs else ""
+            empty = " (an empty value counts as none)" if name in node.inputs else ""
             problems.append(f"needs '{name}', which the node's inputs lack{empty}")
     if problems:
         raise ResolveToolError(f"{place} {'; it '.join(problems)}. Parameters: {signature}.", target="Tool")

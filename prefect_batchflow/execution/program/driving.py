@@ -1,6 +1,6 @@
-"""Making the calls of a program, once for sync and async alike; what user code raises is never raised here.
+"""Making the calls of a program, from sync or async code; an exception of user code becomes a result.
 
-`drive` makes the calls in this thread; `drive_async` awaits async functions and calls the others in a thread.
+`drive` makes the calls in this thread. `drive_async` awaits async functions and calls others in a thread.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def drive(steps: Steps) -> Any:
-    """Make the calls of a program in this thread, and give what it returns; branches run on threads."""
+    """Make the calls of a program in this thread and return its result; branches run on threads."""
     threads: Threads | None = None
     result = None
     try:
@@ -41,7 +41,7 @@ def drive(steps: Steps) -> Any:
 
 
 async def drive_async(steps: Steps) -> Any:
-    """Make the calls of a program, async functions on this event loop and others in a thread; give what it returns."""
+    """Make the calls of a program, async functions on this event loop, others in a thread; return its result."""
     tasks: Tasks | None = None
     result = None
     try:
@@ -88,7 +88,7 @@ async def _attempt_async(function: UserFunction, args: tuple[Any, ...], kwargs: 
 
 
 def _is_unsettled(value: Any) -> bool:
-    """Whether it must be awaited or read on an event loop."""
+    """Whether it has to be awaited or read on an event loop."""
     kind = type(value)
     return hasattr(kind, "__await__") or kind is AsyncGeneratorType
 
@@ -107,7 +107,7 @@ async def _settle(value: Any) -> Any:
 
 
 def _run_here(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """Run a coroutine to its end from sync code, also where this thread's event loop is busy."""
+    """Run a coroutine to its end from sync code, even if this thread's event loop is running."""
     import asyncio
 
     try:

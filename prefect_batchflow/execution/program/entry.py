@@ -1,4 +1,4 @@
-"""The program that is one call: of a function, of a built object, or of a prompty."""
+"""The program of a flow that is one call: of a function, an object or a prompty."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class EntryProgram(Program):
-    """One callable: a line is a call, and a class's `__aggregate__` gets all outputs."""
+    """One callable: each line is a call, and a class's `__aggregate__` gets all outputs."""
 
     def __init__(
         self,
@@ -34,14 +34,14 @@ class EntryProgram(Program):
         positional: Sequence[str] = (),
         aggregate: UserFunction | None = None,
     ) -> None:
-        """Take what the loader found.
+        """Take the parts that the loader found.
 
         Args:
-            description: Told to the engine.
-            function: The entry, or the built object's `__call__`.
-            parameters: Names it takes; `None` for all there are, as with `**kwargs`.
-            positional: Names among these that it takes by position only, in order.
-            aggregate: The built object's `__aggregate__`.
+            description: For the run.
+            function: The entry, or the object's `__call__`.
+            parameters: Names of its parameters; `None`: it takes any, by `**kwargs`.
+            positional: Those of its parameters that are positional-only, in order.
+            aggregate: The object's `__aggregate__`.
         """
         self.description = description
         self._function = function
@@ -71,7 +71,7 @@ class EntryProgram(Program):
                 error = script_error(self._function.name, whole.error)
                 return line_run(inputs, clock.span(), error=error, metrics=context.metrics, tokens=context.tokens)
             output[key] = whole
-        # `__aggregate__` gets what the call returned; the record's output has it wrapped.
+        # `__aggregate__` gets the returned value itself, not wrapped as in the record's output.
         aggregated = dict(output) if wrapped and self._aggregate is not None else {}
         return line_run(
             inputs,
@@ -100,14 +100,14 @@ class EntryProgram(Program):
             return run
         run["output"], wrapped = returned
         if wrapped:
-            logger.warning("%s returned no dict: no metrics are taken from it.", self._aggregate.name)
+            logger.warning("%s returned no dict, so the run has no metrics from it.", self._aggregate.name)
         else:
             context.metrics.update(run["output"])
         return run
 
 
 def _as_output(value: Any) -> tuple[dict[str, Any], bool]:
-    """What a callable returned as a dict of outputs, and whether it was wrapped for that.
+    """A callable's result as a dict of outputs, and whether it was wrapped in one.
 
     Source: promptflow `_utils/dataclass_serializer.py`, `convert_eager_flow_output_to_dict`.
     """

@@ -1,4 +1,4 @@
-"""The programs that are one call: a callable or class, imported and built, and a `.prompty` file."""
+"""Building the programs that are one call: of a callable or class, imported, or of a `.prompty` file."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def load_prompt(flow: Flow, init_kwargs: Mapping[str, Any], connections: Connect
 
 
 def load_entry(flow: Flow, entry: Entry, init_kwargs: Mapping[str, Any], connections: Connections) -> EntryProgram:
-    """Give the program of a callable, imported; a class is built. Raises as `load_program` does."""
+    """Import a callable or build a class, and give its program; raises as `load_program` does."""
     target = _unpickled(entry) if entry.pickled is not None else _imported(entry)
     name = entry.attribute
     aggregate = None
@@ -79,7 +79,7 @@ def _unpickled(entry: Entry) -> Any:
     import pickle
 
     with loading(f"The callable '{entry.attribute}' cannot be rebuilt"):
-        return pickle.loads(entry.pickled or b"")  # noqa: S301 - made by the process that started this one
+        return pickle.loads(entry.pickled or b"")  # noqa: S301 - from the process that started this one
 
 
 def _imported(entry: Entry) -> Any:
@@ -104,20 +104,20 @@ def _import_module(entry: Entry) -> ModuleType:
         return module
     if "." in entry.module:
         raise PythonLoadError(
-            f"The module '{entry.module}' was expected from {entry.file}, but this name is taken by {found}. Rename it."
+            f"The module '{entry.module}' should come from {entry.file}, but {found} has this name already. Rename it."
         )
-    # The flow's module has the name of one that is imported already, as `types` or another flow's.
+    # Another module of this name is imported already, such as `types` or another flow's.
     return import_file(entry.file, f"entry '{entry.attribute}'")
 
 
 def _built(flow: Flow, entry: Entry, target: type, init_kwargs: Mapping[str, Any], connections: Connections) -> Any:
-    """The one object of a class entry.
+    """Build the one object of a class entry.
 
     Source: promptflow `executor/_script_executor.py`, `_resolve_init_kwargs`.
     """
     if not any("__call__" in base.__dict__ for base in target.__mro__):
         raise PythonLoadError(
-            f"The class '{entry.attribute}' of {entry.module} has no __call__. A line is a call of it."
+            f"The class '{entry.attribute}' of {entry.module} has no __call__, which each line calls. Add one."
         )
     arguments = {name: declared.default for name, declared in flow.init.items() if not declared.required}
     arguments |= init_kwargs or entry.sample_init
@@ -133,7 +133,7 @@ def _built(flow: Flow, entry: Entry, target: type, init_kwargs: Mapping[str, Any
                 f"'{entry.attribute}' cannot be built: {exc}", target="Executor", additional_info=exc.additional_info
             ) from exc
     for name, declared in flow.init.items():
-        # A class, as OpenAIConnection, was seen to above.
+        # Types that are classes, such as OpenAIConnection, are done above.
         if name in arguments and declared.type[:1].islower():
             try:
                 arguments[name] = to_type(arguments[name], declared.type)
@@ -144,7 +144,7 @@ def _built(flow: Flow, entry: Entry, target: type, init_kwargs: Mapping[str, Any
     except BaseException as exc:
         if passes_through(exc):
             raise
-        # Names only: a value may be a key.
+        # Only names: a value can be a key.
         given = ", ".join(arguments) or "no arguments"
         raise FlowEntryInitializationError(
             f"'{entry.attribute}' cannot be built with {given}: ({type(exc).__name__}) {exception_text(exc)}"
@@ -155,7 +155,7 @@ def _built(flow: Flow, entry: Entry, target: type, init_kwargs: Mapping[str, Any
 
 
 def _not_given(parameters: Mapping[str, inspect.Parameter], arguments: Mapping[str, Any]) -> str:
-    """How to give the arguments that a constructor needs and did not get."""
+    """Say how to give the arguments that a constructor needs and did not get."""
     missing = [
         name
         for name, parameter in parameters.items()
@@ -178,15 +178,16 @@ def _aggregate_of(target: Any) -> UserFunction | None:
     signature = signature_of(aggregate)
     if signature is not None and len(signature.parameters) != 1:
         raise InvalidAggregationFunction(
-            f"{name}{signature} should take one parameter beside self: the list of the lines' outputs."
+            f"{name}{signature} should take one parameter besides self: the list of the lines' outputs."
         )
     return UserFunction(aggregate, name, is_async=is_async_callable(aggregate))
 
 
 def _described_inputs(declared: Mapping[str, FlowInput], parameters: Any, *, takes_any: bool) -> dict[str, FlowInput]:
-    """A callable's inputs: names from its signature, types and defaults from the yaml first; null stays null where it has none.
+    """A callable's inputs: names of its signature; types and defaults of the yaml, otherwise of the signature.
 
-    A default of the code that is no JSON is not told: such a parameter is left to Python, unless the mapping names it.
+    Without a type in the yaml, null stays null. A parameter whose default is no JSON is left out, so Python applies the
+    default, unless the mapping names the parameter.
     """
     inputs = {}
     for parameter in parameters:
@@ -207,7 +208,7 @@ def _described_inputs(declared: Mapping[str, FlowInput], parameters: Any, *, tak
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether JSON gives back the same value."""
+    """Whether the value survives JSON unchanged."""
     if type(value) is dict:
         return all(type(key) is str and _is_plain(part) for key, part in value.items())
     if type(value) is list:
@@ -216,8 +217,8 @@ def _is_plain(value: Any) -> bool:
 
 
 def no_init(name: str, what: str, init_kwargs: Mapping[str, Any]) -> InvalidOptionError:
-    """The error of `init_kwargs` for a flow that builds nothing."""
+    """The error of `init_kwargs` for a flow that has no constructor."""
     given = ", ".join(init_kwargs)
     return InvalidOptionError(
-        f"init_kwargs ({given}) were given, but '{name}' is {what}: nothing is built. Leave them out."
+        f"init_kwargs ({given}) were given, but '{name}' is {what} and has no constructor. Leave them out."
     )

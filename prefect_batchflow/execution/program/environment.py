@@ -1,4 +1,4 @@
-"""The environment variables of a flow and a run: set where the flow's code runs, never in the process of the run."""
+"""Environment variables of a flow and a run, for the process that runs the flow's code."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CONNECTION = re.compile(r"\$\{(?P<connection>[^.${}]+)\.(?P<key>[^${}]+)\}")
 def resolved(
     variables: Mapping[str, str], connections: Mapping[str, Any], environ: Mapping[str, str] = os.environ
 ) -> dict[str, str]:
-    """Give the variables with `${connection.key}` filled in.
+    """Give the variables with each `${connection.key}` resolved.
 
     Args:
         variables: Name to text.
@@ -26,16 +26,16 @@ def resolved(
         environ: The environment that completes the connections.
 
     Raises:
-        GetConnectionError: A connection was not given, or is one of a variable that is not set; names only, for values
-            may be secrets.
+        GetConnectionError: A connection was not given, or refers to a variable that is not set. The message has only
+            names, because values can be secrets.
         InvalidOptionError: A connection has no such key.
-    Source: promptflow `core/_utils.py`, `update_dict_value_with_connections`, which leaves the reference in place then.
+    Source: promptflow `core/_utils.py`, `update_dict_value_with_connections`, which then leaves the reference unresolved.
     """
     return {name: _resolved(name, text, connections, environ) for name, text in variables.items()}
 
 
 def connections_in(variables: Mapping[str, str]) -> set[str]:
-    """The names of the connections that variables are keys of."""
+    """The names of the connections that variables refer to."""
     matches = (_CONNECTION.fullmatch(text.strip()) for text in variables.values())
     return {match["connection"] for match in matches if match is not None}
 
@@ -48,7 +48,7 @@ def _resolved(name: str, text: str, connections: Mapping[str, Any], environ: Map
     if connection not in connections:
         known = ", ".join(f"'{other}'" for other in connections) or "none"
         raise GetConnectionError(
-            f"The environment variable {name} is a key of the connection '{connection}', which was not given; given: {known}. "
+            f"The environment variable {name} refers to the connection '{connection}', which was not given. Given: {known}. "
             f"Give it, save it as a Prefect block, or give a value for {name}.",
             additional_info={MISSING: connection},
         )
@@ -58,7 +58,7 @@ def _resolved(name: str, text: str, connections: Mapping[str, Any], environ: Map
         raise GetConnectionError(f"The environment variable {name}: {exc}") from exc
     if found is None:
         raise InvalidOptionError(
-            f"The environment variable {name} is '{key}' of the connection '{connection}', which has no such key. Correct "
-            f"the reference, or give a value for {name}."
+            f"The environment variable {name} refers to '{key}' of the connection '{connection}', which has no such key. "
+            f"Correct the reference, or give a value for {name}."
         )
     return str(found)

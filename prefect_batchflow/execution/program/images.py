@@ -1,8 +1,8 @@
-"""A flow's images in a worker: loaded before nodes and prompts get them, plain JSON again in its records.
+"""A flow's images in a worker: loaded for nodes and prompts, turned back into plain JSON for records.
 
-A callable gets image dictionaries as they are written, with paths that it can open: so promptflow has it.
+A callable gets image dictionaries as written, with paths that it can open, as in promptflow.
 
-What it needs is imported by the first line that has an image; a flow that has none pays a look into `sys.modules` a line.
+The code for images is imported by the first line that has one. Without images, the cost is a look into `sys.modules` per line.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     from prefect_batchflow.results.records import CompletedLine, LineRun, Origins
 
 _MODULES = ("prefect_batchflow.images.image", "promptflow.contracts.multimedia")
-"""Without one of these in the process there is no image object."""
+"""If neither module is imported, no image object exists."""
 
 
 class FlowImages:
-    """What one flow does with images.
+    """Loads and records the images of one flow.
 
     Args:
-        working_dir: The flow's folder, where plain paths are looked for first, as in promptflow.
+        working_dir: The flow's folder, where plain paths are looked up first, as in promptflow.
         message_format: How it writes images.
-        inputs: Its inputs, of which those of type image are images whatever their form.
-        loads: Whether its code gets images; a callable does not.
+        inputs: Its inputs. Those of type image are images whatever their form.
+        loads: Whether its code gets image objects; a callable does not.
     """
 
     def __init__(
@@ -49,10 +49,10 @@ class FlowImages:
         return form_of(self._message_format)
 
     def loaded(self, inputs: dict[str, Any], origins: Origins) -> dict[str, Any]:
-        """Give a line's inputs with its images as its code gets them; the given ones stay as they are.
+        """Give a copy of a line's inputs with its images as the code gets them.
 
         Raises:
-            LoadMultimediaDataError: One cannot be, or may not be; the message names its input.
+            LoadMultimediaDataError: An image cannot or may not be loaded; the message names its input.
         """
         given = dict(inputs)
         for name, (_, folder) in origins.items():
@@ -75,7 +75,7 @@ class FlowImages:
             ) from exc
 
     def literal(self, value: Any) -> Any:
-        """Give the image that a node's literal stands for.
+        """Load the image of a node's constant.
 
         Raises:
             InvalidImageInput: It cannot be loaded.
@@ -83,10 +83,10 @@ class FlowImages:
         return self._form.load_image(value, (self._working_dir,))
 
     def reloaded(self, line: CompletedLine) -> CompletedLine:
-        """Give a completed line as aggregation gets it: its images loaded again, where the line's code had them loaded.
+        """Give a completed line for the aggregation, its images loaded again if the code gets image objects.
 
         Raises:
-            LoadMultimediaDataError: One cannot be any more.
+            LoadMultimediaDataError: An image can no longer be loaded.
         """
         if not self._loads:
             return line
@@ -107,7 +107,7 @@ class FlowImages:
         }
 
     def record(self, run: LineRun, origins: Origins | None) -> None:
-        """Make plain JSON of the images in a line's record, and note where they are.
+        """Turn the images in a line's record into plain JSON, and note their places.
 
         Raises:
             ImageTooLargeError: They are too large for a record.
@@ -130,6 +130,6 @@ class FlowImages:
 
 
 def _passing_failure(exc: InvalidImageInput) -> dict[str, Any] | None:
-    """The class of an error that is not the row's: what has the image may have it again later."""
+    """The class of a passing error: it is not the row's, and the image may be available later."""
     kind = getattr(exc, INFO_KEY, None)
     return {"ImageErrorDetails": {INFO_KEY: str(kind)}} if kind in PASSING else None

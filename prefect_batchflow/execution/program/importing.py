@@ -1,4 +1,4 @@
-"""Importing a flow's Python files, and reporting what they raise meanwhile."""
+"""Importing a flow's Python files, and reporting what they raise."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 def import_file(file: Path, whose: str) -> ModuleType:
-    """Import a file under a name of its own, known to `sys.modules`, so that dataclasses and pickle find it."""
+    """Import a file under a unique name in `sys.modules`, so that dataclasses and pickle find it."""
     stem = "".join(character if character.isalnum() else "_" for character in file.stem)
     name = f"batchflow_{stem}_{zlib.crc32(str(file).encode()):08x}"
     spec = spec_from_file_location(name, file)
     if spec is None or spec.loader is None or not file.is_file():
-        raise PythonLoadError(f"The source of {whose} is not there: {file}.")
+        raise PythonLoadError(f"The source of {whose} does not exist: {file}.")
     module = module_from_spec(spec)
     sys.modules[name] = module
     with loading(f"{file}, the source of {whose}, cannot be imported"):
@@ -36,7 +36,7 @@ def import_file(file: Path, whose: str) -> ModuleType:
 
 
 def own_objects(module: ModuleType) -> list[Any]:
-    """The functions and classes that a module defines, each once, in the file's order."""
+    """The functions and classes that a module itself defines, each once, in the file's order."""
     return list(
         {
             id(value): value
@@ -50,7 +50,7 @@ def own_objects(module: ModuleType) -> list[Any]:
 
 @contextmanager
 def loading(failed: str) -> Iterator[None]:
-    """Report what user code raises while it loads; an interrupt stays one."""
+    """Turn what user code raises while it loads into a `PythonLoadError`; an interrupt passes."""
     try:
         yield
     except BaseException as exc:
@@ -58,7 +58,9 @@ def loading(failed: str) -> Iterator[None]:
             raise
         hint = ""
         if isinstance(exc, ModuleNotFoundError) and not str(exc.name).startswith("promptflow"):
-            hint = f". Install what provides '{exc.name}' in this Python, or put it into the flow's folder"
+            hint = (
+                f". Install the package that has '{exc.name}' in this Python, or put the module into the flow's folder"
+            )
         raise PythonLoadError(
             f"{failed}: ({type(exc).__name__}) {exception_text(exc)}{hint}",
             target="Executor",

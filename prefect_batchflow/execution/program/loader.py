@@ -1,7 +1,7 @@
-"""A flow to a program: imports user code, with the mirror of promptflow in place, and checks what it finds.
+"""Loading a flow's program: imports and checks its code, with the mirror of promptflow in place.
 
-The import chain of this module is the standard library and the package's own light part; what only some flows need is
-imported where it is used.
+This module imports only the standard library and light parts of the package. Code that only some flows need is imported
+where it is used.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ if TYPE_CHECKING:
 def load_program(
     flow: Flow, init_kwargs: Mapping[str, Any] | None = None, connections: Mapping[str, Any] | None = None
 ) -> Program:
-    """Import a flow's code and give what runs its lines. The flow's folder stays first on `sys.path`.
+    """Import a flow's code and give the program that runs its lines. The flow's folder stays first on `sys.path`.
 
     Args:
         flow: From `load_flow`.
-        init_kwargs: Arguments of a class entry's constructor; the yaml's `init` adds defaults and types. `model` of a
-            prompty.
-        connections: Name to promptflow's dictionary, or to a connection; the environment of this process completes them.
+        init_kwargs: Arguments for a class entry's constructor, to which the yaml's `init` adds defaults and types; `model`
+            for a prompty.
+        connections: Name to promptflow's dictionary, or to a connection. The environment of this process completes them.
 
     Raises:
         PythonLoadError: The code cannot be imported, or lacks the entry.
         ResolveToolError: A node's file has no tool or several, or the node's inputs do not fit it.
-        GetConnectionError: A connection was not given, or cannot be made; a `ResolveToolError`.
+        GetConnectionError: A connection was not given or cannot be built; a `ResolveToolError`.
         FlowEntryInitializationError: The class entry's constructor raised.
-        InvalidOptionError: `init_kwargs` for a flow that is no class.
-        UnsupportedFeatureError: Another language, or a tool of a kind that is not supported.
+        InvalidOptionError: There are `init_kwargs`, but the flow is no class.
+        UnsupportedFeatureError: The flow has another language, or a kind of tool that is not supported.
     """
     given = Connections(connections, os.environ)
     give_connections(given)
@@ -53,7 +53,7 @@ def load_program(
 
 
 def program_of(flow: Flow, init_kwargs: Mapping[str, Any], connections: Connections) -> Program:
-    """The same with connections that are there already: for a flow that another one's code calls."""
+    """The same with existing connections, for a flow that another flow's code calls."""
     if not flow.is_python:
         raise UnsupportedFeatureError(
             f"The flow '{flow.name}' is written in {flow.language}. Register an executor for it: "
@@ -81,7 +81,7 @@ def program_of(flow: Flow, init_kwargs: Mapping[str, Any], connections: Connecti
 
 
 def _take_promptflow_metrics() -> None:
-    """Where promptflow is installed, flows log metrics through it."""
+    """If promptflow is installed, take the metrics that flows log through it."""
     try:
         metric_logger = importlib.import_module("promptflow._core.metric_logger")
     except ImportError:

@@ -1,4 +1,4 @@
-"""The nodes of a DAG flow that have a template: `prompt` renders it, `llm` asks a model with it, `custom_llm` hands it on."""
+"""DAG nodes with a template: `prompt` renders it, `llm` asks a model with it, `custom_llm` passes it to a tool."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ APIS: Mapping[str, Mapping[str, str]] = {
         "user": "string",
     },
 }
-"""The parameters of each api, and what a literal in the flow becomes. A node's other inputs are the template's.
+"""The parameters of each api, with the types that constants are converted to. Other inputs go to the template.
 
 Source: promptflow-tools `aoai.py` and `openai.py`.
 """
@@ -63,13 +63,13 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "chat": {"temperature": 1.0, "top_p": 1.0},
     "completion": {"temperature": 1.0, "top_p": 1.0, "max_tokens": 16},
 }
-"""What is sent when the node does not say."""
+"""Values to send if the node gives none."""
 PROVIDERS: Mapping[str, str] = {
     "AzureOpenAIConnection": "AzureOpenAI",
     "OpenAIConnection": "OpenAI",
     "ServerlessConnection": "OpenAI",
 }
-"""By the kind of connection; a node's own `provider` says nothing more."""
+"""Kind of connection to provider; a node's own `provider` adds nothing."""
 
 
 def prompt_node(flow: Flow, node: Node) -> NodeTool:
@@ -77,7 +77,7 @@ def prompt_node(flow: Flow, node: Node) -> NodeTool:
 
     Raises:
         JinjaTemplateError: The template is no jinja2.
-        NodeInputValidationError: A variable has a name that the tool needs for itself.
+        NodeInputValidationError: A variable has a reserved name.
     Source: promptflow `executor/_tool_resolver.py`, `_resolve_prompt_node`.
     """
     template = template_of(flow, node)
@@ -91,11 +91,11 @@ def prompt_node(flow: Flow, node: Node) -> NodeTool:
 
 
 def llm_node(flow: Flow, node: Node, connections: Connections) -> NodeTool:
-    """Give the tool of an `llm` node: asks the connection's model with the rendered template.
+    """Give the tool of an `llm` node, which renders the template and asks the connection's model.
 
     Raises:
-        ResolveToolError: The connection is not there or of another kind, the api is unknown, or no model is named.
-        NodeInputValidationError: A literal does not fit its parameter, or a variable has the name of one.
+        ResolveToolError: The connection is missing or has the wrong kind, the api is unknown, or no model is named.
+        NodeInputValidationError: A constant does not fit its parameter, or a variable has a parameter's name.
         JinjaTemplateError: The template is no jinja2.
     Source: promptflow `executor/_tool_resolver.py`, `_resolve_llm_node`.
     """
@@ -109,7 +109,7 @@ def llm_node(flow: Flow, node: Node, connections: Connections) -> NodeTool:
     kind = kind_of(connection)
     if kind is None:
         raise InvalidConnectionType(
-            f"{place}: the connection '{node.connection}' is a {type(connection).__name__}, which serves no models here. "
+            f"{place}: the connection '{node.connection}' is a {type(connection).__name__}, which cannot serve an llm node. "
             f"Expected one of {', '.join(PROVIDERS)}.",
             target="Tool",
         )
@@ -119,7 +119,7 @@ def llm_node(flow: Flow, node: Node, connections: Connections) -> NodeTool:
     inputs = _set_inputs(node, APIS[api])
     if not any(name in inputs for name in model_names):
         raise ResolveToolError(
-            f"{place}: no '{model_names[0]}' among its inputs. Name the model that it asks.", target="Tool"
+            f"{place}: it has no input '{model_names[0]}'. Add it with the name of the model.", target="Tool"
         )
     template = template_of(flow, node, with_images=api == "chat")
     own = {*APIS[api], model_names[0], "prompt", "connection"}
@@ -128,7 +128,7 @@ def llm_node(flow: Flow, node: Node, connections: Connections) -> NodeTool:
 
     async def ask(**arguments: Any) -> Any:
         variables = {name: value for name, value in arguments.items() if name not in own}
-        if is_azure:  # promptflow's tool for Azure shows lists so, and the other does not
+        if is_azure:  # only promptflow's tool for Azure shows lists this way
             variables = as_chat_lists(variables)
         named = next((name for name in model_names if arguments.get(name)), model_names[0])
         parameters = request_parameters(api, arguments) | {"model": arguments.get(named)}
@@ -144,7 +144,7 @@ def llm_node(flow: Flow, node: Node, connections: Connections) -> NodeTool:
 
 
 def request_parameters(api: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """What is sent of a node's arguments: no empty ones, and `tools` in the place of `functions` when both are there."""
+    """The parameters of a request: a node's arguments without empty ones; `tools` win over `functions`."""
     given = {**DEFAULTS[api], **{k: v for k, v in arguments.items() if k in APIS[api] and not _is_unset(k, v)}}
     if "max_tokens" in given:
         given["max_tokens"] = int(given["max_tokens"])
@@ -163,7 +163,7 @@ def request_parameters(api: str, arguments: Mapping[str, Any]) -> dict[str, Any]
 
 
 def template_of(flow: Flow, node: Node, *, with_images: bool = False) -> Template:
-    """Read a node's template; `with_images` puts each `![image]({{name}})` into a line of its own.
+    """Read a node's template; `with_images` puts each `![image]({{name}})` on a separate line.
 
     Raises:
         JinjaTemplateError: It is no jinja2.
@@ -174,7 +174,7 @@ def template_of(flow: Flow, node: Node, *, with_images: bool = False) -> Templat
 
 
 def template_text(flow: Flow, node: Node) -> str:
-    """A node's template as it is written.
+    """A node's template as written.
 
     Raises:
         ResolveToolError: It cannot be read.
@@ -188,10 +188,10 @@ def template_text(flow: Flow, node: Node) -> str:
 
 
 def refuse_template_collisions(flow: Flow, node: Node, names: Collection[str]) -> None:
-    """Refuse a `custom_llm` node whose template has a variable that its tool has as a parameter.
+    """Refuse a `custom_llm` node whose template has a variable with the name of one of its tool's parameters.
 
     Raises:
-        NodeInputValidationError: There is one.
+        NodeInputValidationError: There is such a variable.
         JinjaTemplateError: The template is no jinja2.
     """
     _refuse_collisions(node, template_of(flow, node), names, f"the tool '{node.package_tool}'")
@@ -201,14 +201,14 @@ def _refuse_collisions(node: Node, template: Template, own: Collection[str], who
     twice = sorted(template.variables & set(own))
     if twice:
         raise NodeInputValidationError(
-            f"Node '{node.name}': its template {node.source} has the variables {', '.join(twice)}, which are parameters of "
-            f"{whose}. Rename them in the template and in the node's inputs.",
+            f"Node '{node.name}': its template {node.source} has the variables {', '.join(twice)}, but {whose} has parameters "
+            "of these names. Rename the variables in the template and in the node's inputs.",
             target="Tool",
         )
 
 
 def _set_inputs(node: Node, types: Mapping[str, str]) -> dict[str, Reference | Constant]:
-    """A node's inputs without the empty ones, literals as their parameters' types."""
+    """A node's inputs without empty ones, constants converted to their parameters' types."""
     from prefect_batchflow.inputs.types import CONVERSION_ERRORS, CONVERTERS
 
     inputs: dict[str, Reference | Constant] = {}
@@ -230,7 +230,7 @@ def _set_inputs(node: Node, types: Mapping[str, str]) -> dict[str, Reference | C
 
 def _converts(name: str, value: Constant, types: Mapping[str, str]) -> bool:
     if name == "stop" and isinstance(value.value, str) and not value.value.startswith("["):
-        return False  # one text is as good as a list of one
+        return False  # one text means a list of one
     return name in types and not _is_unset(name, value.value)
 
 
@@ -239,5 +239,5 @@ def _is_unset(name: str, value: Any) -> bool:
 
 
 def inputs_of_the_line(node: Node) -> frozenset[str]:
-    """The inputs of a node that are what a row says, as it says it."""
+    """The inputs of a node that come straight from the row."""
     return frozenset(n for n, v in node.inputs.items() if isinstance(v, Reference) and v.section == "inputs")

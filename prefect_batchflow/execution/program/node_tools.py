@@ -1,4 +1,4 @@
-"""The tool of a node: a function or a class's method, of a file of the flow or of an installed package."""
+"""Finding the tool of a node: a function or method in a file of the flow or in an installed package."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class FoundTool:
-    """What a node's source holds; nothing is built yet."""
+    """The tool in a node's source; no class is built yet."""
 
     function: Callable[..., Any]
-    """To be called, or a method that `owner` has."""
+    """The tool, or a method of `owner`."""
     place: str
     """For messages: `the tool 'run' of tool.py`."""
     owner: type | None = None
-    """The class to be built once, with those of the node's inputs that its constructor takes."""
+    """The class to build once, with the inputs of the node that its constructor takes."""
     types: Mapping[str, str] = field(default_factory=dict)
-    """Parameter to promptflow's type, where a package says it; the annotations tell the others."""
+    """Parameter to promptflow's type, as far as a package declares it; annotations give the other types."""
 
 
 def tool_of_source(node: str, own: Iterable[Any], file: Path) -> FoundTool:
@@ -37,11 +37,11 @@ def tool_of_source(node: str, own: Iterable[Any], file: Path) -> FoundTool:
     Args:
         node: The node's name, for messages.
         own: The functions and classes that the file defines.
-        file: For messages.
+        file: The file, for messages.
 
     Raises:
-        NoToolDefined: There is none.
-        MultipleToolsDefined: There are several.
+        NoToolDefined: The file has no tool.
+        MultipleToolsDefined: It has several.
     Source: promptflow `_core/tool_meta_generator.py`, `collect_tool_function_in_module`.
     """
     own = list(own)
@@ -57,28 +57,28 @@ def tool_of_source(node: str, own: Iterable[Any], file: Path) -> FoundTool:
     if tools:
         names = ", ".join(sorted(tool.function.__qualname__ for tool in tools))
         raise MultipleToolsDefined(
-            f"Node '{node}': {file} has {len(tools)} functions with @tool: {names}. Expected one; put each into a file "
-            "of its own.",
+            f"Node '{node}': {file} has {len(tools)} functions with @tool: {names}. Expected one; put each into its own "
+            "file.",
             target="Tool",
         )
     functions = ", ".join(value.__qualname__ for value in own) or "none"
     raise NoToolDefined(
-        f"Node '{node}': {file} has no function with @tool; its functions: {functions}. Put @tool, from "
-        "promptflow.core, above the one that is meant.",
+        f"Node '{node}': {file} has no function with @tool. Its functions: {functions}. Put @tool, from "
+        "promptflow.core, above the node's function.",
         target="Tool",
     )
 
 
 def is_tool_class(value: Any) -> bool:
-    """Whether it is a class of tools: derived from `ToolProvider`, ours or promptflow's."""
+    """Whether it is a class derived from `ToolProvider`, ours or promptflow's."""
     return isinstance(value, type) and any(base.__name__ == "ToolProvider" for base in value.__mro__[1:])
 
 
 def tool_of_package(node: str, tool: PackageTool, module: ModuleType) -> FoundTool:
-    """Give the tool that an imported module of a package has.
+    """Give a package's tool from its imported module.
 
     Raises:
-        ResolveToolError: The module lacks the function or class that the package says it has.
+        ResolveToolError: The module lacks the function or class that the package declares.
     """
     owner = None if tool.class_name is None else _part(node, tool, module, tool.class_name)
     function = _part(node, tool, module if owner is None else owner, tool.function)
@@ -94,13 +94,13 @@ def tool_of_package(node: str, tool: PackageTool, module: ModuleType) -> FoundTo
 def _part(node: str, tool: PackageTool, holder: ModuleType | type, name: str) -> Any:
     if not hasattr(holder, name):
         raise ResolveToolError(
-            f"Node '{node}': the package {tool.package} {tool.version} says that its tool '{tool.id}' is '{name}' of "
-            f"{holder.__name__}, which is not there. Install another version of the package.",
+            f"Node '{node}': the package {tool.package} {tool.version} declares '{name}' of {holder.__name__} for its tool "
+            f"'{tool.id}', but it does not exist. Install another version of the package.",
             target="Tool",
         )
     return getattr(holder, name)
 
 
 def _first_type(given: Any) -> str:
-    """Promptflow converts for the first of several types."""
+    """The first of several types, for which promptflow converts."""
     return str(given[0] if isinstance(given, list) and given else given)

@@ -1,7 +1,7 @@
-"""Tools that installed packages bring: the entry points of the group `package_tools`, as promptflow's packages have them.
+"""Tools of installed packages: entry points of the group `package_tools`, as in promptflow's packages.
 
-Such an entry point is a function that gives tool id to definition: `module` and `function`, `class_name` for a method, and
-what editors show. Nothing is imported but the listing functions, until a node asks for a tool.
+Such an entry point is a function that lists tool ids with their definitions: `module` and `function`, `class_name` for a
+method, and texts for editors. Only the listing functions are imported, until a node needs a tool.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ class PackageTool:
     """One tool of an installed package."""
 
     id: str
-    """As the flow's yaml names it, also when the package has a newer name for it."""
+    """As in the flow's yaml, even if the package has a newer name for it."""
     module: str
     function: str
     class_name: str | None = None
-    """The class whose method the function is, if it is one."""
+    """The class, if the function is a method."""
     definition: Mapping[str, Any] = field(default_factory=dict)
-    """All that the package says of it: `inputs` with their types, `name`, `type`, `description`."""
+    """The package's whole definition: `inputs` with their types, `name`, `type`, `description`."""
     package: str = ""
     version: str = ""
 
 
 def find_package_tool(name: str) -> PackageTool:
-    """Give the tool that an installed package calls `name`, or called so before.
+    """Give the tool that has, or had, this name in an installed package.
 
     Args:
         name: The id, as in `source: {type: package, tool: …}`.
 
     Raises:
-        PackageToolNotFoundError: No installed package has it; the message lists the tools that there are, and the packages
-            whose listing failed.
+        PackageToolNotFoundError: No installed package has it; the message lists the existing tools, and packages whose
+            listing failed.
         ResolveToolError: Its definition lacks the module or the function.
     Source: promptflow `_core/tools_manager.py`, `collect_package_tools` and `ToolLoader.load_package_tool`.
     """
@@ -75,7 +75,7 @@ def find_package_tool(name: str) -> PackageTool:
 
 @functools.cache
 def _collected(path: tuple[str, ...]) -> tuple[dict[str, PackageTool], list[str]]:
-    """All tools of the packages on this `sys.path` by id, and why some listings failed."""
+    """All tools of packages on this `sys.path`, by id, and the failures of listings."""
     tools: dict[str, PackageTool] = {}
     failures = []
     for entry_point in importlib.metadata.entry_points(group=GROUP):
@@ -83,7 +83,7 @@ def _collected(path: tuple[str, ...]) -> tuple[dict[str, PackageTool], list[str]
         try:
             listed = entry_point.load()()
             tools.update((tool.id, tool) for tool in _tools_of(listed, package, version))
-        except BaseException as exc:  # one package must not cost the tools of the others
+        except BaseException as exc:  # the tools of other packages are still needed
             if passes_through(exc):
                 raise
             failures.append(f"{package or entry_point.value} ({type(exc).__name__}: {exception_text(exc)})")
@@ -112,12 +112,12 @@ def _former_names(definition: Mapping[str, Any]) -> list[str]:
 
 def _what_there_is(name: str, tools: Mapping[str, PackageTool]) -> str:
     if not tools:
-        return "There is none at all."
-    # Those of a similar name first, where not all can be shown.
+        return "No package has any tools."
+    # Similar names first, because not all may be shown.
     near = get_close_matches(name, tools, 5, 0.5)
     ids = near + sorted(tools.keys() - set(near))
     more = f" and {len(ids) - SHOWN_IDS} more" if len(ids) > SHOWN_IDS else ""
-    return f"There is: {', '.join(ids[:SHOWN_IDS])}{more}."
+    return f"Existing tools: {', '.join(ids[:SHOWN_IDS])}{more}."
 
 
 def _failed(failures: list[str]) -> str:
@@ -125,7 +125,7 @@ def _failed(failures: list[str]) -> str:
 
 
 def install_hint(name: str) -> str:
-    """The sentence that says how to install the package of a tool, with a blank before it."""
+    """A sentence on how to install the package of a tool, with a leading space."""
     for module in PACKAGES:
         if name.startswith(f"{module}."):
             return f" Install the package that has it: {pip_install(module)}"

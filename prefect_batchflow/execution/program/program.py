@@ -1,6 +1,7 @@
-"""What every program does: a line or the aggregation at a time, images loaded before and recorded after.
+"""The base of all programs: runs a line or the aggregation, loads images before and records them after.
 
-What user code does is data: a program never raises for it. `steps` tells how one walk serves sync and async.
+A program never raises what user code raises: it becomes an error in the record. `steps` explains how one walk serves sync and
+async code.
 """
 
 from __future__ import annotations
@@ -25,23 +26,23 @@ if TYPE_CHECKING:
 
 
 class Program:
-    """A flow whose code is imported: what a worker runs. One walk each for lines and aggregation, behind two doors."""
+    """A flow whose code is imported, for a worker to run: lines and the aggregation, each from sync or async code."""
 
     description: FlowDescription
     images: FlowImages | None = None
-    """What loads and records its images; the loader sets it."""
+    """Loads and records its images; set by the loader."""
 
     def run_line(self, line_number: int, inputs: dict[str, Any], images: Origins | None = None) -> LineRun:
-        """Run one line in this thread; `images` names the inputs that have some."""
+        """Run one line in this thread; `images` names the inputs with images."""
         with running(line_number) as context:
             try:
                 steps = self._line(context, inputs) if images is None else self._image_line(context, inputs, images)
                 return self._recorded(drive(steps), images)
-            except Exception as exc:  # noqa: BLE001 - a line that cannot even be recorded fails; its worker goes on
+            except Exception as exc:  # noqa: BLE001 - the line fails if it cannot be recorded; the worker continues
                 return self.failed_line(line_number, inputs, exc)
 
     async def run_line_async(self, line_number: int, inputs: dict[str, Any], images: Origins | None = None) -> LineRun:
-        """Run one line on this event loop, its sync functions in threads; `images` names the inputs that have some."""
+        """Run one line on this event loop, sync functions in threads; `images` names the inputs with images."""
         with running(line_number) as context:
             try:
                 steps = self._line(context, inputs) if images is None else self._image_line(context, inputs, images)
@@ -50,7 +51,7 @@ class Program:
                 return self.failed_line(line_number, inputs, exc)
 
     def failed_line(self, line_number: int, inputs: dict[str, Any], exc: BaseException) -> LineRun:
-        """What a line is that could not be run to its end."""
+        """The run of a line that broke."""
         with running(line_number) as context:
             return line_run(inputs, Clock().span(), error=own_failure(exc), tokens=context.tokens)
 
@@ -61,13 +62,13 @@ class Program:
             return run
 
     async def aggregate_async(self, lines: list[CompletedLine]) -> AggregationRun:
-        """Run the aggregation over completed lines on this event loop, its sync functions in threads."""
+        """Run the aggregation over completed lines on this event loop, sync functions in threads."""
         with running() as context:
             run: AggregationRun = await drive_async(self._image_aggregation(context, _by_number(lines)))
             return run
 
     def _image_line(self, context: RunContext, inputs: dict[str, Any], images: Origins) -> Steps:
-        """A line whose inputs have images in them, which its record keeps as they came."""
+        """A line with images in its inputs; its record keeps the inputs as given."""
         assert self.images is not None, "the loader set it"
         clock = Clock()
         loaded = yield UserFunction(self.images.loaded, "inputs"), (inputs, images), {}
@@ -88,7 +89,7 @@ class Program:
         return run
 
     def _image_aggregation(self, context: RunContext, lines: list[CompletedLine]) -> Steps:
-        """The aggregation, with the images of lines that have some loaded again."""
+        """The aggregation, after loading the lines' images again."""
         if self.images is not None:
             for index, line in enumerate(lines):
                 if "images" not in line:
@@ -113,7 +114,7 @@ def _by_number(lines: list[CompletedLine]) -> list[CompletedLine]:
 
 
 def copied(value: Any) -> Any:
-    """Copy JSON values; one frame a level, since data may be nested hundreds of levels deep."""
+    """Copy JSON values, with one frame per level, because data can be nested hundreds of levels deep."""
     if type(value) is dict:
         return dict(zip(value, map(copied, value.values()), strict=True))
     if type(value) is list:

@@ -1,4 +1,4 @@
-"""A record as bytes, whatever user code has put into it."""
+"""Encoding a record as JSON, whatever user code put into it."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 
 def encode_record(record: LineRun) -> bytes:
-    """Give a line's record as one JSON object in ASCII; NaN and infinity stay.
+    """Encode a line's record as one JSON object in ASCII; NaN and infinity stay.
 
-    Datetimes, enum members, dataclasses and pydantic models become what promptflow makes of them. What still is no JSON
-    becomes its `repr`; but if it is in the output, or in what aggregation needs, the line fails: `record` is changed in
-    place then, and its receipt is to be made after this. `PF_SKIP_SERIALIZATION_CHECK=true` keeps its `repr` instead.
+    Datetimes, enum members, dataclasses and pydantic models are written as promptflow writes them. Any other value that is
+    no JSON becomes its `repr`. But if the output or a value for the aggregation has one, the line fails. `record` is then
+    changed in place, so make its receipt afterwards. With `PF_SKIP_SERIALIZATION_CHECK=true` the line does not fail.
     """
     try:
         return _STRICT.encode(record).encode("ascii")
     except MemoryError as exc:
         fail_run(record, own_failure(exc))
         record["nodes"] = [{**node, "inputs": {}, "output": None} for node in record["nodes"]]
-    except Exception:  # noqa: BLE001, S110 - objects of user code; looked at one by one below
+    except Exception:  # noqa: BLE001, S110 - objects of user code; checked one by one below
         pass
     parts = {"output": record["output"] or {}, "aggregation_inputs": record["aggregation_inputs"]}
     for part, values in () if _takes_any_output() else parts.items():
@@ -35,10 +35,10 @@ def encode_record(record: LineRun) -> bytes:
             try:
                 _STRICT.encode({name: value})
             except Exception as exc:  # noqa: BLE001 - objects of user code
-                what = f"'{name}' of the output" if part == "output" else f"{name}, which aggregation needs,"
+                what = f"'{name}' of the output" if part == "output" else f"{name}, which the aggregation needs,"
                 message = (
                     f"{what} is no JSON: ({type(exc).__name__}) {exception_text(exc)}. Return text, numbers, booleans, "
-                    "None, lists and dicts of these."
+                    "None, or lists and dicts of these."
                 )
                 fail_run(record, error_dict(FlowOutputUnserializable(message, target="Executor")))
                 return _lenient(record).encode("ascii")
@@ -46,7 +46,7 @@ def encode_record(record: LineRun) -> bytes:
 
 
 def _takes_any_output() -> bool:
-    """Whether an output that is no JSON is kept as its repr, and the line is none the worse.
+    """Whether a line may have an output that is no JSON; its repr is kept.
 
     Source: promptflow `_core/run_tracker.py`, `_skip_serialization_check`.
     """
@@ -54,12 +54,12 @@ def _takes_any_output() -> bool:
 
 
 def fail_run(record: LineRun, error: dict[str, Any]) -> None:
-    """Make a failed line of a run, in place."""
+    """Turn a run into a failed one, in place."""
     record.update({"status": "Failed", "output": None, "aggregation_inputs": {}, "error": error})
 
 
 def own_failure(exc: BaseException) -> dict[str, Any]:
-    """The error of a line that failed in this package, not in user code."""
+    """The error of a line that failed outside user code."""
     text = f"({type(exc).__name__}) {exception_text(exc)}"
     if isinstance(exc, MemoryError):
         return error_dict(LineOutOfMemoryError(f"The line's record cannot be made: {text}", target="Executor"))
@@ -67,7 +67,7 @@ def own_failure(exc: BaseException) -> dict[str, Any]:
 
 
 def _to_json(value: Any) -> Any:
-    """What promptflow writes of an object that JSON does not know.
+    """Convert an object that JSON does not know, as promptflow does.
 
     Source: promptflow `tracing/_utils.py`, `serialize`.
     """
@@ -76,7 +76,7 @@ def _to_json(value: Any) -> Any:
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, bytes) and hasattr(value, "_mime_type"):
-        # An image within an object that is none of JSON's; all others are dictionaries by now.
+        # An image inside an object that is no JSON; all other images are dictionaries by now.
         return {f"data:{value._mime_type};base64": value.to_base64()}  # type: ignore[attr-defined]
     if isinstance(value, type):
         pass
@@ -106,7 +106,7 @@ _LENIENT = json.JSONEncoder(separators=(",", ":"), default=_to_json_or_repr)
 
 
 def _lenient(value: Any, depth: int = 4) -> str:
-    """JSON of any value; what has none (circles, odd keys) becomes its repr, by parts down to a node's input."""
+    """JSON of any value. A part without JSON (a circle, odd keys) becomes its repr, down to a node's inputs."""
     try:
         return _LENIENT.encode(value)
     except Exception:  # noqa: BLE001 - objects of user code

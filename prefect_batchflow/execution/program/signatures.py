@@ -1,4 +1,4 @@
-"""What the signature of user code says: parameters, promptflow's types, whether it is async."""
+"""Reading signatures of user code: parameters, promptflow's types, whether it is async."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TYPE_NAMES: Mapping[Any, str] = {
     list: "list",
     dict: "object",
 }
-"""promptflow's names of the annotations it converts for."""
+"""Annotations that promptflow converts values for, to its type names."""
 MARKER_TYPES: Mapping[str, str] = {
     "AssistantDefinition": "assistant_definition",
     "FilePath": "file_path",
@@ -27,17 +27,17 @@ MARKER_TYPES: Mapping[str, str] = {
     "PromptTemplate": "prompt_template",
     "Secret": "secret",
 }
-"""The same of promptflow's own classes, by name: promptflow's, or those of the mirror."""
+"""The same for promptflow's own classes, or the mirror's, by name."""
 
 
 def signature_of(function: Callable[..., Any]) -> inspect.Signature | None:
-    """A callable's signature, annotations evaluated where they can be; `None` where Python does not know it."""
+    """A callable's signature, its annotations evaluated if possible; `None` if Python does not know it."""
     for eval_str in (True, False):
         try:
             return inspect.signature(function, eval_str=eval_str)
         except ValueError:
             return None
-        except Exception:  # noqa: BLE001, S112 - annotations are user code, often of names for type checkers only
+        except Exception:  # noqa: BLE001, S112 - annotations are user code, often with names that only type checkers know
             continue
     return None
 
@@ -49,7 +49,7 @@ def named_parameters(signature: inspect.Signature) -> dict[str, inspect.Paramete
 
 
 def literal_type(parameter: inspect.Parameter) -> str:
-    """The type that a literal is converted to: the annotation's, else that of the default.
+    """The type to convert a constant to: the annotation's, otherwise the default's.
 
     Source: promptflow `_utils/tool_utils.py`, `param_to_definition`.
     """
@@ -65,7 +65,7 @@ def literal_type(parameter: inspect.Parameter) -> str:
 
 
 def type_name_of(annotation: Any, otherwise: str) -> str:
-    """Promptflow's name of an annotation; one left as text is known by its spelling."""
+    """Promptflow's name of an annotation; an annotation that is text is known by its spelling."""
     for known, name in TYPE_NAMES.items():
         if annotation is known or annotation == known.__name__:
             return name
@@ -75,7 +75,7 @@ def type_name_of(annotation: Any, otherwise: str) -> str:
 
 
 def is_async_callable(function: Any) -> bool:
-    """Whether a call gives a coroutine or an async generator, also through partials and promptflow's decorator."""
+    """Whether a call gives a coroutine or async generator, also through partials and promptflow's decorator."""
     while isinstance(function, functools.partial):
         function = function.func
     function = getattr(function, "__original_function", function)
@@ -85,7 +85,7 @@ def is_async_callable(function: Any) -> bool:
 
 
 def to_type(value: Any, type_name: str) -> Any:
-    """A literal as promptflow's type; a `ValueError` says what was expected, not what was found: it may be a secret."""
+    """Convert a constant to promptflow's type; a `ValueError` does not show the value, which can be a secret."""
     from prefect_batchflow.inputs.types import CONVERSION_ERRORS, CONVERTERS
 
     if type_name not in CONVERTERS:
@@ -93,4 +93,6 @@ def to_type(value: Any, type_name: str) -> Any:
     try:
         return CONVERTERS[type_name](value)
     except CONVERSION_ERRORS as exc:
-        raise ValueError(f"expected a value of type {type_name}, found a {type(value).__name__} that is none.") from exc
+        raise ValueError(
+            f"expected a value of type {type_name}, found a {type(value).__name__} that cannot be converted."
+        ) from exc

@@ -1,8 +1,7 @@
-"""What a program is made of: a generator of calls, the same for sync and async code.
+"""The steps of a program, which is a generator of calls, the same for sync and async code.
 
-It yields `(function, args, kwargs)` and is sent the result, or `Raised`. A program whose parts may run at once yields
-`Begin`, with branches that are such generators themselves, and is sent what those returned that are done by then; `END`
-gives it the rest.
+It yields `(function, args, kwargs)` and receives the result, or `Raised`. To run parts at once, it yields `Begin` with
+branches, which are such generators too, and receives the results of those that are done; `END` gives it the rest.
 """
 
 from __future__ import annotations
@@ -26,13 +25,13 @@ class UserFunction:
     def __init__(self, function: Callable[..., Any], name: str, *, is_async: bool = False) -> None:
         self.function = function
         self.name = name
-        """As in `Execution failure in 'name'`."""
+        """For messages: `Execution failure in 'name'`."""
         self.is_async = is_async
-        """Belongs on the event loop, because its result does, or because it never blocks."""
+        """Whether to call it on the event loop: its result is awaitable, or it never blocks."""
 
 
 class Raised:
-    """What a call gives instead of a result when user code raised."""
+    """The result of a call if user code raised."""
 
     __slots__ = ("error",)
 
@@ -41,11 +40,11 @@ class Raised:
 
 
 class Canceled(BaseException):
-    """Thrown into a branch that was ended while its call ran."""
+    """Thrown into a branch that is ended during a call."""
 
 
 class Branch:
-    """A part of a program that may run beside others of it."""
+    """A part of a program that can run beside other parts."""
 
     __slots__ = ("context", "is_async", "name", "steps")
 
@@ -53,13 +52,13 @@ class Branch:
         self.name = name
         self.steps = steps
         self.context = context
-        """What it runs in, its own."""
+        """Its own, to run in."""
         self.is_async = is_async
-        """Whether it runs on the event loop, and can be cancelled."""
+        """Whether it runs on the event loop, where it can be cancelled."""
 
 
 class Begin:
-    """Begin branches, and wait until at least one of all that were begun is done: its name and what it returned."""
+    """Begin branches and wait until at least one of all begun ones is done; gives names and results."""
 
     __slots__ = ("branches",)
 
@@ -68,11 +67,11 @@ class Begin:
 
 
 END = Begin(())
-"""End the branches that run: names and returned values of all that had begun."""
+"""End the running branches; gives names and results of all that had begun."""
 
 
 class Stream:
-    """What a generator gave, read to its end where it was made, so that several readers each get the whole."""
+    """The values of a generator, read to its end at once, so that several readers each get all of them."""
 
     __slots__ = ("_chunks", "_is_async", "text")
 
@@ -80,10 +79,10 @@ class Stream:
         self._chunks = chunks
         self._is_async = is_async
         self.text = "".join(map(str, chunks))
-        """All of it as one text, as an output has it."""
+        """All values as one text, for an output."""
 
     def replay(self) -> Iterator[Any] | AsyncIterator[Any]:
-        """A generator again, of the kind it was."""
+        """Give a generator of the values, async if it was."""
         return _replay_async(self._chunks) if self._is_async else (chunk for chunk in self._chunks)
 
 
@@ -93,17 +92,17 @@ async def _replay_async(chunks: list[Any]) -> AsyncIterator[Any]:
 
 
 def _join_text(chunks: Iterator[Any]) -> str:
-    """Read what a stream of a library's own gives, as one text."""
+    """Read a library's own stream as one text."""
     return "".join(map(str, chunks))
 
 
 async def _join_text_async(chunks: AsyncIterator[Any]) -> str:
-    """Read what an async stream of a library's own gives, as one text."""
+    """Read a library's own async stream as one text."""
     return "".join([str(chunk) async for chunk in chunks])
 
 
 def joined(value: Any) -> Generator[Step, Any, Any]:
-    """A value of an output, with a stream read to its end; `Raised` if that raised."""
+    """Give an output's value, a stream read to its end; `Raised` if reading raised."""
     if isinstance(value, Stream):
         return value.text
     kind = type(value)
@@ -115,7 +114,7 @@ def joined(value: Any) -> Generator[Step, Any, Any]:
 
 
 def plain_stream(value: Any) -> Any:
-    """A value as a record shows it: a stream is its text."""
+    """A value as a record shows it: a stream becomes its text."""
     return value.text if isinstance(value, Stream) else value
 
 

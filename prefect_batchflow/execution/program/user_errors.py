@@ -1,4 +1,4 @@
-"""What to say of an exception that user code raised."""
+"""Turning exceptions of user code into error dictionaries."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 TEXT_LIMIT = 20_000
-"""Characters of an exception's text, and of its traceback, that an error keeps."""
+"""Characters that an error keeps of an exception's text, and of its traceback."""
 _RAISED_BY_USERS = (BatchflowException, UserErrorException, SystemErrorException)
-"""promptflow's names for these are what flows import and derive from."""
+"""The classes that flows import under promptflow's names, and derive from."""
 _OWN_FOLDER = f"{Path(__file__).parents[2]}{os.sep}"
 
 
 def passes_through(exc: BaseException) -> bool:
-    """Whether an exception is not the line's: an interrupt, or the cancellation of the task that runs it.
+    """Whether an exception must not become a line's error: an interrupt, or a cancellation of the task that runs the line.
 
-    A cancellation of something else, which user code awaited, is an error like any other.
+    Any other cancellation comes from something that user code awaited, and is an error like any other.
     """
-    # Without asyncio in the process nothing can have been cancelled by it.
+    # If asyncio was never imported, it cannot have cancelled anything.
     asyncio = sys.modules.get("asyncio")
     if asyncio is None or not isinstance(exc, asyncio.CancelledError):
         return isinstance(exc, KeyboardInterrupt)
@@ -48,17 +48,17 @@ def passes_through(exc: BaseException) -> bool:
 
 
 def describe(exc: BaseException) -> dict[str, Any]:
-    """Give type, message and traceback of what user code raised; the traceback begins in user code.
+    """Give type, message and traceback of an exception of user code; the traceback begins in user code.
 
-    With its `error_class` if it is of one, and with `retry_after_sec` if it says how long to wait before another try, as a
-    model service does.
+    It adds the `error_class` if there is one, and `retry_after_sec` if the exception says how long to wait before another
+    try, as those of model services do.
 
     Source: promptflow `_core/_errors.py`, `tool_traceback`.
     """
     user_frames = _user_frames(exc.__traceback__)
     try:
         trace = "".join(TracebackException(type(exc), exc, user_frames).format())
-    except Exception:  # noqa: BLE001 - formatting asks a user's class for its text, and may run out of memory
+    except Exception:  # noqa: BLE001 - formatting calls a user's class, and can run out of memory
         trace = ""
     described = {"type": type(exc).__name__, "message": exception_text(exc), "traceback": _shortened(trace)}
     if (kind := class_of_exception(exc)) is not ErrorClass.USER_CODE:
@@ -68,22 +68,22 @@ def describe(exc: BaseException) -> dict[str, Any]:
 
 
 def exception_text(exc: BaseException) -> str:
-    """What an exception says; with a word on the two that say little."""
+    """The text of an exception, with an explanation for `SystemExit` and `MemoryError`."""
     try:
         text = _shortened(str(exc))
     except Exception as broken:  # noqa: BLE001 - a user's class
-        return f"no text, its __str__ raised {type(broken).__name__}"
+        return f"no text, because its __str__ raised {type(broken).__name__}"
     if isinstance(exc, SystemExit):
-        return f"{text or '0'}; the code called sys.exit(), which ends a line and not the run"
+        return f"{text or '0'}; the code called sys.exit(), which ends only this line"
     if isinstance(exc, MemoryError):
-        return text or "the line asked for more memory than its process may have"
+        return text or "the line needed more memory than its process may use"
     return text
 
 
 def tool_error(node: str, exc: BaseException) -> dict[str, Any]:
     """The error dictionary of a node whose code raised.
 
-    promptflow's exceptions, and this package's, keep their codes; those that the user's code raises its text, too.
+    Exceptions of promptflow and of this package keep their codes; those that user code itself raises keep their text, too.
     Source: promptflow `_core/_errors.py`, `ToolExecutionError`; `_core/flow_execution_context.py`, `_invoke_tool_inner`.
     """
     details = describe(exc)
@@ -95,7 +95,7 @@ def tool_error(node: str, exc: BaseException) -> dict[str, Any]:
         details |= {"filename": code.co_filename, "lineno": frame.tb_lineno, "name": code.co_name}
     additional = {"ToolExecutionErrorDetails": details}
     if isinstance(exc, BatchflowException) or is_promptflows(exc):
-        # Never built again: a user's own class may take other arguments.
+        # Its dictionary, not a new exception: a user's class can take other arguments.
         said = error_dict(exc)
         if type(exc).__module__ == BatchflowException.__module__ and type(exc) not in _RAISED_BY_USERS:
             said["message"] = f"Execution failure in '{node}': ({type(exc).__name__}) {said['message']}"
@@ -125,7 +125,7 @@ def _failure(
 
 
 def _user_frames(frames: TracebackType | None) -> TracebackType | None:
-    """A traceback without the frames of this package, and of `import`, that lead to user code."""
+    """A traceback without the frames of this package and of `import` that precede user code."""
     while frames is not None and frames.tb_frame.f_code.co_filename.startswith((_OWN_FOLDER, "<frozen importlib")):
         frames = frames.tb_next
     return frames

@@ -41,11 +41,11 @@ def test_a_whole_reference_is_filled_in(text: str, value: str) -> None:
     [
         (
             "${lost.key}",
-            "The environment variable A is a key of the connection 'lost', which was not given; given: 'plain'",
+            "The environment variable A refers to the connection 'lost', which was not given. Given: 'plain'",
         ),
-        ("${plain.lost}", "A is 'lost' of the connection 'plain', which has no such key"),
+        ("${plain.lost}", "A refers to 'lost' of the connection 'plain', which has no such key"),
         ("${mine.lost}", "variable A: 'lost' of the connection 'mine' is .*, and the environment has no LOST"),
-        ("${object.lost}", "A is 'lost' of the connection 'object', which has no such key"),
+        ("${object.lost}", "A refers to 'lost' of the connection 'object', which has no such key"),
     ],
 )
 def test_a_reference_to_nothing_is_refused_without_values(text: str, told: str) -> None:

@@ -238,9 +238,9 @@ def test_a_template_that_cannot_be_rendered_fails_its_line(flows: Flows) -> None
     ("change", "error", "said"),
     [
         ({"connection": "nobody"}, GetConnectionError, "'nobody'"),
-        ({"connection": "custom"}, ResolveToolError, "serves no models"),
+        ({"connection": "custom"}, ResolveToolError, "cannot serve an llm node"),
         ({"api": "embedding"}, ResolveToolError, "unknown api 'embedding'"),
-        ({"inputs": {"question": "a"}}, ResolveToolError, "no 'model'"),
+        ({"inputs": {"question": "a"}}, ResolveToolError, "it has no input 'model'"),
         ({"inputs": {"model": "m", "temperature": "hot"}}, NodeInputValidationError, "'temperature' is 'hot'"),
     ],
     ids=["no-connection", "no-model-connection", "api", "no-model", "literal"],

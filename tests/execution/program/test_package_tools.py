@@ -61,7 +61,7 @@ def test_an_unknown_id_is_refused_with_those_that_there_are(site: Path) -> None:
         find_package_tool("shout_package.tools.shot")
 
     assert str(caught.value) == (
-        "No installed package has the tool 'shout_package.tools.shot'. There is: shout_package.tools.shout. "
+        "No installed package has the tool 'shout_package.tools.shot'. Existing tools: shout_package.tools.shout. "
         "Install the package that has it, in the Python that runs the flow."
     )
 

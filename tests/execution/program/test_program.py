@@ -426,7 +426,7 @@ class TestFailures:
         [
             ("raise SystemExit(3)", "ScriptExecutionError", "(SystemExit) 3; the code called sys.exit()"),
             ("raise SystemExit", "ScriptExecutionError", "(SystemExit) 0; the code called sys.exit()"),
-            ("raise MemoryError", "LineOutOfMemoryError", "(MemoryError) the line asked for more memory"),
+            ("raise MemoryError", "LineOutOfMemoryError", "(MemoryError) the line needed more memory"),
             ("raise StopIteration(5)", "ScriptExecutionError", "(StopIteration) 5"),
             ("raise GeneratorExit", "ScriptExecutionError", "(GeneratorExit)"),
             ("raise BaseException('odd')", "ScriptExecutionError", "(BaseException) odd"),
@@ -465,7 +465,7 @@ class TestFailures:
 
         line = run(callable_program(go))
 
-        assert "(MuteError) no text, its __str__ raised RuntimeError" in line["error"]["message"]
+        assert "(MuteError) no text, because its __str__ raised RuntimeError" in line["error"]["message"]
 
     def test_a_long_text_is_shortened(self, run: Run) -> None:
         def go() -> None:
@@ -856,7 +856,9 @@ class TestEncoding:
         stored = json.loads(encode_record(record(aggregation_inputs={"${a.output}": object})))
 
         assert stored["status"] == "Failed"
-        assert stored["error"]["message"].startswith("${a.output}, which aggregation needs, is no JSON: (TypeError)")
+        assert stored["error"]["message"].startswith(
+            "${a.output}, which the aggregation needs, is no JSON: (TypeError)"
+        )
 
     def test_an_output_that_contains_itself_fails_the_line(self) -> None:
         circle: dict[str, Any] = {}
