@@ -205,7 +205,7 @@ def test_a_run_without_a_completed_line_has_no_outputs(storage: Storage, write_r
     [
         ({"run": "nothing"}, RunNotFoundError, "There is no run 'nothing'"),
         ({"run": "grades"}, InvalidOptionError, "cannot be built on itself"),
-        ({"more_data": {"run.outputs": "x.jsonl"}}, InvalidOptionError, "'run.outputs' was given as data"),
+        ({"more_data": {"run.outputs": "x.jsonl"}}, InvalidOptionError, "'run.outputs' was given twice: as data"),
         ({"inputs_mapping": {"answer": "${run.outputs.anser}", "truth": "x"}}, InputMappingError, "run.outputs.answer"),
         ({"inputs_mapping": {"answer": "x"}}, InputMappingError, "there is no source 'data'"),
     ],

@@ -557,13 +557,17 @@ def test_a_second_run_of_a_running_id_is_refused(storage: Path, write_rows: Call
         ({"data": "missing.jsonl"}, InvalidUserData, "missing.jsonl"),
         ({"options": {"run_storage_url": "/proc/nowhere"}}, StorageError, "/proc/nowhere"),
         ({"options": {"run_storage_url": "s3::file://x"}}, InvalidOptionError, "chained"),
-        ({"options": {"task_runner_address": "tcp://x:1"}}, InvalidOptionError, "goes with a cluster"),
-        ({"options": {"task_runner": "dask", "granularity": "line"}}, InvalidOptionError, "a cluster gets chunks"),
-        ({"options": {"task_runner": "ray", "run_storage_url": "memory://r"}}, InvalidOptionError, "process's memory"),
+        ({"options": {"task_runner_address": "tcp://x:1"}}, InvalidOptionError, "needs a cluster"),
+        ({"options": {"task_runner": "dask", "granularity": "line"}}, InvalidOptionError, "the cluster gets chunks"),
+        (
+            {"options": {"task_runner": "ray", "run_storage_url": "memory://r"}},
+            InvalidOptionError,
+            "memory of this process",
+        ),
         (
             {"options": {"task_runner": "dask"}, "run": {"executor_proxy": Mock()}},
             UnsupportedFeatureError,
-            "only Python",
+            "runs Python flows only",
         ),
     ],
     ids=[
@@ -731,7 +735,7 @@ def test_an_output_folder_that_cannot_be_written_is_told_before_any_line_runs(
     dag: Path, storage: Path, write_rows: Callable[..., Path]
 ) -> None:
     (storage.parent / "file").touch()
-    with pytest.raises(InvalidOptionError, match=r"output_dir .*file/out cannot be written.*Nothing was run"):
+    with pytest.raises(InvalidOptionError, match=r"Cannot write to the output_dir .*file/out.*No line has run"):
         BatchEngine(dag, run_storage_url=str(storage)).run(
             {"data": write_rows([{"n": 1}])}, output_dir=storage.parent / "file" / "out"
         )
@@ -768,7 +772,7 @@ def test_lines_of_another_version_of_the_flow_are_not_taken_over_in_silence(
     BatchEngine(dag, run_storage_url=str(storage)).run({"data": data}, run_id="old")
     (dag / "helper.py").write_text("changed = True\n")
     again = {"flow": str(dag), "data": data, "storage": str(storage), "resume_from": "old"}
-    with pytest.raises(RunChangedError, match="lines of run 'old' cannot be taken over: the flow's files changed"):
+    with pytest.raises(RunChangedError, match="Cannot take over lines of run 'old': the flow's files changed"):
         run_batch({**again, "run_id": "new"}, LiveRun())
     assert run_batch({**again, "run_id": "newer", "on_change": "reuse"}, LiveRun()).completed_lines == 1
     assert executed(dag) == [1]

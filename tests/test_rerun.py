@@ -120,7 +120,7 @@ def test_what_was_left_is_said_and_runs_with_the_next_start(nightly: Nightly) ->
     run_batch({**parameters, "rerun": "timed_out"}, live)
 
     assert live.notes == [
-        "Lines that failed before and were left as they are: 2. rerun is 'timed_out', and they failed with other errors."
+        "2 lines that failed before stay failed: rerun is 'timed_out', and their errors are different."
     ]
     assert run_batch(parameters, LiveRun()).completed_lines == 5, "a choice counts for one start"
 
@@ -158,7 +158,7 @@ def test_a_storage_that_is_brought_has_no_failed_lines_to_choose_among(nightly: 
     parameters = {"flow": nightly.flow, "data": str(nightly.data), "storage": str(nightly.storage), "run_id": "again"}
     (nightly.folder / "begun").write_text("")
 
-    with pytest.raises(InvalidOptionError, match="of Nothing completed lines are taken over, and all others run"):
+    with pytest.raises(InvalidOptionError, match="Nothing gives completed lines only, and all other lines run"):
         run_batch({**parameters, "rerun": "timed_out"}, LiveRun(resume_storage=Nothing()))
 
     assert nightly.begun() == []

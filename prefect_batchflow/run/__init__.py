@@ -1,4 +1,4 @@
-"""One batch run: its stages, a module each; `batch_run` calls them in their order.
+"""One batch run, one module per stage; `batch_run` calls the stages in order.
 
 preparation (definition, inputs) → opening (the run's records) → feeding (lines, execution, results) → ending (aggregation,
 report).

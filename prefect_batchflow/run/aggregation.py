@@ -1,7 +1,7 @@
-"""Completed lines to aggregation nodes or `__aggregate__`, keyed by line_number, read back from the records.
+"""Gives completed lines, read back from the records, to aggregation nodes or `__aggregate__`.
 
-promptflow pairs flow inputs and node outputs by their place in two lists, which differ after a resume or where line numbers
-are not in order; here each line's inputs, output and node outputs come from one record.
+promptflow pairs flow inputs and node outputs by their positions in two lists. These differ after a resume, or if line numbers
+are out of order. Here the inputs, output and node outputs of a line come from one record.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ async def aggregate(
     """Run the flow's aggregation over the completed lines.
 
     Args:
-        executor: Runs it.
+        executor: Runs the aggregation.
         records: The newest record of each line of the data, by line_number.
-        run_id: The run's id, for the node runs' ids.
-        timeout_sec: The aggregation's limit; promptflow's is the line's too.
-        image_folders: Where paths of images in inputs are looked for, by the source that brought them.
+        run_id: The run's id, for the ids of node runs.
+        timeout_sec: The time limit; as in promptflow, it is the limit of a line.
+        image_folders: By source, the folder of the relative image paths in its inputs.
     """
     folders = image_folders or {}
     completed = [_kept(record, folders) async for record in records if record["status"] == "Completed"]

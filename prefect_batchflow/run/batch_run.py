@@ -22,8 +22,8 @@ async def run_stages(request: BatchRequest, live: LiveRun) -> BatchResult:
     """Run a batch: prepare, open the records, feed the lines, aggregate, report.
 
     Args:
-        request: What was asked for.
-        live: The run as its caller holds it; has the result, too, as soon as there is one.
+        request: The run as it was asked for.
+        live: The run as its caller holds it; also gets the result as soon as there is one.
 
     Raises:
         BatchflowException: There is no result.
@@ -32,13 +32,15 @@ async def run_stages(request: BatchRequest, live: LiveRun) -> BatchResult:
     async with preparation(state) as preparing:
         ready = await state.stop.unless_stopped(_prepare(state, preparing))
         if ready is None:
-            note = "Stopped before the data was read: no line has begun, and nothing was written."
+            note = "Stopped before the data was read. No line has begun, and nothing was written."
             return await ended_before_lines(state, 0, note)
         prepared, opening, places = ready
         async with Lease(prepared.files, state.keys, state.stop.fail):
             opened = await opening.open()
             if opened is None:
-                note = "Stopped before it was known which lines are done: none has begun, and what was done is kept."
+                note = (
+                    "Stopped before the run knew which lines are done. No line has begun, and earlier results are kept."
+                )
                 return await ended_before_lines(state, prepared.inventory.total_lines, note)
             feeding = Feeding(state, prepared, opened, places)
             await feeding.run()
@@ -49,7 +51,7 @@ async def run_stages(request: BatchRequest, live: LiveRun) -> BatchResult:
 
 
 async def _prepare(state: RunState, preparing: Preparation) -> tuple[Prepared, Opening, int]:
-    """Everything that may refuse the run: nothing is in the storage before it has passed."""
+    """Do everything that can refuse the run, before anything is in the storage."""
     prepared = await preparing.prepare()
     opening = Opening(state, prepared)
     await opening.check_before_writing()

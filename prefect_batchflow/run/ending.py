@@ -1,4 +1,4 @@
-"""The last stage: aggregation over the completed lines, the files that people take away, what Prefect shows, the result."""
+"""The last stage: aggregate the completed lines, write output files and Prefect artifacts, make the result."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ if TYPE_CHECKING:
     from prefect_batchflow.storage.index import Stored
 
 COPY_IMAGES_SEC = 20.0
-"""How long images that lie on other machines may take to be copied beside the failed lines that name them, all together."""
+"""How long copying remote images beside the failed lines that name them may take, all images together."""
 STOPPED_HAND_IN_SEC = 3.0
-"""How long a stopped run waits for Prefect's own server: it has task runs that never reported, and its caller waits."""
+"""How long a stopped run waits for Prefect's own server. Some task runs never report, and the caller is waiting."""
 
 
 class Ending:
-    """Makes of a run's records what is left of it.
+    """Turns the records of a run into its outputs, artifacts and result.
 
     Args:
         state: The run.
-        prepared: What it ran on.
+        prepared: What the run ran on.
         opened: Its records.
-        counts: Whether a line's newest record is of this run's data, and its last word.
+        counts: Whether the newest record of a line belongs to this run's data and is final.
     """
 
     def __init__(self, state: RunState, prepared: Prepared, opened: Opened, counts: Callable[[Stored], bool]) -> None:
@@ -51,7 +51,7 @@ class Ending:
         self._counts = counts
 
     async def aggregate(self) -> None:
-        """Run the aggregation, unless the run is stopped before it ends."""
+        """Run the aggregation, unless the run is stopped first."""
         state = self._state
         work = aggregate(
             self._prepared.executor,
@@ -62,14 +62,14 @@ class Ending:
         )
         aggregation = await state.stop.unless_stopped(work)
         if aggregation is None:
-            state.note("The aggregation was stopped before it ended; there are no metrics.")
+            state.note("The aggregation was stopped before it ended. There are no metrics.")
             return
         state.tally.add_aggregation(aggregation.counts())
         if state.live.run_storage is not None:
             persist_nodes(state.live.run_storage, aggregation.node_run_infos.values())
 
     async def report(self) -> BatchResult:
-        """Sum up, write the files people take away, and show it in Prefect."""
+        """Make the result, write the output files, and show both in Prefect."""
         state, prepared = self._state, self._prepared
         state.stop.raise_failure()
         result = state.batch_result(prepared.inventory.total_lines)
@@ -84,8 +84,8 @@ class Ending:
         )
         if images_left:
             state.note(
-                f"Images of failed lines that were not copied beside failed.jsonl: {images_left}. They lie on another machine, "
-                "which takes too long; the lines name them as they did."
+                f"{images_left} images of failed lines were not copied beside failed.jsonl, because reading them from another "
+                "machine takes too long. The lines still name the original images."
             )
         state.stop.raise_failure()
         await self._write_artifacts(result)
@@ -95,16 +95,16 @@ class Ending:
         return result
 
     def _image_folders(self) -> dict[str, str | None]:
-        """What paths of images are relative to, by the source that brings them; `""` is the flow."""
+        """By source, the folder to which its image paths are relative; `""` is the flow."""
         folders = {source.name: source.folder for source in self._prepared.sources}
         return {"": str(self._prepared.flow.working_dir), **folders}
 
     def _image_inputs(self) -> ImageInputs | None:
-        """How lines name images; `None` for flows in other languages, which read images from where nobody here knows."""
+        """How lines name images; `None` for flows in other languages, which find their images in their own way."""
         flow = self._prepared.flow
         if not flow.is_python:
             return None
-        # Who stops a run waits for its end.
+        # Whoever stops a run waits for its end.
         remote_sec = 0.0 if self._state.stop.is_stopped else COPY_IMAGES_SEC
         return ImageInputs(self._image_folders(), flow.program.loads_images, remote_sec)
 
@@ -126,7 +126,7 @@ class Ending:
             reused_lines=state.reused_lines,
         )
         writes = [write_summary(run_id, summary)]
-        # A run that was resumed may have to clear the table of the time before.
+        # A resumed run may have to clear the table of its earlier start.
         if result.failed_lines or self._opened.session > 1:
             writes.append(write_failed_lines(run_id, failed_table(state.tally.failures), result.failed_lines))
         await asyncio.gather(*writes)
@@ -140,7 +140,7 @@ class Ending:
 
 
 async def ended_before_lines(state: RunState, total_lines: int, note: str) -> BatchResult:
-    """The result of a run that was stopped before a line began; the storage keeps what it has of the run."""
+    """The result of a run that was stopped before a line began. The storage stays as it is."""
     state.note(note)
     state.live.result = result = state.batch_result(total_lines)
     await _hand_in(state)
@@ -148,7 +148,7 @@ async def ended_before_lines(state: RunState, total_lines: int, note: str) -> Ba
 
 
 async def server_is_gone(live: LiveRun) -> bool:
-    """Look whether the Prefect server still answers; if not, nothing more waits for it."""
+    """Check whether the Prefect server has stopped answering; if so, drop everything that would wait for it."""
     if await server_answers():
         return False
     live.server_gone.set()
@@ -157,11 +157,11 @@ async def server_is_gone(live: LiveRun) -> bool:
 
 
 async def _hand_in(state: RunState) -> None:
-    """Wait, for a bounded time, until a server that ends with this process has all task runs."""
+    """If the server ends with this process, wait, for a bounded time, until it has all task runs."""
     if await server_is_gone(state.live):
         state.note(
-            "The Prefect server does not answer: it may show this run as going on, and not all of its lines. The run's "
-            "own records and outputs are whole."
+            "The Prefect server does not answer. It may still show this run as running, and not show all of its lines. The "
+            "run's own records and outputs are complete."
         )
         return
     if not has_own_server():
@@ -170,6 +170,6 @@ async def _hand_in(state: RunState) -> None:
     missing = await wait_until_recorded(state.flow_run.id, state.task_runs, most_sec)
     if missing and not state.stop.is_stopped:
         state.note(
-            f"{missing} of {state.task_runs} task runs had not reached Prefect's own server when the run ended; its "
-            "records are whole. With a server that keeps running (prefect server start) none are missed."
+            f"{missing} of {state.task_runs} task runs had not reached Prefect's own server when the run ended. The run's "
+            "records are complete. To see all task runs, use a server that keeps running: prefect server start."
         )

@@ -1,4 +1,4 @@
-"""When a run gives up: too many of its lines failed, or the same error came again and again."""
+"""When a run gives up: too many lines failed, or too many in a row with the same error."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from prefect_batchflow.settings import RunOptions
 
 PERCENT_FROM_LINES = 20
-"""A share of failed lines counts from so many ended lines on, or when all have ended."""
+"""A percentage counts once this many lines have ended, or all of them."""
 MESSAGE_CHARS = 500
-"""Characters of a line's message in that of the run."""
+"""The length to which the run's message shortens the message of a line, in characters."""
 
 
 class FailureLimits:
-    """Looks at each line that ended, and says when the run should go on no more."""
+    """Looks at each line that ended and decides when the run should stop."""
 
     def __init__(self, options: RunOptions, total_lines: int) -> None:
         most = options.max_failures
@@ -32,12 +32,12 @@ class FailureLimits:
         self._same = 0
 
     def add_earlier(self, receipt: Receipt) -> None:
-        """Count a line that ended in an earlier start, and does not run again: it counts, and ends no run by itself."""
+        """Count a line that ended in an earlier start and does not run again. It does not stop the run by itself."""
         self._ended += 1
         self._failed += receipt.error is not None
 
     def add(self, receipt: Receipt) -> BatchFailureLimitError | None:
-        """Count a line that ended, by its last receipt; gives the limit that it exceeds, as the error of the run."""
+        """Count a line that ended, by its final receipt; returns the run's error if a limit is exceeded."""
         self._ended += 1
         if receipt.error is None:
             self._last, self._same = None, 0
@@ -55,8 +55,8 @@ class FailureLimits:
         else:
             return self._exceeded_share()
         return BatchFailureLimitError(
-            f"The run gave up: {said}; line {receipt.line_number}: {code}, {shortened(message, MESSAGE_CHARS)} Mend it and "
-            f"resume the run; the limit is {option}."
+            f"The run gave up: {said}; line {receipt.line_number}: {code}, {shortened(message, MESSAGE_CHARS)} Fix this and "
+            f"resume the run. The limit is {option}."
         )
 
     def _exceeded_share(self) -> BatchFailureLimitError | None:
@@ -67,6 +67,6 @@ class FailureLimits:
         if share <= most:
             return None
         return BatchFailureLimitError(
-            f"The run gave up: {self._failed} of {self._ended} lines failed, {share:.1f} %, and {most:g} % may. Mend what they "
-            "fail of and resume the run, or raise max_failures."
+            f"The run gave up: {self._failed} of {self._ended} lines failed ({share:.1f} %), more than max_failures={most:g}%. "
+            "Fix the cause and resume the run, or raise max_failures."
         )

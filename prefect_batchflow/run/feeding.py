@@ -1,4 +1,4 @@
-"""The third stage: the lines that are not done, fed to a window of task runs, here or on a cluster, and counted."""
+"""The third stage: run the lines that are not done, on this machine or on a cluster, and count them."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
     from prefect_batchflow.storage.index import Stored
 
 READ_LINES = 500
-"""Lines read at once, in a thread: reading may wait for a network."""
+"""Lines read at once, in a thread, because reading can wait for a network."""
 WRITE_GRACE_SEC = 5.0
-"""How long the write that is going on when a run is stopped may take; what is not written by then is not done."""
+"""How long a write may still take when a run is stopped. Lines that are not written by then are not done."""
 REPORT_EVERY_SEC = 0.25
 LOOK_FOR_CANCEL_EVERY_SEC = 2.0
 
@@ -51,9 +51,9 @@ class Feeding:
 
     Args:
         state: The run.
-        prepared: What it runs on.
+        prepared: What the run runs on.
         opened: Its records.
-        places: Tasks that the cluster runs at once, if there is one.
+        places: Tasks that the cluster, if there is one, runs at once.
     """
 
     def __init__(self, state: RunState, prepared: Prepared, opened: Opened, places: int) -> None:
@@ -68,31 +68,31 @@ class Feeding:
         self._rerun = state.options.errors_to_rerun
         self._limits = FailureLimits(state.options, self._total_lines)
         self._left_failed = 0
-        """Lines that failed in an earlier start and do not run again, as was asked."""
+        """Lines that failed in an earlier start and that `rerun` does not select."""
         self._changed_lines: set[int] = set()
-        """Lines that an earlier session has no fitting record of: what it has does not count any more."""
+        """Lines whose records of earlier sessions had other inputs, and no longer count."""
         has_own_numbers = any(source.own_numbers for source in prepared.inventory.sources)
         self._numbers: set[int] | None = set() if has_own_numbers else None
         """The data's own line numbers; `None` for lines numbered by position."""
 
     async def run(self) -> None:
-        """Feed the lines that are not done to a window of task runs, and count what comes back."""
+        """Run the lines that are not done, and count all lines."""
         async with self._opened_feed() as feed:
             await self._run_lines(feed)
         self._canceled = feed.canceled
         self._account_for_every_line(feed)
         if self._left_failed:
             self._state.note(
-                f"Lines that failed before and were left as they are: {self._left_failed}. rerun is "
-                f"{','.join(self._rerun)!r}, and they failed with other errors."
+                f"{self._left_failed} lines that failed before stay failed: rerun is {','.join(self._rerun)!r}, and "
+                "their errors are different."
             )
 
     def counts(self, stored: Stored) -> bool:
-        """Whether the newest record of a line is of this run's data, and was its last word."""
+        """Whether the newest record of a line belongs to this run's data and is final."""
         number = stored.receipt.line_number
         of_other_inputs = number in self._changed_lines and stored.session < self._opened.session
         is_in_data = number < self._total_lines if self._numbers is None else number in self._numbers
-        # A canceled line may have the record of a failed attempt, which counts no more.
+        # A canceled line can have the record of an earlier, failed attempt.
         return is_in_data and not of_other_inputs and number not in self._canceled
 
     def _ended(self, receipt: Receipt) -> None:
@@ -101,7 +101,7 @@ class Feeding:
 
     @contextlib.asynccontextmanager
     async def _opened_feed(self) -> AsyncIterator[LineFeed]:
-        """What runs the lines: this process, or a cluster while its tasks are told that the run goes on."""
+        """This process, or a cluster whose tasks see, as long as the block lasts, that the run is alive."""
         state, records, options = self._state, self._opened.records, self._options
         events = LineEvents(
             settled=self._tally.add,
@@ -125,7 +125,7 @@ class Feeding:
             )
 
     def _description(self, driver: Driver, shares: Shares) -> RunDescription:
-        """What the tasks on a cluster need of the run."""
+        """The run as the tasks on a cluster need it."""
         assert isinstance(self._executor, WorkerPool), "checked with the options"
         files, options = self._prepared.files, self._options
         return RunDescription(
@@ -156,9 +156,9 @@ class Feeding:
                 try:
                     async for lines in self._undone(feed.group):
                         if state.stop.is_stopped:
-                            # Only to count the lines behind that are done already, and not for long.
+                            # Read on for a short time, only to count later lines that are already done.
                             if time.monotonic() > (deadline := deadline or time.monotonic() + STOP_GRACE_SEC):
-                                state.note("Stopped before all data was read: more lines may be done than are counted.")
+                                state.note("Stopped before all data was read. More lines may be done than are counted.")
                                 break
                             continue
                         state.task_runs += 1
@@ -175,17 +175,17 @@ class Feeding:
             self._tally.add(Receipt(line_number=number, status=Status.Canceled))
         for number, receipt in feed.unsettled.items():
             if number not in feed.canceled:
-                self._tally.add(receipt)  # stopped before its next attempt: it has failed
+                self._tally.add(receipt)  # stopped before its next attempt, so it has failed
         self._state.stop.raise_failure()
         total = self._total_lines
         if not self._state.stop.is_stopped and self._tally.ended_lines != total:
             raise UnexpectedError(
-                f"{total} lines were counted before the run, {self._tally.ended_lines} have ended; every line must be "
-                "accounted for. Please report this; resuming the run runs the others."
+                f"The data has {total} lines, but {self._tally.ended_lines} have ended. Please report this. To run the other "
+                "lines, resume the run."
             )
 
     async def _undone(self, size: int) -> AsyncIterator[list[Line]]:
-        """The lines without a fitting completed record, in groups; the others are counted on the way."""
+        """The lines that are to run, in groups. Counts the others on the way."""
         index = self._opened.index
         batches = chunks(self._prepared.lines(), READ_LINES)
         group: list[Line] = []
@@ -213,7 +213,7 @@ class Feeding:
         self._tally.add(ended)
 
     async def _watch(self, progress: ProgressArtifact, window: Window) -> None:
-        """Tell how far the run is, and look whether somebody cancelled it in the UI, where Prefect does not tell us."""
+        """Report progress, and check for a cancel in the UI: Prefect does not tell a run without deployment about it."""
         look_again = time.monotonic() + LOOK_FOR_CANCEL_EVERY_SEC
         began = time.monotonic()
         while True:
@@ -227,7 +227,7 @@ class Feeding:
                     self._live.cancel("Canceled in Prefect.")
 
     def _tell(self, elapsed_sec: float) -> None:
-        """Tell the caller how far the run is; one who cannot hear it does not cost the run its result."""
+        """Tell the caller how far the run is. A listener that raises does not fail the run."""
         if self._live.listener is None:
             return
         report = ProgressReport(
@@ -244,10 +244,10 @@ class Feeding:
             self._live.listener(report)
         except Exception as exc:  # noqa: BLE001 - the caller's code
             self._live.listener = None
-            self._state.note(f"The listener raised ({type(exc).__name__}) {exc} and is told no more.")
+            self._state.note(f"The listener raised ({type(exc).__name__}) {exc}. It gets no further progress.")
 
     def _persisted(self, outcomes: Sequence[LineOutcome]) -> None:
-        """Hand lines to the storage that the caller brought."""
+        """Give lines to the storage that the caller gave."""
         assert self._live.run_storage is not None, "asked before"
         run_id = self._state.request.run_id
         persist_lines(self._live.run_storage, (line_result(outcome.parsed(), run_id) for outcome in outcomes))
@@ -255,7 +255,7 @@ class Feeding:
 
 @contextlib.asynccontextmanager
 async def _beside(work: Any) -> AsyncIterator[None]:
-    """Run something in the background of a block; it is cancelled at its end."""
+    """Run something in the background of a block, and cancel it at the end."""
     task = asyncio.ensure_future(work)
     try:
         yield

@@ -1,6 +1,6 @@
-"""What of a run cannot be a Prefect parameter: the caller's objects on the way in, the result on the way out, its cancel.
+"""A run in the hands of its caller: takes objects that cannot be Prefect parameters, gives the result, cancels the run.
 
-A flow run that a worker started has an empty one. It travels by context variable, never through Prefect.
+The handle travels in a context variable, never through Prefect. A flow run that a worker started has an empty one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ProgressReport:
-    """Where a run stands."""
+    """How far a run is."""
 
     run_id: str
     flow_name: str
@@ -32,7 +32,7 @@ class ProgressReport:
     completed_lines: int
     failed_lines: int
     reused_lines: int
-    """Of the completed ones, those that an earlier start of the run had done."""
+    """Lines that an earlier start of the run had completed; part of `completed_lines`."""
     running_lines: int
     elapsed_sec: float
     """Since the first line could start."""
@@ -43,26 +43,26 @@ class LiveRun:
     """One run as its caller holds it."""
 
     flow: Any = None
-    """A callable or class, for a flow that is an object in memory."""
+    """A callable or class, if the flow is an object in memory."""
     init_kwargs: Mapping[str, Any] | None = None
     """Any picklable values."""
     environment_variables: Mapping[str, str] | None = None
-    """Set where the flow's code runs; `None` leaves it to the request."""
+    """Set where the flow's code runs; `None` takes those of the request."""
     connections: Mapping[str, Any] | None = None
-    """Name to promptflow's dictionary, or a connection; handed to the workers, or to the executor of another language."""
+    """Name to a connection, or to promptflow's dictionary of one; for the workers, or the executor of another language."""
     run_storage: AbstractRunStorage | None = None
-    """Called with every line and node."""
+    """Gets every line and node."""
     resume_storage: AbstractBatchRunStorage | None = None
-    """Asked for completed lines."""
+    """Gives completed lines of an earlier run."""
     executor_proxy: AbstractExecutorProxy | None = None
-    """Runs the lines instead of what the flow's language says."""
+    """Runs the lines instead of the executor for the flow's language."""
     listener: Callable[[ProgressReport], None] | None = None
     """Called a few times a second, on the run's event loop."""
 
     result: BatchResult | None = None
     tally: Tally | None = None
     notes: list[str] = field(default_factory=list)
-    """What is no fault, but may not be what was meant."""
+    """What is not an error, but perhaps not what was meant."""
     failure: BatchflowException | None = None
     """Why there is no result."""
     server_gone: asyncio.Event = field(default_factory=asyncio.Event)
@@ -76,20 +76,20 @@ class LiveRun:
 
     @property
     def cancel_reason(self) -> str | None:
-        """Who cancelled the run; `None` while nobody did."""
+        """Who cancelled the run; `None` if nobody has."""
         return self._reason
 
     @property
     def drains(self) -> bool:
-        """Whether it was cancelled, and the lines that run may come to their ends."""
+        """Whether the run was cancelled and its running lines may still end by themselves."""
         return self._drains
 
     def cancel(self, reason: str = "Canceled by the caller.", *, drain: bool = False) -> None:
-        """Ask the run to end, from any thread; the first reason stays.
+        """Ask the run to end, from any thread. The first reason stays.
 
         Args:
             reason: Who asks.
-            drain: Give the lines that run some seconds to end; a second call without it takes them away.
+            drain: Give running lines some seconds to end; a second call without it ends them.
         """
         with self._lock:
             if self._reason is not None and (drain or not self._drains):
@@ -101,7 +101,7 @@ class LiveRun:
             on_cancel(drain)
 
     def when_cancelled(self, call: Callable[[bool], object]) -> None:
-        """Have `call` made, from any thread, when the run is cancelled, or at once if it is; given whether it drains."""
+        """Call `call(drains)`, from any thread, when the run is cancelled; at once if it already is."""
         with self._lock:
             self._on_cancel = call
             cancelled = self._reason is not None
@@ -123,5 +123,5 @@ def handed_over(live: LiveRun) -> Iterator[None]:
 
 
 def current_live_run() -> LiveRun:
-    """What the caller handed over, or an empty one."""
+    """The handle that the caller handed over, or an empty one."""
     return _live.get() or LiveRun()

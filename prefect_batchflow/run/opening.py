@@ -1,4 +1,4 @@
-"""The second stage: the run's own records. What it was before is compared with what it is now, and its manifest written."""
+"""The second stage: compare the run with its earlier starts, write its manifest and open its records."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ if TYPE_CHECKING:
     from prefect_batchflow.storage.index import RecordIndex
 
 FLOW_PARTS = frozenset({"flow", "init", "variant", "node_connections", "environment"})
-"""The fingerprints that must be the same for lines of another run to be this run's."""
+"""The fingerprints that must be equal before lines of another run are taken over."""
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The records of a run that this start may write."""
+    """The records of a run, open for this start."""
 
     session: int
-    """Which start of the run this is, from 1."""
+    """Which start of the run this is, counted from 1."""
     records_since: int
     """The first session whose records count."""
     records: RunRecords
     index: RecordIndex
-    """The lines that have records already."""
+    """The lines that already have records."""
 
 
 class Opening:
@@ -66,7 +66,7 @@ class Opening:
         self._request, self._keys, self._files = state.request, state.keys, prepared.files
 
     async def check_before_writing(self) -> None:
-        """Refuse what would end a run after it has left something in the storage, or after its lines were paid for."""
+        """Refuse now what would otherwise fail after the storage was written, or after the lines were paid for."""
         resume_from, output_dir = self._request.resume_from, self._prepared.output_dir
         resume_storage, rerun = self._state.live.resume_storage, self._state.options.errors_to_rerun
         chooses_in_storage = resume_storage is not None and bool(rerun)
@@ -76,23 +76,23 @@ class Opening:
                 self._refuse_other_flow(await require_manifest(self._files, RunKeys(resume_from)))
             if chooses_in_storage:
                 raise InvalidOptionError(
-                    f"rerun={','.join(rerun)!r} chooses among lines that failed in a run of this package; of "
-                    f"{type(resume_storage).__name__} completed lines are taken over, and all others run. Leave rerun out."
+                    f"rerun={','.join(rerun)!r} selects lines that failed in a run of this package. "
+                    f"{type(resume_storage).__name__} gives completed lines only, and all other lines run. Leave rerun out."
                 )
         if output_dir is not None:
             try:
                 await asyncio.to_thread(_try_to_write, output_dir)
             except OSError as exc:
                 raise InvalidOptionError(
-                    f"The output_dir {output_dir} cannot be written: ({type(exc).__name__}) {exc}. Nothing was run. "
-                    "Give a folder that can."
+                    f"Cannot write to the output_dir {output_dir}: ({type(exc).__name__}) {exc}. No line has run. "
+                    "Give another folder."
                 ) from exc
 
     async def open(self) -> Opened | None:
-        """Compare with what the run was, write its manifest, and learn which lines are done; the lease is held.
+        """Compare the run with its earlier starts, write its manifest and find the lines that are done. Needs the lease.
 
         Returns:
-            The records; `None` when the run is stopped before all this is done.
+            The records; `None` if the run is stopped first.
         """
         state = self._state
         before = await read_manifest(self._files, self._keys)
@@ -100,8 +100,8 @@ class Opening:
         changed = changes(before.fingerprints, prints) if before else []
         if changed and state.options.on_change == "refuse":
             raise RunChangedError(
-                f"The run {self._request.run_id!r} cannot be resumed as it was: {', '.join(changed)}. Give another run id, "
-                "or on_change='reuse' to keep the lines whose inputs are the same, or on_change='rerun' to run all again.",
+                f"The run {self._request.run_id!r} has changed since it began: {', '.join(changed)}. Give another run id, or "
+                "on_change='reuse' to keep lines with the same inputs, or on_change='rerun' to run all lines again.",
                 changes=changed,
             )
         for change in changed:
@@ -109,8 +109,8 @@ class Opening:
         resume_from = self._request.resume_from
         if before and resume_from and resume_from not in {session.resumed_from for session in before.sessions}:
             state.note(
-                f"resume_from {resume_from!r} is ignored: the run {self._request.run_id!r} exists and goes on from its own "
-                "lines. Give another run id to take over the lines of that run."
+                f"resume_from {resume_from!r} is ignored: the run {self._request.run_id!r} exists and continues from its own "
+                "lines. To take over lines of the other run, give a new run id."
             )
         if before and (earlier := before.sessions[-1].prefect_flow_run_id):
             await state.stop.unless_stopped(end_abandoned(UUID(earlier), state.flow_run.id))
@@ -123,7 +123,7 @@ class Opening:
         sessions = [*(before.sessions if before else []), this_start]
         session = len(sessions)
         if before is None:
-            # Before the manifest: a run that could not take over all has not begun, and its next start takes over again.
+            # Before the manifest: a run that could not take over all lines has not begun, and its next start tries again.
             await state.stop.unless_stopped(self._take_over())
         if state.stop.is_stopped:
             return None
@@ -132,7 +132,7 @@ class Opening:
             since = session
         await write_manifest(self._files, self._keys, self._manifest(prints, sessions, since))
         if before is not None:
-            # Whatever its last start ran on: one that was killed may have left tasks of the start before it on a cluster.
+            # Even if its last start ran here: a start before that can have left tasks on a cluster when it was killed.
             await supersede(self._files, self._keys, session)
         records = RunRecords(self._files, self._keys, session, since)
         scanned = await state.stop.unless_stopped(records.scan())
@@ -140,11 +140,11 @@ class Opening:
             return None
         index, damaged = scanned
         for damage in damaged:
-            state.note(f"{damage} Its lines are run again.")
+            state.note(f"{damage} Its lines run again.")
         return Opened(session, since, records, index)
 
     async def _take_over(self) -> None:
-        """Copy completed lines of another run, or of a storage the caller brought, into this one."""
+        """Copy completed lines of another run, or of a storage that the caller gave, into this run."""
         state, earlier = self._state, RunRecords(self._files, self._keys, session=0)
         if self._request.resume_from:
             other = RunKeys(self._request.resume_from)
@@ -157,23 +157,23 @@ class Opening:
             taken = await take_over_storage(storage, self._prepared.lines(), earlier, others.append)
             if others:
                 state.note(
-                    f"{len(others)} completed lines of {type(storage).__name__} had other inputs than now, and are run "
-                    f"again; the first is line {others[0]}."
+                    f"{len(others)} completed lines of {type(storage).__name__} had different inputs and run again; "
+                    f"the first is line {others[0]}."
                 )
             state.logger.info("%d completed lines taken over from %s", taken, type(storage).__name__)
 
     def _refuse_other_flow(self, other: Manifest) -> None:
-        """Lines of another flow are not this one's; other data and another mapping show line by line."""
+        """Refuse lines of another flow. Other data or another mapping show in the inputs of each line."""
         both = (other.fingerprints, self._fingerprints())
         changed = changes(*({part: prints[part] for part in FLOW_PARTS & prints.keys()} for prints in both))
         if changed and self._state.options.on_change == "refuse":
             raise RunChangedError(
-                f"The lines of run {other.run_id!r} cannot be taken over: {', '.join(changed)} since. Run without "
-                "resume_from, or say on_change='reuse' to take the lines whose inputs are the same all the same.",
+                f"Cannot take over lines of run {other.run_id!r}: {', '.join(changed)} since then. Run without resume_from, or "
+                "with on_change='reuse' to take lines with the same inputs anyway.",
                 changes=changed,
             )
         for change in changed:
-            self._state.note(f"{change} since run {other.run_id}, whose lines are taken over")
+            self._state.note(f"{change} since run {other.run_id}, and its lines are taken over anyway")
 
     def _fingerprints(self) -> dict[str, str]:
         state, prepared, request = self._state, self._prepared, self._request

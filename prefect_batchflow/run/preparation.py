@@ -1,4 +1,4 @@
-"""The first stage: the flow, its executor, the storage, the data. All that may refuse a run; nothing is written."""
+"""The first stage: load the flow, start its executor, open the storage, check the data. Can refuse a run; writes nothing."""
 
 from __future__ import annotations
 
@@ -48,26 +48,26 @@ if TYPE_CHECKING:
     from prefect_batchflow.run.state import RunState
 
 LONGEST_NAME = 100
-"""Characters of a literal that may be a connection's name."""
+"""A longer literal, in characters, is not taken for the name of a connection."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What the stages that follow work with."""
+    """What the later stages work with."""
 
     flow: Flow
-    """As it runs here: in a copy with its additional includes, if it has any, and with the inputs that its code says."""
+    """The flow as it runs here: a copy if it has additional includes, with the inputs that its code declares."""
     loaded_flow: Flow
-    """As it was written."""
+    """The flow as it was written."""
     has_aggregation: bool
     executor: Executor
     cluster: Cluster | None
-    """Where lines run in place of this machine; not connected yet."""
+    """Where lines run instead of on this machine; not connected yet."""
     files: RunStorageBlock
     """The run storage."""
     sources: Sequence[Source]
     inventory: Inventory
-    """What the data holds."""
+    """The lines of the data, counted."""
     inputs_mapping: Mapping[str, Any]
     output_dir: Path | None
 
@@ -85,7 +85,7 @@ class Prepared:
 
 @contextlib.asynccontextmanager
 async def preparation(state: RunState) -> AsyncIterator[Preparation]:
-    """Load the flow; on leaving, end what was started for the run, and remove the copy of a flow that has includes."""
+    """Load the flow. On leaving, end everything that was started for the run and remove the copy of a flow with includes."""
     loaded_flow = load_flow(
         state.live.flow if state.live.flow is not None else state.request.flow,
         state.request.working_dir or None,
@@ -112,9 +112,9 @@ class Preparation:
 
     Args:
         state: The run.
-        flow: As it runs.
-        loaded_flow: As it was written.
-        connections: Those that were given.
+        flow: The flow as it runs.
+        loaded_flow: The flow as it was written.
+        connections: The connections that the caller gave.
     """
 
     def __init__(self, state: RunState, flow: Flow, loaded_flow: Flow, connections: Mapping[str, Any]) -> None:
@@ -163,7 +163,7 @@ class Preparation:
         )
 
     async def close(self) -> None:
-        """End the executor, and let go of the cluster."""
+        """End the executor and disconnect from the cluster."""
         await self._executor.close()
         if self._cluster is not None:
             await self._cluster.close()
@@ -184,7 +184,7 @@ class Preparation:
         )
 
     async def _start(self) -> FlowDescription:
-        """Start the executor; for connections that the flow asks for and that were not given, with those of saved blocks."""
+        """Start the executor. If a connection is missing, start it again with the connections of saved blocks."""
         try:
             return await self._executor.start()
         except (GetConnectionError, FlowEntryInitializationError) as exc:
@@ -192,14 +192,14 @@ class Preparation:
             found = await find_connections(self._may_be_connections(str(missing))) if missing else {}
             if missing not in found:
                 raise
-        self._state.logger.info("Connections taken from blocks of their names: %s", ", ".join(found))
+        self._state.logger.info("Connections from saved blocks: %s", ", ".join(found))
         await self._executor.close()
         self._connections = {**found, **self._connections}
         self._executor = self._new_executor()
         return await self._executor.start()
 
     def _may_be_connections(self, missing: str) -> set[str]:
-        """The names in flow, variables and constructor's arguments that may be connections: all are asked for at once."""
+        """Names in the flow, its variables and its constructor's arguments that can be connections, for one request."""
         values: list[Any] = [missing]
         for node in self._flow.program.nodes:
             values += [node.connection, *node.constants.values()]
@@ -209,28 +209,28 @@ class Preparation:
         return {value for value in values if isinstance(value, str) and 0 < len(value) <= LONGEST_NAME}
 
     def _check_cluster_options(self) -> None:
-        """Refuse what a run on a cluster cannot be, before anything is started."""
+        """Refuse options that do not work on a cluster, before anything starts."""
         options, runner = self._options, self._options.task_runner
         if runner == "local":
             if options.task_runner_address:
                 raise InvalidOptionError(
-                    f"task_runner_address={options.task_runner_address!r} goes with a cluster: say task_runner='dask' or 'ray'."
+                    f"task_runner_address={options.task_runner_address!r} needs a cluster. Set task_runner='dask' or 'ray'."
                 )
             return
         if options.granularity == "line":
             raise InvalidOptionError(
-                f"granularity='line' does not go with task_runner={runner!r}: submitting a task costs a cluster as much as "
-                "running many lines. Leave it out; a cluster gets chunks."
+                f"granularity='line' does not work with task_runner={runner!r}: submitting a task to a cluster takes as long "
+                "as running many lines. Leave granularity out, and the cluster gets chunks of lines."
             )
         if not self._flow.is_python or self._state.live.executor_proxy is not None:
             raise UnsupportedFeatureError(
-                f"The flow {self._flow.name!r} is run by an executor of its own; with task_runner={runner!r} only Python "
-                "flows run. Leave task_runner out."
+                f"The flow {self._flow.name!r} has its own executor; task_runner={runner!r} runs Python flows only. "
+                "Leave task_runner out."
             )
         if self._request.storage.startswith("memory:"):
             raise InvalidOptionError(
-                f"The storage {self._request.storage!r} is this process's memory, and the workers of a cluster are other "
-                "processes. Give a folder of a shared disk, or a bucket."
+                f"The storage {self._request.storage!r} is in the memory of this process, where the workers of a cluster "
+                "cannot reach it. Give a folder on a shared disk, or a bucket."
             )
 
     # --- the data ----------------------------------------------------------------------------------------------------
@@ -240,18 +240,18 @@ class Preparation:
         if not request.sources and not request.run:
             raise InvalidOptionError(
                 "No data was given. Give the URL of a file (jsonl, csv, tsv, json, parquet, arrow), a folder or a pattern: "
-                "--data on the command line, `data` in a deployment's parameters, `input_dirs` of BatchEngine.run."
+                "--data on the command line, `data` in a deployment's parameters, or `input_dirs` of BatchEngine.run."
             )
         given = [open_source(url, name=name) for name, url in request.sources.items()]
         return [*given, *await self._previous_sources(request.run, files)] if request.run else given
 
     async def _previous_sources(self, run_id: str, files: RunStorageBlock) -> list[Source]:
-        """The outputs of the run that this one is built on, and its data if the mapping asks for it."""
+        """The outputs of the previous run, and its data if the mapping refers to it."""
         if run_id == self._request.run_id:
             raise InvalidOptionError(f"The run {run_id!r} cannot be built on itself. Give the new run another run id.")
         if twice := {OUTPUTS, INPUTS} & self._request.sources.keys():
             raise InvalidOptionError(
-                f"The source {sorted(twice)[0]!r} was given as data, and by run={run_id!r} as well: leave out one of them."
+                f"The source {sorted(twice)[0]!r} was given twice: as data, and by run={run_id!r}. Leave one of them out."
             )
         previous = await open_previous_run(files, run_id)
         for note in previous.notes:
@@ -269,7 +269,7 @@ def _local_folder(folder: str) -> Path | None:
         return None
     if "://" in folder and not folder.startswith("file://"):
         raise InvalidOptionError(
-            f"The output_dir {folder!r} is no folder of this machine. Give one; the run storage may be elsewhere, and "
-            "has the outputs too."
+            f"The output_dir {folder!r} is not a folder on this machine. Give a local folder. The run storage can be remote, "
+            "and it has the outputs too."
         )
     return Path(absolute(folder.removeprefix("file://")))

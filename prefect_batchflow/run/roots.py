@@ -1,6 +1,6 @@
-"""What the parameters of a deployment's run may name: only what lies below the roots that the worker's operator set.
+"""Limits a deployment's runs to places below the roots that the operator of the worker has set.
 
-`flow` names code and `data` names what it reads, so who may choose them freely may run any command as the worker's user.
+`flow` names code and `data` names what the code reads. Anyone who chooses them freely can run any command as the worker's user.
 """
 
 from __future__ import annotations
@@ -20,46 +20,46 @@ if TYPE_CHECKING:
     from prefect_batchflow.settings import BatchRequest
 
 ROOTS_VARIABLE = "BATCHFLOW_ROOTS"
-"""In the worker's environment: folders and URL prefixes, separated by commas; unset is no limit."""
+"""A variable of the worker's environment: folders and URL prefixes, separated by commas. Unset means no limit."""
 
 
 def check_roots(request: BatchRequest, roots: str) -> None:
-    """Refuse a run that names a flow, data or a place to write outside of the roots.
+    """Refuse a run that names a flow, data or a place to write outside the roots.
 
     Args:
-        request: The run. Its storage is free where it is the worker's own or a saved block, which somebody had to make.
-        roots: As in `ROOTS_VARIABLE`; empty is no limit.
+        request: The run. The worker's own storage and saved blocks are allowed as its storage: an operator chose them.
+        roots: As in `ROOTS_VARIABLE`; empty means no limit.
 
     Raises:
-        InvalidOptionError: It names something else; the message lists all of it.
+        InvalidOptionError: It names other places; the message lists them all.
     """
     places: list[tuple[str, str]] = []
     named = NAMED_CALLABLE.fullmatch(request.flow)
     if named and named["module"]:
         places.append(("flow", request.flow))
     else:
-        # It is looked for in the working directory first, as `load_flow` does.
+        # `load_flow` looks in the working directory first, too.
         path = named["file"] if named else request.flow
         first = Path(request.working_dir, path)
         places.append(("flow", str(first) if first.exists() else path))
     places += [("working_dir", request.working_dir), ("output_dir", request.output_dir)]
     if request.storage != default_storage_url() and not request.storage.startswith("batchflow-run-storage/"):
         places.append(("storage", request.storage))
-    # Data is looked for with its variables filled in, and shown as it was given.
+    # The check sees data with its variables filled in; the message shows it as it was given.
     found = [(f"{name} {url!r}", locate(url)) for name, url in request.sources.items()]
-    # The cluster gets the run's connections, and its answers are unpickled here. It is no place below which others lie.
+    # A cluster gets the run's connections, and its answers are unpickled here. Its address must be a root itself.
     address = request.options.task_runner_address
     addresses = [address] if address not in ("", "auto") else []
     _refuse_outside([*found, *((f"{name} {place!r}", place) for name, place in places if place)], roots, addresses)
 
 
 def check_roots_of(name: str, url: str, roots: str) -> None:
-    """Refuse one more place that a run is to read, as `check_roots` does."""
+    """Refuse one more place that a run wants to read, as `check_roots` does."""
     _refuse_outside([(f"{name} {url!r}", url)], roots)
 
 
 def _refuse_outside(places: list[tuple[str, str]], roots: str, addresses: Sequence[str] = ()) -> None:
-    """Refuse places, each as a message shows it and as it is looked for, and addresses that are no root themselves."""
+    """Refuse places outside the roots, given as (shown in the message, checked), and addresses that are not roots."""
     allowed = [root.strip() for root in roots.split(",") if root.strip()]
     if not allowed:
         return
@@ -67,13 +67,13 @@ def _refuse_outside(places: list[tuple[str, str]], roots: str, addresses: Sequen
     outside += [f"task_runner_address {address!r}" for address in addresses if address not in allowed]
     if outside:
         raise InvalidOptionError(
-            f"{', '.join(outside)}: not below {' or '.join(allowed)}, to which this worker holds runs of "
-            f"deployments. Move it there, or ask who runs the worker to add a root to its {ROOTS_VARIABLE}."
+            f"{', '.join(outside)}: not below {' or '.join(allowed)}. This worker limits deployment runs to these roots. "
+            f"Move it there, or ask the operator of the worker to add a root to {ROOTS_VARIABLE}."
         )
 
 
 def _is_below(place: str, root: str) -> bool:
-    """Whether a path, or a URL, is below a root of its kind, with links and `..` followed."""
+    """Whether a path is below a root that is a path, or a URL below a URL, after following links and `..`."""
     path, folder = _local_path(place), _local_path(root)
     if path is not None and folder is not None:
         return path.resolve().is_relative_to(folder.resolve())
@@ -84,7 +84,7 @@ def _is_below(place: str, root: str) -> bool:
 
 
 def _local_path(place: str) -> Path | None:
-    """A path of this machine; `None` for another URL, and for the name of a module."""
+    """A path on this machine; `None` for any other URL and for the name of a module."""
     named = NAMED_CALLABLE.fullmatch(place)
     if "::" in place or (named and named["module"]):
         return None

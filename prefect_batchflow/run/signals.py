@@ -1,4 +1,4 @@
-"""Signals that end a run, each one more firmly."""
+"""Signals end a run, each one more firmly than the one before."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ SIGNALS_UNTIL_GIVEN_UP = 3
 
 @contextlib.contextmanager
 def signals_cancel(cancel: Callable[[str, bool], None], abandon: Callable[[], object]) -> Iterator[None]:
-    """Let signals end the run, each one more firmly.
+    """Let signals end the run, each one more firmly than the one before.
 
-    The first Ctrl-C drains: lines that run may end, for some seconds. A second signal, or SIGTERM and SIGHUP at once, ends
-    the lines too, still with a partial result. The third gives the run up, and the fourth finds the caller's own handlers.
-    Only in the main thread, since elsewhere signals reach nothing; signals that are ignored, as under `nohup`, stay so.
+    The first Ctrl-C drains: running lines get some seconds to end. A second signal ends them, still with a partial result;
+    SIGTERM and SIGHUP do so at once. The third abandons the run, and the fourth goes to the caller's own handlers.
+    Works in the main thread only, which alone gets signals. Signals that are ignored, such as under `nohup`, stay ignored.
 
     Args:
-        cancel: Ends the run with a partial result; given why, and whether it drains.
-        abandon: Ends it without.
+        cancel: Ends the run with a partial result; gets the reason, and whether to drain.
+        abandon: Ends the run without a result.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

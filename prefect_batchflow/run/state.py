@@ -1,4 +1,4 @@
-"""What all stages of one run share: what was asked for, what is counted, what may stop it."""
+"""What all stages of a run share: the request, the counts, and what can stop it."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 class RunState:
-    """One run, as each of its stages knows it.
+    """One run, as its stages know it.
 
     Args:
-        request: What was asked for.
+        request: The run as it was asked for.
         live: The run as its caller holds it.
     """
 
@@ -40,11 +40,11 @@ class RunState:
         self.keys = RunKeys(request.run_id)
         self.tally = live.tally = Tally()
         self.reused_lines = 0
-        """Of the completed ones, those that an earlier start of the run had done."""
+        """Lines that an earlier start of the run had completed; part of the completed lines."""
         self.task_runs = 0
         self.start_time = datetime.now(UTC)
         self.clock = time.monotonic()
-        """When it started."""
+        """When the run started, on the monotonic clock."""
         self.stop = Stop(live, request.options.batch_timeout_sec or None, self.clock)
 
     @property
@@ -55,17 +55,17 @@ class RunState:
 
     @property
     def environment_variables(self) -> Mapping[str, str]:
-        """Those of this run; the flow's own are in its files."""
+        """The variables of this run; the flow's own are in its files."""
         given = self.live.environment_variables
         return self.request.environment_variables if given is None else given
 
     def note(self, text: str) -> None:
-        """Tell the caller and the log what is no fault, but may not be what was meant."""
+        """Tell the caller and the log something that is not an error, but perhaps not what was meant."""
         self.live.notes.append(text)
         self.logger.warning("%s", text)
 
     def batch_result(self, total_lines: int) -> BatchResult:
-        """What the run has come to by now."""
+        """The result of the run so far."""
         return BatchResult.of(
             self.tally,
             total_lines,

@@ -1,4 +1,4 @@
-"""What ends a run before its lines have ended: a cancel, its time limit, a failure that is no line's."""
+"""What ends a run before its lines have ended: a cancel, its time limit, or a failure that is no line's fault."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 DRAIN_SEC = 5.0
-"""How long lines that run may go on after the first Ctrl-C; with what follows, the run ends within 10 s of it."""
+"""How long running lines may continue after the first Ctrl-C. With what follows, the run ends within 10 s."""
 
 
 class Stop:
-    """Whether a run is stopped and why, and the way to stop what it does.
+    """Whether and why a run is stopped, and how to stop what it is doing.
 
     Args:
-        live: Where its caller cancels it.
-        limit_sec: Seconds that the run may take; `None` is no limit.
-        clock: When it started, on the monotonic clock.
+        live: The run as its caller holds it, and cancels it.
+        limit_sec: Seconds that the run may take; `None` means no limit.
+        clock: When the run started, on the monotonic clock.
     """
 
     def __init__(self, live: LiveRun, limit_sec: float | None, clock: float) -> None:
@@ -38,13 +38,13 @@ class Stop:
         self._failure: BatchflowException | None = None
         self._stop_now: Callable[[], object] = lambda: None
         self.is_stopped = False
-        """By somebody, by the run's time limit, or by a failure that is no line's."""
+        """Stopped by a person, by a limit of the run, or by a failure that is no line's fault."""
         self.feed: LineFeed | None = None
-        """What runs the lines, as soon as they do."""
+        """What runs the lines, once they run."""
 
     @property
     def is_canceled(self) -> bool:
-        """Whether it was stopped by somebody, not by a limit of its own."""
+        """Whether a person stopped it, not a limit of its own."""
         return self.is_stopped and self._error is None
 
     @property
@@ -53,27 +53,27 @@ class Stop:
         return error_dict(self._error) if self._error else None
 
     def fail(self, exc: BatchflowException) -> None:
-        """End the run, whatever it does now, for a reason that leaves no result. The first reason stays."""
+        """End the run, whatever it is doing, for a reason that leaves no result. The first reason stays."""
         if self._failure is None:
             self._failure = exc
             self._stop_now()
 
     def raise_failure(self) -> None:
-        """Raise what leaves no result, if there is anything."""
+        """Raise the reason for which there is no result, if there is one."""
         if self._failure is not None:
             raise self._failure
 
     def on_failure_limit(self, exc: BatchflowException) -> None:
-        """End the run with what it has: more failed than it bears. The first reason stays."""
+        """End the run with a partial result, because too many lines failed. The first reason stays."""
         if self._error is None:
             self._error = exc
             self._stop_now()
 
     async def unless_stopped(self, stage: Coroutine[Any, Any, T]) -> T | None:
-        """What a stage gives; `None` when the run is stopped before it ends.
+        """The result of a stage; `None` if the run is stopped before the stage ends.
 
         Raises:
-            BatchflowException: The stage's own, or what ended the run without a result.
+            BatchflowException: The stage's own, or the one that ended the run without a result.
         """
         work = asyncio.ensure_future(stage)
         try:
@@ -89,7 +89,7 @@ class Stop:
 
     @contextlib.contextmanager
     def stops(self, also: Callable[[], object]) -> Iterator[None]:
-        """Let a cancel, the run's time limit or a failing storage stop the lines, and what `also` stops."""
+        """Let a cancel, the run's time limit or a failure stop the lines, and call `also`."""
         feed, loop = self.feed, asyncio.get_running_loop()
         timers: list[asyncio.TimerHandle] = []
 
@@ -110,8 +110,8 @@ class Stop:
         def on_limit() -> None:
             if not self.is_stopped:
                 self._error = BatchRunTimeoutError(
-                    f"The batch run exceeded its limit of {self._limit_sec:g} seconds. Resume it, with a longer "
-                    "batch_timeout_sec, to run the lines that are left."
+                    f"The batch run exceeded its limit of {self._limit_sec:g} seconds. To run the remaining lines, resume it "
+                    "with a longer batch_timeout_sec."
                 )
             stop()
 

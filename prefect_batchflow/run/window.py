@@ -1,4 +1,4 @@
-"""A sliding window of work on the event loop: so many at once, the next begun when one ends."""
+"""A sliding window of work on the event loop: the next piece begins when there is room."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ if TYPE_CHECKING:
 CANCEL_WITHIN_SEC = 5.0
 """How long cancelled work may take to end."""
 MOST_BESIDE = 1_000
-"""Pieces of work that may go on beside those that make the load, such as task runs that wait for a retry."""
+"""Pieces of work that are allowed beyond `width` because they are no load, such as task runs that wait for a retry."""
 
 
 class Window:
     """Begins work while the load is below `width`.
 
     Args:
-        width: The load at which no more is begun.
-        load: What is going on now, in lines, say; `None` counts the pieces of work.
+        width: The load at which no more work begins.
+        load: The current load, in lines for example; `None` counts the pieces of work.
     """
 
     def __init__(self, width: int, load: Callable[[], int] | None = None) -> None:
@@ -31,7 +31,7 @@ class Window:
         self._error: BaseException | None = None
 
     async def begin(self, work: Callable[[], Coroutine[Any, Any, Any]]) -> None:
-        """Begin work as soon as there is room; an error of earlier work is raised here."""
+        """Begin work as soon as there is room. Raises an error of earlier work."""
         while self._is_full() and self._error is None:
             await self._next_end()
         self._raise_error()
@@ -40,13 +40,13 @@ class Window:
         task.add_done_callback(self._on_end)
 
     async def drain(self) -> None:
-        """Wait until all work has ended; the first error is raised then."""
+        """Wait until all work has ended, then raise its first error."""
         while self._active:
             await self._next_end()
         self._raise_error()
 
     async def end(self, grace_sec: float) -> None:
-        """Let work that is ending end, then cancel what is left and let it keep what it has; no error is raised."""
+        """Give work some time to end, then cancel the rest and let it save what it has. Raises nothing."""
         if self._active:
             await asyncio.wait(self._active, timeout=grace_sec)
         for task in self._active:
@@ -55,7 +55,7 @@ class Window:
             await asyncio.wait(self._active, timeout=CANCEL_WITHIN_SEC)
 
     def wake(self) -> None:
-        """Look again whether there is room: the load has changed."""
+        """Check again for room, because the load has changed."""
         self._ended.set()
 
     def _is_full(self) -> bool:

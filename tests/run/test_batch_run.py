@@ -78,7 +78,7 @@ def test_a_run_that_is_cancelled_while_its_records_are_read_ends_at_once(
     result = run_batch(parameters, live)
 
     assert (result.status, result.total_lines, result.completed_lines) == (Status.Canceled, 2, 0)
-    assert live.notes[-1].startswith("Stopped before it was known which lines are done: none has begun")
+    assert live.notes[-1].startswith("Stopped before the run knew which lines are done. No line has begun")
     assert (storage / "r" / "outputs.jsonl").read_bytes() == outputs
     monkeypatch.undo()
     assert run_batch(parameters, LiveRun()).completed_lines == 2

@@ -68,7 +68,7 @@ def test_a_share_counts_for_a_few_lines_when_all_have_ended() -> None:
     assert ends_at("f..", total=4, max_failures="5%") is None
     assert ends_at("f...", total=4, max_failures="5%") == (
         3,
-        "The run gave up: 1 of 4 lines failed, 25.0 %, and 5 % may. Mend what they fail of and resume the run, or raise "
+        "The run gave up: 1 of 4 lines failed (25.0 %), more than max_failures=5%. Fix the cause and resume the run, or raise "
         "max_failures.",
     )
 
@@ -86,7 +86,7 @@ def test_what_is_said_names_the_limit_the_line_and_its_error(limits: dict[str, A
 
     assert ended is not None
     assert ended[1].startswith(f"The run gave up: {said}, Execution failure in 'a': (ValueError) row ")
-    assert ended[1].endswith(f"resume the run; the limit is {next(iter(limits))}.")
+    assert ended[1].endswith(f"resume the run. The limit is {next(iter(limits))}.")
 
 
 def test_lines_that_were_done_before_count_for_the_share() -> None:
