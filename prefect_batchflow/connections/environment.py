@@ -1,4 +1,4 @@
-"""`${env:NAME}` in texts: a variable of the environment of the process that runs the flow."""
+"""`${env:NAME}` in texts: a variable from the environment of the process that runs the flow."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def variables_in(text: str) -> list[str]:
 
 
 def is_variable(text: str) -> bool:
-    """Whether a text is one reference, and nothing else."""
+    """Whether the whole text is one reference."""
     return _REFERENCE.fullmatch(text.strip()) is not None
 
 
 def filled_in(text: str, environ: Mapping[str, str], place: str) -> str:
-    """Put the values of variables in the place of the references to them.
+    """Replace the references in a text with the values of the variables.
 
     Raises:
-        InvalidConnectionError: A variable is not set; the message names it and the place, and no value.
+        InvalidConnectionError: A variable is not set; the message names the variable and the place.
     """
 
     def value(match: re.Match[str]) -> str:

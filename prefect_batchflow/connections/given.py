@@ -1,4 +1,4 @@
-"""The connections that a run was given, by name: made when they are first asked for, with the environment's part in them."""
+"""The connections of a run, by name. Each is made at its first use, with values from the environment."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from prefect_batchflow.connections.environment import filled_in, is_variable
 from prefect_batchflow.connections.kinds import KINDS, MODULE, is_connection
 
 MISSING = "MissingConnection"
-"""In an error's additional information: the name of a connection that was not given."""
+"""The key in an error's additional information for the name of a connection that was not given."""
 
 
 def make_connection(
@@ -23,16 +23,16 @@ def make_connection(
     environ: Mapping[str, str],
     kind_of: Callable[[str], type[Any] | None] = KINDS.get,
 ) -> Any:
-    """Make a connection of promptflow's dictionary.
+    """Make a connection from promptflow's dictionary.
 
     Args:
-        name: What the flow calls it.
-        spec: `{type, value, module, secret_keys}`, or a connection, which is made anew under the name.
-        environ: `<NAME>_<KEY>`, in capitals, takes the place of a value, and `${env:X}` as a value is that variable's.
-        kind_of: Gives the class of a type, where it is not one of these.
+        name: Its name in the flow.
+        spec: `{type, value, module, secret_keys}`, or a connection, which is copied under the name.
+        environ: A variable `<NAME>_<KEY>`, in capitals, replaces a value; a value `${env:X}` is the value of X.
+        kind_of: Gives the class of a type.
 
     Raises:
-        InvalidConnectionError: The dictionary's type, keys or variables are wrong; no value is told.
+        InvalidConnectionError: The dictionary's type, keys or variables are wrong; the message shows no value.
     Source: promptflow `core/_connection_provider/_dict_connection_provider.py`, and `core/_utils.py` for the variables.
     """
     if is_connection(spec):
@@ -63,7 +63,7 @@ def make_connection(
 
 
 def connection_spec(connection: Any) -> dict[str, Any]:
-    """A connection as promptflow's dictionary of it; one of a type that a flow defines becomes a custom one."""
+    """A connection as promptflow's dictionary; a type that a flow defines becomes a custom connection."""
     name = type(connection).__name__
     return {
         "type": name if name in KINDS else "CustomConnection",
@@ -74,10 +74,10 @@ def connection_spec(connection: Any) -> dict[str, Any]:
 
 
 def connection_value(name: str, spec: Any, key: str, environ: Mapping[str, str]) -> Any:
-    """One value of a connection, with the environment's part in it as in `make_connection`; `None` for a key that is not there.
+    """One value of a connection, replaced from the environment as in `make_connection`; `None` for a missing key.
 
     Raises:
-        InvalidConnectionError: It is a variable's that is not set.
+        InvalidConnectionError: The value is a variable that is not set.
     """
     spec = connection_spec(spec) if is_connection(spec) else spec
     values = spec.get("value") if isinstance(spec, dict) else None
@@ -87,7 +87,7 @@ def connection_value(name: str, spec: Any, key: str, environ: Mapping[str, str])
 
 
 def _strong(name: str, kind: type[Any], value: dict[str, Any]) -> Any:
-    """A connection of a type with fields; keys that are none of them are left out, as promptflow does."""
+    """A connection of a type with fields; other keys are left out, as in promptflow."""
     import inspect
 
     fields = {
@@ -115,7 +115,7 @@ def _from_environment(name: str, key: str, value: Any, environ: Mapping[str, str
 
 
 def secret_values(specs: Mapping[str, Any], environ: Mapping[str, str]) -> set[str]:
-    """The secrets of connections, as texts, also of one that cannot be made: what is called `api_key` or a secret key."""
+    """The secrets of connections, as texts: `api_key` and all secret keys, also of connections that cannot be made."""
     found: set[str] = set()
     for name, given in specs.items():
         spec = connection_spec(given) if is_connection(given) else given
@@ -126,16 +126,16 @@ def secret_values(specs: Mapping[str, Any], environ: Mapping[str, str]) -> set[s
             try:
                 found.add(str(_from_environment(name, key, value[key], environ) or ""))
             except InvalidConnectionError:
-                continue  # a variable that is not there keeps no secret
+                continue  # a variable that is not set holds no secret
     return found - {""}
 
 
 class Connections:
-    """The connections that a run was given, by name; each is made when it is first asked for.
+    """The connections of a run, by name; each is made at its first use.
 
     Args:
         specs: Name to promptflow's dictionary, or to a connection.
-        environ: The environment that completes them.
+        environ: The environment, as for `make_connection`.
     """
 
     def __init__(self, specs: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> None:
@@ -148,25 +148,25 @@ class Connections:
 
     @property
     def names(self) -> list[str]:
-        """What may be asked for, sorted."""
+        """Their names, sorted."""
         return sorted(self._specs)
 
     def get(self, name: str, needed_by: str = "") -> Any:
-        """The connection of a name: promptflow's own class where promptflow is installed, else one of these.
+        """Give a connection: of promptflow's class if promptflow is installed, else of this package's.
 
         Args:
-            name: As the flow says it.
-            needed_by: For the message: `node 'answer'`.
+            name: Its name in the flow.
+            needed_by: Who needs it, for the message: `node 'answer'`.
 
         Raises:
-            GetConnectionError: It was not given, or cannot be made of what was; a `ResolveToolError`.
+            GetConnectionError: It was not given, or cannot be made; a `ResolveToolError`.
         """
         if name not in self._made:
             place = f" for {needed_by}" if needed_by else ""
             if name not in self._specs:
                 there = ", ".join(self.names) or "none"
                 raise GetConnectionError(
-                    f"The connection {name!r}{place} is not there; given were: {there}. Give it in `connections`, save it "
+                    f"The connection {name!r}{place} was not given; given: {there}. Give it in `connections`, save it "
                     "as a Prefect block, or correct the name in the flow.",
                     target="Tool",
                     additional_info={MISSING: name},
@@ -181,7 +181,7 @@ class Connections:
 
 
 def installed_kind(type_name: str) -> type[Any] | None:
-    """The class of a type: promptflow's own where that is imported and has it, since flows ask what a connection is."""
+    """The class of a type: promptflow's own if it is imported, because flows check the classes of connections."""
     own = KINDS.get(type_name)
     for module in ("promptflow.connections", "promptflow.core._connection"):
         found = getattr(sys.modules.get(module), type_name, None) if own is not None else None

@@ -1,7 +1,6 @@
-"""Connections: what a flow needs to reach a service, by name; plain values of promptflow's types.
+"""Connections: plain values with which a flow reaches a service, in promptflow's types.
 
-The standard library only, for worker processes read this too. `Connections` is what looks them up by name there; no secret of
-one is ever shown: not by a `repr`, and not by an error here.
+Only the standard library, because worker processes import this. No `repr` and no error shows a secret.
 """
 
 from __future__ import annotations
@@ -13,21 +12,22 @@ from prefect_batchflow.exceptions import InvalidConnectionError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
 MODULE = "promptflow.connections"
-"""What `module` of a connection says that is of no package's own type."""
+"""The `module` of a connection whose type no other package defines."""
 
 
 class Connection:
-    """One connection: `configs` may be read by anyone, `secrets` by the flow's code only.
+    """One connection: `configs` anyone may read, `secrets` only the flow's code.
 
-    Both are attributes by their keys as well (`connection.api_key`), items, and what `dict(connection)` gives.
+    The values of both are also attributes (`connection.api_key`), items, and the items of `dict(connection)`.
 
     Args:
-        name: What the flow calls it; `None` for one that its code has made.
-        configs: What is no secret.
+        name: Its name in the flow; `None` if the flow's code made it.
+        configs: Values that are not secret.
         secrets: Keys and passwords.
         module: Where a custom strong type is defined.
-        **kwargs: promptflow's dates of creation and expiry: taken, and used nowhere.
+        **kwargs: promptflow's dates of creation and expiry; accepted, but not used.
     Source: promptflow `core/_connection.py`, `_Connection`.
     """
 
@@ -55,14 +55,14 @@ class Connection:
         )
 
     def _part(self, key: str) -> dict[str, Any] | None:
-        """Which of the two a key is in."""
+        """`configs` or `secrets`, whichever has the key."""
         parts = (self.__dict__.get("configs", {}), self.__dict__.get("secrets", {}))
         return next((part for part in parts if key in part), None)
 
     def __getattr__(self, name: str) -> Any:
         part = self._part(name)
         if part is None:
-            # Python asks for its own names before there is anything to show, as when one is unpickled.
+            # Python asks for its own names before there is anything to show, for example while it unpickles.
             raise AttributeError(name if name.startswith("__") else f"{self!r} has no {name!r}")
         return part[name]
 
@@ -71,7 +71,7 @@ class Connection:
         (self.__dict__ if part is None else part)[name] = value
 
     def keys(self) -> list[str]:
-        """The keys of both, configs first."""
+        """The keys of `configs` and `secrets`."""
         return [*self.__dict__.get("configs", ()), *self.__dict__.get("secrets", ())]
 
     def __getitem__(self, key: str) -> Any:
@@ -91,21 +91,23 @@ class Connection:
 
 
 class _EntraIdConnection(Connection):
-    """One that takes a token of Microsoft Entra ID in the place of a key."""
+    """A connection that can use a token of Microsoft Entra ID instead of a key."""
 
     def get_token(self) -> str:
-        """A token of the identity that this process has.
+        """Give a token of this process's identity.
 
         Raises:
             InvalidConnectionError: Its `auth_mode` is `key`, or azure-identity is not installed.
         """
         if self.auth_mode != "meid_token":
-            raise InvalidConnectionError(f"{self!r} has auth_mode {self.auth_mode!r}. A token needs 'meid_token'.")
+            raise InvalidConnectionError(
+                f"{self!r} has auth_mode {self.auth_mode!r}. Set it to 'meid_token' to get a token."
+            )
         try:
             from azure.identity import DefaultAzureCredential  # type: ignore[import-not-found, unused-ignore]
         except ImportError as exc:
             raise InvalidConnectionError(
-                f"{self!r} has auth_mode 'meid_token', which needs a package that is not there: {pip_install('azure.identity')}"
+                f"{self!r} has auth_mode 'meid_token', which needs a package: {pip_install('azure.identity')}"
             ) from exc
         return str(DefaultAzureCredential().get_token("https://cognitiveservices.azure.com/.default").token)
 
@@ -136,7 +138,7 @@ class AzureOpenAIConnection(_EntraIdConnection):
 
 
 class OpenAIConnection(Connection):
-    """OpenAI, or a service with its interface."""
+    """OpenAI, or a service with the same interface."""
 
     TYPE = "OpenAI"
 
@@ -148,7 +150,7 @@ class OpenAIConnection(Connection):
 
 
 class ServerlessConnection(Connection):
-    """A serverless endpoint of a model."""
+    """A model's serverless endpoint."""
 
     TYPE = "Serverless"
 
@@ -254,14 +256,14 @@ class CustomConnection(Connection):
         super().__init__(secrets=secrets, configs=configs, **kwargs)
 
     def is_secret(self, key: str) -> bool:
-        """Whether a key is one of the secrets."""
+        """Whether a key is in `secrets`."""
         return key in self.secrets
 
 
 class CustomStrongTypeConnection(Connection):
-    """To be subclassed by a flow, its fields as annotations, the secret ones `Secret`; a custom connection becomes it.
+    """The base of types that flows define: fields are annotations, secret ones `Secret`; made from custom connections.
 
-    Ours: a field may have a default in the class.
+    Unlike in promptflow, a field can have a default in the class.
     """
 
     TYPE = "Custom"
@@ -272,7 +274,7 @@ class CustomStrongTypeConnection(Connection):
         super().__init__(secrets=secrets, configs=configs, **kwargs)
 
     def __getattribute__(self, name: str) -> Any:
-        # A default of the class must not hide the value that the connection has.
+        # A default in the class must not hide the connection's own value.
         values = object.__getattribute__(self, "__dict__")
         for part in (values.get("configs", {}), values.get("secrets", {})):
             if name in part:
@@ -281,10 +283,10 @@ class CustomStrongTypeConnection(Connection):
 
 
 def strong_connection(custom: Any, kind: type[Any]) -> Any:
-    """A custom connection as a type that the flow defines; a key that it lacks is the default of its field.
+    """Make a connection of a type that the flow defines from a custom connection; missing keys get the fields' defaults.
 
     Raises:
-        InvalidConnectionError: It lacks a field without default.
+        InvalidConnectionError: A field without a default is missing.
     """
     values = {**custom.configs, **custom.secrets}
     secret_keys = set(custom.secrets)
@@ -301,7 +303,7 @@ def strong_connection(custom: Any, kind: type[Any]) -> Any:
     if missing:
         raise InvalidConnectionError(
             f"The connection {custom.name!r} has no {', '.join(missing)}, which {kind.__name__} needs; it has "
-            f"{', '.join(values) or 'no keys'}. Add what is missing to the connection."
+            f"{', '.join(values) or 'no keys'}. Add the missing keys to the connection."
         )
     return kind(
         secrets={key: value for key, value in values.items() if key in secret_keys},
@@ -312,8 +314,8 @@ def strong_connection(custom: Any, kind: type[Any]) -> Any:
 
 
 def _annotations(cls: type) -> dict[str, Any]:
-    """The annotated fields of a user's class and of those above it, as far as they are the user's."""
-    import inspect  # not by every worker: flows with such types have it anyway
+    """The annotated fields of a user's class and of its base classes that are the user's own."""
+    import inspect  # imported here, because not every worker needs it
 
     found: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
@@ -323,7 +325,7 @@ def _annotations(cls: type) -> dict[str, Any]:
 
 
 def _is_secret(annotation: Any) -> bool:
-    """Whether an annotation is `Secret`, also as text, and also promptflow's own."""
+    """Whether an annotation is `Secret`, this package's or promptflow's, also written as a string."""
     name = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
     return name.rpartition(".")[2] == "Secret"
 
@@ -345,16 +347,16 @@ KINDS: Mapping[str, type[Connection]] = {
         WeaviateConnection,
     )
 }
-"""What `type` of a connection's dictionary may be."""
+"""The classes by the `type` of a connection's dictionary."""
 
 
 def is_connection(value: Any) -> bool:
-    """Whether a value is a connection, of these classes or of promptflow's own."""
+    """Whether a value is a connection, of this package or of promptflow."""
     return is_connection_type(type(value))
 
 
 def is_connection_type(kind: Any) -> bool:
-    """Whether an annotation is a class of connections, of these or of promptflow's own."""
+    """Whether an annotation is a connection class, of this package or of promptflow."""
     return isinstance(kind, type) and (
         issubclass(kind, Connection) or any(base.__name__ == "_Connection" for base in kind.__mro__)
     )

@@ -1,4 +1,4 @@
-"""Which model a flow asks: by the name of a connection, or by address and key."""
+"""The model that a flow uses: by the name of a connection, or by address and key."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from prefect_batchflow.exceptions import InvalidConnectionError
 
 
 class ModelConfiguration:
-    """The base of the two."""
+    """The base class of model configurations."""
 
 
 @dataclass
 class AzureOpenAIModelConfiguration(ModelConfiguration):
-    """Which deployment of an Azure OpenAI resource: by the name of a connection, or by endpoint and key.
+    """A deployment of an Azure OpenAI resource: by the name of a connection, or by endpoint and key.
 
     Source: promptflow `core/_model_configuration.py`, `AzureOpenAIModelConfiguration`.
     """
@@ -30,7 +30,7 @@ class AzureOpenAIModelConfiguration(ModelConfiguration):
 
     @classmethod
     def from_connection(cls, connection: Any, azure_deployment: str) -> AzureOpenAIModelConfiguration:
-        """The configuration that a connection and a deployment come to."""
+        """Make the configuration from a connection and a deployment."""
         _expect(cls, connection, "AzureOpenAIConnection")
         return cls(
             azure_deployment=azure_deployment,
@@ -42,7 +42,7 @@ class AzureOpenAIModelConfiguration(ModelConfiguration):
 
 @dataclass
 class OpenAIModelConfiguration(ModelConfiguration):
-    """Which model of OpenAI: by the name of a connection, or by base URL and key.
+    """A model of OpenAI: by the name of a connection, or by base URL and key.
 
     Source: promptflow `core/_model_configuration.py`, `OpenAIModelConfiguration`.
     """
@@ -58,7 +58,7 @@ class OpenAIModelConfiguration(ModelConfiguration):
 
     @classmethod
     def from_connection(cls, connection: Any, model: str) -> OpenAIModelConfiguration:
-        """The configuration that a connection and a model come to."""
+        """Make the configuration from a connection and a model."""
         _expect(cls, connection, "OpenAIConnection")
         return cls(
             model=model,
@@ -72,11 +72,11 @@ def _refuse_both(connection: str | None, **inline: str | None) -> None:
     given = [name for name, value in inline.items() if value]
     if connection and given:
         raise InvalidConnectionError(
-            f"The model configuration has the connection {connection!r} and {', '.join(given)} as well. Give one of the two."
+            f"The model configuration has the connection {connection!r} and also {', '.join(given)}. Give only one of the two."
         )
 
 
 def _expect(cls: type, connection: Any, kind: str) -> None:
-    # By name: where promptflow is installed, connections are of its own classes.
+    # By name, because connections are of promptflow's classes if promptflow is installed.
     if type(connection).__name__ != kind:
         raise InvalidConnectionError(f"{cls.__name__} is made from an {kind}, found {type(connection).__name__}.")

@@ -537,7 +537,7 @@ def test_a_resume_takes_connections_from_the_same_blocks(
     done = batchflow(*command, "--limit", "1", "--connection", "ai=cli-block", "--json")
     resumed = batchflow("resume", "r1", "--json")
 
-    assert (refused.status, "The connection 'ai' for init 'c' is not there; given were: none" in refused.err) == (
+    assert (refused.status, "The connection 'ai' for init 'c' was not given; given: none" in refused.err) == (
         2,
         True,
     )

@@ -174,7 +174,7 @@ class TestModelConfigurations:
             OpenAIModelConfiguration.from_connection(AzureOpenAIConnection("base"), model="m")
 
     def test_a_connection_and_keys_at_once_are_refused(self) -> None:
-        with pytest.raises(InvalidConnectionError, match="the connection 'my' and api_key as well"):
+        with pytest.raises(InvalidConnectionError, match="the connection 'my' and also api_key"):
             OpenAIModelConfiguration(model="m", api_key=CANARY, connection="my")
 
 
@@ -194,7 +194,7 @@ class TestLookUp:
     def test_one_that_was_not_given_is_told_with_those_that_were(self) -> None:
         connections = Connections({"a": {"type": "OpenAIConnection", "value": {"api_key": CANARY}}, "b": 1})
         with pytest.raises(
-            ResolveToolError, match="The connection 'c' for node 'n' is not there; given were: a, b"
+            ResolveToolError, match="The connection 'c' for node 'n' was not given; given: a, b"
         ) as caught:
             connections.get("c", "node 'n'")
         error = error_dict(caught.value)

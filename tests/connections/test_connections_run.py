@@ -233,9 +233,7 @@ def test_a_variable_of_the_flow_has_the_key_of_the_block_of_its_name(flow: Path,
 
 def test_a_connection_that_was_not_given_stops_the_run_before_it_begins(flow: Path, tmp_path: Path) -> None:
     engine = BatchEngine(flow, connections={"other": CONNECTIONS["my"]}, run_storage_url=str(tmp_path / "runs"))
-    with pytest.raises(
-        GetConnectionError, match="'my' for node 'a', input 'c' is not there; given were: other"
-    ) as caught:
+    with pytest.raises(GetConnectionError, match="'my' for node 'a', input 'c' was not given; given: other") as caught:
         engine.run({"data": "data.jsonl"}, {"x": "${data.x}"})
     assert CANARY not in str(caught.value)
     assert not (tmp_path / "runs").exists()

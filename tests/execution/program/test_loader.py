@@ -840,7 +840,7 @@ class TestConnections:
     @pytest.mark.parametrize(
         ("annotation", "value", "message"),
         [
-            ("OpenAIConnection", "nope", "'nope' for node 'a', input 'c' is not there; given were: custom, open"),
+            ("OpenAIConnection", "nope", "'nope' for node 'a', input 'c' was not given; given: custom, open"),
             ("OpenAIConnection", "custom", "'custom' is a CustomConnection, but the code takes OpenAIConnection"),
             ("OpenAIConnection", "5", "because the code takes OpenAIConnection. Found a value of type int"),
             ("Needy", "custom", "node 'a', input 'c': The connection 'custom' has no token, which Needy needs"),
@@ -907,14 +907,14 @@ class TestConnections:
     @pytest.mark.parametrize(
         ("annotation", "value", "message"),
         [
-            ("OpenAIConnection", "nope", "'Run' cannot be built: The connection 'nope' for init 'c' is not there"),
+            ("OpenAIConnection", "nope", "'Run' cannot be built: The connection 'nope' for init 'c' was not given"),
             ("OpenAIModelConfiguration", {"model": "m", "connection": "custom"}, "'custom' is a CustomConnection"),
             ("OpenAIModelConfiguration", {"connection": "open"}, "OpenAIModelConfiguration lacks 'model'"),
             ("OpenAIModelConfiguration", {"model": "m", "mdl": 1}, "has the unknown keys mdl"),
             (
                 "OpenAIModelConfiguration",
                 {"model": "m", "connection": "open", "api_key": "sk-2"},
-                "has the connection 'open' and api_key as well",
+                "has the connection 'open' and also api_key",
             ),
         ],
         ids=["not given", "another type", "no model", "unknown key", "both"],
