@@ -1,7 +1,7 @@
-"""Lines: rows joined, mapped and typed, each with the number that is its identity.
+"""Lines: rows joined, mapped and typed, each with a number that identifies it.
 
-A run reads its data twice and holds none of it: `check` finds all that is wrong before the first line runs and counts
-the lines, `read_lines` gives them.
+A run reads its data twice and keeps none of it in memory: `check` counts the lines and finds all errors before the first line
+runs, `read_lines` gives the lines.
 """
 
 from __future__ import annotations
@@ -53,15 +53,15 @@ class Line:
     """One line of a batch."""
 
     line_number: int
-    """0-based place in the data, or the data's own `line_number`: its identity everywhere."""
+    """0-based place in the data, or the data's own `line_number`; identifies the line everywhere."""
     inputs: dict[str, Any]
-    """What the flow is called with: JSON values, defaults and types applied."""
+    """The flow's inputs: JSON values, defaults and types applied."""
     error: dict[str, Any] | None = None
-    """An error dictionary when the row does not fit the flow's types: the line fails without running."""
+    """The error dictionary of a row that does not fit the flow: the line fails without running."""
     images: Origins | None = None
-    """Where inputs that stand for images, or have some in them, come from; `None` if there are none."""
+    """The origins of inputs that are images or contain images; `None` without images."""
     input_hash: str = field(init=False)
-    """By which a resume knows its inputs again."""
+    """Shows a resume whether the inputs are still the same."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "input_hash", input_hash(self.inputs))
@@ -76,21 +76,21 @@ def check(
     bad_rows: BadRows = "refuse",
     is_stopped: Callable[[], bool] = lambda: False,
 ) -> Inventory:
-    """Read all data once and find everything that is wrong, before a line is run and paid for.
+    """Read all data once and find all errors, before a line runs and costs money.
 
     Args:
-        sources: What mappings refer to, each with a name of its own; the first gives the order of the lines.
+        sources: The sources that mappings refer to, each with its own name; the first one gives the order of the lines.
         flow_inputs: The flow's inputs by name.
         inputs_mapping: Input name to `${source.column}` or a literal.
         max_lines_count: Rows read from each source; `None` is all.
-        bad_rows: Whether a row that cannot be read, or lacks a column that others have, stops the run or becomes a
-            failed line. An unreadable row in a source with line numbers of its own always stops it.
-        is_stopped: Asked now and then; reading ends when nobody waits for it any more.
+        bad_rows: Whether a row that cannot be read, or lacks a column that other rows have, stops the run or becomes a
+            failed line. An unreadable row in a source with its own line numbers always stops the run.
+        is_stopped: Called from time to time; reading ends when it returns true.
 
     Raises:
-        InvalidUserData: Data that cannot be read; the message lists what is wrong with the mapping, too.
+        InvalidUserData: Data cannot be read; the message also lists the errors of the mapping.
         EmptyInputsData: No source has a row.
-        InputMappingError: Mapping and data do not fit.
+        InputMappingError: The mapping does not fit the data.
     """
     required = _required(flow_inputs)
     optional = [name for name in flow_inputs if name not in required]
@@ -106,21 +106,21 @@ def read_lines(
     flow_folder: str | None = None,
     image_form: ImageForm = BASIC,
 ) -> Iterator[Line]:
-    """Give the lines that `check` counted, from a second reading of the data.
+    """Read the data again and give the lines that `check` counted.
 
-    A row that does not fit gives a line with its error. Inputs are those of the flow and whatever else the mapping
-    names; the number itself is among them only when the flow declares an input `line_number`.
+    A row that does not fit becomes a line with an error. The inputs are those of the flow and all others in the mapping; the
+    line number is an input only if the flow declares `line_number`.
 
     Args:
-        sources: As given to `check`, as are `flow_inputs` and `inputs_mapping`.
+        sources: As for `check`, like `flow_inputs` and `inputs_mapping`.
         flow_inputs: The flow's inputs by name.
         inputs_mapping: Input name to `${source.column}` or a literal.
-        inventory: What `check` returned.
-        flow_folder: Where images of the flow's defaults and the mapping's literals are.
+        inventory: The result of `check`.
+        flow_folder: The folder of images in the flow's defaults and the mapping's literals.
         image_form: How the flow writes images.
 
     Raises:
-        InvalidUserData: The data is no longer what was checked. Rows that were appended are left out with a warning.
+        InvalidUserData: The data changed after the check. Appended rows are left out with a warning.
     """
     folders = {"": flow_folder, **{source.name: source.folder for source in sources}}
     preparation = _Preparation(folders, flow_inputs, inputs_mapping, image_form)
@@ -132,11 +132,11 @@ def read_lines(
         yield preparation.line(number, rows)
     for rest in numbered:
         for _ in rest:
-            pass  # rows behind the last line are read for their part in the hash
+            pass  # the remaining rows are part of the hash, too
 
 
 def chunks(lines: Iterable[Line], size: int) -> Iterator[list[Line]]:
-    """Give lines in lists of `size`, at least 1, the last one shorter."""
+    """Give lines in lists of `size`, at least 1; the last list can be shorter."""
     if size < 1:
         raise ValueError(f"chunks of {size} lines: expected at least 1")
     lines = iter(lines)
@@ -146,18 +146,18 @@ def chunks(lines: Iterable[Line], size: int) -> Iterator[list[Line]]:
 
 INPUT_HASH_DIGITS = 16
 FAILED_COLUMNS = frozenset({maps.LINE_NUMBER, "_error", "_error_class", "_attempts"})
-"""What a row of failed lines has beside its inputs."""
+"""The columns of failed lines beside their inputs."""
 
 _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 
 def input_hash(inputs: Mapping[str, Any]) -> str:
-    """Give the 16 hexadecimal digits by which a resume knows a line's inputs again, whatever their order."""
+    """Give 16 hexadecimal digits that are the same for the same inputs in any order."""
     return hashlib.sha256(_canonical(inputs).encode()).hexdigest()[:INPUT_HASH_DIGITS]
 
 
 def _unchanged(source: Source, summary: SourceSummary) -> Iterator[Row]:
-    """The rows that were checked; raises behind the last one when they are not what they were."""
+    """The rows that were checked; raises after the last one if they changed."""
     digest = hashlib.sha256()
     rows = source.rows(digest.update)
     yield from islice(rows, summary.rows)
@@ -165,23 +165,23 @@ def _unchanged(source: Source, summary: SourceSummary) -> Iterator[Row]:
         logger.warning("Source '%s' has grown since it was checked: only %d rows are run.", source.name, summary.rows)
     elif digest.hexdigest() != summary.sha256:
         raise InvalidUserData(
-            f"Source '{source.name}' ({source.url}) has changed since this run checked it: its lines are not those "
-            "that were counted. Run again on data that nobody writes to."
+            f"Source '{source.name}' ({source.url}) has changed since this run checked it, so its lines are no longer "
+            "the lines that were counted. Run again on data that nobody writes to."
         )
 
 
 def _former_error(values: Mapping[str, Any]) -> InvalidUserData | None:
-    """Why a row of failed lines has no inputs: it could not be read in the run that failed it, nor can it be here."""
+    """The error of a row of failed lines that has no inputs because an earlier run could not read it."""
     error = values.get("_error")
     if values.keys() != FAILED_COLUMNS or not isinstance(error, dict):
         return None
     if innermost_code(error) != InvalidUserData.__name__:
-        return None  # a flow may have no inputs
+        return None  # a flow can have no inputs
     return InvalidUserData(str(error.get("message")))
 
 
 class _Preparation:
-    """How the rows of a line become its inputs."""
+    """Makes the inputs of a line from its rows."""
 
     def __init__(
         self,
@@ -194,7 +194,7 @@ class _Preparation:
         mapping = maps.complete_mapping(inputs_mapping, _required(flow_inputs))
         self._sources = sources
         self._mapping = {name: maps.parse_expression(value, sources) for name, value in mapping.items()}
-        # Lines of one chunk are pickled together: a list that two of them share would still be shared in the worker.
+        # Lines of one chunk are pickled together: if two of them shared a list, they would still share it in the worker.
         self._shared = [
             n for n, e in self._mapping.items() if isinstance(e, maps.FixedValue) and not _is_scalar(e.value)
         ]
@@ -206,7 +206,7 @@ class _Preparation:
         self._nullable = {name for name, i in flow_inputs.items() if i.nullable}
 
     def line(self, number: int, rows: Sequence[Row]) -> Line:
-        """The line of these rows, one a source."""
+        """The line of these rows, one row per source."""
         for row in rows:
             if unreadable := row.error or _former_error(row.values):
                 return Line(number, {}, error_dict(unreadable))
@@ -244,13 +244,19 @@ class _Preparation:
             expression = self._mapping[name]
             text = expression.text if isinstance(expression, maps.ColumnReference) else ""
             if name not in self._flow_inputs:
-                return InputMappingError, f"'{name}' is mapped to {text}, which this row lacks. Null would be a value."
+                return (
+                    InputMappingError,
+                    f"'{name}' is mapped to {text}, which this row lacks. Add it; null is a value, too.",
+                )
             if self._flow_inputs[name].required:
-                return InputNotFound, f"input '{name}' has no value: this row lacks {text}. Null would be a value."
+                return (
+                    InputNotFound,
+                    f"input '{name}' has no value: this row lacks {text}. Add it; null is a value, too.",
+                )
         return None
 
     def _complete(self, inputs: dict[str, Any]) -> _Fault | None:
-        """Add defaults to and convert these inputs."""
+        """Add defaults to these inputs and convert them."""
         left_null = set()
         for name, default in self._defaults.items():
             if name not in inputs:
@@ -266,7 +272,7 @@ class _Preparation:
                 inputs[name] = convert(value)
                 continue
             except json.JSONDecodeError as exc:
-                kind, found = InputParseError, f"text that is no JSON: {shorten(value)} ({exc})"
+                kind, found = InputParseError, f"text that is not JSON: {shorten(value)} ({exc})"
             except CONVERSION_ERRORS as exc:
                 kind, found = InputTypeError, f"{type(value).__name__} {shorten(value)} ({exc})"
             return kind, f"input '{name}' is of type {type_name}, found {found}. Change the input's type or the value."

@@ -129,7 +129,7 @@ class TestFailedLines:
                 "list",
                 "a, b",
                 "InputParseError",
-                "type list, found text that is no JSON: 'a, b' (Expecting",
+                "type list, found text that is not JSON: 'a, b' (Expecting",
             ),
             ("list", "{}", "InputTypeError", "found str '{}' (expected a list)"),
         ],

@@ -1,4 +1,4 @@
-"""The `@tool` decorator, the base of classes of tools, and the classes that mark a parameter."""
+"""The `@tool` decorator, the base class of tool classes, and classes that mark parameters."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def tool(
     """Mark a function, plain or async, as the tool of its file; use it as `@tool` or `@tool(name=…)`.
 
     Args:
-        function: Stays what it is, with a mark on it.
-        described: What promptflow's editors show of the tool (name, description, type, …): kept, and used nowhere.
+        function: It gets a mark and is otherwise unchanged.
+        described: What promptflow's editors show (name, description, type, …); kept, but not used.
     Source: promptflow `_core/tool.py`, `tool`.
     """
 
@@ -45,51 +45,51 @@ def tool(
 
 
 class ToolProvider:
-    """The base of a class of tools: a node's inputs go to `__init__` and to its one method with `@tool`.
+    """The base class of tool classes: a node's inputs go to `__init__` and to the one method with `@tool`.
 
-    It is built once a worker process for each node, from values that are written in the flow.
+    Each worker process builds one object per node, from values that are written in the flow.
     Source: promptflow `_core/tool.py`, `ToolProvider`.
     """
 
 
 class Secret(str):
-    """Marks a parameter as a secret; a value is plain text."""
+    """Marks a parameter as a secret; its values are plain strings."""
 
     __slots__ = ("secret_name",)
 
     def set_secret_name(self, name: str) -> None:
-        """Note what the secret is called."""
+        """Set the secret's name."""
         self.secret_name = name
 
 
 class PromptTemplate(str):
-    """Marks a parameter as the text of a prompt; a value is plain text."""
+    """Marks a parameter as a prompt's text; its values are plain strings."""
 
     __slots__ = ()
 
 
 class FilePath(str):
-    """Marks a parameter as the path of a file; a value is plain text."""
+    """Marks a parameter as a file's path; its values are plain strings."""
 
     __slots__ = ()
 
 
 class InputSetting:
-    """What promptflow's editors do with a parameter: kept, and used nowhere, as that of `@tool`."""
+    """Settings of a parameter for promptflow's editors; kept, but not used."""
 
     def __init__(self, **described: Any) -> None:
         self.described = described
 
 
 class DynamicList:
-    """A list of choices that promptflow's editors ask a function for: kept, and used nowhere."""
+    """A function that gives promptflow's editors a list of choices; kept, but not used."""
 
     def __init__(self, function: Any, input_mapping: dict[str, str] | None = None) -> None:
         self.function, self.input_mapping = function, input_mapping
 
 
 def is_tool(value: Any) -> bool:
-    """Whether a module's value is a tool: marked by `tool` here, or by promptflow's own."""
-    # Both marks are looked for on the object itself: a class instance or a mock may answer to any name.
+    """Whether a value of a module is marked as a tool, by this package or by promptflow."""
+    # Look for the marks on the object itself, because an instance or a mock can answer to any name.
     marks = getattr(value, "__dict__", {})
     return callable(value) and ("__tool__" in marks or "__tool" in marks)

@@ -1,7 +1,7 @@
-"""The sandbox that templates are rendered in: no private attributes, no changes to values, no small text with a huge result.
+"""The sandbox for templates: no private attributes, no changes to values, no huge results.
 
-A row may say how wide something is. What a template writes is counted piece by piece; here is refused what would be huge in
-one piece, before it is made. It is imported with the first template, and jinja2 with it.
+A row can set a width. The length of a rendered template is counted piece by piece; the sandbox refuses a single piece that
+would be huge before it is made. This module, and jinja2 with it, is imported for the first template.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 _PADDING = frozenset({"center", "expandtabs", "ljust", "rjust", "zfill"})
-"""Methods of texts whose number is a width."""
+"""String methods with a width as an argument."""
 _SIZED = frozenset({"batch", "center", "round", "slice", "tojson"})
-"""Filters whose number is a size."""
+"""Filters with a size as an argument."""
 _PERCENT = re.compile(r"%(?:\([^)]*\))?[-+ #0]*(\d*)\.?(\d*)")
 _BRACES = re.compile(r"\{[^{}]*:[^{}]*?(\d+)(?:\.(\d+))?")
-"""Widths and precisions of formats, leading zeros aside."""
+"""Widths and precisions in formats, without leading zeros."""
 
 
 def sandbox(most: int) -> ImmutableSandboxedEnvironment:
-    """Give an environment.
+    """Make an environment.
 
     Args:
-        most: Characters, items or digits of one result.
+        most: Most characters, items or digits of one result.
     """
     environment = _Sandbox(trim_blocks=True, keep_trailing_newline=True)
     environment.most = most
@@ -80,7 +80,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return limited
 
     def limited(self, name: str, filtered: Callable[..., Any]) -> Callable[..., Any]:
-        """A filter that looks at its arguments first; functools keeps what jinja2 has marked it with."""
+        """A filter that checks its arguments first; functools keeps the marks that jinja2 set."""
         skipped = 1 if hasattr(filtered, "jinja_pass_arg") else 0
 
         @functools.wraps(filtered)
@@ -102,14 +102,14 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return looks_first
 
     def _check_format(self, text: str, values: Iterable[Any]) -> None:
-        """No large width, and no large number where a value may be one."""
+        """Refuse a large width, also one that is among the values."""
         found = [digits[:12] for form in (_PERCENT, _BRACES) for widths in form.findall(text) for digits in widths]
         self._check_numbers((int(digits) for digits in found if digits), "a format")
         if re.search(r"%[^a-zA-Z%]*\*|\{[^{}]*:[^{}]*\{", text):
             self._check_numbers(values, "a format")
 
     def _check_growth(self, name: str, value: Any, given: Iterable[Any]) -> None:
-        """Of `replace` and `join`, whose results are as large as two of their values together."""
+        """Refuse a large result of `replace` or `join`."""
         given = list(given)
         if name == "replace" and len(given) > 1:
             text, old, new = str(value), str(given[0]), str(given[1])

@@ -1,7 +1,7 @@
-"""Counts the tokens of model calls: whatever goes through the openai package, the package's own calls and user code's alike.
+"""Counts the tokens of all model calls through the openai package, from this package and from user code.
 
-All of openai's resources, sync and async, ask through their client's `request`; that is where what the service says it used
-is read. Nothing is patched, and nothing costs, until openai is imported.
+All resources of openai, sync and async, call their client's `request`; the usage is read from its answers there. Nothing is
+patched before openai is imported.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _PACKAGE = "openai"
-_counting = Lock()  # a line's code may call from several threads
+_counting = Lock()  # a line's code can call from several threads
 
 
 def count_model_calls() -> None:
-    """Have every call through openai counted from now on, or from its import on; to be called any number of times."""
+    """Count all calls through openai from now on, or from its import on; repeated calls do nothing."""
     if (module := sys.modules.get(_PACKAGE)) is not None:
         _count_calls_of(module)
     elif _CountingFinder not in sys.meta_path:
@@ -37,7 +37,7 @@ def count_model_calls() -> None:
 
 
 class _CountingFinder:
-    """Has openai's clients counted as soon as the package is imported."""
+    """Starts counting when openai is imported."""
 
     @staticmethod
     def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
@@ -65,7 +65,7 @@ def _count_calls_of(module: ModuleType) -> None:
 
 
 def _counted(request: Callable[..., Any]) -> Callable[..., Any]:
-    """A client's `request` that also counts."""
+    """A client's `request` that also counts tokens."""
     if inspect.iscoroutinefunction(request):
 
         @functools.wraps(request)
@@ -83,7 +83,7 @@ def _counted(request: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _noted(result: Any) -> Any:
-    """What a call gave, its usage counted: now, at the end of a stream, or when a raw response is parsed."""
+    """Count the usage of an answer: now, at the end of a stream, or when a raw response is parsed."""
     context = current_context()
     if context is None:
         return result
@@ -133,7 +133,7 @@ async def _noted_async(chunks: AsyncIterator[Any], context: RunContext) -> Async
 
 
 def _usage_of(answer: Any) -> tuple[int, int] | None:
-    """Tokens of the prompt and of the completion; `None` when the answer does not tell."""
+    """Tokens of the prompt and of the completion; `None` when the answer does not say."""
     usage = getattr(answer, "usage", None) or getattr(getattr(answer, "response", None), "usage", None)
     prompt = _first_int(usage, "prompt_tokens", "input_tokens")
     completion = _first_int(usage, "completion_tokens", "output_tokens")
@@ -158,6 +158,6 @@ def _miss(usage: tuple[int, int] | None) -> None:
 @functools.cache
 def _say_that_streams_do_not_tell() -> None:
     logger.warning(
-        "A streamed answer of a model says nothing of its tokens: they are not counted. Ask for them with "
-        "stream_options={'include_usage': True}, if the service knows it. This is said once a process."
+        "A model's streamed answer does not report its tokens, so they are not counted. Pass "
+        "stream_options={'include_usage': True} if the service supports it. This warning appears once per process."
     )

@@ -24,7 +24,7 @@ def test_outside_of_a_run_a_metric_is_lost_with_a_warning(caplog: pytest.LogCapt
     with caplog.at_level(logging.WARNING):
         log_metric("accuracy", 1.0)
 
-    assert "'accuracy' was logged outside of a run" in caplog.text
+    assert "'accuracy' was logged outside a run" in caplog.text
     assert current_context() is None
 
 

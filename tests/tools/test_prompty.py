@@ -300,7 +300,7 @@ class TestModel:
         assert (server.calls[-1].headers["authorization"], sent(server)["model"]) == ("bearer k6", "m")
 
     def test_outside_of_a_run_there_are_no_connections(self, write: Any) -> None:
-        with pytest.raises(GetConnectionError, match="'mine' was asked for outside of a run"):
+        with pytest.raises(GetConnectionError, match="'mine' was asked for outside a run"):
             Prompty.load(write(configuration="{connection: mine, model: m}"))(question="a")
 
 
