@@ -1,7 +1,7 @@
-"""One call of a model through the openai package: OpenAI, Azure OpenAI, or anything that speaks the same at a base URL.
+"""One call of a model through the openai package: OpenAI, Azure OpenAI, or any compatible service at a base URL.
 
-All calls of a process to one service share one client. What is worth another try is tried again, when the service says so
-or a little later each time; what is not, or does not help, becomes one of our exceptions. Tokens are counted by `usage`.
+All calls of a process to one service share one client. A failure that a retry can cure is retried, after the wait that the
+service asks for or with growing delays. Any other failure becomes one of our exceptions. `usage` counts the tokens.
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ if TYPE_CHECKING:
 Api = Literal["chat", "completion"]
 
 MAX_RETRIES: Final = 10
-"""Further tries of a call, all within the line's timeout."""
+"""Retries of a call, all within the line's timeout."""
 MAX_CONNECT_RETRIES: Final = 3
-"""The same while the service cannot even be reached."""
+"""Retries of a call while the service cannot be reached."""
 MAX_RETRY_AFTER_SEC: Final = 300.0
-"""A service that asks for a longer wait fails the call at once; the error tells how long."""
+"""If a service asks for a longer wait, the call fails at once, and the error has the wait."""
 FIRST_DELAY_SEC: Final = 0.5
-"""Before the first further try, when the service does not say; doubled for each one after it."""
+"""The delay before the first retry if the service does not ask for one; it doubles with each retry."""
 MAX_DELAY_SEC: Final = 20.0
-"""The longest of these."""
+"""The longest delay that the service did not ask for."""
 MAX_CONNECTIONS: Final = 10_000
-"""Of one client: as many as lines may run at once."""
+"""Connections of one client: as many as lines can run at once."""
 
 logger = logging.getLogger(__name__)
 
-_OWN_CAUSES = {"UnsupportedProtocol", "LocalProtocolError", "InvalidURL"}  # a further try would be the same
+_OWN_CAUSES = {"UnsupportedProtocol", "LocalProtocolError", "InvalidURL"}  # a retry would fail the same way
 _UNREACHED = {"ConnectError", "ConnectTimeout"}
 _FILTERED = {"content_filter", "content_policy_violation"}
 _STATUS_OF_CODE = {
@@ -68,21 +68,21 @@ _STATUS_OF_CODE = {
 
 
 async def call_model(connection: Any, api: Api, parameters: Mapping[str, Any]) -> Any:
-    """Give what the model answers.
+    """Call a model.
 
     Args:
-        connection: OpenAI, Azure OpenAI or Serverless; ours, or promptflow's own.
+        connection: OpenAI, Azure OpenAI or Serverless, of this package or of promptflow.
         api: `chat` with `messages`, `completion` with a `prompt`.
-        parameters: What the API takes, `model` included: a deployment's name for Azure. With `stream`, the answer is read
-            to its end.
+        parameters: The API's parameters, including `model`, for Azure the name of a deployment. With `stream`, the answer
+            is read to its end.
 
     Returns:
-        openai's response object; of a stream the list of its chunks. `answer_of` takes the answer out.
+        openai's response object; for a stream the list of its chunks. `answer_of` extracts the answer.
 
     Raises:
-        OpenAIError: As its leaf that says why, after further tries where these may help.
+        OpenAIError: The call failed, also after retries if these can help; the leaf says why.
         PythonLoadError: openai is not installed.
-        ToolValidationError: A connection of another kind, or without what it needs.
+        ToolValidationError: The connection is of another kind or incomplete.
     """
     openai = import_openai()
     client = await _shared_client(openai, connection)
@@ -103,20 +103,20 @@ async def call_model(connection: Any, api: Api, parameters: Mapping[str, Any]) -
 
 
 def call_model_sync(connection: Any, api: Api, parameters: Mapping[str, Any]) -> Any:
-    """`call_model` for sync code, which shares the client of one background thread."""
+    """`call_model` for sync code; all calls share the clients of one background thread."""
     return asyncio.run_coroutine_threadsafe(call_model(connection, api, parameters), _background_loop()).result()
 
 
 def answer_of(response: Any, api: Api, *, whole_message: bool = False) -> Any:
-    """Take the first answer out of what `call_model` gives: its text, `None` if there is none.
+    """Extract the first answer from the result of `call_model`: its text, or `None` without a text.
 
     Args:
         response: A response, or the chunks of a stream.
-        api: What was called.
+        api: The api that was called.
         whole_message: Give a chat's message as a dictionary, with its `tool_calls` and `function_call`.
 
     Raises:
-        ContentFilterError: The service has filtered all of the answer.
+        ContentFilterError: The service filtered the whole answer.
     Source: promptflow-tools `common.py`, `post_process_chat_api_response`.
     """
     if isinstance(response, list):
@@ -131,7 +131,7 @@ def answer_of(response: Any, api: Api, *, whole_message: bool = False) -> Any:
         content, reason = choice.message.content if api == "chat" else choice.text, choice.finish_reason
     if not content and reason == "content_filter":
         raise ContentFilterError(
-            "The service's content filter has taken the whole answer away. Change the prompt, or the filter of the "
+            "The service's content filter removed the whole answer. Change the prompt, or the filter of the "
             "deployment.",
             target="Tool",
             status=200,
@@ -141,18 +141,18 @@ def answer_of(response: Any, api: Api, *, whole_message: bool = False) -> Any:
 
 
 def delay_before_retry(error: OpenAIError, retries: int) -> float | None:
-    """Seconds before a call is tried again; `None` when it is not.
+    """Seconds before the next retry of a call; `None` for no retry.
 
     Args:
-        error: Why it failed.
-        retries: How often it was tried again already.
+        error: The call's error.
+        retries: Retries so far.
     """
     if not is_transient(error) or retries >= (MAX_CONNECT_RETRIES if _fact(error, "unreached") else MAX_RETRIES):
         return None
     asked: float | None = _fact(error, "retry_after_sec")
     if asked is None:
         delay = min(FIRST_DELAY_SEC * 2**retries, MAX_DELAY_SEC)
-        # At random, so that not all lines come back at once.
+        # Random, so that not all lines come back at once.
         return float(delay * random.uniform(0.75, 1.0))  # noqa: S311
     if asked > MAX_RETRY_AFTER_SEC:
         return None
@@ -160,7 +160,7 @@ def delay_before_retry(error: OpenAIError, retries: int) -> float | None:
 
 
 def is_transient(error: OpenAIError) -> bool:
-    """Whether a further try may help."""
+    """Whether a retry can help."""
     if _fact(error, "final"):
         return False
     status = _fact(error, "status")
@@ -170,13 +170,13 @@ def is_transient(error: OpenAIError) -> bool:
 def kind_of(connection: Any) -> str | None:
     """`AzureOpenAIConnection`, `OpenAIConnection` or `ServerlessConnection`; `None` for anything else.
 
-    By name: where promptflow is installed, a connection may be its own.
+    By name, because a connection can be of promptflow's class.
     """
     names = [base.__name__ for base in type(connection).__mro__]
     return next((n for n in names if n in ("AzureOpenAIConnection", "OpenAIConnection", "ServerlessConnection")), None)
 
 
-# --- one try --------------------------------------------------------------------------------------------------------
+# --- one call --------------------------------------------------------------------------------------------------------
 
 
 async def _ask(openai: ModuleType, client: Any, api: Api, parameters: Mapping[str, Any]) -> Any:
@@ -188,21 +188,20 @@ async def _ask(openai: ModuleType, client: Any, api: Api, parameters: Mapping[st
     except openai.BadRequestError as exc:
         if "stream_options" not in str(exc) or "stream_options" in parameters:
             raise
-        stream = await create(**parameters)  # an older service, which streams without telling the tokens
+        stream = await create(**parameters)  # an older service, which streams without reporting tokens
     async with stream:
         return [chunk async for chunk in stream]
 
 
 def _checked(response: Any) -> Any:
-    """A response that has an answer; some services send an error with status 200."""
+    """Check that a response has an answer; some services send errors with status 200."""
     if getattr(response, "choices", None):
         return response
     body = getattr(response, "error", None)
     if body:
         raise _error_of_body(body, f"The service answered with an error and status 200: {_said(body)}", 200)
     raise APIResponseValidationError(
-        f"The service answered with something that is no answer of a model: {str(response)[:200]!r}. Check the "
-        "connection's address.",
+        f"The service's response is not a model's answer: {str(response)[:200]!r}. Check the connection's address.",
         target="Tool",
         status=200,
         retry_after_sec=None,
@@ -210,7 +209,7 @@ def _checked(response: Any) -> Any:
 
 
 def _classified(openai: ModuleType, exc: Exception) -> OpenAIError | None:
-    """Our exception for one of openai's, or of the client below it; `None` for a mistake in the call itself."""
+    """Our exception for one of openai or of the HTTP client below it; `None` for a mistake in the call itself."""
     if isinstance(exc, OpenAIError):
         return exc
     if isinstance(exc, openai.APIStatusError):
@@ -231,11 +230,11 @@ def _classified(openai: ModuleType, exc: Exception) -> OpenAIError | None:
             final=name in _OWN_CAUSES,
             unreached=name in _UNREACHED,
         )
-    if isinstance(exc, openai.APIError):  # an error in the middle of a stream, or an answer of another form
-        return _error_of_body(exc.body, f"The service broke off with an error: {exc.message}", 200)
+    if isinstance(exc, openai.APIError):  # an error in the middle of a stream, or an unknown form of answer
+        return _error_of_body(exc.body, f"The service stopped with an error: {exc.message}", 200)
     if isinstance(exc, json.JSONDecodeError):
         return APIResponseValidationError(
-            f"The service answered with something that is no JSON: {exc}.",
+            f"The service's response is not JSON: {exc}. Check the connection's address.",
             target="Tool",
             status=200,
             retry_after_sec=None,
@@ -263,16 +262,16 @@ def _status_error(exc: Any) -> OpenAIError:
 
 
 def _address(exc: Exception) -> str:
-    """Where the service is that a client's error is about: scheme, host and port, nothing that may be secret."""
+    """The service's scheme, host and port, from a client's error; no part that can be secret."""
     try:
-        url = exc.request.url  # type: ignore[attr-defined] # openai's errors and httpx's have it, if they know
+        url = exc.request.url  # type: ignore[attr-defined] # errors of openai and httpx can have it
         return f" at {url.scheme}://{url.netloc.decode()}"
     except (AttributeError, RuntimeError):
         return ""
 
 
 def _error_of_body(body: Any, message: str, status: int) -> OpenAIError:
-    """An error that the service tells in the body only."""
+    """An error that only the body of the response shows."""
     found = body if isinstance(body, dict) else {}
     codes = [found.get("code"), found.get("type"), found.get("status")]
     told = next((s for code in codes if (s := _STATUS_OF_CODE.get(str(code)) or _as_status(code))), None)
@@ -296,7 +295,7 @@ def _is_spent(body: Any) -> bool:
 
 
 def _said(body: Any) -> str:
-    """What an error's body says to people."""
+    """The message in an error's body."""
     text = body.get("message") if isinstance(body, dict) else body
     return str(text) if text else ""
 
@@ -309,15 +308,15 @@ def _fact(error: OpenAIError, name: str) -> Any:
 
 _clients: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[Any, ...], tuple[Any, AsyncIterator[None]]]]
 _clients = WeakKeyDictionary()
-"""Of each event loop, by service: the client, and what closes it."""
+"""For each event loop and service, the client and the generator that closes it."""
 
 
 async def _shared_client(openai: ModuleType, connection: Any) -> Any:
-    """The client of a service on this event loop, made for the first call and closed with the loop."""
+    """The client of a service on this event loop, made for its first call and closed with the loop."""
     kind = kind_of(connection)
     if kind is None:
         raise ToolValidationError(
-            f"A model call takes a connection of the type AzureOpenAI, OpenAI or Serverless, found a "
+            f"A model call needs a connection of the type AzureOpenAI, OpenAI or Serverless, found a "
             f"{type(connection).__name__}. Name another connection.",
             target="Tool",
         )
@@ -333,7 +332,7 @@ async def _shared_client(openai: ModuleType, connection: Any) -> Any:
 
 
 async def _closed_with_its_loop(client: Any) -> AsyncIterator[None]:
-    """Close a client when the event loop ends, which ends the async generators that it knows."""
+    """Close a client when the event loop ends, because a loop closes its async generators then."""
     try:
         yield
     finally:
@@ -341,7 +340,7 @@ async def _closed_with_its_loop(client: Any) -> AsyncIterator[None]:
 
 
 def _new_client(openai: ModuleType, kind: str, connection: Any) -> Any:
-    # The package below openai is not the same in all its versions (httpx, httpx2); its names are.
+    # The package below openai differs between its versions (httpx, httpx2), but has the same names.
     below = next(base.__module__ for base in openai.DefaultAsyncHttpxClient.__mro__ if "httpx" in base.__module__)
     http = importlib.import_module(below.partition(".")[0])
     shared = {
@@ -360,7 +359,7 @@ def _new_client(openai: ModuleType, kind: str, connection: Any) -> Any:
     if not key:
         raise ToolValidationError(
             f"The connection '{getattr(connection, 'name', None) or kind}' has no api_key. Give it one; for a service "
-            "that asks for none, any text.",
+            "without keys, use any text.",
             target="Tool",
         )
     if kind == "ServerlessConnection":
@@ -371,7 +370,7 @@ def _new_client(openai: ModuleType, kind: str, connection: Any) -> Any:
 
 
 def import_openai() -> ModuleType:
-    """The openai package, its calls counted.
+    """The openai package, with its calls counted.
 
     Raises:
         PythonLoadError: It is not installed.

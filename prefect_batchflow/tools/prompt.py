@@ -1,7 +1,7 @@
-"""Prompt templates: jinja2 in a sandbox, and the messages of a chat that a rendered prompt is.
+"""Prompt templates: jinja2 in a sandbox, and rendered prompts as the messages of a chat.
 
-A template comes from the flow, never from a row: what a row says is put in as it is, and never read as a role header.
-jinja2 is imported when the first template is read: flows without prompts do without it.
+A template comes from the flow, never from a row: a row's text goes in unchanged and never counts as a role header. jinja2 is
+imported for the first template, so flows without prompts do not need it.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     import jinja2
 
 ROLES: Final = ("system", "user", "assistant", "function", "tool")
-"""Of a chat's messages."""
+"""Roles of a chat's messages."""
 MAX_PROMPT_CHARS: Final = 32 * 1024 * 1024
 """Length of a rendered prompt, at most."""
 
-_FILE = "<template>"  # what jinja2 calls a template that came from no file
+_FILE = "<template>"  # jinja2's name for a template without a file
 _ROLE = "|".join(ROLES)
-# Cases of ASCII only: the long s is no s.
+# ASCII letters only: the long s is not an s.
 _HEADER = re.compile(rf"^\s*#?\s*(?a:(?i:({_ROLE})))\s*:\s*\n", re.MULTILINE)
 _NAMED = re.compile(
     r"^\s*#{0,2}\s*name\s*:\s*\n+\s*(\S+)\s*\n*#{0,2}\s*content\s*:\s*\n?(.*)", re.MULTILINE | re.DOTALL
@@ -44,13 +44,13 @@ _ANSWER_OF_TOOL = re.compile(
 _TOOL_CALLS = re.compile(r"^\s*#{0,2}\s*tool_calls\s*:\s*\n+\s*(\[.*?\])\s*$", re.MULTILINE | re.DOTALL)
 _IMAGE_MARK = re.compile(r"!\[\s*image\s*\]\(\{\{\s*([^\s{}]+)\s*\}\}\)")
 
-# Stands in what came from a row, where the prompt's parser would see a header. Digits pass jinja2's filters unchanged.
+# Marks places in a row's text that the parser would take for a header. Digits pass jinja2's filters unchanged.
 _MARK = "".join(secrets.choice("0123456789") for _ in range(24))
 _ENDINGS = "|".join(sorted({role[n:] for role in ROLES for n in range(len(role))}, key=len, reverse=True))
 _LIKE_HEADER = re.compile(
-    # A role and its colon; or their end, to which another value may bring the beginning.
+    # A role and its colon, or their end, in case another value has the beginning.
     rf"^([\s#]*(?a:(?i:{_ENDINGS}))?\s*)(?=:\s*(?:\n|\Z))"
-    # A role in the last line of several, to which the template may bring the colon.
+    # A role in the last of several lines, in case the template has the colon.
     rf"|(?<=\n)([\s#]*(?a:(?i:{_ROLE})))(?=\s*\Z)"
     r"|^([\s#]*(?:name|content|tool_call_id|tool_calls)\s*)(?=:)",
     re.MULTILINE,
@@ -58,7 +58,7 @@ _LIKE_HEADER = re.compile(
 
 
 class PromptResult(str):
-    """A rendered prompt; put into another template, it brings its own role headers, and its rows' texts bring none.
+    """A rendered prompt. In another template its own role headers count, but not those in its rows' texts.
 
     Source: promptflow-tools `common.py`, `PromptResult`.
     """
@@ -66,7 +66,7 @@ class PromptResult(str):
     marked: str
 
     def __new__(cls, marked: str) -> PromptResult:
-        """Take the text with marks in it; the value is the text without them."""
+        """Take the text with marks; the string's value is the text without them."""
         self = super().__new__(cls, _unmarked(marked))
         self.marked = marked
         return self
@@ -76,7 +76,7 @@ class PromptResult(str):
 
 
 class ChatList(list[Any]):
-    """A list that a template shows as its items, one a line.
+    """A list that a template shows as its items, one per line.
 
     Source: promptflow-tools `common.py`, `ChatInputList`.
     """
@@ -86,7 +86,7 @@ class ChatList(list[Any]):
 
 
 def as_chat_lists(value: Any) -> Any:
-    """A value whose lists, at any depth, are `ChatList`s, as promptflow's Azure OpenAI tool has them."""
+    """A value with `ChatList`s for its lists at any depth, as in promptflow's Azure OpenAI tool."""
     if type(value) is dict:
         return {key: as_chat_lists(part) for key, part in value.items()}
     if isinstance(value, list):
@@ -95,20 +95,20 @@ def as_chat_lists(value: Any) -> Any:
 
 
 class Template:
-    """One template, read once and rendered for each line.
+    """A template, read once and rendered for each line.
 
-    A variable without a value is empty, as promptflow has it; `variables` tells which there should be.
+    A variable without a value is empty, as in promptflow; `variables` has the names of all variables.
     """
 
     def __init__(self, text: str, place: str) -> None:
         """Read a template.
 
         Args:
-            text: jinja2.
-            place: Whose it is, for messages: `Node 'ask': ask.jinja2`.
+            text: The template's text.
+            place: Where it is from, for messages: `Node 'ask': ask.jinja2`.
 
         Raises:
-            JinjaTemplateError: It is no jinja2; the message has the line.
+            JinjaTemplateError: It is not valid jinja2; the message has the line.
         """
         import jinja2
         from jinja2 import meta
@@ -118,14 +118,15 @@ class Template:
         try:
             self._template: jinja2.Template = environment.from_string(text)
             self.variables = frozenset(meta.find_undeclared_variables(environment.parse(text)))
-            """The names that it takes from outside."""
+            """The names of its variables."""
         except jinja2.TemplateSyntaxError as exc:
             raise JinjaTemplateError(
-                f"{place}, line {exc.lineno}: this is no jinja2: {exc.message}. Correct the template.", target="Tool"
+                f"{place}, line {exc.lineno}: this is not valid jinja2: {exc.message}. Correct the template.",
+                target="Tool",
             ) from exc
 
     def render(self, variables: Mapping[str, Any]) -> str:
-        """Give the text.
+        """Render the template as text.
 
         Raises:
             JinjaTemplateError: It cannot be rendered with these values, or grows past `MAX_PROMPT_CHARS`.
@@ -143,17 +144,17 @@ class Template:
             line = f", line {number}" if (number := _line_of(exc)) else ""
             raise JinjaTemplateError(
                 f"{self.place}{line}: the template cannot be rendered: ({type(exc).__name__}) {_unmarked(str(exc))}. "
-                "Correct the template, or what its inputs are.",
+                "Correct the template, or its inputs.",
                 target="Tool",
             ) from exc
         return "".join(parts)
 
     def render_prompt(self, variables: Mapping[str, Any], untrusted: Collection[str]) -> PromptResult:
-        """Give the text as a value for other prompts.
+        """Render the template as a value for other prompts.
 
         Args:
             variables: Name to value.
-            untrusted: Those that come from a row: a role header in them is text.
+            untrusted: Names of variables that come from a row: a role header in them is plain text.
         """
         return PromptResult(self.render(_marked_variables(variables, untrusted)))
 
@@ -163,18 +164,18 @@ class Template:
         untrusted: Collection[str] | None = None,
         images: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> list[dict[str, Any]]:
-        """Give the messages of a chat.
+        """Render the template as the messages of a chat.
 
         Args:
             variables: Name to value.
-            untrusted: Those that come from a row: a role header in them is text. `None` is all.
-            images: As for `parse_chat`; those among the variables need not be told.
+            untrusted: Names of variables that come from a row: a role header in them is plain text. `None` is all.
+            images: As for `parse_chat`; images among the variables are found anyway.
 
         Raises:
-            JinjaTemplateError: As `render`.
-            ToolValidationError: As `parse_chat`.
+            JinjaTemplateError: See `render`.
+            ToolValidationError: See `parse_chat`.
         """
-        if "prefect_batchflow.images.image" in sys.modules:  # without it there is no image
+        if "prefect_batchflow.images.image" in sys.modules:  # without this module there are no images
             from prefect_batchflow.images.written import mark_images
 
             parts = dict(images or {})
@@ -186,24 +187,24 @@ class Template:
 def parse_chat(
     text: str, images: Mapping[str, Mapping[str, Any]] | None = None, *, place: str = "The prompt"
 ) -> list[dict[str, Any]]:
-    """Give the messages of a rendered prompt, split at its role headers, as `# system:`.
+    """Split a rendered prompt at its role headers, such as `# system:`, into the messages of a chat.
 
     Args:
         text: The prompt.
-        images: What stands for an image, alone in its line, to the part of a message that it becomes.
-        place: Whose it is, for messages.
+        images: A line that stands for an image, to the part of a message that replaces it.
+        place: Where the prompt is from, for messages.
 
     Raises:
-        ChatAPIInvalidRole: Text before the first header.
-        ChatAPIFunctionRoleInvalidFormat: A function's message without name.
-        ChatAPIToolRoleInvalidFormat: A tool's message without the id of its call.
+        ChatAPIInvalidRole: There is text before the first header.
+        ChatAPIFunctionRoleInvalidFormat: A function message has no name.
+        ChatAPIToolRoleInvalidFormat: A tool message lacks the id of its call.
     Source: promptflow-tools `common.py`, `parse_chat`.
     """
     before, *parts = _HEADER.split(text)
     if before.strip():
         headers = ", ".join(f"'# {role}:'" for role in ROLES)
         raise ChatAPIInvalidRole(
-            f"{place}: the text of a chat should begin with a role in a line of its own, one of {headers}; found "
+            f"{place}: a chat must begin with a role on its own line, one of {headers}; found "
             f"{_unmarked(before.strip())[:100]!r}. Put a header above it, or use the completion api.",
             target="Tool",
         )
@@ -212,7 +213,7 @@ def parse_chat(
 
 
 def without_image_marks(text: str) -> str:
-    """A template with each `![image]({{name}})` as `{{name}}` in a line of its own.
+    """A template with each `![image]({{name}})` as `{{name}}` on its own line.
 
     Source: promptflow-tools `common.py`, `preprocess_template_string`.
     """
@@ -224,7 +225,7 @@ def _message(role: str, body: str, images: Mapping[str, Mapping[str, Any]], plac
         if found := _ANSWER_OF_TOOL.search(body):
             return {"role": role, "tool_call_id": _unmarked(found[1]), "content": _content(found[2], images)}
         raise ChatAPIToolRoleInvalidFormat(
-            f"{place}: a message of the role tool should have '## tool_call_id:', the id in the next line, then "
+            f"{place}: a message of the role tool must have '## tool_call_id:', the id on the next line, then "
             f"'## content:'; found {_unmarked(body.strip())[:100]!r}.",
             target="Tool",
         )
@@ -234,7 +235,7 @@ def _message(role: str, body: str, images: Mapping[str, Mapping[str, Any]], plac
         return {"role": role, "name": _unmarked(found[1]), "content": _content(found[2], images)}
     if role == "function":
         raise ChatAPIFunctionRoleInvalidFormat(
-            f"{place}: a message of the role function should have '## name:', the function's name in the next line, "
+            f"{place}: a message of the role function must have '## name:', the function's name on the next line, "
             f"then '## content:'; found {_unmarked(body.strip())[:100]!r}.",
             target="Tool",
         )
@@ -242,14 +243,14 @@ def _message(role: str, body: str, images: Mapping[str, Mapping[str, Any]], plac
 
 
 def _tool_calls(body: str) -> Any:
-    """The calls of an assistant's message, a Python literal; `None` when there are none."""
+    """The calls in an assistant's message, written as a Python literal; `None` without calls."""
     found = _TOOL_CALLS.search(body)
     if found is None:
         return None
     try:
         return _unmarked_value(ast.literal_eval(found[1]))
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
-        return None  # it is text, then
+        return None  # the message is plain text
 
 
 def _content(text: str, images: Mapping[str, Mapping[str, Any]]) -> str | list[dict[str, Any]]:
@@ -272,9 +273,9 @@ def _marked_variables(variables: Mapping[str, Any], untrusted: Collection[str]) 
 
 
 def _marked(value: Any) -> Any:
-    """A row's value that holds no role header."""
+    """A row's value with its role headers marked."""
     if isinstance(value, str):
-        # A role by itself is what a template that writes `{{ message.role }}:` asks for.
+        # A role alone stays unmarked, because templates write `{{ message.role }}:`.
         return _LIKE_HEADER.sub(lambda found: found[0] + _MARK, value)
     if isinstance(value, Mapping):
         return {_marked(key): _marked(part) for key, part in value.items()}
@@ -306,7 +307,7 @@ def _environment() -> jinja2.Environment:
 
 
 def _line_of(exc: BaseException) -> int | None:
-    """The line of the template in which an error arose, as jinja2 has written it into the traceback."""
+    """The template's line where an error occurred, from jinja2's entry in the traceback."""
     line, frame = None, exc.__traceback__
     while frame is not None:
         if frame.tb_frame.f_code.co_filename == _FILE:

@@ -1,4 +1,4 @@
-"""A `.prompty` file as a function: its template is rendered, the model is asked, its answer is what the file asks for."""
+"""A `.prompty` file as a function: it renders the template, calls the model and gives the answer in the file's format."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _KINDS: Final = {
     "azure_openai": _AZURE, "azure_open_ai": _AZURE, "azureopenai": _AZURE,
     "openai": _OPENAI, "open_ai": _OPENAI,
 }  # fmt: skip
-"""What `type` of a configuration may be, in any case."""
+"""Values of `type` in a configuration, in lower case."""
 _VARIABLES: Final = {
     _AZURE: {
         "api_base": "AZURE_OPENAI_ENDPOINT",
@@ -46,16 +46,16 @@ _VARIABLES: Final = {
     },
     _OPENAI: {"api_key": "OPENAI_API_KEY", "base_url": "OPENAI_BASE_URL", "organization": "OPENAI_ORG_ID"},
 }
-"""The variables of the environment that give what a configuration leaves out."""
+"""Environment variables for the keys that a configuration leaves out."""
 _NEEDED: Final = {_AZURE: "api_base", _OPENAI: "api_key"}
 _OTHER_FIELDS: Final = {_AZURE: ("auth_mode", "resource_id"), _OPENAI: ()}
 _NO_ADDRESS: Final = frozenset({"type", "connection", "model", "azure_deployment"})
 
 
 class Prompty:
-    """A prompty that can be called, with its inputs by name: `Prompty.load("ask.prompty")(question="…")`.
+    """A prompty that you can call with its inputs by name: `Prompty.load("ask.prompty")(question="…")`.
 
-    Its model's tokens count for the line that runs.
+    Its model's tokens count for the running line.
     Source: promptflow `core/_flow.py`, `Prompty`.
     """
 
@@ -64,7 +64,7 @@ class Prompty:
 
         Args:
             path: The `.prompty` file.
-            model: As `load`'s.
+            model: As for `load`.
         """
         self._set(load_flow(os.fspath(path)), model, connection_named)
 
@@ -74,12 +74,12 @@ class Prompty:
 
         Args:
             source: The `.prompty` file.
-            model: Takes the place of what the file's `model` says, key by key; its `configuration` may be an object, as
+            model: Replaces the keys of the file's `model`, key by key; its `configuration` can be an object, such as
                 `AzureOpenAIModelConfiguration`.
-            others: Refused: other keys are changed in the file.
+            others: Refused: change other keys in the file.
 
         Raises:
-            InvalidFlowRequest: The file is wrong, or is none.
+            InvalidFlowRequest: The file is wrong, or not a prompty.
             InvalidOptionError: `model` is wrong.
         """
         _refuse_others(others)
@@ -87,12 +87,12 @@ class Prompty:
 
     @classmethod
     def of_flow(cls, flow: Flow, init_kwargs: Mapping[str, Any], get_connection: Callable[[str], Any]) -> Prompty:
-        """Give the prompty of a flow, with its model's connection made.
+        """Make the prompty of a flow, with its model's connection.
 
         Args:
-            flow: Its program is a `Prompt`.
-            init_kwargs: `model`, as `load`'s.
-            get_connection: Gives the connection of a name.
+            flow: A flow whose program is a `Prompt`.
+            init_kwargs: `model`, as for `load`.
+            get_connection: Gives a connection by name.
         """
         _refuse_others({name: value for name, value in init_kwargs.items() if name != "model"})
         prompty = cls.__new__(cls)
@@ -103,7 +103,7 @@ class Prompty:
     def _set(self, flow: Flow, model: Mapping[str, Any] | None, get_connection: Callable[[str], Any]) -> None:
         prompt = flow.program
         if not isinstance(prompt, Prompt):
-            raise FlowDefinitionError(f"{flow.source} is no .prompty file. Give the path of one.")
+            raise FlowDefinitionError(f"{flow.source} is not a .prompty file. Give the path of one.")
         self._flow = flow
         self._prompt = prompt
         self._given = model
@@ -114,7 +114,7 @@ class Prompty:
         self._template = Template(without_image_marks(prompt.template), place)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # As a flow it travels to workers, which read the file again.
+        # A worker that gets it reads the file again.
         return type(self), (str(self._prompt.file), self._given)
 
     @property
@@ -122,31 +122,31 @@ class Prompty:
         return cast("Literal['chat', 'completion']", self._model.get("api") or "chat")
 
     def __call__(self, *args: Any, **inputs: Any) -> Any:
-        """Ask the model.
+        """Call the model.
 
         Args:
-            args: None: inputs are given by name.
-            inputs: Those of the file; none at all are those of its `sample`. `timeout`, unless it is an input: seconds.
+            args: Refused: give inputs by name.
+            inputs: The file's inputs; without any, its `sample` is used. `timeout` in seconds, unless it is an input.
 
         Returns:
-            The text of the first choice; a dict of an answer in JSON; the message when it calls tools; with
-            `response: all` what openai's package gives; with `stream: true` a generator of texts.
+            The text of the first choice; a dict for an answer in JSON; the message if it calls tools; with
+            `response: all` openai's response; with `stream: true` a generator of texts.
 
         Raises:
-            MissingRequiredInputError: Inputs without default were not given.
-            InvalidOutputKeyError: An answer in JSON lacks one of the `outputs`.
+            MissingRequiredInputError: An input without a default is missing.
+            InvalidOutputKeyError: A JSON answer lacks one of the `outputs`.
         """
         connection, parameters = self._asked(args, inputs)
         return self._result(call_model_sync(connection, self._api, parameters), parameters)
 
     def render(self, *args: Any, **inputs: Any) -> str:
-        """Give what the model would be asked: the prompt, or the messages of a chat as text."""
+        """Give the rendered prompt, or the messages of a chat as text, without calling the model."""
         return str(self._rendered(self._complete(args, inputs)))
 
     def estimate_token_count(self, *args: Any, **inputs: Any) -> int:
-        """Refuse: a tokenizer is not part of this package."""
+        """Refused, because this package has no tokenizer."""
         raise UnsupportedFeatureError(
-            "Prompty.estimate_token_count is not provided. Count what `render` gives with tiktoken."
+            "Prompty.estimate_token_count is not provided. Count the tokens of `render`'s text with tiktoken."
         )
 
     def _asked(self, args: tuple[Any, ...], inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -158,15 +158,15 @@ class Prompty:
         return connection, asked if timeout is None else {**asked, "timeout": timeout}
 
     def _complete(self, args: tuple[Any, ...], inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """The inputs, defaults added; what the file does not declare is left out."""
+        """The inputs that the file declares, with defaults added."""
         if args:
-            raise InvalidOptionError(f"{self._prompt.file}: inputs are given by name, found {len(args)} without one.")
+            raise InvalidOptionError(f"{self._prompt.file}: found {len(args)} without a name. Give all inputs by name.")
         inputs = inputs or self._prompt.sample
         declared = self._flow.inputs
         missing = [name for name, found in declared.items() if found.required and name not in inputs]
         if missing:
             raise MissingRequiredInputError(
-                f"{self._prompt.file}: missing required inputs: {', '.join(missing)}; given were "
+                f"{self._prompt.file}: missing required inputs: {', '.join(missing)}; given: "
                 f"{', '.join(inputs) or 'none'}. Give them by name, or add a default.",
                 target="Core",
             )
@@ -194,7 +194,7 @@ class Prompty:
         return self._call
 
     def _result(self, response: Any, parameters: Mapping[str, Any]) -> Any:
-        """What a call gives for an answer.
+        """Turn the model's response into the call's result.
 
         Source: promptflow `core/_prompty_utils.py`, `format_llm_response`.
         """
@@ -216,7 +216,7 @@ class Prompty:
             value = json.loads(answer or "")
         except ValueError as exc:
             raise APIResponseValidationError(
-                f"{self._prompt.file}: the answer should be JSON, as response_format says, found {(answer or '')[:200]!r} "
+                f"{self._prompt.file}: the answer is not JSON, as response_format asks: {(answer or '')[:200]!r} "
                 f"({exc}). Ask for JSON in the prompt, and allow more max_tokens.",
                 target="Tool",
                 status=200,
@@ -234,10 +234,10 @@ class Prompty:
 
 
 class AsyncPrompty(Prompty):
-    """The same to be awaited: `await AsyncPrompty.load("ask.prompty")(question="…")`."""
+    """A prompty that you await: `await AsyncPrompty.load("ask.prompty")(question="…")`."""
 
     async def __call__(self, *args: Any, **inputs: Any) -> Any:
-        """Ask the model; see `Prompty`."""
+        """Call the model; see `Prompty`."""
         connection, parameters = self._asked(args, inputs)
         return self._result(await call_model(connection, self._api, parameters), parameters)
 
@@ -245,20 +245,20 @@ class AsyncPrompty(Prompty):
 def _refuse_others(given: Mapping[str, Any]) -> None:
     if given:
         raise InvalidOptionError(
-            f"A prompty takes `model` to change it, found {', '.join(given)} as well. Change that in the file."
+            f"Only `model` can change a prompty, found {', '.join(given)}. Change other keys in the file."
         )
 
 
 def _merged_model(prompt: Prompt, override: Any) -> dict[str, Any]:
-    """The file's `model` with what was given in its place, mapping by mapping.
+    """The file's `model` with the given values, mapping by mapping.
 
-    A connection's name and its keys exclude each other: what is given puts out the other of the file.
+    A connection's name and its keys exclude each other: a given one removes the other one of the file.
     """
     if override is None:
         return dict(prompt.model)
     place = f"{prompt.file}: the `model` that was given"
     if not isinstance(override, dict):
-        raise InvalidOptionError(f"{place} should be a dict, as the file's, found a {type(override).__name__}.")
+        raise InvalidOptionError(f"{place} must be a dict, found a {type(override).__name__}.")
     unknown = override.keys() - {"api", "configuration", "parameters", "response"}
     if unknown:
         raise InvalidOptionError(
@@ -290,7 +290,7 @@ def _merged(before: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any
 
 
 def _of_object(configuration: Any, place: str) -> dict[str, Any]:
-    """A model configuration object, this package's or promptflow's, as a dict."""
+    """A model configuration object, of this package or of promptflow, as a dict."""
     types = {"AzureOpenAIModelConfiguration": "azure_openai", "OpenAIModelConfiguration": "openai"}
     name = type(configuration).__name__
     if name not in types:
@@ -303,7 +303,7 @@ def _of_object(configuration: Any, place: str) -> dict[str, Any]:
 
 
 def _from_environment(value: Any, place: str) -> Any:
-    """A value with each `${env:NAME}` in its texts replaced; one that is not set is refused by its name."""
+    """A value with all `${env:NAME}` replaced; raises if a variable is not set."""
     if isinstance(value, dict):
         return {key: _from_environment(part, f"{place}.{key}") for key, part in value.items()}
     if isinstance(value, list):
@@ -312,7 +312,7 @@ def _from_environment(value: Any, place: str) -> Any:
 
 
 def _connection(configuration: Mapping[str, Any], place: str, get_connection: Callable[[str], Any]) -> Any:
-    """The connection that a configuration names, or that its keys and the environment make.
+    """The connection that a configuration names, or one made from its keys and the environment.
 
     Source: promptflow `core/_prompty_utils.py`, `convert_model_configuration_to_connection`.
     """
@@ -321,7 +321,7 @@ def _connection(configuration: Mapping[str, Any], place: str, get_connection: Ca
         inline = sorted(key for key in configuration if key not in _NO_ADDRESS and configuration[key] is not None)
         if inline:
             raise InvalidConnectionError(
-                f"{place} has `connection`, and {', '.join(inline)} as well. Give one of the two."
+                f"{place} has `connection` and also {', '.join(inline)}. Give only one of the two."
             )
         found = get_connection(given) if isinstance(given, str) else given
         if kind_of(found) is None:
