@@ -9,109 +9,63 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prefect_batchflow.blocks import (
-        AzureOpenAIConnectionBlock,
-        CustomConnectionBlock,
-        OpenAIConnectionBlock,
-        RunStorageBlock,
-    )
-    from prefect_batchflow.definition.flow import Flow
-    from prefect_batchflow.definition.load import load_flow
-    from prefect_batchflow.engine import BatchEngine
-    from prefect_batchflow.exceptions import (
-        BatchflowException,
-        LineFailureError,
-        SystemErrorException,
-        UserErrorException,
-    )
-    from prefect_batchflow.execution.services.http import HttpExecutorProxy
-    from prefect_batchflow.execution.services.proxy import AbstractExecutorProxy
-    from prefect_batchflow.flows import batch_run
-    from prefect_batchflow.results.models import (
-        AggregationResult,
-        BatchResult,
-        ErrorSummary,
-        FlowRunInfo,
-        LineError,
-        LineResult,
-        RunInfo,
-        SystemMetrics,
-    )
-    from prefect_batchflow.results.records import Status
-    from prefect_batchflow.run.handle import ProgressReport
-    from prefect_batchflow.settings import LinePolicy
-    from prefect_batchflow.storage.custom import AbstractBatchRunStorage, AbstractRunStorage
-    from prefect_batchflow.storage.promptflow_runs import PromptflowRunStorage
-    from prefect_batchflow.tools.context import log_metric
-    from prefect_batchflow.tools.python import ToolProvider, tool
+    from prefect_batchflow.blocks import AzureOpenAIConnectionBlock as AzureOpenAIConnectionBlock
+    from prefect_batchflow.blocks import CustomConnectionBlock as CustomConnectionBlock
+    from prefect_batchflow.blocks import OpenAIConnectionBlock as OpenAIConnectionBlock
+    from prefect_batchflow.blocks import RunStorageBlock as RunStorageBlock
+    from prefect_batchflow.definition.flow import Flow as Flow
+    from prefect_batchflow.definition.load import load_flow as load_flow
+    from prefect_batchflow.engine import BatchEngine as BatchEngine
+    from prefect_batchflow.exceptions import BatchflowException as BatchflowException
+    from prefect_batchflow.exceptions import LineFailureError as LineFailureError
+    from prefect_batchflow.exceptions import SystemErrorException as SystemErrorException
+    from prefect_batchflow.exceptions import UserErrorException as UserErrorException
+    from prefect_batchflow.execution.services.http import HttpExecutorProxy as HttpExecutorProxy
+    from prefect_batchflow.execution.services.proxy import AbstractExecutorProxy as AbstractExecutorProxy
+    from prefect_batchflow.flows import batch_run as batch_run
+    from prefect_batchflow.results.models import AggregationResult as AggregationResult
+    from prefect_batchflow.results.models import BatchResult as BatchResult
+    from prefect_batchflow.results.models import ErrorSummary as ErrorSummary
+    from prefect_batchflow.results.models import FlowRunInfo as FlowRunInfo
+    from prefect_batchflow.results.models import LineError as LineError
+    from prefect_batchflow.results.models import LineResult as LineResult
+    from prefect_batchflow.results.models import RunInfo as RunInfo
+    from prefect_batchflow.results.models import SystemMetrics as SystemMetrics
+    from prefect_batchflow.results.records import Status as Status
+    from prefect_batchflow.run.handle import ProgressReport as ProgressReport
+    from prefect_batchflow.settings import LinePolicy as LinePolicy
+    from prefect_batchflow.storage.custom import AbstractBatchRunStorage as AbstractBatchRunStorage
+    from prefect_batchflow.storage.custom import AbstractRunStorage as AbstractRunStorage
+    from prefect_batchflow.storage.promptflow_runs import PromptflowRunStorage as PromptflowRunStorage
+    from prefect_batchflow.tools.context import log_metric as log_metric
+    from prefect_batchflow.tools.python import ToolProvider as ToolProvider
+    from prefect_batchflow.tools.python import tool as tool
 
 _HOMES = {
-    "AbstractBatchRunStorage": "storage.custom",
-    "AbstractExecutorProxy": "execution.services.proxy",
-    "AbstractRunStorage": "storage.custom",
-    "AggregationResult": "results.models",
-    "AzureOpenAIConnectionBlock": "blocks",
-    "BatchEngine": "engine",
-    "BatchResult": "results.models",
-    "BatchflowException": "exceptions",
-    "CustomConnectionBlock": "blocks",
-    "ErrorSummary": "results.models",
-    "Flow": "definition.flow",
-    "FlowRunInfo": "results.models",
-    "HttpExecutorProxy": "execution.services.http",
-    "LineError": "results.models",
-    "LineFailureError": "exceptions",
-    "LinePolicy": "settings",
-    "LineResult": "results.models",
-    "OpenAIConnectionBlock": "blocks",
-    "ProgressReport": "run.handle",
-    "PromptflowRunStorage": "storage.promptflow_runs",
-    "RunInfo": "results.models",
-    "RunStorageBlock": "blocks",
-    "Status": "results.records",
-    "SystemErrorException": "exceptions",
-    "SystemMetrics": "results.models",
-    "ToolProvider": "tools.python",
-    "UserErrorException": "exceptions",
-    "batch_run": "flows",
-    "load_flow": "definition.load",
-    "log_metric": "tools.context",
-    "tool": "tools.python",
+    name: module
+    for module, names in {
+        "blocks": "AzureOpenAIConnectionBlock CustomConnectionBlock OpenAIConnectionBlock RunStorageBlock",
+        "definition.flow": "Flow",
+        "definition.load": "load_flow",
+        "engine": "BatchEngine",
+        "exceptions": "BatchflowException LineFailureError SystemErrorException UserErrorException",
+        "execution.services.http": "HttpExecutorProxy",
+        "execution.services.proxy": "AbstractExecutorProxy",
+        "flows": "batch_run",
+        "results.models": "AggregationResult BatchResult ErrorSummary FlowRunInfo LineError LineResult RunInfo SystemMetrics",
+        "results.records": "Status",
+        "run.handle": "ProgressReport",
+        "settings": "LinePolicy",
+        "storage.custom": "AbstractBatchRunStorage AbstractRunStorage",
+        "storage.promptflow_runs": "PromptflowRunStorage",
+        "tools.context": "log_metric",
+        "tools.python": "ToolProvider tool",
+    }.items()
+    for name in names.split()
 }
+"""Each public name to its module."""
 
-__all__ = [
-    "AbstractBatchRunStorage",
-    "AbstractExecutorProxy",
-    "AbstractRunStorage",
-    "AggregationResult",
-    "AzureOpenAIConnectionBlock",
-    "BatchEngine",
-    "BatchResult",
-    "BatchflowException",
-    "CustomConnectionBlock",
-    "ErrorSummary",
-    "Flow",
-    "FlowRunInfo",
-    "HttpExecutorProxy",
-    "LineError",
-    "LineFailureError",
-    "LinePolicy",
-    "LineResult",
-    "OpenAIConnectionBlock",
-    "ProgressReport",
-    "PromptflowRunStorage",
-    "RunInfo",
-    "RunStorageBlock",
-    "Status",
-    "SystemErrorException",
-    "SystemMetrics",
-    "ToolProvider",
-    "UserErrorException",
-    "batch_run",
-    "load_flow",
-    "log_metric",
-    "tool",
-]
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
