@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
+import subprocess
+import sys
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, get_args
@@ -193,12 +196,10 @@ def test_the_engine_takes_every_option() -> None:
 
 
 @pytest.mark.parametrize("command", ["run", "resume"])
-def test_the_commands_help_is_the_declaration(
-    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "1000")
-    main([command, "--help"])
-    shown = capsys.readouterr().out
+def test_the_commands_help_is_the_declaration(command: str) -> None:
+    words = [sys.executable, "-m", "prefect_batchflow.cli", command, "--help"]
+    wide = {**os.environ, "COLUMNS": "1000"}
+    shown = subprocess.run(words, capture_output=True, text=True, check=True, env=wide).stdout
     flags = {part.partition("=")[0] for part in re.findall(r"(?<![\w-])--[\w-]+", shown)}
 
     names = [n for n in PARAMETERS if n not in ("flow", "more_data")] if command == "run" else OPTION_NAMES

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import make_dataclass
+from dataclasses import dataclass, make_dataclass
 from glob import iglob
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +16,7 @@ from prefect_batchflow.exceptions import InvalidOptionError
 from prefect_batchflow.settings import LIMITS, OPTION_NAMES, PARAMETERS, RETRIES, RUN, Option, RunOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
 _NAMED_SOURCE = re.compile(r"([A-Za-z_][\w.-]*)=(.*)", re.DOTALL)
 
@@ -93,6 +93,17 @@ else:
         kw_only=True,
     )
     OptionFlags = Parameter(name="*")(OptionFlags)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Screen:
+    """What every command takes."""
+
+    json: Annotated[bool, Parameter(group=SCREEN, help="Write one JSON document to standard output, for programs.")] = (
+        False
+    )
+    debug: Annotated[bool, Parameter(group=SCREEN, help="Show tracebacks, and Prefect's log lines.")] = False
 
 
 def parameters_of(options: RunOptions) -> dict[str, Any]:
@@ -205,6 +216,16 @@ def node_connections_of(texts: Iterable[str]) -> dict[str, dict[str, str]]:
     return chosen
 
 
+def joined(written: Mapping[str, dict[str, str]], typed: Mapping[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    """What a run file says of nodes, with what was typed in its place, input by input."""
+    return {node: {**written.get(node, {}), **typed.get(node, {})} for node in (*written, *typed)}
+
+
+def blocks_of(texts: list[str] | None) -> dict[str, str]:
+    """Read `NAME=BLOCK` texts of `--connection`."""
+    return {name: str(block) for name, block in assignments("--connection", texts or []).items()}
+
+
 def sources(texts: Iterable[str], *, needed: bool = True) -> dict[str, str]:
     """Read the data's sources, `URL` or `name=URL`; the one without a name is `data`.
 
@@ -237,6 +258,12 @@ def sources(texts: Iterable[str], *, needed: bool = True) -> dict[str, str]:
             "folder, or a pattern such as 'data/*.jsonl'."
         )
     return urls
+
+
+def data_parameters(urls: dict[str, str]) -> dict[str, Any]:
+    """Sources as the parameters `data` and `more_data`."""
+    more = {name: url for name, url in urls.items() if name != "data"}
+    return {"data": urls.get("data", ""), "more_data": more}
 
 
 def _exists(text: str) -> bool:

@@ -11,73 +11,40 @@ import os
 import secrets
 import sys
 import traceback
-from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib import metadata
-from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 
 from prefect_batchflow.cli.arguments import (
-    SCREEN,
     OptionFlags,
+    Screen,
     assignments,
+    blocks_of,
+    data_parameters,
     environment_of,
     flag,
+    joined,
     node_connections_of,
     parameters_of_resume,
     sources,
 )
-from prefect_batchflow.cli.process import (
-    end_soon,
-    is_signal,
-    quiet_prefect,
-    signals_interrupt,
-)
+from prefect_batchflow.cli.process import end_soon, quiet_prefect
+from prefect_batchflow.cli.running import COMPLETED, EXIT_STATUSES, RUN_FAILED, run_and_show, show_run
 from prefect_batchflow.exceptions import (
     BatchflowException,
-    BatchRunTimeoutError,
     InvalidOptionError,
-    LineFailureError,
-    RunNotFoundError,
-    SystemErrorException,
     UnexpectedError,
-    UserErrorException,
     error_dict,
 )
 from prefect_batchflow.settings import PARAMETERS, RUN_FILE_KEYS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
-    from prefect_batchflow.blocks import RunStorageBlock
-    from prefect_batchflow.cli.runs import StoredRun
-    from prefect_batchflow.results.models import BatchResult
-    from prefect_batchflow.run.handle import ProgressReport
     from prefect_batchflow.storage.custom import AbstractBatchRunStorage
-    from prefect_batchflow.storage.manifest import Manifest
-
-T = TypeVar("T")
-
-COMPLETED, RUN_FAILED, WRONG_USE, LINES_FAILED, CANCELED = 0, 1, 2, 3, 130
-
-EXIT_STATUSES: Final[tuple[tuple[type[BaseException], int], ...]] = (
-    (BatchRunTimeoutError, RUN_FAILED),
-    (LineFailureError, LINES_FAILED),
-    (UserErrorException, WRONG_USE),
-    (SystemErrorException, RUN_FAILED),
-    (KeyboardInterrupt, CANCELED),
-)
-"""What a command that ends with an error exits with; the first class that fits counts, and 1 for none."""
-
-OWN_SERVER_TEXT: Final = (
-    "Starting Prefect's own server, which takes some seconds. One that keeps running takes none: `prefect server start`, "
-    "and PREFECT_API_URL set to its address."
-)
-
-ENDS_TEXT: Final = "The lines in work are ended, what is done is kept."
-DRAINS_TEXT: Final = "The lines in work have some seconds to end; again ends them now."
 
 app = App(
     name="batchflow",
@@ -91,17 +58,6 @@ app = App(
     version=lambda: f"batchflow {metadata.version('prefect-batchflow')}, Prefect {metadata.version('prefect')}",
     default_parameter=Parameter(negative=(), show_default=False),
 )
-
-
-@Parameter(name="*")
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Screen:
-    """What every command takes."""
-
-    json: Annotated[bool, Parameter(group=SCREEN, help="Write one JSON document to standard output, for programs.")] = (
-        False
-    )
-    debug: Annotated[bool, Parameter(group=SCREEN, help="Show tracebacks, and Prefect's log lines.")] = False
 
 
 _PLAIN = Screen()
@@ -168,7 +124,7 @@ def run(
     urls = {**written.data, **sources(data or [], needed=not (written.data or run))}
     mapping, init_kwargs = assignments("--map", map or []), assignments("--init", init or [])
     variant = variant or written.variant
-    chosen = _joined(written.node_connections, node_connections_of(node_connections or []))
+    chosen = joined(written.node_connections, node_connections_of(node_connections or []))
     loaded = load_flow(flow, working_dir or None, variant=variant, node_connections=chosen)
     _peek(urls)
     begun = _promptflow_run(resume_from)
@@ -178,10 +134,10 @@ def run(
         "working_dir": _absolute(working_dir),
         "variant": variant,
         "node_connections": chosen,
-        **_data_parameters(urls),
+        **data_parameters(urls),
         "inputs_mapping": {**written.inputs_mapping, **mapping},
         "init_kwargs": {**written.init_kwargs, **init_kwargs},
-        "connections": _blocks_of(connection),
+        "connections": blocks_of(connection),
         "run_id": check_run_id(run_id) if run_id else _new_run_id(),
         "run": check_run_id(run) if run else "",
         "resume_from": check_run_id(resume_from) if resume_from and not begun else "",
@@ -190,7 +146,7 @@ def run(
         **flags.given(),
     }
     environment = {**written.environment_variables, **environment_of(environment_variables or [])}
-    return _run(parameters, _absolute(storage), screen, written.notes, begun, environment)
+    return run_and_show(parameters, _absolute(storage), screen, written.notes, begun, environment)
 
 
 @app.command(sort_key=1)
@@ -211,9 +167,11 @@ def resume(
     An option that is given replaces that of the run; the defaults told here are those of `batchflow run`.
     """
     quiet_prefect(debug=screen.debug)
+    from prefect_batchflow.cli.runs import find_stored
+
     storage = _absolute(storage)
     given = assignments("--init", init or [])
-    manifest = _awaited(_find(run_id, storage))
+    manifest = find_stored(run_id, storage)
     if manifest.flow is None:
         raise InvalidOptionError(
             f"The run {run_id!r} ran {manifest.flow_name!r}, an object in memory that no command can find again. Go on with "
@@ -237,25 +195,16 @@ def resume(
         "working_dir": manifest.working_dir,
         "variant": manifest.variant,
         "node_connections": manifest.node_connections,
-        **_data_parameters(manifest.data),
+        **data_parameters(manifest.data),
         "run": manifest.run or "",
         "inputs_mapping": manifest.inputs_mapping,
         "init_kwargs": given or manifest.init_kwargs or {},
-        "connections": {**manifest.connections, **_blocks_of(connection)},
+        "connections": {**manifest.connections, **blocks_of(connection)},
         "run_id": run_id,
         "output_dir": _absolute(output_dir) or manifest.output_dir or "",
         **parameters_of_resume(manifest.options, flags),
     }
-    return _run(parameters, storage, screen, environment=environment)
-
-
-def _joined(written: Mapping[str, dict[str, str]], typed: Mapping[str, dict[str, str]]) -> dict[str, dict[str, str]]:
-    """What a run file says of nodes, with what was typed in its place, input by input."""
-    return {node: {**written.get(node, {}), **typed.get(node, {})} for node in (*written, *typed)}
-
-
-def _blocks_of(texts: list[str] | None) -> dict[str, str]:
-    return {name: str(block) for name, block in assignments("--connection", texts or []).items()}
+    return run_and_show(parameters, storage, screen, environment=environment)
 
 
 @app.command(name="list", sort_key=2)
@@ -269,20 +218,17 @@ def list_command(
 ) -> int:
     """List the runs of a storage, the newest first."""
     quiet_prefect(debug=screen.debug)
-    from prefect_batchflow.cli import view
-    from prefect_batchflow.cli.runs import Listing, list_runs
+    from prefect_batchflow.cli.runs import list_stored
+    from prefect_batchflow.cli.screen import print_json, print_note
+    from prefect_batchflow.cli.view_runs import print_runs, runs_document
 
-    async def read() -> tuple[Listing, str]:
-        files = await _open(_absolute(storage))
-        return await list_runs(files, limit or None), files.location()
-
-    listing, location = _awaited(read())
+    listing, location = list_stored(_absolute(storage), limit or None)
     if screen.json:
-        view.print_json(view.runs_document(listing))
+        print_json(runs_document(listing))
     else:
-        view.print_runs(listing, location)
+        print_runs(listing, location)
     for problem in listing.problems:
-        view.print_note(problem)
+        print_note(problem)
     return COMPLETED
 
 
@@ -296,16 +242,16 @@ def show(
 ) -> int:
     """Show a run: counts, metrics, errors by kind, where its files are, what to do next."""
     quiet_prefect(debug=screen.debug)
+    from prefect_batchflow.cli.runs import read_stored
+
     storage = _absolute(storage)
-    _print(_awaited(_read(run_id, storage)), screen, storage_option=storage)
+    show_run(read_stored(run_id, storage), screen, storage_option=storage)
     return COMPLETED
 
 
 @app.command(sort_key=4)
 def check(
-    flow: Annotated[
-        str, Parameter(name="FLOW", help="A flow folder, a yaml or .prompty file, module:attr or path/to/file.py:attr.")
-    ],
+    flow: Annotated[str, Parameter(name="FLOW", help=PARAMETERS["flow"].help)],
     /,
     *,
     variant: Variant = "",
@@ -317,126 +263,19 @@ def check(
 
     Exit status: 0 nothing stops it, 1 something does.
     """
-    from prefect_batchflow.cli import view
     from prefect_batchflow.cli.flow_check import check_flow
+    from prefect_batchflow.cli.screen import print_json
+    from prefect_batchflow.cli.view_check import check_document, print_check
 
     checked = check_flow(flow, working_dir or None, variant, node_connections_of(node_connections or []))
     if screen.json:
-        view.print_json(view.check_document(checked))
+        print_json(check_document(checked))
     else:
-        view.print_check(checked)
+        print_check(checked)
     return COMPLETED if checked.runs else RUN_FAILED
 
 
-# --- running --------------------------------------------------------------------------------------------------------
-
-
-def _run(
-    parameters: dict[str, Any],
-    storage: str,
-    screen: Screen,
-    notes: Sequence[str] = (),
-    begun: AbstractBatchRunStorage | None = None,
-    environment: Mapping[str, str] | None = None,
-) -> int:
-    """Run, with what is completed of what was `begun`; tell how far it is; show what came of it, and the `notes`."""
-    quiet_prefect(debug=screen.debug)
-    from prefect_batchflow.cli import view
-
-    run_id = parameters["run_id"]
-    with signals_interrupt(), view.Progress(living=False if screen.debug else None) as progress:
-        from prefect_batchflow.flows import run_batch
-        from prefect_batchflow.prefect_runtime.flow_runs import flow_run_url
-        from prefect_batchflow.prefect_runtime.own_server import has_own_server
-        from prefect_batchflow.run.handle import LiveRun
-
-        last: list[ProgressReport] = []
-
-        def listen(report: ProgressReport) -> None:
-            last[:] = [report]
-            progress.update(report)
-            if live.cancel_reason:
-                progress.say(f"{live.cancel_reason} {DRAINS_TEXT if live.drains else ENDS_TEXT}")
-
-        live = LiveRun(listener=listen, resume_storage=begun, environment_variables=environment)
-        if has_own_server():
-            progress.say(OWN_SERVER_TEXT)
-        try:
-            result = run_batch({**parameters, "storage": storage}, live)
-        except UnexpectedError as exc:
-            if live.cancel_reason or is_signal(exc.__cause__):
-                raise KeyboardInterrupt from exc
-            raise
-        try:
-            stored = _awaited(_read(run_id, storage)) if result.total_lines else None
-        except RunNotFoundError:
-            stored = None
-        if stored is None:  # stopped before it was written down: there is no run to show
-            if error := result.error_summary.batch_error_dict:
-                raise BatchRunTimeoutError(str(error["message"]))
-            raise KeyboardInterrupt
-    if live.tally is not None:
-        stored = replace(stored, error_groups=live.tally.error_groups)
-    stored = replace(stored, notes=(*notes, *live.notes, *stored.notes))
-    _print(
-        stored,
-        screen,
-        storage_option=storage,
-        reused_lines=last[-1].reused_lines if last else 0,
-        prefect_url=flow_run_url(stored.manifest.sessions[-1].prefect_flow_run_id),
-    )
-    return exit_status(result)
-
-
-def exit_status(result: BatchResult) -> int:
-    """What a run that came to a result exits with."""
-    from prefect_batchflow.results.records import Status
-
-    if result.status is Status.Canceled:
-        return CANCELED
-    if result.status is Status.Failed:
-        return RUN_FAILED
-    if result.completed_lines < result.total_lines or result.error_summary.aggr_error_dict:
-        return LINES_FAILED
-    return COMPLETED
-
-
-def _print(stored: StoredRun, screen: Screen, **more: Any) -> None:
-    from prefect_batchflow.cli import view
-
-    if screen.json:
-        view.print_json(view.run_document(stored, **more))
-    else:
-        view.print_run(stored, **more)
-
-
-# --- storage, arguments ---------------------------------------------------------------------------------------------
-
-
-def _awaited(work: Coroutine[Any, Any, T]) -> T:
-    import asyncio
-
-    return asyncio.run(work)
-
-
-async def _open(storage: str) -> RunStorageBlock:
-    from prefect_batchflow.blocks import open_storage
-    from prefect_batchflow.settings import default_storage_url
-
-    return await open_storage(storage or default_storage_url())
-
-
-async def _find(run_id: str, storage: str) -> Manifest:
-    from prefect_batchflow.cli.runs import find_run
-
-    return await find_run(await _open(storage), run_id)
-
-
-async def _read(run_id: str, storage: str) -> StoredRun:
-    from prefect_batchflow.cli.runs import find_run, read_run
-
-    files = await _open(storage)
-    return await read_run(files, await find_run(files, run_id))
+# --- arguments ---------------------------------------------------------------------------------------------
 
 
 def _absolute(place: str) -> str:
@@ -452,11 +291,6 @@ def _promptflow_run(text: str) -> AbstractBatchRunStorage | None:
 
     is_path = any(mark in text for mark in "/~")
     return PromptflowRunStorage(text) if text and (is_path or is_promptflow_run(_absolute(text))) else None
-
-
-def _data_parameters(urls: dict[str, str]) -> dict[str, Any]:
-    more = {name: url for name, url in urls.items() if name != "data"}
-    return {"data": urls.get("data", ""), "more_data": more}
 
 
 def _peek(urls: dict[str, str]) -> None:
@@ -533,16 +367,16 @@ def _command(words: list[str]) -> Callable[[], int]:
 
 
 def _failed(exc: BaseException, screen: Screen) -> int:
-    from prefect_batchflow.cli import view
+    from prefect_batchflow.cli.screen import print_error, print_json
 
     if screen.debug:
         traceback.print_exception(exc)
     message = str(exc)
     if isinstance(exc, KeyboardInterrupt):
         message = "Canceled. What was done is kept; `batchflow list` shows it and `batchflow resume` goes on."
-    view.print_error(message)
+    print_error(message)
     if screen.json:
-        view.print_json({"error": error_dict(exc, debug=screen.debug) | {"message": message}})
+        print_json({"error": error_dict(exc, debug=screen.debug) | {"message": message}})
     return next((status for kind, status in EXIT_STATUSES if isinstance(exc, kind)), RUN_FAILED)
 
 

@@ -7,10 +7,12 @@ import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from prefect_batchflow.blocks import open_storage
 from prefect_batchflow.errors.groups import ErrorGroups
 from prefect_batchflow.exceptions import BatchflowException, InvalidRunIdError, RunNotFoundError
 from prefect_batchflow.results.models import BatchResult
 from prefect_batchflow.results.tally import Tally
+from prefect_batchflow.settings import default_storage_url
 from prefect_batchflow.storage.keys import RunKeys
 from prefect_batchflow.storage.lease import is_held
 from prefect_batchflow.storage.manifest import read_manifest, require_manifest, run_names
@@ -62,6 +64,39 @@ class Listing:
     """How many there are, those that were not asked for included."""
     problems: list[str]
     """Why runs cannot be shown."""
+
+
+def find_stored(run_id: str, storage: str) -> Manifest:
+    """The manifest of a run, as `find_run`; `storage` is a path or URL, empty is the default one."""
+
+    async def find() -> Manifest:
+        return await find_run(await _open(storage), run_id)
+
+    return asyncio.run(find())
+
+
+def read_stored(run_id: str, storage: str) -> StoredRun:
+    """What a storage has of a run, as `read_run`."""
+
+    async def read() -> StoredRun:
+        files = await _open(storage)
+        return await read_run(files, await find_run(files, run_id))
+
+    return asyncio.run(read())
+
+
+def list_stored(storage: str, limit: int | None) -> tuple[Listing, str]:
+    """The runs of a storage, as `list_runs`, and where it is."""
+
+    async def read() -> tuple[Listing, str]:
+        files = await _open(storage)
+        return await list_runs(files, limit), files.location()
+
+    return asyncio.run(read())
+
+
+async def _open(storage: str) -> RunStorageBlock:
+    return await open_storage(storage or default_storage_url())
 
 
 async def find_run(files: RunStorageBlock, run_id: str) -> Manifest:

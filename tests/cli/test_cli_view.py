@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from rich.console import Console
 
-from prefect_batchflow.cli import view
+from prefect_batchflow.cli import screen, view_run, view_runs
+from prefect_batchflow.cli.progress import Progress, progress_text
 from prefect_batchflow.cli.runs import Listing, StoredRun
-from prefect_batchflow.cli.view import Progress, next_commands, progress_text
+from prefect_batchflow.cli.view_run import next_commands
 from prefect_batchflow.exceptions import BatchRunTimeoutError, InvalidUserData, ToolExecutionError, error_dict
 from prefect_batchflow.results.models import AggregationResult, BatchResult
 from prefect_batchflow.results.records import Receipt, Status, Tokens
@@ -171,7 +172,7 @@ def test_on_a_terminal_progress_is_one_line_however_narrow_and_leaves_nothing(wi
 def test_a_run_is_shown_with_counts_metrics_errors_notes_and_places(capsys: pytest.CaptureFixture[str]) -> None:
     run = stored_run(metrics={"accuracy": 2 / 3, "labels": ["a"]}, notes=("the flow's files changed",))
 
-    view.print_run(run, reused_lines=1, prefect_url="http://server/run")
+    view_run.print_run(run, reused_lines=1, prefect_url="http://server/run")
 
     out = capsys.readouterr().out
     for part in (
@@ -192,7 +193,7 @@ def test_a_run_is_shown_with_counts_metrics_errors_notes_and_places(capsys: pyte
 
 
 def test_what_failed_beside_lines_is_shown_with_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
-    view.print_run(stored_run(batch_error=error_dict(BatchRunTimeoutError("exceeded its limit of 9 seconds"))))
+    view_run.print_run(stored_run(batch_error=error_dict(BatchRunTimeoutError("exceeded its limit of 9 seconds"))))
 
     out = capsys.readouterr().out
     assert "BatchRunTimeoutError, the run\n    exceeded its limit of 9 seconds\n    Resume the run" in out
@@ -204,11 +205,11 @@ def test_errors_of_many_kinds_are_counted(capsys: pytest.CaptureFixture[str]) ->
         error = error_dict(ToolExecutionError("many" if number < 20 else "x" * number))
         tally.add(Receipt(line_number=number, status=Status.Failed, error=error))
 
-    view.print_run(stored_run(error_groups=tally.error_groups))
+    view_run.print_run(stored_run(error_groups=tally.error_groups))
 
     out = capsys.readouterr().out
     assert "ToolExecutionError, 20 lines: the first 0, 1, 2, 3, 4\n    many\n" in out
-    assert f"and {40 - 20 - (view.MAX_ERROR_GROUPS - 1)} lines with errors of further kinds" in out
+    assert f"and {40 - 20 - (view_run.MAX_ERROR_GROUPS - 1)} lines with errors of further kinds" in out
 
 
 def test_texts_of_rows_are_neither_markup_nor_control_characters(
@@ -218,11 +219,11 @@ def test_texts_of_rows_are_neither_markup_nor_control_characters(
     run = stored_run(message=EVIL, metrics={EVIL: EVIL}, notes=(EVIL,))
     run = replace(run, manifest=manifest(flow_name=EVIL), folder=f"/runs/{EVIL}")
 
-    view.print_run(run)
-    view.print_runs(Listing([run], 2, []), EVIL)
-    view.print_runs(Listing([], 0, []), EVIL)
-    view.print_error(EVIL)
-    view.print_note(EVIL)
+    view_run.print_run(run)
+    view_runs.print_runs(Listing([run], 2, []), EVIL)
+    view_runs.print_runs(Listing([], 0, []), EVIL)
+    screen.print_error(EVIL)
+    screen.print_note(EVIL)
 
     shown = "".join(capsys.readouterr())
     shown = shown.replace("\x1b[1m", "").replace("\x1b[3m", "").replace("\x1b[0m", "")  # ours: bold, italic, end
@@ -238,9 +239,9 @@ def test_on_a_narrow_terminal_nothing_of_a_command_or_a_run_id_is_lost(
     run = stored_run()
     run = replace(run, manifest=manifest(run_id="9b6b0274-5c51-4957-9ddb-b2e97b62f7ae"))
 
-    view.print_run(run)
+    view_run.print_run(run)
     shown = capsys.readouterr().out
-    view.print_runs(Listing([run], 1, []), "/runs")
+    view_runs.print_runs(Listing([run], 1, []), "/runs")
     listed = capsys.readouterr().out
 
     assert "batchflow resume 9b6b0274-5c51-4957-9ddb-b2e97b62f7ae" in shown
@@ -249,7 +250,7 @@ def test_on_a_narrow_terminal_nothing_of_a_command_or_a_run_id_is_lost(
 
 
 def test_a_list_that_is_cut_says_so_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
-    view.print_runs(Listing([stored_run()], 7, []), "/runs")
+    view_runs.print_runs(Listing([stored_run()], 7, []), "/runs")
 
     out, err = capsys.readouterr()
     assert out.splitlines()[0].split() == ["RUN", "FLOW", "STATUS", "COMPLETED", "FAILED", "TOTAL", "STARTED", "TOOK"]
@@ -306,9 +307,9 @@ def test_init_values_may_be_secret_and_are_in_no_command() -> None:
 def test_documents_for_programs_hold_what_people_see(capsys: pytest.CaptureFixture[str]) -> None:
     run = stored_run(message=EVIL, notes=("a note",))
 
-    view.print_json(view.run_document(run, reused_lines=1))
+    screen.print_json(view_run.run_document(run, reused_lines=1))
     document = json.loads(capsys.readouterr().out)
-    view.print_json(view.runs_document(Listing([run], 1, [])))
+    screen.print_json(view_runs.runs_document(Listing([run], 1, [])))
     listed = json.loads(capsys.readouterr().out)
 
     assert (document["run_id"], document["status"], document["notes"]) == ("r1", "Completed", ["a note"])

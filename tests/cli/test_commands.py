@@ -19,8 +19,9 @@ from pydantic import SecretStr
 from waiting import wait_until
 
 from prefect_batchflow import exceptions
-from prefect_batchflow.cli import commands
-from prefect_batchflow.cli.commands import EXIT_STATUSES, exit_status, main
+from prefect_batchflow.cli import commands, runs
+from prefect_batchflow.cli.commands import main
+from prefect_batchflow.cli.running import EXIT_STATUSES, exit_status
 from prefect_batchflow.results.models import AggregationResult, BatchResult
 from prefect_batchflow.results.records import Receipt, Status
 from prefect_batchflow.results.tally import Tally
@@ -215,7 +216,7 @@ def test_what_nobody_foresaw_is_an_error_as_well(
     def broken(*_: Any) -> None:
         raise ZeroDivisionError("a fault of ours")
 
-    monkeypatch.setattr(commands, "_find", broken)
+    monkeypatch.setattr(runs, "find_stored", broken)
 
     shown = batchflow("resume", "r1")
 
@@ -251,7 +252,7 @@ def test_an_error_has_the_exit_status_of_its_class(
     def fail(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(commands, "_find", fail)
+    monkeypatch.setattr(runs, "find_stored", fail)
 
     assert batchflow("resume", "r1").status == status
 

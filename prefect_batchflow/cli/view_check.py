@@ -1,0 +1,93 @@
+"""The check of a flow as the command line shows it."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Final
+
+from rich.text import Text
+
+from prefect_batchflow.cli.screen import console, indented, print_facts, printable
+from prefect_batchflow.report.markdown import one_line, value_text
+
+if TYPE_CHECKING:
+    from prefect_batchflow.cli.flow_check import FlowCheck, Level
+    from prefect_batchflow.definition.flow import FlowInput
+
+_LEVELS: Final[dict[Level, tuple[str, str]]] = {
+    "stops": ("Stops it", "red"),
+    "needs": ("To be given", "yellow"),
+    "note": ("Notes", ""),
+}
+
+
+def print_check(checked: FlowCheck) -> None:
+    """Show what a flow is and what it needs."""
+    out = console()
+    problems, needs = len(checked.of("stops")), len(checked.of("needs"))
+    verdict = (
+        f"cannot run here, {problems} thing{'s' * (problems > 1)} to mend"
+        if problems
+        else f"can run once {needs} thing{'s are' if needs > 1 else ' is'} given"
+        if needs
+        else "can run"
+    )
+    kind = f", a {checked.kind}," if checked.kind else ""
+    colour = "red" if problems else "yellow" if needs else "green"
+    name = one_line(checked.name or checked.source, 200)
+    out.print(Text.assemble((f"{name}{kind} {verdict}", f"bold {colour}")))
+    inputs = {item.name: _input_text(item) for item in checked.inputs}
+    print_facts(out, inputs, "Inputs")
+    print_facts(out, {item.name: _init_text(item) for item in checked.init}, "Constructor")
+    nodes = {
+        node.name: f"{node.type:<10}  {node.source}" + f"  ({node.how})" * bool(node.how) for node in checked.nodes
+    }
+    print_facts(out, nodes, "Nodes")
+    for level, (title, style) in _LEVELS.items():
+        findings = checked.of(level)
+        if findings:
+            out.print()
+            out.print(Text(title, style="bold"))
+        for finding in findings:
+            out.print(indented(2, (one_line(finding.place), style)))
+            out.print(indented(4, printable(finding.text)))
+    if checked.runs:
+        out.print()
+        out.print(Text("Run it"))
+        words = ["batchflow", "run", shlex.quote(checked.source), "--data", "ROWS.jsonl"]
+        # What has a default is read from the data where it is mapped only.
+        words += [
+            shlex.join(["--map", f"{item.name}=${{data.{item.name}}}"]) for item in checked.inputs if not item.required
+        ]
+        words += [f"--init {item.name}=…" for item in checked.init if item.required]
+        command = " ".join(words)
+        out.print(Text("  " + printable(command), style="bold"), soft_wrap=True)
+
+
+def check_document(checked: FlowCheck) -> dict[str, Any]:
+    """The same for programs."""
+    return {
+        "flow": checked.source,
+        "name": checked.name,
+        "kind": checked.kind,
+        "runs": checked.runs,
+        "inputs": [
+            {"name": item.name, "type": item.type} | ({} if item.required else {"default": item.default})
+            for item in checked.inputs
+        ],
+        "init": [
+            {"name": item.name, "type": item.type} | ({} if item.required else {"default": item.default})
+            for item in checked.init
+        ],
+        "nodes": [asdict(node) for node in checked.nodes],
+        "findings": [asdict(finding) for finding in checked.findings],
+    }
+
+
+def _input_text(item: FlowInput) -> str:
+    return item.type if item.required else f"{item.type}, {value_text(item.default)} unless it is mapped"
+
+
+def _init_text(item: FlowInput) -> str:
+    return item.type if item.required else f"{item.type}, {value_text(item.default)} unless it is given"

@@ -1,0 +1,207 @@
+"""A run as the command line shows it: what came of it, where it is kept, what to do next."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Any, Final
+
+from rich.text import Text
+
+from prefect_batchflow.cli.arguments import words_of
+from prefect_batchflow.cli.screen import STATUS_COLOURS, console, indented, print_facts, printable
+from prefect_batchflow.errors.groups import advice_for
+from prefect_batchflow.exceptions import InvalidUserData, innermost_code
+from prefect_batchflow.report.markdown import one_line, seconds_text, value_text
+from prefect_batchflow.results.models import summary_line
+from prefect_batchflow.results.records import Status
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from rich.console import Console
+
+    from prefect_batchflow.cli.runs import StoredRun
+    from prefect_batchflow.results.models import BatchResult
+
+MAX_ERROR_GROUPS: Final = 10
+"""Error groups shown, the largest; `--json` has all."""
+MAX_MESSAGE_CHARS: Final = 400
+MAX_METRICS: Final = 50
+
+
+def print_run(
+    run: StoredRun, *, reused_lines: int = 0, prefect_url: str | None = None, storage_option: str = ""
+) -> None:
+    """Show a run: counts, metrics, errors, notes, where things are, and what to do next.
+
+    Args:
+        run: The run.
+        reused_lines: Of the completed lines, those that were done before this start.
+        prefect_url: Its page in Prefect's UI; `None` for none.
+        storage_option: The storage as it must be given again; `""` is the default one.
+    """
+    out = console()
+    result = run.result
+    out.print(
+        Text.assemble(
+            (f"{one_line(run.manifest.flow_name, 100)}: {summary_line(result)}", f"bold {_headline_colour(run)}")
+        )
+    )
+    print_facts(out, _facts(run, reused_lines))
+    print_facts(out, {name: value_text(value) for name, value in list(result.metrics.items())[:MAX_METRICS]}, "Metrics")
+    if len(result.metrics) > MAX_METRICS:
+        out.print(f"  and {len(result.metrics) - MAX_METRICS} more")
+    _print_errors(out, run)
+    _print_notes(out, run.notes)
+    places = {
+        "Folder": run.folder,
+        "Outputs": run.outputs,
+        "Failed lines": run.failed,
+        "Copies": run.manifest.output_dir if run.is_finished else None,
+        "Prefect": prefect_url,
+    }
+    out.print()
+    print_facts(out, {name: place for name, place in places.items() if place})
+    for purpose, command in next_commands(run, storage_option):
+        out.print()
+        out.print(Text(purpose))
+        out.print(Text("  " + printable(command), style="bold"), soft_wrap=True)
+
+
+def run_document(
+    run: StoredRun, *, reused_lines: int = 0, prefect_url: str | None = None, storage_option: str = ""
+) -> dict[str, Any]:
+    """The same for programs."""
+    return {
+        "run_id": run.manifest.run_id,
+        "flow": run.manifest.flow,
+        "flow_name": run.manifest.flow_name,
+        "status": run.status,
+        "is_finished": run.is_finished,
+        "result": run.result.model_dump(mode="json"),
+        "reused_lines": reused_lines,
+        "error_groups": [
+            {
+                "count": group.count,
+                "code": group.code,
+                "message": group.sample,
+                "line_numbers": group.line_numbers,
+                "advice": group.advice,
+            }
+            for group in run.error_groups
+        ],
+        "notes": list(run.notes),
+        "folder": run.folder,
+        "outputs": run.outputs,
+        "failed_lines": run.failed,
+        "output_dir": run.manifest.output_dir,
+        "prefect_url": prefect_url,
+        "next_commands": [command for _, command in next_commands(run, storage_option)],
+    }
+
+
+def next_commands(run: StoredRun, storage_option: str = "") -> list[tuple[str, str]]:
+    """What may be done next: purpose and command, none for a run that is whole, goes on, or cannot be found again."""
+    manifest, result = run.manifest, run.result
+    left = result.total_lines - result.completed_lines
+    if not left or run.status == "Running" or manifest.flow is None:
+        return []
+    storage = ["--storage", storage_option] if storage_option else []
+    what = "the line that is" if left == 1 else f"the {left} lines that are"
+    commands = [(f"Run {what} not completed:", ["batchflow", "resume", manifest.run_id, *storage])]
+    # Values of a constructor and of the environment may be secret: they are not printed, and such a run has no second command.
+    is_secret = bool(manifest.init_names or manifest.environment_names)
+    # Nor has one whose failed lines are rows that could not be read: they have no inputs to run with.
+    codes = {group.code for group in run.error_groups}
+    if run.failed and not is_secret and codes != {InvalidUserData.__name__}:
+        mapping = [part for name in _mapped(manifest.inputs_mapping) for part in ("--map", f"{name}=${{data.{name}}}")]
+        again = [
+            "batchflow",
+            "run",
+            manifest.flow,
+            "--data",
+            run.failed,
+            *mapping,
+            *(["--variant", manifest.variant] if manifest.variant else []),
+            *_node_connections(manifest.node_connections),
+            *words_of(manifest.options),
+            *storage,
+        ]
+        commands.append(("Run the failed lines as a run of their own:", again))
+    return [(purpose, shlex.join(words)) for purpose, words in commands]
+
+
+def _node_connections(chosen: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
+    """What was chosen for nodes, as it is typed."""
+    for node, inputs in chosen.items():
+        for name, value in inputs.items():
+            yield from ("--node-connections", f"{node}.{name}={value}")
+
+
+def _mapped(inputs_mapping: Iterable[str]) -> Iterator[str]:
+    """The mapped inputs: in the file of failed lines each is a column of its name."""
+    return (name for name in inputs_mapping if name != "line_number")
+
+
+def _headline_colour(run: StoredRun) -> str:
+    if run.status == Status.Completed and run.result.completed_lines < run.result.total_lines:
+        return "yellow"
+    return STATUS_COLOURS.get(run.status, "")
+
+
+def _facts(run: StoredRun, reused_lines: int) -> dict[str, str]:
+    result, metrics = run.result, run.result.system_metrics
+    facts = {"Run": run.manifest.run_id, "Status": run.status}
+    if reused_lines:
+        facts["Done before"] = f"{reused_lines} of the completed lines"
+    facts["Started"] = f"{result.start_time.astimezone():%Y-%m-%d %H:%M:%S}"
+    if run.is_finished:
+        ran = result.completed_lines + result.failed_lines - reused_lines
+        speed = f", {ran / metrics.duration:.3g} lines a second" if ran > 0 and metrics.duration > 0 else ""
+        facts["Duration"] = seconds_text(metrics.duration) + speed
+    if metrics.total_tokens:
+        facts["Tokens"] = (
+            f"{metrics.total_tokens:,}: {metrics.prompt_tokens:,} prompt, {metrics.completion_tokens:,} completion"
+        )
+    return facts
+
+
+def _print_errors(out: Console, run: StoredRun) -> None:
+    shown: list[tuple[str, str, str, str]] = []
+    for place, error in _errors_beside_lines(run.result):
+        code, message = innermost_code(error), str(error.get("message", ""))
+        shown.append((place, code, message, advice_for(code, message)))
+    groups = list(run.error_groups)
+    for group in groups[:MAX_ERROR_GROUPS]:
+        numbers = ", ".join(map(str, group.line_numbers))
+        first = "the first " if group.count > len(group.line_numbers) else ""
+        place = f"line {numbers}" if group.count == 1 else f"{group.count} lines: {first}{numbers}"
+        shown.append((place, group.code, group.sample, group.advice))
+    if not shown:
+        return
+    out.print()
+    out.print(Text("Errors", style="bold"))
+    for place, code, message, advice in shown:
+        out.print(indented(2, (one_line(code, 100), "red"), f", {one_line(place)}"))
+        out.print(indented(4, one_line(message, MAX_MESSAGE_CHARS)))
+        out.print(indented(4, (one_line(advice), "italic")))
+    left_out = sum(group.count for group in groups[MAX_ERROR_GROUPS:])
+    left_out += run.error_groups.other.count if run.error_groups.other else 0
+    if left_out:
+        out.print(f"  and {left_out} lines with errors of further kinds; the file of failed lines has them all")
+
+
+def _errors_beside_lines(result: BatchResult) -> Iterator[tuple[str, dict[str, Any]]]:
+    summary = result.error_summary
+    if summary.batch_error_dict:
+        yield "the run", summary.batch_error_dict
+    for name, error in summary.aggr_error_dict.items():
+        yield f"aggregation, {name}", error or {}
+
+
+def _print_notes(out: Console, notes: Iterable[str]) -> None:
+    for number, note in enumerate(notes):
+        if not number:
+            out.print()
+            out.print(Text("Notes", style="bold"))
+        out.print(indented(2, printable(note)))
