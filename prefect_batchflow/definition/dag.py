@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import re
 import warnings
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow.definition.document import (
@@ -21,7 +22,7 @@ from prefect_batchflow.definition.document import (
 from prefect_batchflow.definition.flow import PYTHON, Activate, Constant, Dag, Flow, FlowOutput, Node, Reference
 from prefect_batchflow.definition.includes import is_there, read_includes
 from prefect_batchflow.definition.node_connections import with_node_connections
-from prefect_batchflow.definition.other_language import flow_of_service
+from prefect_batchflow.definition.other_language import with_service
 from prefect_batchflow.definition.variants import with_variants
 from prefect_batchflow.exceptions import (
     DuplicateNodeName,
@@ -91,45 +92,34 @@ def flow_of_document(
         InvalidFlowRequest: The message lists every problem; the class is theirs if they share one.
     """
     problems = Problems(file)
-    language = read_language(document, problems)
-    message_format = read_message_format(document, problems)
+    language, message_format = read_language(document, problems), read_message_format(document, problems)
     inputs = read_inputs(document, "inputs", problems)
     if says_nothing(document.get("inputs")):
         problems.add(InputNotFound, "top level", "no 'inputs'. Declare the inputs that each line has.")
     outputs = _read_outputs(document, problems)
-    if language != PYTHON:
-        return flow_of_service(
-            document,
-            file,
-            working_dir,
-            Dag((), outputs),
-            inputs,
-            problems,
-            language=language,
-            message_format=message_format,
-        )
-    refuse_other_keys(document, FLOW_KEYS, "top level", problems)
-    environment = read_environment(document, problems)
-    includes = read_includes(document, file.parent, problems)
+    if language == PYTHON:
+        refuse_other_keys(document, FLOW_KEYS, "top level", problems)
+    flow = Flow(
+        file.parent.name,
+        working_dir,
+        Dag((), outputs),
+        inputs,
+        language=language,
+        definition_file=file,
+        environment_variables=read_environment(document, problems),
+        additional_includes=read_includes(document, file.parent, problems),
+        message_format=message_format,
+    )
+    if not flow.is_python:
+        return with_service(flow, document, problems)
     document = with_variants(document, variant, problems)
     document = with_node_connections(document, node_connections or {}, problems)
-    nodes = _read_nodes(document, working_dir, includes, problems)
+    nodes = _read_nodes(document, working_dir, flow.additional_includes, problems)
     _check_references(nodes, inputs, problems)
     outputs = _check_outputs(outputs, nodes, inputs, problems)
     ordered = _in_order(nodes, problems)
     problems.raise_any()
-    return Flow(
-        file.parent.name,
-        working_dir,
-        Dag(ordered, outputs),
-        inputs,
-        definition_file=file,
-        variant=variant,
-        node_connections=node_connections or {},
-        environment_variables=environment,
-        additional_includes=includes,
-        message_format=message_format,
-    )
+    return replace(flow, program=Dag(ordered, outputs), variant=variant, node_connections=node_connections or {})
 
 
 def parse_value(value: Any) -> Reference | Constant:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from prefect_batchflow.definition.flow import MESSAGE_FORMATS, NO_DEFAULT, PYTHON, FlowInput, Service
+from prefect_batchflow.definition.flow import MESSAGE_FORMATS, NO_DEFAULT, PYTHON, FlowInput
 from prefect_batchflow.exceptions import (
     FlowDefinitionError,
     InvalidFlowRequest,
@@ -292,27 +292,6 @@ def read_message_format(given: dict[str, Any], problems: Problems, known: tuple[
         text = f"the key 'message_format' is supported as {' or '.join(map(repr, known))} only, found {found!r}."
         problems.add(UnsupportedFeatureError, "top level", text)
     return message_format
-
-
-def read_service(given: dict[str, Any], problems: Problems) -> Service:
-    """Read `service`, for a flow in another language."""
-    spec = mapping_at(given, "service", "top level", problems)
-    refuse_other_keys(spec, {"command", "aggregation", "start_timeout_sec"}, "service", problems)
-    command = spec.get("command") or []
-    if not isinstance(command, list) or not all(isinstance(argument, str) and argument for argument in command):
-        text = f"'command' should be a list of texts: a program and its arguments. Found {command!r}. Write numbers in quotes."
-        problems.add(FlowDefinitionError, "service", text)
-        command = []
-    aggregation = spec.get("aggregation") or False
-    if not isinstance(aggregation, bool):
-        problems.add(FlowDefinitionError, "service", f"'aggregation' should be true or false, found {aggregation!r}.")
-        aggregation = False
-    timeout = spec.get("start_timeout_sec")
-    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0):
-        text = f"'start_timeout_sec' should be a number of seconds above 0, found {timeout!r}."
-        problems.add(FlowDefinitionError, "service", text)
-        timeout = None
-    return Service(tuple(command), aggregation, None if timeout is None else float(timeout))
 
 
 def _nearest(key: str, known: set[str]) -> str:

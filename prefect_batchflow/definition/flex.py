@@ -7,6 +7,7 @@ import importlib
 import re
 import sys
 import sysconfig
+from dataclasses import replace
 from importlib.machinery import PathFinder
 from pathlib import Path
 from types import MethodType
@@ -24,7 +25,7 @@ from prefect_batchflow.definition.document import (
 )
 from prefect_batchflow.definition.flow import PYTHON, Entry, Flow
 from prefect_batchflow.definition.includes import is_there, read_includes
-from prefect_batchflow.definition.other_language import flow_of_service
+from prefect_batchflow.definition.other_language import with_service
 from prefect_batchflow.exceptions import FlowDefinitionError, InvalidFlexFlowEntry, PythonLoadError
 
 if TYPE_CHECKING:
@@ -57,28 +58,27 @@ def flow_of_document(document: dict[str, Any], file: Path, working_dir: Path) ->
     # promptflow reads it only in DAG flows: a callable's images are always in the basic form.
     read_message_format(document, problems, known=("basic",))
     inputs = read_inputs(document, "inputs", problems, empty_is_none=True)
-    if language != PYTHON:
-        entry = Entry(module="", attribute=str(document["entry"]))
-        return flow_of_service(document, file, working_dir, entry, inputs, problems, language=language)
-    refuse_other_keys(document, FLOW_KEYS, "top level", problems)
-    environment = read_environment(document, problems)
-    includes = read_includes(document, file.parent, problems)
+    if language == PYTHON:
+        refuse_other_keys(document, FLOW_KEYS, "top level", problems)
+    flow = Flow(
+        file.parent.name,
+        working_dir,
+        Entry(module="", attribute=str(document["entry"])),
+        inputs,
+        language=language,
+        definition_file=file,
+        environment_variables=read_environment(document, problems),
+        additional_includes=read_includes(document, file.parent, problems),
+    )
+    if not flow.is_python:
+        return with_service(flow, document, problems)
     init = read_inputs(document, "init", problems, empty_is_none=True)
     sample = mapping_at(document, "sample", "top level", problems)
     refuse_other_keys(sample, {"inputs", "init"}, "sample", problems)
     sample_init = mapping_at(sample, "init", "sample", problems)
-    entry = _entry_of_text(document["entry"], working_dir, includes, sample_init, problems)
+    entry = _entry_of_text(document["entry"], working_dir, flow.additional_includes, sample_init, problems)
     problems.raise_any()
-    return Flow(
-        file.parent.name,
-        working_dir,
-        entry,
-        inputs,
-        init,
-        definition_file=file,
-        environment_variables=environment,
-        additional_includes=includes,
-    )
+    return replace(flow, program=entry, init=init)
 
 
 def flow_of_file(file: Path, attribute: str, working_dir: Path | None) -> Flow:

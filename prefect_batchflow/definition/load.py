@@ -86,23 +86,28 @@ def _load_flow(source: str | Path | Callable[..., Any], working_dir: str | Path 
 def _flow_of_path(path: Path, working_dir: Path | None, choices: _Choices) -> Flow:
     file = _definition_in(path) if path.is_dir() else path
     folder = working_dir or file.parent
-    if file.suffix in {".yaml", ".yml"}:
-        return replace(_flow_of_yaml(file, folder, choices), source=str(path))
-    if file.suffix == ".prompty":
-        return replace(prompty.flow_of_prompty(file, folder), source=str(path))
-    if file.suffix == ".dll":
-        entry = Entry(module=str(file), attribute="")
-        return Flow(
-            file.stem, folder, entry, language="csharp", source=str(path), definition_file=file, service=Service()
-        )
-    if file.suffix == ".py":
-        raise FlowDefinitionError(
-            f"{file}: a Python file alone is no flow. Name the function or class in it, such as {file}:my_flow."
-        )
-    raise FlowDefinitionError(
-        f"{file}: expected a flow folder, a .yaml or .prompty file or 'file.py:callable', found a "
-        f"{file.suffix or 'plain'} file."
-    )
+    match file.suffix:
+        case ".yaml" | ".yml":
+            document = read_document(file)
+            if "entry" in document:
+                flow = flex.flow_of_document(document, file, folder)
+            else:
+                flow = dag.flow_of_document(document, file, folder, choices.variant, choices.node_connections)
+        case ".prompty":
+            flow = prompty.flow_of_prompty(file, folder)
+        case ".dll":
+            entry = Entry(module=str(file), attribute="")
+            flow = Flow(file.stem, folder, entry, language="csharp", definition_file=file, service=Service())
+        case ".py":
+            raise FlowDefinitionError(
+                f"{file}: a Python file alone is no flow. Name the function or class in it, such as {file}:my_flow."
+            )
+        case suffix:
+            raise FlowDefinitionError(
+                f"{file}: expected a flow folder, a .yaml or .prompty file or 'file.py:callable', found a "
+                f"{suffix or 'plain'} file."
+            )
+    return replace(flow, source=str(path))
 
 
 def merged_copy(flow: Flow, folder: Path) -> tuple[Flow, list[str]]:
@@ -127,13 +132,6 @@ def merged_copy(flow: Flow, folder: Path) -> tuple[Flow, list[str]]:
     file.write_text(yaml.safe_dump(document, allow_unicode=True, sort_keys=False), encoding="utf-8")
     merged = load_flow(file, folder, variant=flow.variant, node_connections=flow.node_connections)
     return replace(merged, name=flow.name, source=flow.source), notes
-
-
-def _flow_of_yaml(file: Path, working_dir: Path, choices: _Choices) -> Flow:
-    document = read_document(file)
-    if "entry" in document:
-        return flex.flow_of_document(document, file, working_dir)
-    return dag.flow_of_document(document, file, working_dir, choices.variant, choices.node_connections)
 
 
 def _locate(text: str, folder: Path | None) -> Path:

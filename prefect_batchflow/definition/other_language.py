@@ -3,50 +3,43 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from prefect_batchflow.definition.document import Problems, read_environment, read_service
-from prefect_batchflow.definition.flow import Flow
-from prefect_batchflow.definition.includes import read_includes
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
-    from prefect_batchflow.definition.flow import Dag, Entry, FlowInput
+from prefect_batchflow.definition.document import Problems, mapping_at, refuse_other_keys
+from prefect_batchflow.definition.flow import Flow, Service
+from prefect_batchflow.exceptions import FlowDefinitionError
 
 
-def flow_of_service(
-    document: dict[str, Any],
-    file: Path,
-    working_dir: Path,
-    program: Dag | Entry,
-    inputs: Mapping[str, FlowInput],
-    problems: Problems,
-    *,
-    language: str,
-    message_format: str = "basic",
-) -> Flow:
-    """Give the flow. The code of its service is not checked.
+def with_service(flow: Flow, document: dict[str, Any], problems: Problems) -> Flow:
+    """Give the flow with the `service` of its yaml. The code of the service is not checked.
 
     Raises:
         InvalidFlowRequest: The yaml is wrong; the message lists every problem, including those already in `problems`.
     """
-    service, environment = read_service(document, problems), read_environment(document, problems)
-    includes = read_includes(document, file.parent, problems)
+    service = _read_service(document, problems)
     problems.raise_any()
     nodes = document.get("nodes") or []
     if any(node.get("aggregation") for node in nodes if isinstance(node, dict)):
         service = replace(service, aggregation=True)
-    return Flow(
-        file.parent.name,
-        working_dir,
-        program,
-        inputs,
-        language=language,
-        definition_file=file,
-        service=service,
-        environment_variables=environment,
-        additional_includes=includes,
-        message_format=message_format,
-    )
+    return replace(flow, service=service)
+
+
+def _read_service(given: dict[str, Any], problems: Problems) -> Service:
+    """Read `service`, for a flow in another language."""
+    spec = mapping_at(given, "service", "top level", problems)
+    refuse_other_keys(spec, {"command", "aggregation", "start_timeout_sec"}, "service", problems)
+    command = spec.get("command") or []
+    if not isinstance(command, list) or not all(isinstance(argument, str) and argument for argument in command):
+        text = f"'command' should be a list of texts: a program and its arguments. Found {command!r}. Write numbers in quotes."
+        problems.add(FlowDefinitionError, "service", text)
+        command = []
+    aggregation = spec.get("aggregation") or False
+    if not isinstance(aggregation, bool):
+        problems.add(FlowDefinitionError, "service", f"'aggregation' should be true or false, found {aggregation!r}.")
+        aggregation = False
+    timeout = spec.get("start_timeout_sec")
+    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0):
+        text = f"'start_timeout_sec' should be a number of seconds above 0, found {timeout!r}."
+        problems.add(FlowDefinitionError, "service", text)
+        timeout = None
+    return Service(tuple(command), aggregation, None if timeout is None else float(timeout))
