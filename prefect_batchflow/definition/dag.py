@@ -45,16 +45,10 @@ if TYPE_CHECKING:
     from prefect_batchflow.definition.flow import FlowInput
 
 FLOW_KEYS = DISPLAY_KEYS | {
-    "inputs",
-    "outputs",
-    "nodes",
-    "language",
-    "message_format",
-    "environment_variables",
-    "additional_includes",
+    "inputs", "outputs", "nodes", "language", "message_format", "environment_variables", "additional_includes",
     "node_variants",
     "tools",  # an old list of the nodes' tools; their sources say the same
-}
+}  # fmt: skip
 NODE_KEYS = frozenset(
     {"name", "type", "source", "inputs", "activate", "aggregation", "reduce", "comment", "module", "api", "connection"}
 )

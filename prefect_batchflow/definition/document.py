@@ -28,23 +28,12 @@ VALUE_LIMIT = 100_000
 
 INPUT_TYPES = frozenset(
     {
-        "int",
-        "double",
-        "bool",
-        "string",
-        "list",
-        "object",
-        "secret",
-        "prompt_template",
-        "file_path",
-        "image",
-        "assistant_definition",
+        "int", "double", "bool", "string", "list", "object",
+        "secret", "prompt_template", "file_path", "image", "assistant_definition",
     }
-)
+)  # fmt: skip
 """The types of a flow's inputs. The last five convert nothing."""
-DISPLAY_KEYS = frozenset(
-    {"$schema", "id", "name", "type", "display_name", "description", "tags", "environment"},
-)
+DISPLAY_KEYS = frozenset({"$schema", "id", "name", "type", "display_name", "description", "tags", "environment"})
 """Top level keys that have no effect here, nor in promptflow's batch: texts for people, and the `environment` of images."""
 
 

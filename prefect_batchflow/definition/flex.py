@@ -32,16 +32,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 FLOW_KEYS = DISPLAY_KEYS | {
-    "entry",
-    "inputs",
-    "outputs",
-    "init",
-    "sample",
-    "language",
-    "message_format",
-    "environment_variables",
+    "entry", "inputs", "outputs", "init", "sample", "language", "message_format", "environment_variables",
     "additional_includes",
-}
+}  # fmt: skip
 
 
 def flow_of_document(document: dict[str, Any], file: Path, working_dir: Path) -> Flow:

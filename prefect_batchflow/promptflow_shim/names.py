@@ -10,20 +10,11 @@ from typing import Final
 _CONNECTIONS: Final = {
     name: f"connections.kinds:{name}"
     for name in (
-        "AzureAIServicesConnection",
-        "AzureContentSafetyConnection",
-        "AzureOpenAIConnection",
-        "CognitiveSearchConnection",
-        "CustomConnection",
-        "CustomStrongTypeConnection",
-        "FormRecognizerConnection",
-        "OpenAIConnection",
-        "QdrantConnection",
-        "SerpConnection",
-        "ServerlessConnection",
-        "WeaviateConnection",
+        "AzureAIServicesConnection", "AzureContentSafetyConnection", "AzureOpenAIConnection", "CognitiveSearchConnection",
+        "CustomConnection", "CustomStrongTypeConnection", "FormRecognizerConnection", "OpenAIConnection",
+        "QdrantConnection", "SerpConnection", "ServerlessConnection", "WeaviateConnection",
     )
-}
+}  # fmt: skip
 _TOOL: Final = {"tool": "tools.python:tool", "ToolProvider": "tools.python:ToolProvider"}
 _SETTINGS: Final = {"InputSetting": "tools.python:InputSetting", "DynamicList": "tools.python:DynamicList"}
 _LOG_METRIC: Final = {"log_metric": "tools.context:log_metric"}

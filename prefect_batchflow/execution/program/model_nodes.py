@@ -19,42 +19,17 @@ if TYPE_CHECKING:
 
 APIS: Mapping[str, Mapping[str, str]] = {
     "chat": {
-        "temperature": "double",
-        "top_p": "double",
-        "n": "int",
-        "stream": "bool",
-        "stop": "list",
-        "max_tokens": "int",
-        "max_completion_tokens": "int",
-        "reasoning_effort": "string",
-        "presence_penalty": "double",
-        "frequency_penalty": "double",
-        "logit_bias": "object",
-        "user": "string",
-        "function_call": "object",
-        "functions": "list",
-        "tool_choice": "object",
-        "tools": "list",
-        "response_format": "object",
-        "seed": "int",
+        "temperature": "double", "top_p": "double", "n": "int", "stream": "bool", "stop": "list",
+        "max_tokens": "int", "max_completion_tokens": "int", "reasoning_effort": "string", "presence_penalty": "double",
+        "frequency_penalty": "double", "logit_bias": "object", "user": "string", "function_call": "object",
+        "functions": "list", "tool_choice": "object", "tools": "list", "response_format": "object", "seed": "int",
     },
     "completion": {
-        "suffix": "string",
-        "max_tokens": "int",
-        "temperature": "double",
-        "top_p": "double",
-        "n": "int",
-        "stream": "bool",
-        "logprobs": "int",
-        "echo": "bool",
-        "stop": "list",
-        "presence_penalty": "double",
-        "frequency_penalty": "double",
-        "best_of": "int",
-        "logit_bias": "object",
-        "user": "string",
+        "suffix": "string", "max_tokens": "int", "temperature": "double", "top_p": "double", "n": "int", "stream": "bool",
+        "logprobs": "int", "echo": "bool", "stop": "list", "presence_penalty": "double", "frequency_penalty": "double",
+        "best_of": "int", "logit_bias": "object", "user": "string",
     },
-}
+}  # fmt: skip
 """The parameters of each api, with the types that constants are converted to. Other inputs go to the template.
 
 Source: promptflow-tools `aoai.py` and `openai.py`.

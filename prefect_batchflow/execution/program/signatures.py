@@ -12,13 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 TYPE_NAMES: Mapping[Any, str] = {
-    int: "int",
-    float: "double",
-    bool: "bool",
-    str: "string",
-    list: "list",
-    dict: "object",
-}
+    int: "int", float: "double", bool: "bool", str: "string", list: "list", dict: "object"
+}  # fmt: skip
 """Annotations that promptflow converts values for, to its type names."""
 MARKER_TYPES: Mapping[str, str] = {
     "AssistantDefinition": "assistant_definition",
