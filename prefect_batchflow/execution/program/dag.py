@@ -46,9 +46,9 @@ class NodeTool:
         """
         self.name = name
         self.function = function
-        self.literals = {key: value.value for key, value in inputs.items() if isinstance(value, Constant)}
-        self.connections = {key: value.name for key, value in self.literals.items() if is_connection(value)}
-        """The names of literals that are connections; a record shows only these."""
+        self._constants = {key: value.value for key, value in inputs.items() if isinstance(value, Constant)}
+        self.connections = {key: value.name for key, value in self._constants.items() if is_connection(value)}
+        """The names of constants that are connections; a record shows only these."""
         self.references = [(key, value) for key, value in inputs.items() if isinstance(value, Reference)]
         self.optional = frozenset(optional)
         self.activate = activate
@@ -80,7 +80,7 @@ class NodeTool:
 
     def arguments(self, bypassed: Collection[str], value_of: Callable[[Reference], Any]) -> dict[str, Any]:
         """The arguments of its function. A bypassed node gives the parameter's default, otherwise `None`."""
-        arguments = copied(self.literals)
+        arguments = copied(self._constants)
         for name, reference in self.references:
             if reference.section != "node" or reference.name not in bypassed:
                 arguments[name] = value_of(reference)

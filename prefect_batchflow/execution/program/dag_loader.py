@@ -16,8 +16,8 @@ from prefect_batchflow.execution.program.images import FlowImages
 from prefect_batchflow.execution.program.importing import import_file, loading, own_objects
 from prefect_batchflow.execution.program.node_tools import FoundTool, tool_of_package, tool_of_source
 from prefect_batchflow.execution.program.signatures import (
+    constant_type,
     is_async_callable,
-    literal_type,
     named_parameters,
     signature_of,
     to_type,
@@ -69,7 +69,7 @@ def _tool_of_node(
     _check_choice(flow, node, found)
     signature = signature_of(found.function) or inspect.Signature()
     names = named_parameters(signature)
-    prompt = next((name for name, p in names.items() if literal_type(p) == "prompt_template"), None)
+    prompt = next((name for name, p in names.items() if constant_type(p) == "prompt_template"), None)
     if prompt is None:
         raise ResolveToolError(
             f"Node '{node.name}': {found.place} has no PromptTemplate parameter for the template {node.source}. Use the tool "
@@ -98,7 +98,7 @@ def _node_tool(node: Node, found: FoundTool, connections: Connections, images: F
         _check_arguments(signature, inputs, node, place)
         named = named_parameters(signature)
         optional = {name for name, parameter in named.items() if parameter.default is not parameter.empty}
-        inputs = _converted_literals(inputs, named, found.types, node, place, connections, images)
+        inputs = _converted_constants(inputs, named, found.types, node, place, connections, images)
     called = UserFunction(function, node.name, is_async=is_async_callable(function))
     return NodeTool(node.name, called, inputs, optional=optional, activate=node.activate)
 
@@ -162,7 +162,7 @@ def _method(
                 target="Tool",
             )
     _check_arguments(constructor, taken, node, f"{place}, its class {owner.__qualname__}")
-    taken = _converted_literals(taken, own, found.types, node, place, connections, images)
+    taken = _converted_constants(taken, own, found.types, node, place, connections, images)
     try:
         built = owner(**{key: value.value for key, value in taken.items() if isinstance(value, Constant)})
     except BaseException as exc:
@@ -178,7 +178,7 @@ def _method(
     return getattr(built, name), {key: value for key, value in inputs.items() if key not in taken}
 
 
-def _converted_literals(
+def _converted_constants(
     inputs: Inputs,
     named: Mapping[str, inspect.Parameter],
     types: Mapping[str, str],
@@ -195,11 +195,13 @@ def _converted_literals(
             where = f"node '{node.name}', input '{name}'"
             converted[name] = Constant(connect(value.value, kinds, connections, where))
             continue
-        type_name = types.get(name) or (literal_type(named[name]) if name in named else None)
+        type_name = types.get(name) or (constant_type(named[name]) if name in named else None)
         if isinstance(value, Constant) and type_name is not None:
             try:
                 is_image = type_name == "image"
-                converted[name] = Constant(images.literal(value.value) if is_image else to_type(value.value, type_name))
+                converted[name] = Constant(
+                    images.load_constant(value.value) if is_image else to_type(value.value, type_name)
+                )
             except (ValueError, InvalidImageInput) as exc:
                 raise NodeInputValidationError(
                     f"{place}, input '{name}' is {value.value!r}: {exc}", target="Tool"

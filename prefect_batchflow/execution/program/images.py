@@ -74,7 +74,7 @@ class FlowImages:
                 additional_info=_passing_failure(exc),
             ) from exc
 
-    def literal(self, value: Any) -> Any:
+    def load_constant(self, value: Any) -> Any:
         """Load the image of a node's constant.
 
         Raises:

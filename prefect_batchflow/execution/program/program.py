@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from prefect_batchflow.exceptions import ImageTooLargeError, LoadMultimediaDataError, error_dict
+from prefect_batchflow.exceptions import ImageTooLargeError, error_dict
 from prefect_batchflow.execution.program.driving import drive, drive_async
 from prefect_batchflow.execution.program.record import fail_run, own_failure
 from prefect_batchflow.execution.program.steps import Raised, UserFunction
@@ -58,13 +58,13 @@ class Program:
     def aggregate(self, lines: list[CompletedLine]) -> AggregationRun:
         """Run the aggregation over completed lines in this thread."""
         with running() as context:
-            run: AggregationRun = drive(self._image_aggregation(context, _by_number(lines)))
+            run: AggregationRun = drive(self._image_aggregation(context, lines))
             return run
 
     async def aggregate_async(self, lines: list[CompletedLine]) -> AggregationRun:
         """Run the aggregation over completed lines on this event loop, sync functions in threads."""
         with running() as context:
-            run: AggregationRun = await drive_async(self._image_aggregation(context, _by_number(lines)))
+            run: AggregationRun = await drive_async(self._image_aggregation(context, lines))
             return run
 
     def _image_line(self, context: RunContext, inputs: dict[str, Any], images: Origins) -> Steps:
@@ -73,9 +73,7 @@ class Program:
         clock = Clock()
         loaded = yield UserFunction(self.images.loaded, "inputs"), (inputs, images), {}
         if isinstance(loaded, Raised):
-            error = loaded.error
-            known = error_dict(error) if isinstance(error, LoadMultimediaDataError) else own_failure(error)
-            return line_run(inputs, clock.span(), error=known, tokens=context.tokens)
+            return line_run(inputs, clock.span(), error=own_failure(loaded.error), tokens=context.tokens)
         run: LineRun = yield from self._line(context, loaded)
         run["inputs"] = inputs
         return run
@@ -89,16 +87,15 @@ class Program:
         return run
 
     def _image_aggregation(self, context: RunContext, lines: list[CompletedLine]) -> Steps:
-        """The aggregation, after loading the lines' images again."""
+        """The aggregation over lines in their order, after loading their images again."""
+        lines = sorted(lines, key=lambda line: line["line_number"])
         if self.images is not None:
             for index, line in enumerate(lines):
                 if "images" not in line:
                     continue
                 loaded = yield UserFunction(self.images.reloaded, "images"), (line,), {}
                 if isinstance(loaded, Raised):
-                    error = loaded.error
-                    known = error_dict(error) if isinstance(error, LoadMultimediaDataError) else own_failure(error)
-                    return {"output": {}, "metrics": {}, "nodes": [], "error": known}
+                    return {"output": {}, "metrics": {}, "nodes": [], "error": own_failure(loaded.error)}
                 lines[index] = loaded
         return (yield from self._aggregation(context, lines))
 
@@ -107,10 +104,6 @@ class Program:
 
     def _aggregation(self, context: RunContext, lines: Sequence[CompletedLine]) -> Steps:
         raise NotImplementedError
-
-
-def _by_number(lines: list[CompletedLine]) -> list[CompletedLine]:
-    return sorted(lines, key=lambda line: line["line_number"])
 
 
 def copied(value: Any) -> Any:

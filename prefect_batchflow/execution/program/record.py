@@ -8,7 +8,13 @@ from datetime import datetime
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from prefect_batchflow.exceptions import FlowOutputUnserializable, LineOutOfMemoryError, UnexpectedError, error_dict
+from prefect_batchflow.exceptions import (
+    FlowOutputUnserializable,
+    LineOutOfMemoryError,
+    LoadMultimediaDataError,
+    UnexpectedError,
+    error_dict,
+)
 from prefect_batchflow.execution.program.user_errors import exception_text
 
 if TYPE_CHECKING:
@@ -60,6 +66,8 @@ def fail_run(record: LineRun, error: dict[str, Any]) -> None:
 
 def own_failure(exc: BaseException) -> dict[str, Any]:
     """The error of a line that failed outside user code."""
+    if isinstance(exc, LoadMultimediaDataError):
+        return error_dict(exc)
     text = f"({type(exc).__name__}) {exception_text(exc)}"
     if isinstance(exc, MemoryError):
         return error_dict(LineOutOfMemoryError(f"The line's record cannot be made: {text}", target="Executor"))

@@ -43,7 +43,7 @@ def named_parameters(signature: inspect.Signature) -> dict[str, inspect.Paramete
     return {name: parameter for name, parameter in signature.parameters.items() if parameter.kind in kinds}
 
 
-def literal_type(parameter: inspect.Parameter) -> str:
+def constant_type(parameter: inspect.Parameter) -> str:
     """The type to convert a constant to: the annotation's, otherwise the default's.
 
     Source: promptflow `_utils/tool_utils.py`, `param_to_definition`.
