@@ -1,7 +1,7 @@
-"""Dask and Ray as a run uses them: connect, count the places for tasks, submit a task and wait for its state, let go.
+"""Dask and Ray as a run uses them: connect, count the places for tasks, submit a task and wait for its state, disconnect.
 
-Prefect's own task runners do the submitting. Connecting and submitting take up to a second and 70 ms: both in threads. One
-that does not answer takes minutes to connect to, or for ever: that thread is a daemon, for which no process waits.
+Prefect's own task runners submit the tasks. Connecting takes up to a second and submitting up to 70 ms, so both run in
+threads. If a cluster does not answer, connecting takes minutes or never ends, so that thread is a daemon.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import State
 
 WORKERS_WITHIN_SEC = 60.0
-"""How long a cluster may have no worker."""
+"""How long to wait for a cluster's first worker."""
 CONNECTED_WITHIN_SEC = 30.0 + WORKERS_WITHIN_SEC
-"""How long connecting may take with all that it waits for; Ray itself would wait for ever for some addresses."""
+"""How long connecting may take, waiting for workers included. For some addresses Ray alone would wait forever."""
 CONNECT_ENDS_WITHIN_SEC = 3.0
-"""How long letting go waits for a connect that goes on: a cluster that is started here is then ended in order."""
+"""How long `close` waits for a connect in progress, so that a cluster that is starting here ends properly."""
 LEFT_WITHIN_SEC = 60.0
-"""How long letting go of a cluster may take."""
+"""How long disconnecting from a cluster may take."""
 
 logger = logging.getLogger(__name__)
 
 
 class LostTaskError(Exception):
-    """A task whose state did not come back: its worker died, or the cluster let go of it."""
+    """The state of a task did not come back: its worker died, or the cluster dropped the task."""
 
 
 class Cluster(ABC):
     """A cluster that a run is connected to.
 
     Args:
-        address: Where it is; empty starts one on this machine for the time of the run.
-        lines_at_once: Of the whole run: a cluster that is started here gets no more places than that.
+        address: The cluster's address; empty starts one on this machine for the time of the run.
+        lines_at_once: Lines of the whole run at once. A cluster that starts here gets no more places than that.
     """
 
     def __init__(self, address: str, lines_at_once: int) -> None:
@@ -63,17 +63,17 @@ class Cluster(ABC):
         self._left: concurrent.futures.Future[None] = concurrent.futures.Future()
 
     async def connect(self) -> int:
-        """Connect, and give the number of tasks that the cluster runs at once; to be called once.
+        """Connect, and return the number of tasks that the cluster runs at once. Call it once.
 
         Raises:
-            ClusterError: It cannot be reached in time, or has no worker within a minute.
+            ClusterError: The cluster does not answer in time, or has no worker within a minute.
         """
         self._is_holding = True
         context = contextvars.copy_context()
         threading.Thread(target=context.run, args=[self._hold], name="batchflow-cluster", daemon=True).start()
         if not await _has_ended(self._connected, CONNECTED_WITHIN_SEC):
             raise ClusterError(
-                f"{self._name} has not answered within {CONNECTED_WITHIN_SEC:g} s. See that it runs, and that "
+                f"{self._name} has not answered within {CONNECTED_WITHIN_SEC:g} s. Check that it runs, and that "
                 "task_runner_address is right."
             )
         try:
@@ -82,24 +82,24 @@ class Cluster(ABC):
             raise
         except Exception as exc:
             raise ClusterError(
-                f"{self._name} cannot be reached: {told(exc)}. See that it runs, and that task_runner_address is right."
+                f"{self._name} cannot be reached: {told(exc)}. Check that it runs, and that task_runner_address is right."
             ) from exc
         if places < 1:
-            raise ClusterError(f"{self._name} has no worker. Start some, and resume the run.")
+            raise ClusterError(f"{self._name} has no workers. Start some, then resume the run.")
         return places
 
     async def run(self, task: Task[..., Any], parameters: dict[str, Any]) -> State[Any]:
-        """Submit a task and wait for its state; when this is cancelled, so is the task.
+        """Submit a task and wait for its state. If this call is cancelled, so is the task.
 
         Raises:
-            LostTaskError: There is none.
-            ClusterError: The cluster's workers cannot run it.
+            LostTaskError: No state came back.
+            ClusterError: The cluster's workers cannot run the task.
         """
-        # Tasks tell their states to the server of this run, also to one of its own, which no setting names.
+        # Tasks report to the server of this run, also if it is its own server, which no setting names.
         with own_server_named():
             submitting = asyncio.ensure_future(asyncio.to_thread(self._submit, task, parameters))
         try:
-            # Whatever happens meanwhile, what was submitted must be known: it is waited for, or cancelled.
+            # A submitted task must be known, even if this is cancelled meanwhile: someone waits for it or cancels it.
             future = await asyncio.shield(submitting)
         except asyncio.CancelledError:
             submitting.add_done_callback(self._cancel_submitted)
@@ -114,24 +114,24 @@ class Cluster(ABC):
         except ImportError as exc:
             raise ClusterError(
                 f"A worker of {self._name} cannot import what a run needs: {exc}. Install prefect-batchflow[{self.kind}] "
-                "there, in the version that is here."
+                "there, in the same version as here."
             ) from exc
         except Exception as exc:
             raise LostTaskError(f"({type(exc).__name__}) {exc}") from exc
 
     async def close(self) -> None:
-        """Let go of the cluster, or end the one that was started; one that still connects is let go of when it has."""
+        """Disconnect from the cluster, or end it if it was started here. A connect in progress disconnects when it is done."""
         self._is_closing.set()
         if not self._is_holding or not await _has_ended(self._connected, CONNECT_ENDS_WITHIN_SEC):
             return
         if not await _has_ended(self._left, LEFT_WITHIN_SEC):
-            logger.warning("Could not let go of %s within %g s", self._name, LEFT_WITHIN_SEC)
+            logger.warning("Could not disconnect from %s within %g s", self._name, LEFT_WITHIN_SEC)
 
     def _hold(self) -> None:
-        """Connect, and leave when that is asked for: in one thread, for the processes that Ray starts end with theirs."""
+        """Connect, and disconnect on request: in one thread, because processes that Ray starts end with their thread."""
         try:
             places = self._connect()
-        except BaseException as exc:  # noqa: BLE001 - carried to who waits for it
+        except BaseException as exc:  # noqa: BLE001 - handed to whoever waits for it
             self._connected.set_exception(exc)
         else:
             self._connected.set_result(places)
@@ -139,8 +139,8 @@ class Cluster(ABC):
         try:
             if self._is_open:
                 self._leave()
-        except Exception as exc:  # noqa: BLE001 - a cluster that is gone must not cost the run its result
-            logger.warning("Could not let go of %s: (%s) %s", self._name, type(exc).__name__, exc)
+        except Exception as exc:  # noqa: BLE001 - a cluster that is gone must not fail the run
+            logger.warning("Could not disconnect from %s: (%s) %s", self._name, type(exc).__name__, exc)
         finally:
             self._left.set_result(None)
 
@@ -166,7 +166,7 @@ class Cluster(ABC):
     @property
     @abstractmethod
     def kind(self) -> str:
-        """Its name as an option, and as an extra."""
+        """Its name as an option and as an extra."""
 
     @abstractmethod
     def _task_runner(self) -> Any:
@@ -182,11 +182,11 @@ class Cluster(ABC):
 
     @abstractmethod
     def _cancel(self, future: Any) -> None:
-        """Give a task up; one that runs may go on, and is told through the run's storage."""
+        """Give up a task. If it runs, it may continue; it gets orders through the run's storage."""
 
 
 class DaskCluster(Cluster):
-    """Dask: a task for each thread of each worker."""
+    """Dask: one task at a time per thread of each worker."""
 
     kind = "dask"
 
@@ -209,7 +209,7 @@ class DaskCluster(Cluster):
     def _places(self) -> int:
         deadline = time.monotonic() + WORKERS_WITHIN_SEC
         while not self._is_closing.is_set() and time.monotonic() < deadline:
-            # In slices: a run that is stopped meanwhile must not wait for workers that may never come.
+            # In slices, so that a run that is stopped does not wait for workers that may never come.
             with contextlib.suppress(TimeoutError):
                 self._runner.client.wait_for_workers(1, timeout=1)
                 break
@@ -229,30 +229,30 @@ class DaskCluster(Cluster):
 
 
 class RayCluster(Cluster):
-    """Ray: a task for each CPU, each in a process."""
+    """Ray: one task at a time per CPU, each in its own process."""
 
     kind = "ray"
 
     async def connect(self) -> int:
-        """Connect, as others do, and keep SIGTERM for those who had it, also when nobody waits for the connect any more.
+        """Connect, and restore the handler of SIGTERM, even if nobody waits for the connect any longer.
 
-        Ray puts a handler of its own in C over it, which aborts the process 3 s later, whatever the run does meanwhile.
+        Ray installs its own handler in C, which aborts the process 3 s after the signal, whatever the run is doing.
         """
         loop = asyncio.get_running_loop()
-        # The first of its callbacks: done before anybody hears that it is connected.
+        # The first callback, so it runs before anyone hears that Ray is connected.
         self._connected.add_done_callback(lambda _: _call_soon(loop, _keep_sigterm))
         return await super().connect()
 
     def _task_runner(self) -> Any:
         try:
-            import ray  # noqa: F401 - prefect-ray finds out later, and says it otherwise
+            import ray  # noqa: F401 - prefect-ray would fail later, with another message
             from prefect_ray import RayTaskRunner
         except ImportError as exc:
             raise _missing("ray", exc) from exc
-        # Workers' logs are in Ray's own files, and in Prefect.
+        # The logs of workers are in Ray's own files and in Prefect.
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if self._address == "auto":
-            # prefect-ray takes it for "none", and would start a cluster where there is none.
+            # prefect-ray reads "auto" as no address, and would start a cluster if none runs.
             return RayTaskRunner(init_kwargs={"address": "auto", **options})
         if self._address:
             return RayTaskRunner(address=self._address, init_kwargs=options)
@@ -281,12 +281,12 @@ def _keep_sigterm() -> None:
 
 
 def _call_soon(loop: asyncio.AbstractEventLoop, call: Callable[[], object]) -> None:
-    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+    with contextlib.suppress(RuntimeError):  # the loop is closed, so nobody waits any longer
         loop.call_soon_threadsafe(call)
 
 
 async def _has_ended(work: concurrent.futures.Future[Any], within_sec: float) -> bool:
-    """Wait for work in another thread; it goes on when this is cancelled, or takes too long."""
+    """Wait for work in another thread. The work continues if this call is cancelled or takes too long."""
     loop, ended = asyncio.get_running_loop(), asyncio.Event()
     work.add_done_callback(lambda _: _call_soon(loop, ended.set))
     with contextlib.suppress(TimeoutError):
@@ -302,9 +302,9 @@ def _missing(kind: str, exc: ImportError) -> InvalidOptionError:
 
 
 def cluster_of(name: str, address: str, lines_at_once: int) -> Cluster:
-    """The cluster that a run's options name, `dask` or `ray`.
+    """The cluster that a run's options name: `dask` or `ray`.
 
     Raises:
-        InvalidOptionError: Its package is not installed.
+        InvalidOptionError: The package for it is not installed.
     """
     return {"dask": DaskCluster, "ray": RayCluster}[name](address, lines_at_once)

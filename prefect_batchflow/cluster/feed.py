@@ -1,4 +1,4 @@
-"""A run's lines on a cluster: what it submits, how many at once, what it takes from the reports, how it ends them."""
+"""The lines of a run on a cluster: submits chunks, takes their reports, ends them."""
 
 from __future__ import annotations
 
@@ -31,51 +31,51 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SUBMISSIONS = 3
-"""How often a chunk is submitted before the run stops. Dask and Ray try a task again on other workers themselves, each time."""
+"""How often a chunk is submitted before the run stops. Dask and Ray also retry each task themselves, on other workers."""
 CHUNKS_A_PLACE = 4
-"""So that places that end first find another chunk."""
+"""More chunks than places, so that a place that finishes early finds another chunk."""
 LARGEST_CHUNK = 1_000
-"""Lines that travel at once, and whose task a dying worker takes with it."""
+"""Lines that travel at once, and that a dying worker takes with it."""
 AHEAD = 2
-"""Chunks that wait in the cluster, so that a place need not wait for this process to submit the next."""
+"""Chunks that wait in the cluster, so that no place waits for this process to submit one."""
 
 
 class Shares:
-    """How the lines that may run at once are spread over the places of a cluster.
+    """Spreads the lines that may run at once over the places of a cluster.
 
     Args:
-        lines_at_once: Of the whole run.
+        lines_at_once: Lines of the whole run that may run at once.
         places: Tasks that the cluster runs at once.
-        total_lines: Of the data.
+        total_lines: Lines of the data.
     """
 
     def __init__(self, lines_at_once: int, places: int, total_lines: int) -> None:
         self.places = places
         self.lines_at_once = max(1, lines_at_once // places)
-        """Of one chunk."""
+        """Lines of one chunk that run at once."""
         chunks = lines_at_once // self.lines_at_once
         self.running = min(chunks, places)
-        """Chunks at once."""
+        """Chunks that run at once."""
         self.submitted = self.running + (AHEAD if chunks >= places else 0)
-        """With those that wait; none where the cluster would run them, beyond `lines_at_once`."""
+        """Chunks in the cluster, with those that wait. None wait if places are free: they would exceed `lines_at_once`."""
         fair = math.ceil(total_lines / (CHUNKS_A_PLACE * self.running))
         self.chunk_size = min(max(fair, self.lines_at_once), LARGEST_CHUNK)
 
 
 class ClusterFeed:
-    """Runs lines in tasks of a cluster, a chunk each.
+    """Runs lines in tasks of a cluster, one chunk per task.
 
     Args:
         cluster: Where tasks run.
-        driver: Tells them what to do.
-        description: What each of them needs.
-        records: The run's, read only.
+        driver: Gives orders to the tasks.
+        description: The run as a task needs it.
+        records: The run's records, read only.
         shares: How the lines are spread over the cluster.
-        events: What the run is called for, when a chunk has ended.
+        events: The run's callbacks; called when a chunk has ended.
     """
 
     stop_grace_sec = 2.0 + LOOK_EVERY_SEC + STOP_GRACE_SEC / 2
-    """Tasks hear of a stop with a delay."""
+    """Longer than on this machine, because tasks hear of a stop with a delay."""
 
     def __init__(
         self,
@@ -108,12 +108,12 @@ class ClusterFeed:
         self._events = events
         self._seen_segments: set[str] = set()
         self._unanswered: dict[int, Sequence[Line]] = {}
-        """Chunks that were begun and have no report, by their first line."""
+        """Chunks without a report, by their first line."""
         self._telling: set[asyncio.Task[None]] = set()
         self._told: Order = "run"
 
     def running(self) -> int:
-        """How many lines may be running now: what a chunk does is known at its end only."""
+        """The most lines that can be running now. Chunks report only when they end."""
         return sum(min(len(lines), self._lines_at_once) for lines in self._unanswered.values())
 
     def load(self) -> int:
@@ -121,7 +121,7 @@ class ClusterFeed:
         return self._submitted
 
     def stop(self, *, drain: bool = False) -> None:
-        """Have no chunk begin, and have those that run end their lines, or let them end. Idempotent."""
+        """Begin no chunk, and end the lines of running chunks, or let them end with `drain`. Idempotent."""
         self._is_stopped = True
         order: Order = "drain" if drain else "stop"
         if self._told in (order, "stop"):
@@ -134,11 +134,11 @@ class ClusterFeed:
     async def _tell(self, order: Order) -> None:
         try:
             await self._driver.tell(order)
-        except Exception as exc:  # noqa: BLE001 - it is written again with the next beat
+        except Exception as exc:  # noqa: BLE001 - the next beat writes it again
             logger.warning("Cannot tell the cluster's tasks to %s: (%s) %s", order, type(exc).__name__, exc)
 
     def run(self, lines: Sequence[Line]) -> Coroutine[Any, Any, None]:
-        """Run one chunk: submit it until its report comes, or it was lost too often."""
+        """Run one chunk: submit it until its report comes, or until it was lost too often."""
         self._unanswered[lines[0].line_number] = lines
         self._submitted += 1
         return self._run(lines)
@@ -170,14 +170,14 @@ class ClusterFeed:
                     self._unanswered.pop(lines[0].line_number, None)
                     return
             logger.warning(
-                "%r of run %s are submitted again, since their task was lost: %s", assignment, self._run_id, lost
+                "Submitting %r of run %s again, because their task was lost: %s", assignment, self._run_id, lost
             )
         if not self._is_stopped:
             self._events.failed(
                 ClusterError(
-                    f"The cluster lost the task of {assignment!r} {SUBMISSIONS} times, the last time by: {lost}. No line of it "
-                    "is to blame, for lines run in processes of their own. The run stops, and what has ended is kept: see what "
-                    "ends the cluster's workers, and resume the run."
+                    f"The cluster lost the task of {assignment!r} {SUBMISSIONS} times, the last time because: {lost}. "
+                    "These lines are not the cause, because lines run in their own processes. The run stops and keeps all "
+                    "lines that have ended. Find out what ends the cluster's workers, then resume the run."
                 )
             )
 
@@ -204,7 +204,7 @@ class ClusterFeed:
         self.unsettled.update((receipt.line_number, receipt) for receipt in report.unsettled)
 
     async def _hand_on(self, segments: Sequence[str]) -> None:
-        """Read back what a chunk wrote, for a storage that the caller brought."""
+        """Read back what a chunk wrote, for the storage that the caller gave."""
         if self._events.persisted is None:
             return
         for name in segments:
@@ -220,13 +220,13 @@ class ClusterFeed:
             )
 
     async def written(self, limit_sec: float) -> None:
-        """Count, for a bounded time, the lines that ended in chunks whose report did not come; nothing settles after it."""
+        """Settle, for a bounded time, lines that ended in chunks without a report. No line is settled after that."""
         try:
             async with asyncio.timeout(limit_sec):
                 for lines in list(self._unanswered.values()):
                     await self._ask_storage(lines)
         except (TimeoutError, BatchflowException) as exc:
-            logger.warning("Lines may be done that are not counted: (%s) %s", type(exc).__name__, exc)
+            logger.warning("More lines may be done than are counted: (%s) %s", type(exc).__name__, exc)
         self._unanswered.clear()
 
     async def _ask_storage(self, lines: Sequence[Line]) -> None:
@@ -242,9 +242,9 @@ class ClusterFeed:
 
 
 def _why_again(report: Report) -> str:
-    """Why a chunk whose report has come is to be run again, or no reason."""
+    """Why a chunk must run again although its report has come; empty if it need not."""
     if report.failure is not None or report.ended_by not in ("orphaned", "leaving"):
         return ""
     if report.ended_by == "leaving":
         return f"the cluster closed its worker on {report.host}"
-    return f"the worker on {report.host} heard nothing of this run for too long"
+    return f"the worker on {report.host} heard nothing from this run for too long"

@@ -1,7 +1,7 @@
-"""What runs in a worker process of the cluster: the task of a chunk, and what the chunks of one run share there.
+"""The cluster's side of a run: the task that runs a chunk, and everything that the chunks of a run share in one process.
 
-Lines run in worker processes of ours, children of the cluster's worker process, as on one machine. They and everything else
-here live on one event loop in a thread of its own, since a task has a thread, and with Ray a process, only for itself.
+Lines run in our own worker processes, as on one machine; they are children of the cluster's worker process. One event loop
+serves all chunks, in its own thread, because each task has a thread of its own, and with Ray a process.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 IDLE_SEC = 10.0
-"""How long the worker processes of a run wait for its next chunk; another one starts them again."""
+"""How long the worker processes of a run wait for its next chunk. A later chunk starts new ones."""
 WRITE_SEC = 5.0
-"""How long the write that is going on when a chunk is ended may take."""
+"""How long a write may still take when a chunk is ended."""
 ASK_CLUSTER_EVERY_SEC = 0.5
 
 
@@ -63,7 +63,7 @@ ASK_CLUSTER_EVERY_SEC = 0.5
     **KEEPS_NOTHING,
 )
 def run_chunk(assignment: Assignment) -> State[Any]:
-    """Run a chunk's lines here, as far as they are not done, and give their receipts as the state's result."""
+    """Run the lines of a chunk that are not done, and return their receipts as the result of the state."""
     tag_task_run(f"run:{assignment.run_id}")
     report = run_assignment(assignment)
     completed = sum(receipt.error is None for receipt in report.settled)
@@ -73,7 +73,7 @@ def run_chunk(assignment: Assignment) -> State[Any]:
 
 
 def run_assignment(assignment: Assignment) -> Report:
-    """Run a chunk and wait for its end; ends it when the cluster takes this process, or the task, away."""
+    """Run a chunk and wait for its end. End it early if the cluster takes away this process or the task."""
     loop = _loop()
     chunk = ChunkWork(assignment.lines)
     work = asyncio.run_coroutine_threadsafe(_run(assignment, chunk), loop)
@@ -96,14 +96,14 @@ class ChunkWork:
         self.runner: LineRunner | None = None
 
     def end(self, why: str, *, drain: bool = False) -> None:
-        """Let none of its lines begin any more, and end those that run unless it drains. Idempotent."""
+        """Begin no more of its lines, and end the running ones unless it drains. Idempotent."""
         self.ended_by = self.ended_by or why
         if self.runner is not None:
             self.runner.stop(drain=drain)
 
 
 class RemoteRun:
-    """What the chunks of one run share in this process: its storage, its pools of workers, and what they are told to do.
+    """A run in this process, shared by its chunks: the storage, the worker pools, and the orders of the run.
 
     Args:
         description: The run.
@@ -120,11 +120,11 @@ class RemoteRun:
         self._is_fenced = False
         self._chunks: set[ChunkWork] = set()
         self._free: list[WorkerPool] = []
-        """Each has its own worker processes, and one chunk at a time."""
+        """Pools without a chunk. A pool has its own worker processes, and one chunk at a time."""
         self._merged = contextlib.ExitStack()
         self._flow: Flow | None = None
         self._printed = PrintedLog()
-        """Of all chunks here: each has few lines, and a cluster many chunks."""
+        """One log for all chunks here, because its limit counts lines of the run."""
         self._loading = asyncio.Lock()
         self._idle_since = time.monotonic()
 
@@ -134,7 +134,7 @@ class RemoteRun:
         return not self._chunks
 
     async def run(self, chunk: ChunkWork) -> Report:
-        """Run the lines of a chunk that the storage does not have yet; what ends it is in the report, never raised."""
+        """Run the lines of a chunk that are not in the storage yet. The report has any error; nothing is raised."""
         self._chunks.add(chunk)
         try:
             return await self._run_chunk(chunk)
@@ -167,7 +167,7 @@ class RemoteRun:
                 done = index.completed(line.line_number, line.input_hash)
                 stored = index.lines.get(line.line_number)
                 if done is None and stored is not None and stored.session == self._run.session:
-                    # Written by this chunk's task before it was lost: a failure that is final counts, another one goes on.
+                    # Written by this chunk's task before it was lost: a final failure counts, any other gets its next attempt.
                     done = stored.receipt if runner.is_final(stored.receipt) else None
                     attempts[line.line_number] = stored.receipt.attempt + 1
                 if done is not None:
@@ -201,7 +201,7 @@ class RemoteRun:
         )
 
     async def watch(self) -> None:
-        """Obey what the run says until it is over, or has had no chunk for this process for a while."""
+        """Obey the run's orders until it is over, or until this process has had no chunk for a while."""
         while True:
             await asyncio.sleep(LOOK_EVERY_SEC)
             verdict = await self._look()
@@ -221,7 +221,7 @@ class RemoteRun:
             return await self._follower.look()
         except BatchflowException as exc:
             logger.warning("%s", exc)
-            return "orphaned"  # it was there before: somebody removed the run
+            return "orphaned"  # it was there before, so someone removed the run
 
     def _obey(self, verdict: Verdict) -> None:
         if verdict == "superseded":
@@ -251,14 +251,14 @@ class RemoteRun:
         return pool
 
     async def _loaded(self) -> Flow:
-        """The flow as it runs here: its files have the same paths on every machine, what it includes is merged here."""
+        """The flow as it runs here. Its files have the same paths on every machine; additional includes are merged here."""
         if self._flow is None:
             flow = self._run.flow
             if not flow.working_dir.is_dir():
                 raise FlowNotFoundError(
-                    f"The cluster worker on {socket.gethostname()} has no folder {flow.working_dir}, in which the flow "
-                    f"{flow.name!r} runs. A flow must have the same path on every machine of the cluster: put it on a "
-                    "shared disk, or into the workers' image."
+                    f"The cluster worker on {socket.gethostname()} does not have the folder {flow.working_dir} of the flow "
+                    f"{flow.name!r}. A flow needs the same path on every machine of the cluster: put it on a shared disk, "
+                    "or into the workers' image."
                 )
             if flow.additional_includes:
                 folder = await asyncio.to_thread(self._merged.enter_context, run_folder())
@@ -268,7 +268,7 @@ class RemoteRun:
 
 
 class _ChunkRecords(RunRecords):
-    """Records that note what a chunk writes, and take nothing more once another start of the run has taken over."""
+    """Records that note what a chunk writes, and refuse writes once another start of the run has taken over."""
 
     def __init__(self, files: RunFiles, keys: RunKeys, run: RunDescription, is_fenced: Callable[[], bool]) -> None:
         super().__init__(files, keys, run.session, run.since)
@@ -277,18 +277,16 @@ class _ChunkRecords(RunRecords):
 
     async def append(self, outcomes: Sequence[LineOutcome]) -> SegmentName:
         if self._is_fenced():
-            raise RunInUseError(
-                "The run was started again elsewhere: this task of its earlier start writes nothing more."
-            )
+            raise RunInUseError("The run was started again elsewhere, so this task of its earlier start may not write.")
         self.written.append(name := await super().append(outcomes))
         return name
 
 
-# What is a process's own: tasks come one by one, with nothing but their assignment, and workers must outlive a chunk.
+# Module state, because tasks arrive one by one with nothing but their assignment, and workers must outlive a chunk.
 _starting = threading.Lock()
 _started: list[asyncio.AbstractEventLoop] = []
 _runs: dict[str, RemoteRun] = {}
-"""By run key; touched on the loop only."""
+"""By run key; used on the loop only."""
 _watching: set[asyncio.Task[None]] = set()
 
 
@@ -296,7 +294,7 @@ def _loop() -> asyncio.AbstractEventLoop:
     with _starting:
         if not _started:
             loop = asyncio.new_event_loop()
-            # A daemon: the end of this process must wait for no line. Supervisors then end the workers.
+            # A daemon, so that this process can end without waiting for lines. Supervisors then end the workers.
             threading.Thread(target=loop.run_forever, name="batchflow-remote", daemon=True).start()
             _started.append(loop)
         return _started[0]
@@ -308,8 +306,8 @@ async def _run(assignment: Assignment, chunk: ChunkWork) -> Report:
         description = assignment.description()
         if description.version != (here := metadata.version("prefect-batchflow")):
             version = InvalidOptionError(
-                f"The cluster worker on {socket.gethostname()} has prefect-batchflow {here}, the run {description.version}. "
-                "Install the same version on every machine."
+                f"The cluster worker on {socket.gethostname()} has prefect-batchflow {here}, but the run has "
+                f"{description.version}. Install the same version on every machine."
             )
             return Report(failure=version, host=socket.gethostname())
         run = _runs[assignment.run_key] = RemoteRun(description)
@@ -323,13 +321,13 @@ async def _watch(run_key: str, run: RemoteRun) -> None:
     try:
         await run.watch()
     finally:
-        # First forgotten, then closed: a chunk that comes meanwhile gets another.
+        # Forget it before closing it: a chunk that comes meanwhile gets a new one.
         _runs.pop(run_key, None)
         await run.close()
 
 
 def _is_leaving() -> bool:
-    """Whether Dask closes this worker: it has given the task to another one, and lets this thread go on."""
+    """Whether Dask is closing this worker. It has given the task to another worker, but lets this thread continue."""
     distributed = sys.modules.get("distributed")
     if distributed is None:
         return False

@@ -1,4 +1,4 @@
-"""What travels between a run and the tasks of its lines on a cluster: a chunk of lines there, receipts back."""
+"""The messages between a run and its tasks on a cluster: a chunk of lines goes out, receipts come back."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class RunDescription:
-    """All that a task needs of its run. May hold secrets: shown by no repr, since clusters log what they call."""
+    """Everything that a task needs of its run. It can hold secrets, so it has no repr: clusters log their calls."""
 
     run_id: str
     session: int
     since: int
     owner: str
-    """The `Driver`'s of the run."""
+    """The owner that the run's `Driver` writes."""
     storage_url: str
     storage_options: Mapping[str, str]
     flow: Flow
-    """As it was loaded: what it includes is merged where it runs."""
+    """The flow as it was loaded; its additional includes are merged where it runs."""
     given: Given
     policy: LinePolicy
     ends_on_failure: bool
-    """A chunk ends with the first of its lines that failed; the limits that need all lines are the run's own."""
+    """A chunk ends when one of its lines fails. The run itself checks the limits that need all lines."""
     lines_at_once: int
-    """Of one chunk."""
+    """Lines of one chunk that run at once."""
     line_memory_mb: int | None
     version: str = field(default_factory=lambda: metadata.version("prefect-batchflow"))
 
 
 class Assignment:
-    """One chunk of one run. No collection and no dataclass: Prefect would look through it, and Dask show it."""
+    """One chunk of one run. Not a collection or dataclass, because Prefect would search it and Dask would log it."""
 
     __slots__ = ("lines", "packed_run", "run_id", "run_key")
 
@@ -54,34 +54,34 @@ class Assignment:
         self.lines = lines
 
     def description(self) -> RunDescription:
-        """The run; unpickled in the tasks' process once a run."""
-        description = pickle.loads(self.packed_run)  # noqa: S301 - of the run, as the task itself
+        """The run; unpickled once per run in a process that runs its tasks."""
+        description = pickle.loads(self.packed_run)  # noqa: S301 - from the run, like the task itself
         assert isinstance(description, RunDescription)
         return description
 
     def __dask_tokenize__(self) -> str:
-        """A name for Dask, which would pickle it all to find one."""
+        """A name for Dask, which would otherwise pickle everything to compute one."""
         return uuid.uuid4().hex
 
     def __repr__(self) -> str:
-        """By its lines' numbers, which is all that a log may show."""
+        """The line numbers, which is all that a log may show."""
         return f"<lines {self.lines[0].line_number} to {self.lines[-1].line_number}>"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What became of the lines of one chunk."""
+    """How the lines of one chunk ended."""
 
     settled: Sequence[Receipt] = ()
-    """Of lines whose record is in the storage and that will not be tried again, also those that were done before."""
+    """Final receipts of lines whose records are in the storage, including lines that were done before."""
     unsettled: Sequence[Receipt] = ()
-    """The failed attempts of lines that were to be tried again when the chunk was ended."""
+    """Failed attempts of lines that were waiting for their next attempt when the chunk was ended."""
     canceled: frozenset[int] = frozenset()
-    """Lines that ran when the chunk was ended."""
+    """Lines that were running when the chunk was ended."""
     segments: Sequence[str] = ()
-    """The names of those of this session that have records of its lines."""
+    """The names of this session's segments with records of these lines."""
     ended_by: str = ""
-    """Why it ended before its lines had: a `Verdict`, `limit` or `leaving`; empty when all have ended."""
+    """Why the chunk ended before its lines: a `Verdict`, `limit` or `leaving`. Empty if all lines have ended."""
     failure: BatchflowException | None = None
-    """What is no line's fault, and ends the run."""
+    """An error that is no line's fault and ends the run."""
     host: str = ""
