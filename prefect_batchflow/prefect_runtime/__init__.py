@@ -1,1 +1,1 @@
-"""Every place that reaches into Prefect itself: an upgrade of Prefect is checked here first."""
+"""Every place that reaches into Prefect itself. Check these files first when you upgrade Prefect."""

@@ -1,4 +1,4 @@
-"""Flow runs as the Prefect server knows them: the current one, a cancelled one, one that was killed."""
+"""Flow runs as the Prefect server knows them: the current one, cancelled ones, ones that were killed."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ ANSWER_SEC = 5.0
 
 
 async def is_cancelled_in_prefect(flow_run_id: UUID) -> bool:
-    """Whether somebody cancelled the flow run through the API; a server that does not answer has not said so."""
+    """Whether someone cancelled the flow run through the API; `False` if the server does not answer."""
     try:
         async with asyncio.timeout(ANSWER_SEC), get_client() as client:
             state = (await client.read_flow_run(flow_run_id)).state
-    except Exception:  # noqa: BLE001 - asked again soon; the run does not depend on the answer
+    except Exception:  # noqa: BLE001 - the next check comes soon; the run does not depend on it
         return False
     return state is not None and (state.is_cancelling() or state.is_cancelled())
 
 
 async def end_abandoned(flow_run_id: UUID, current: UUID) -> None:
-    """Show as Crashed what an earlier start of the run left going on when it was killed: nobody else does.
+    """Set flow and task runs of a killed, earlier start to Crashed, because nobody else does.
 
-    To be called by who holds the run's lease, before the first line: nothing of an earlier start is alive then. It is for
-    the eye only: it takes 10 s at most, and its failure is silent.
+    Call it with the run's lease held and before the first line: then nothing of an earlier start is alive. It only corrects
+    what Prefect shows, so it takes 10 s at most and fails silently.
 
     Args:
         flow_run_id: The flow run of the earlier start.
-        current: The flow run that goes on now, the same one after a Retry.
+        current: The flow run of this start; the same one after a Retry.
     """
     killed: State[Any] = Crashed(message="Its process was gone when the run was started again.")
     of_flow_run = FlowRunFilter.model_validate({"id": {"any_": [flow_run_id]}})
     going_on = TaskRunFilter.model_validate({"state": {"type": {"any_": ["PENDING", "RUNNING"]}}})
     with contextlib.suppress(Exception):
         async with asyncio.timeout(2 * ANSWER_SEC), get_client() as client:
-            # The server gives a page of them at a time.
+            # The server returns one page at a time.
             while task_runs := await client.read_task_runs(flow_run_filter=of_flow_run, task_run_filter=going_on):
                 for task_run in task_runs:
                     await client.set_task_run_state(task_run.id, killed, force=True)
@@ -58,15 +58,15 @@ async def end_abandoned(flow_run_id: UUID, current: UUID) -> None:
 
 
 def current_flow_run() -> FlowRun:
-    """The Prefect flow run that is going on; asked of the context, for `prefect.runtime` asks the server for some of it."""
+    """The current Prefect flow run, from the context: `prefect.runtime` asks the server for parts of it."""
     context = FlowRunContext.get()
-    assert context is not None, "called inside the Prefect flow only"
-    assert context.flow_run is not None, "Prefect made it before it called the flow"
+    assert context is not None, "call it inside the Prefect flow only"
+    assert context.flow_run is not None, "Prefect sets it before it calls the flow"
     return context.flow_run
 
 
 def flow_run_url(flow_run_id: str | None) -> str | None:
-    """The page of a flow run, where a server that stays has a user interface."""
+    """The page of a flow run in the UI; `None` without a server that keeps running and has one."""
     if has_own_server() or flow_run_id is None or not get_current_settings().ui_url:
         return None
     return url_for("flow-run", obj_id=flow_run_id)

@@ -1,4 +1,4 @@
-"""A Prefect server that is gone: noticed, and not waited for."""
+"""Notices a Prefect server that is gone, and does not wait for it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from prefect.client.orchestration import get_client
 from prefect.events.worker import EventsWorker
 
 GONE_AFTER_SEC = 10.0
-"""A server that takes so long for the simplest answer counts as gone; a busy one took 1.1 s at most."""
+"""A server that takes this long for the simplest answer counts as gone. A busy one took 1.1 s at most."""
 
 
 async def server_answers() -> bool:
@@ -21,32 +21,32 @@ async def server_answers() -> bool:
     try:
         async with asyncio.timeout(GONE_AFTER_SEC), get_client() as client:
             return await client.api_healthcheck() is None
-    except Exception:  # noqa: BLE001 - whatever it is, it is no answer
+    except Exception:  # noqa: BLE001 - any error means no answer
         return False
 
 
 def let_go_of_server() -> None:
     """Drop the events and logs that wait for a server that is gone.
 
-    Prefect's own way is to wait at the end of the process until each of them was sent, or has failed some ten times, which
-    for the events of one run may take an hour.
+    Prefect would wait at the end of the process until each of them was sent or had failed about ten times. For the events of
+    one run, that can take an hour.
     """
     with EventsWorker._instance_cache_lock:
-        # All kinds of services are in it, those for logs too.
+        # It has services of all kinds, also those for logs.
         services: list[Any] = list(EventsWorker._instances.values())  # type: ignore[misc] # their types do not matter
     for service in services:
         if not isinstance(service, QueueService):
-            continue  # somebody waits for its answers
+            continue  # someone waits for its answers
         with contextlib.suppress(queue.Empty):
             while True:
                 service._on_item_dropped(service._queue.get_nowait())
-        # What it is sending just now.
+        # The item that it is sending now.
         if service._loop is not None and service._task is not None:
             service._loop.call_soon_threadsafe(service._task.cancel)
 
 
 async def give_up(flow_run: asyncio.Future[Any]) -> None:
-    """End a call of a Prefect flow that cannot tell the server how it ended; a cancelled one tries once more to tell."""
+    """End the call of a Prefect flow that cannot report its end to the server. Each cancel makes it try once more."""
     logger = logging.getLogger("prefect.flow_runs")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

@@ -1,4 +1,4 @@
-"""What lines print, in Prefect's log: where somebody looks who watches a run. The record of a line has more of it."""
+"""The log of a run in Prefect: shows what lines print, and leaves out lines that completed. Records have all output."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 LINE_TASK = "run_line"
 
 MOST_LINES = 1_000
-"""Lines of a run whose output is in the log, of those that completed and of those that failed each: the log waits in memory
-until a server has it, and a server takes in some hundred records a second."""
+"""How many completed lines, and how many failed lines, have their output in the log. The log waits in memory for the server,
+and a server takes in a few hundred records per second."""
 
 
 class PrintedLog:
-    """Writes what lines have printed to the log of the task run that they belong to, of the first lines of a run."""
+    """Writes the output of the first lines of a run to the logs of their task runs."""
 
     def __init__(self) -> None:
         self._left = {"completed": MOST_LINES, "failed": MOST_LINES}
 
     def add(self, outcome: LineOutcome) -> None:
-        """Log what an attempt has printed, secrets taken out; to be called inside a task run."""
+        """Log the output of an attempt, without secrets. Call it inside a task run."""
         if not outcome.printed:
             return
         receipt = outcome.receipt
@@ -40,15 +40,15 @@ class PrintedLog:
         logger = get_run_logger()
         logger.info("Line %d%s printed:\n%s", receipt.line_number, attempt, outcome.printed.rstrip("\n"))
         if not self._left[kind]:
-            logger.info("What further lines that %s print is in their records only, not in this log.", kind)
+            logger.info("The output of further lines that %s is in their records only, not in this log.", kind)
 
 
 @contextlib.contextmanager
 def completed_lines_unlogged(flow_run_id: UUID) -> Iterator[None]:
-    """Keep Prefect's log record of each line that completed out of the log of a flow run.
+    """Keep Prefect's log records about completed lines out of the log of a flow run.
 
-    A record a line says nothing that the line's state does not, hides those of lines that failed, and took a fifth of the
-    time of a run with a task run a line. Of the two records that Prefect writes of a line's last failure, one stays.
+    They repeat the state of the line, hide records about failed lines, and took a fifth of the time of a run with one task
+    run per line. Prefect writes two records about the last failure of a line; one of them stays.
     """
     run = str(flow_run_id)
 

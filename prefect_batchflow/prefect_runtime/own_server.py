@@ -1,4 +1,4 @@
-"""The ephemeral Prefect server of a process that names no other: started for a run, heard out, gone with the process."""
+"""The ephemeral Prefect server of a process without another one. It starts for a run and ends with the process."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from uuid import UUID
 
 START_SEC = 120
-"""Prefect waits 20 s, which is too short for a new database on a busy machine."""
+"""Prefect's own 20 s are too short for a new database on a busy machine."""
 DRAIN_FLOOR_SEC = 5.0
 DRAIN_TASK_RUNS_PER_SEC = 20.0
 
-# Reads until the run's process is gone, then ends the server; by descriptor, since a process id may come round again.
+# Waits until the run's process is gone, then ends the server; by descriptor, because a process id can be reused.
 _GUARD = """
 import os, signal, sys
 server = os.pidfd_open(int(sys.argv[1]))
@@ -38,14 +38,14 @@ signal.pidfd_send_signal(server, signal.SIGTERM)
 
 
 def has_own_server() -> bool:
-    """Whether Prefect starts an ephemeral server in this process, which ends with it."""
+    """Whether Prefect uses an ephemeral server, which ends with this process."""
     settings = get_current_settings()
     return not settings.api.url and settings.server.ephemeral.enabled
 
 
 @contextlib.contextmanager
 def own_server_named() -> Iterator[None]:
-    """Name this process's ephemeral server in the settings, which other processes take over; does nothing without one."""
+    """Set the API URL to this process's ephemeral server, for processes that get the settings. Does nothing without one."""
     if not has_own_server():
         yield
         return
@@ -57,17 +57,17 @@ def own_server_named() -> Iterator[None]:
 
 
 def start_own_server() -> None:
-    """Start the server that Prefect would start, if it would, so that a run can end well in it.
+    """Start the ephemeral server, if Prefect would start one, so that it outlives the end of a run.
 
-    Ctrl-C reaches every process of a terminal; Prefect's server would be gone before the run has ended. This one does not
-    hear it, has longer to start, says nothing of its own abrupt end, and does not outlive a process that was killed.
+    Ctrl-C reaches every process of a terminal and would end Prefect's server before the run. This server ignores Ctrl-C, has
+    more time to start, logs nothing about its abrupt end, and ends if this process is killed.
 
     Raises:
-        UnexpectedError: It does not start.
+        UnexpectedError: The server does not start.
     """
     if not has_own_server():
         return
-    # Here, and not before: it brings the whole server, more than a second of imports.
+    # Not at the top: it imports the whole server, which takes more than a second.
     from prefect.server.api.server import SubprocessASGIServer
 
     server = SubprocessASGIServer()
@@ -75,12 +75,12 @@ def start_own_server() -> None:
 
     def start() -> None:
         nonlocal failure
-        # A process inherits what the thread that starts it has blocked; this thread is for that.
+        # A process inherits the signals that its starting thread has blocked. That is why this thread exists.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
         try:
             with temporary_settings({PREFECT_SERVER_LOGGING_LEVEL: "CRITICAL"}):
                 server.start(START_SEC)
-        except BaseException as exc:  # noqa: BLE001 - carried to the caller's thread
+        except BaseException as exc:  # noqa: BLE001 - handed to the caller's thread
             failure = exc
 
     if not server.running:
@@ -89,8 +89,8 @@ def start_own_server() -> None:
         thread.join()
     if failure is not None or server.server_process is None:
         raise UnexpectedError(
-            f"Prefect's own server did not start: ({type(failure).__name__}) {failure}. Start one that keeps running, `prefect "
-            "server start`, and name it: `prefect config set PREFECT_API_URL=http://127.0.0.1:4200/api`."
+            f"Prefect's own server did not start: ({type(failure).__name__}) {failure}. Start one that keeps running with "
+            "`prefect server start`, and set its address: `prefect config set PREFECT_API_URL=http://127.0.0.1:4200/api`."
         ) from failure
     _guard(server.server_process.pid)
 
@@ -113,12 +113,12 @@ def _guard(server_pid: int) -> None:
 
 
 async def wait_until_recorded(flow_run_id: UUID, task_runs: int, most_sec: float | None = None) -> int | None:
-    """Wait until the server knows how all task runs of a flow run ended, for a bounded time.
+    """Wait, for a bounded time, until the server has recorded how all task runs of a flow run ended.
 
-    An ephemeral server takes what it has not written with it. `most_sec` is the bound; `None` goes by the task runs.
+    An ephemeral server loses what it has not written when it ends. `most_sec` is the bound; `None` depends on `task_runs`.
 
     Returns:
-        How many are missing; `None` when the server did not say.
+        How many task runs are missing; `None` if the server did not answer.
     """
     limit = DRAIN_FLOOR_SEC + task_runs / DRAIN_TASK_RUNS_PER_SEC if most_sec is None else most_sec
     deadline = time.monotonic() + limit

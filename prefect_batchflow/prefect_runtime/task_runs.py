@@ -1,4 +1,4 @@
-"""Task runs from the inside: the current one, what it was called with, how it waits before a retry, what it gives back."""
+"""The inside of task runs: the current run, its parameters and its result, and the delay before a retry."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ KEEPS_NOTHING: Final[dict[str, Any]] = {
 
 
 def tag_task_run(run_tag: str) -> TaskRun:
-    """The current task run, tagged with its run.
+    """Tag the current task run with its run, and return it.
 
-    Tagged only now, not on the task: for a task run that has tags when it starts, Prefect asks the server for a concurrency
-    slot, one request a line. The tag reaches the server with the run's last state.
+    The task itself has no tags: if a task run has tags when it starts, Prefect asks the server for a concurrency slot, one
+    request per line. This tag reaches the server with the last state of the task run.
     """
     task_run = _context().task_run
     if run_tag not in task_run.tags:
@@ -36,30 +36,30 @@ def tag_task_run(run_tag: str) -> TaskRun:
 
 
 def task_parameter(name: str) -> Any:
-    """What the current task run was called with; for the function that names it."""
+    """A parameter of the current task run; for the function that names the run."""
     return _context().parameters[name]
 
 
 def in_memory_result(value: Any) -> Any:
-    """A value as the data of a task run's state: handed on as it is, and never written.
+    """A value as the data of a task run's state. It is passed on as it is and never written.
 
-    Prefect takes a result that is made already as it is; for a plain value it would look up its default storage each time.
+    Prefect leaves a finished result alone. For a plain value it would look up its default storage each time.
     """
     return _store().create_result_record(value)
 
 
 @functools.cache
 def _store() -> ResultStore:
-    # A store that names a storage asks no server for the default one.
+    # With a storage of its own, the store does not ask the server for the default one.
     return ResultStore(result_storage=LocalFileSystem(), cache_result_in_memory=False)
 
 
 def jittered(delay_sec: float, jitter: float) -> float:
-    """A delay spread at random around itself, as Prefect does for the retries of a task: both granularities wait alike."""
+    """A delay with random jitter, as Prefect adds it to retries of a task, so that both granularities wait alike."""
     return clamped_poisson_interval(delay_sec, jitter) if jitter and delay_sec else delay_sec
 
 
 def _context() -> TaskRunContext:
     context = TaskRunContext.get()
-    assert context is not None, "called inside a task run only"
+    assert context is not None, "call it inside a task run only"
     return context
