@@ -1,4 +1,4 @@
-"""What runs a line: its attempts, its time limit, its record. Shared by the tasks of a run, here and on a cluster."""
+"""Runs a line: its attempts, its time limit, its record. The tasks of a run share it, here and on a cluster."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ if TYPE_CHECKING:
 
 
 FLUSH_EVERY_SEC = 2.0
-"""A chunk writes what it has finished at least this often; a kill costs no more than that."""
+"""A chunk writes finished lines at least this often. A kill loses no more than that."""
 FLUSH_BYTES = 4 * 1024 * 1024
-"""And whenever so much is waiting."""
+"""A chunk also writes when this much is waiting."""
 
 
 class LineRunner:
-    """What the tasks of one run share: where lines run, where records go, who counts.
+    """Shared by the tasks of one run: runs attempts, writes records, reports to the run.
 
     Args:
         executor: Runs the lines.
-        records: Keeps them.
-        policy: Limit and retries of a line.
-        events: What the run is called for.
-        printed: Where what lines print goes; `None` is a log of its own.
+        records: Keeps their records.
+        policy: Time limit and retries of a line.
+        events: The run's callbacks.
+        printed: The log for output of lines; `None` makes a new one.
     """
 
     def __init__(
@@ -53,29 +53,29 @@ class LineRunner:
         self.executor = executor
         self.policy = policy
         self.open_lines = 0
-        """Lines that have been begun and wait for a worker or have one; not those that wait for their next attempt."""
+        """Lines that wait for a worker or have one. Lines that wait for their next attempt do not count."""
         self.on_room: Callable[[], None] = lambda: None
         self.unsettled: dict[int, Receipt] = {}
-        """The failed attempts of lines whose next one has not ended."""
+        """The failed attempts of lines whose next attempt has not ended."""
         self.stopped = False
         self.canceled: set[int] = set()
-        """The lines that ran when the run was stopped, and did not end."""
+        """The lines that were running when the run was stopped, and did not end."""
         self.writer = RecordWriter(records, self._kept, events.failed)
         self._stopping = asyncio.Event()
         self._events = events
         self._settles = True
         self._printed = PrintedLog() if printed is None else printed
         self._not_before: dict[int, float] = {}
-        """By line, the moment its next attempt may begin, where the failed one's error names one; monotonic."""
+        """By line, when its next attempt may begin, if the error of the failed attempt asks for a wait; monotonic."""
         self._attempts: dict[asyncio.Task[LineOutcome], int] = {}
-        """Those that go on, and the numbers of their lines."""
+        """The running attempts, and their line numbers."""
         self._ended_lines = False
 
     def stop(self, *, drain: bool = False) -> None:
-        """Let no line begin or be tried again, and end those that run. Idempotent.
+        """Begin no line and no further attempt, and end the lines that run. Idempotent.
 
         Args:
-            drain: Leave those that run to their own ends, until a call without it.
+            drain: Let the lines that run end by themselves, until a call without it.
         """
         self.stopped = True
         self._stopping.set()
@@ -96,7 +96,7 @@ class LineRunner:
         )
 
     async def attempt(self, line: Line, attempt: int) -> LineOutcome | None:
-        """One attempt of a line, which takes it out of the load; `None` when the run was stopped first."""
+        """Run one attempt of a line, which then is no longer load. Returns `None` if the run was stopped first."""
         try:
             return None if self.stopped else await self._attempt(line, attempt)
         finally:
@@ -117,7 +117,7 @@ class LineRunner:
             raise
         finally:
             self._attempts.pop(work, None)
-            # The caller was cancelled, not the work: it must not go on unseen.
+            # If the caller was cancelled, the work must not continue unseen.
             work.cancel()
         self._printed.add(outcome)
         if self.is_final(outcome.receipt):
@@ -127,23 +127,23 @@ class LineRunner:
         return outcome
 
     def running(self) -> int:
-        """How many lines a worker has."""
+        """How many lines a worker is running."""
         return len(self.executor.running())
 
     async def written(self, limit_sec: float) -> None:
-        """Wait, for a bounded time, until nothing is being written; nothing is settled after that."""
+        """Wait, for a bounded time, until nothing is being written. No line is settled after that."""
         await self.writer.wait(limit_sec)
         self._settles = False
 
     async def wait_turn(self, line: Line) -> None:
-        """Wait until a line's next attempt may begin, as the service that refused the last one asked; then it is load again."""
+        """Wait for as long as the service that refused the last attempt asked for. Then the line is load again."""
         moment = self._not_before.pop(line.line_number, None)
         if moment is not None:
             await self.pause(moment - time.monotonic())
         self.open_lines += 1
 
     async def pause(self, delay_sec: float) -> None:
-        """Wait before the next attempt, or until the run is stopped."""
+        """Wait before the next attempt; ends early if the run is stopped."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(delay_sec):
                 await self._stopping.wait()
@@ -164,7 +164,7 @@ class LineRunner:
 
 
 class ChunkRun:
-    """The lines of one task run: all at once, as far as the executor has room; records kept in groups."""
+    """Runs the lines of one task run, as many at once as the executor has room for, and writes their records in groups."""
 
     def __init__(self, runner: LineRunner) -> None:
         self.completed = 0
@@ -175,11 +175,11 @@ class ChunkRun:
         self._keeping = asyncio.Lock()
 
     async def run(self, lines: Sequence[Line], attempts: Mapping[int, int] | None = None) -> None:
-        """Run the lines to their ends, or until the run is stopped.
+        """Run the lines until they end, or until the run is stopped.
 
         Args:
             lines: The lines.
-            attempts: By line number, the attempt to begin with where it is not the first.
+            attempts: By line number, the attempt to begin with, if it is not the first.
         """
         first = attempts or {}
         pending = {asyncio.create_task(self._run_line(line, first.get(line.line_number, 1))) for line in lines}
@@ -194,7 +194,7 @@ class ChunkRun:
         finally:
             for unfinished in pending:
                 unfinished.cancel()
-            # What is finished is paid for: it is kept also when the chunk ends early.
+            # Finished lines are paid for, so keep them even if the chunk ends early.
             with contextlib.suppress(BatchflowException):
                 await asyncio.shield(self._keep())
 

@@ -1,7 +1,7 @@
-"""Lines as Prefect task runs on this machine: `run_line` and `run_chunk` run lines, write their records and settle them.
+"""Lines as Prefect task runs on this machine. `run_line` and `run_chunk` run lines, write their records and settle them.
 
-A task is made for one run and closes over what it needs there. A line is settled, that is counted, once its record was
-written and read back, and no retry of it will follow.
+A task is made for one run and closes over what it needs. A line is settled, that is counted, once its record was written
+and read back, and no retry will follow.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
     from prefect_batchflow.storage.records import RunRecords
 
 LINE_GRANULARITY_UP_TO = 1_000
-"""Lines for which `auto` makes a task run each."""
+"""Up to this many lines, `auto` makes one task run per line."""
 SMALLEST_CHUNK = 50
 MOST_TASK_RUNS = 200
-"""Chunks grow so that a run has no more: what a person can look through, and a server takes in within seconds."""
+"""Chunks grow to stay below this limit: a person can look through these, and a server takes them in within seconds."""
 LINES_AHEAD = 100
-"""Lines of the next chunk that are begun before the one before ends: beginning a task run takes longer than short lines."""
+"""Lines of the next chunk that begin before the current chunk ends: starting a task run takes longer than short lines."""
 _MAX_RETRY_DELAYS = 50  # Prefect takes no more, and repeats the last one
 
 _STATE_NAMES = {
@@ -53,12 +53,12 @@ class LocalFeed(LineRunner):
 
     Args:
         executor: Runs the lines.
-        records: Keeps them.
-        policy: Limit and retries of a line.
-        events: What the run is called for.
-        run_id: The run's, for the tag of its task runs.
+        records: Keeps their records.
+        policy: Time limit and retries of a line.
+        events: The run's callbacks.
+        run_id: The run's id, for the tag of its task runs.
         granularity: Whether a task run has one line or a chunk.
-        total_lines: Of the data.
+        total_lines: Lines of the data.
     """
 
     stop_grace_sec = STOP_GRACE_SEC
@@ -78,17 +78,17 @@ class LocalFeed(LineRunner):
         chunk_size = _chunk_size(granularity, total_lines)
         make_task = _line_task if chunk_size is None else _chunk_task
         self._task: Any = make_task(self, f"run:{run_id}")
-        """`Any`: Prefect's types do not tell that an async task asked for its state gives an awaitable."""
+        """`Any`: by Prefect's types, an async task that returns its state does not give an awaitable."""
         self.group = chunk_size or 1
         slots = executor.slots
-        # More lines than workers, so that none waits while Prefect begins and ends task runs. Lines are counted, not
-        # task runs: a chunk whose last line hangs must not keep the next one from the other workers.
+        # More lines than workers, so that no worker waits while Prefect begins and ends task runs. Lines count, not task
+        # runs, so that a chunk whose last line hangs does not keep the next chunk from the other workers.
         self.width = slots + max(4, slots // 4, min(chunk_size or 0, LINES_AHEAD))
         how = "a task run each" if chunk_size is None else f"{chunk_size} a task run"
         self.how = f"{how}, {slots} at once"
 
     def load(self) -> int:
-        """Lines that have been begun, without those that wait for their next attempt."""
+        """Lines that have begun, except those that wait for their next attempt."""
         return self.open_lines
 
     def run(self, lines: Sequence[Line]) -> Coroutine[Any, Any, None]:
@@ -97,26 +97,26 @@ class LocalFeed(LineRunner):
         return self._run_task(lines)
 
     async def _run_task(self, lines: Sequence[Line]) -> None:
-        """One task run; its lines are counted as they end, so its state only tells whether all of them did."""
+        """One task run. Its lines are counted as they end, so its state only shows whether all of them did."""
         state = await self._task(Chunk(lines), return_state=True)
         if _is_broken(state):
             self._events.failed(
                 UnexpectedError(
-                    f"The task run of {len(lines)} lines from line {lines[0].line_number} on ended in {state.name}: "
-                    f"{state.message}. The run stops; resume it."
+                    f"The task run of {len(lines)} lines, starting with line {lines[0].line_number}, ended in {state.name}: "
+                    f"{state.message}. The run stops. Resume it."
                 )
             )
 
 
 def _chunk_size(granularity: Granularity, total_lines: int) -> int | None:
-    """Lines a task run; `None` is a task run a line."""
+    """Lines per task run of a chunk; `None` means one task run per line."""
     if granularity == "line" or (granularity == "auto" and total_lines <= LINE_GRANULARITY_UP_TO):
         return None
     return max(SMALLEST_CHUNK, math.ceil(total_lines / MOST_TASK_RUNS))
 
 
 class Chunk:
-    """The lines of one task run. No collection, so that Prefect does not look through all rows for states to wait for."""
+    """The lines of one task run. Not a collection, so that Prefect does not search all rows for states to wait for."""
 
     __slots__ = ("lines",)
 
@@ -125,10 +125,10 @@ class Chunk:
 
 
 def _line_task(runner: LineRunner, run_tag: str) -> Task[[Chunk], Any]:
-    """The task of granularity `line`: one task run a line, its retries and its failure as states of it."""
+    """The task of granularity `line`: one task run per line, which has the retries and the failure of the line as states."""
     policy = runner.policy
 
-    # Prefect takes a plain function only: for anything else it silently never retries.
+    # A plain function: for anything else, Prefect silently never retries.
     def is_retried(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
         return not runner.stopped and _note_of(state) == {"retried": True}
 
@@ -145,7 +145,7 @@ def _line_task(runner: LineRunner, run_tag: str) -> Task[[Chunk], Any]:
         line = chunk.lines[0]
         task_run = tag_task_run(run_tag)
         if task_run.run_count > 1:
-            # Prefect has waited as the policy says; this is what is left of what the service asked for.
+            # Prefect has waited for the policy's delay. Wait for the rest of the time that the service asked for.
             await runner.wait_turn(line)
         outcome = await runner.attempt(line, task_run.run_count)
         if outcome is None:
@@ -159,7 +159,7 @@ def _line_task(runner: LineRunner, run_tag: str) -> Task[[Chunk], Any]:
 
 
 def _chunk_task(runner: LineRunner, run_tag: str) -> Task[[Chunk], Any]:
-    """The task of granularity `chunk`: one task run for many lines, each with its own limit, retries and record."""
+    """The task of granularity `chunk`: one task run for many lines, each with its own time limit, retries and record."""
 
     @task(
         name="run_chunk",
@@ -176,18 +176,18 @@ def _chunk_task(runner: LineRunner, run_tag: str) -> Task[[Chunk], Any]:
 
 
 def _is_broken(state: State[Any]) -> bool:
-    """Whether a task run ended in a way that none of the tasks here ends one: its lines are not accounted for."""
+    """Whether a task run ended in a way that its task never does, so that its lines are unaccounted for."""
     return (state.is_failed() and _note_of(state) is None) or state.is_crashed()
 
 
 def _note_of(state: State[Any]) -> dict[str, bool] | None:
-    """What `run_line` put on the state of a line; `None` on any other state."""
+    """The note that `run_line` put on the state of a line; `None` for any other state."""
     note = getattr(state.data, "result", None)
     return note if isinstance(note, dict) and "retried" in note else None
 
 
 def _state(receipt: Receipt) -> State[Any]:
-    """The final, or the retried, state of a line's task run."""
+    """The state of a line's task run, final or before a retry."""
     if receipt.error is None:
         return Completed(message=f"Line {receipt.line_number} completed")
     code = innermost_code(receipt.error)
@@ -199,7 +199,7 @@ def _state(receipt: Receipt) -> State[Any]:
 
 
 def chunk_state(lines: int, completed: int, failed: int, failure: BatchflowException | None = None) -> State[Any]:
-    """The final state of a chunk's task run; `failure` is no line's fault and ends the run."""
+    """The final state of a chunk's task run. `failure` is no line's fault and ends the run."""
     message = f"{completed} of {lines} lines completed" + (f", {failed} failed" if failed else "")
     if failure is not None:
         return Failed(message=f"{message}; {failure}")
@@ -209,5 +209,5 @@ def chunk_state(lines: int, completed: int, failed: int, failure: BatchflowExcep
 
 
 def chunk_name(lines: Sequence[Line]) -> str:
-    """The name of a chunk's task run, by its lines."""
+    """The name of a chunk's task run, from its line numbers."""
     return f"lines-{lines[0].line_number:06d}-{lines[-1].line_number:06d}"
