@@ -107,7 +107,7 @@ def open_previous_inputs(manifest: Manifest) -> Source:
         InvalidUserData: It cannot be read, or is not what it was: its rows would not be those of the outputs.
     """
     source = open_source(previous_inputs_url(manifest), name=INPUTS)
-    now = Surveyor(source, ()).survey(manifest.options.max_lines_count).summary.sha256[:32]
+    now = Surveyor(source, ()).survey(manifest.options.max_lines_count or None).summary.sha256[:32]
     if now != manifest.fingerprints.get("data:data"):
         raise InvalidUserData(
             f"Source '{INPUTS}': {source.url} has changed since run {manifest.run_id!r} read it, so its rows are not those of "
