@@ -83,7 +83,7 @@ def test_outputs_and_data_of_the_other_run_are_joined_by_line_number(storage: St
     graded = storage.grade()
 
     assert graded == [{"line_number": 0, "right": True}, {"line_number": 2, "right": False}]
-    assert any("1 of 3 lines of run base have no output" in note for note in storage.notes)
+    assert any("1 of 3 lines of run base are left out" in note for note in storage.notes)
     manifest = storage.manifest("grades")
     assert (manifest["run"], manifest["data"]) == ("base", {})
     assert {"data:run.outputs", "data:run.inputs"} < manifest["fingerprints"].keys()
@@ -171,10 +171,10 @@ def with_data_from_standard_input(storage: Storage) -> None:
 @pytest.mark.parametrize(
     ("change", "kind", "part"),
     [
-        (without_result, RunNotReadyError, "The run 'base' has no result yet, expected one that came to its end"),
+        (without_result, RunNotReadyError, "The run 'base' has no result yet; expected a finished run"),
         (canceled, RunNotReadyError, "The run 'base' ended as Canceled"),
         (without_outputs_file, StorageError, "Cannot read the outputs at"),
-        (with_damaged_outputs, StorageError, "row 2, are damaged"),
+        (with_damaged_outputs, StorageError, "are damaged in row 2"),
         (with_other_data, InvalidUserData, "has changed since run 'base' read it"),
         (without_data, InvalidUserData, "not found"),
         (with_data_from_standard_input, InvalidOptionError, "came from standard input"),

@@ -1,7 +1,7 @@
-"""What the tasks of a run on a cluster are to do, told through the run storage: the one place that all of them see.
+"""Orders for the tasks of a run on a cluster, given through the run storage, the one place that all of them see.
 
-The process of the run writes `control.json` again and again while its lines run. Tasks look at it: a run that is stopped, was
-started again elsewhere, or was killed, ends on every machine within seconds, also where nothing else tells.
+The run's process rewrites `control.json` every few seconds while its lines run, and the tasks watch it. So if the run is
+stopped, killed or started again elsewhere, its tasks end within seconds on every machine, even if no other signal arrives.
 """
 
 from __future__ import annotations
@@ -30,28 +30,28 @@ logger = logging.getLogger(__name__)
 BEAT_EVERY_SEC = 2.0
 LOOK_EVERY_SEC = 1.0
 STALE_AFTER_SEC = 20.0
-"""A control that was not written for so long is that of a run that was killed, or cannot write. Both clocks are the task's."""
+"""If `control.json` has not changed for this long, the run was killed or cannot write. Only the task's clock counts."""
 END_SEC = 3.0
-"""How long the tasks of a killed run may go on, once another start of it has taken over."""
+"""How long the tasks of a killed run may take to end after another start has taken over."""
 
 Order = Literal["run", "drain", "stop", "end"]
-"""`drain`: begin no line, those that run may end; `stop`: end them too; `end`: the run is over."""
+"""`drain`: start no new lines, but finish the running ones. `stop`: end those too. `end`: the run is over."""
 Verdict = Literal["run", "drain", "stop", "end", "superseded", "orphaned"]
-"""What a task makes of it: also that another start of the run has taken over, or that nobody writes any more."""
+"""An order as a task sees it. `superseded`: another start took over. `orphaned`: nobody writes any more."""
 
 
 class Driver:
-    """Tells the tasks of one run what to do while it is entered; `end` is the last word.
+    """A context manager that gives a run's tasks their orders, and `end` when it exits.
 
     Args:
         files: The storage's file system.
         keys: The run's keys.
-        session: How many times the run was started, this time included.
+        session: Number of this start, from 1.
     """
 
     def __init__(self, files: RunFiles, keys: RunKeys, session: int) -> None:
         self.owner = uuid.uuid4().hex
-        """By what tasks know that they see this run's storage, and not a folder of the same name."""
+        """Shows tasks that they see this run's storage, not another folder of the same name."""
         self._files = files
         self._keys = keys
         self._session = session
@@ -73,11 +73,11 @@ class Driver:
             self._beating.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._beating
-        with contextlib.suppress(Exception):  # tasks that never hear it end when nobody writes any more
+        with contextlib.suppress(Exception):  # tasks that miss it end once the file is stale
             await self.tell("end")
 
     async def tell(self, order: Order) -> None:
-        """Give an order; the tasks see it within about `LOOK_EVERY_SEC`."""
+        """Give an order. Tasks see it within about `LOOK_EVERY_SEC`."""
         self._order = order
         await self._write()
 
@@ -86,11 +86,11 @@ class Driver:
             await asyncio.sleep(BEAT_EVERY_SEC)
             try:
                 await self._write()
-            except Exception as exc:  # noqa: BLE001 - whatever the storage raises: tried again, and tasks bear some of it
+            except Exception as exc:  # noqa: BLE001 - the next beat tries again, and tasks tolerate a few missing ones
                 logger.warning("Cannot write %s: (%s) %s", self._keys.control, type(exc).__name__, exc)
 
     async def _write(self) -> None:
-        # A write that is given up goes on in its thread, and must not come after the next one.
+        # A canceled write continues in its thread; it must not land after the next one.
         await asyncio.shield(self._write_in_turn())
 
     async def _write_in_turn(self) -> None:
@@ -107,13 +107,13 @@ class Driver:
 
 
 class Follower:
-    """Looks at what a run's tasks are to do.
+    """Reads a run's orders on a task's machine.
 
     Args:
         files: The storage's file system, as this machine sees it.
         keys: The run's keys.
-        session: The run's, of which the task is.
-        owner: The `Driver`'s.
+        session: The session of the run that started the task.
+        owner: The `Driver`'s `owner`.
     """
 
     def __init__(self, files: RunFiles, keys: RunKeys, session: int, owner: str) -> None:
@@ -125,16 +125,16 @@ class Follower:
         self._fresh_at = time.monotonic()
 
     async def look(self) -> Verdict:
-        """What is to be done now.
+        """Read the current order.
 
         Raises:
-            StorageError: This machine does not see what the run wrote.
+            StorageError: This machine does not see the run's file.
         """
         try:
             control = json.loads(await self._files.read_path(self._keys.control))
         except FileNotFoundError:
-            raise self._unseen("nothing is there") from None
-        except Exception as exc:  # noqa: BLE001 - the storage may answer the next time; for how long it need not, is bounded
+            raise self._unseen("there is no such file") from None
+        except Exception as exc:  # noqa: BLE001 - the next look can succeed; STALE_AFTER_SEC bounds the wait
             logger.warning("Cannot read %s: (%s) %s", self._files.location(self._keys.control), type(exc).__name__, exc)
         else:
             self._check(control)
@@ -146,7 +146,7 @@ class Follower:
         if control["session"] < self._session or (
             control["session"] == self._session and control["owner"] != self._owner
         ):
-            raise self._unseen("what is there is another run's")
+            raise self._unseen("the file there is another run's")
 
     def _verdict(self) -> Verdict:
         control = self._last
@@ -162,15 +162,15 @@ class Follower:
     def _unseen(self, found: str) -> StorageError:
         place = self._files.location(self._keys.control)
         return StorageError(
-            f"The cluster worker on {socket.gethostname()} does not see what the run wrote at {place}: {found}. A run on a "
-            "cluster needs a storage that every worker reaches under the same name: a bucket, or a folder of a shared disk."
+            f"The cluster worker on {socket.gethostname()} does not see the run's file {place}: {found}. A run on a cluster "
+            "needs a storage that every worker reaches under the same name: a bucket, or a folder on a shared disk."
         )
 
 
 async def supersede(files: RunFiles, keys: RunKeys, session: int) -> None:
-    """Tell the tasks of an earlier start of a run, if any are left, that another one has taken over.
+    """End the tasks that an earlier start of the run left behind, if any.
 
-    Where that start was killed it waits for as long as they may take to end, so that no line runs in both.
+    If that start was killed, wait long enough for them to end, so that no line runs in both.
     """
     with storage_errors(files, "read", keys.control):
         try:

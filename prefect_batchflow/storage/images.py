@@ -1,6 +1,6 @@
-"""The images in a run's outputs and failed lines as files beside them, each under the name that its content gives it.
+"""Writes the images of outputs and failed lines as files beside them, named by their content.
 
-A name that is there already has the same content, so writing outputs again, after a resume, writes no image twice.
+A file that exists under a name has the same content, so a resume writes no image twice.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ RECORDS_ARE_KEPT = "The line records are kept; resume the run to write it again.
 
 @dataclass(frozen=True)
 class ImageInputs:
-    """How the inputs of a run's lines name files of images."""
+    """How the inputs of lines name image files."""
 
     folders: Mapping[str, str | None] = field(default_factory=dict)
-    """What paths are relative to, by the source that brought them; `""` is the flow. Of other sources none is looked for."""
+    """The folder of relative paths, by source; `""` is the flow. Image files of other sources are not copied."""
     plain_paths: bool = False
-    """Whether a text of an input of type image is a path, too; callables get texts as they are."""
+    """Whether a plain text in an input of type image is a path. False for callables, which get texts unchanged."""
     remote_sec: float = 0.0
-    """Seconds that reading files of other machines may take, all together."""
+    """Total seconds allowed for reading remote image files."""
 
 
 class ImageFiles:
-    """Writes images to the run's folder, and to the output folder where there is one.
+    """Writes images to the run's folder, and to the output folder if there is one.
 
     Args:
         files: The storage's file system.
@@ -70,13 +70,13 @@ class ImageFiles:
         self._there: set[str] | None = None
         self._remote_sec = inputs.remote_sec
         self.left = 0
-        """Images of inputs that were not looked for, since there was no time."""
+        """Number of input images that were not read because time had run out."""
 
     async def with_outputs(self, record: LineRecord) -> LineRecord:
-        """Give a completed line's record with paths in the place of its output's images, which are written first.
+        """Write the images in a completed line's output, and give its record with their paths instead.
 
         Raises:
-            StorageError: One cannot be.
+            StorageError: An image cannot be written.
         """
         places = images["output"] if (images := record.get("images")) else ()
         if not places:
@@ -93,13 +93,13 @@ class ImageFiles:
         return {**record, "output": output}
 
     async def with_inputs(self, record: LineRecord) -> LineRecord:
-        """Give a failed line's record with the image files of its inputs copied here, and with their paths.
+        """Copy the image files of a failed line's inputs, and give its record with the new paths.
 
-        As data of a new run they name images by paths that are relative to the folder of that data. What cannot be read
-        stays as it is, and fails its line again.
+        The paths are relative to the folder of the failed lines, so that these can be the data of a new run. A path that
+        cannot be read stays unchanged, and fails its line again.
 
         Raises:
-            StorageError: One cannot be written.
+            StorageError: An image cannot be written.
         """
         sources = images["inputs"] if (images := record.get("images")) else {}
         if not sources:
@@ -109,7 +109,7 @@ class ImageFiles:
             value, folder = inputs.get(name), self._inputs.folders.get(source)
             if not isinstance(value, str):
                 inputs[name] = await self._copied(value, folder)
-            # It is looked for in the flow's folder first, and will be again.
+            # The flow's folder comes first, in a new run too: an image found there needs no copy.
             elif self._inputs.plain_paths and await self._read(value, self._inputs.folders.get("")) is None:
                 inputs[name] = await self._copied_file(value, folder)
         return {**record, "inputs": inputs}
@@ -128,7 +128,7 @@ class ImageFiles:
         return value if image is None else self._form.with_path(value, f"{IMAGES}/{await self._write(image)}")
 
     async def _read(self, value: Any, folder: str | None) -> Image | None:
-        """The image of a value that gives it by its path; `None` for any other, and where it cannot be read."""
+        """The image that a value names by its path; `None` if it names none, or the image cannot be read."""
         path = self._form.path_in(value)
         if path is None:
             return None
@@ -167,7 +167,7 @@ class ImageFiles:
 
 
 def _read_in_daemon_thread(path: str, folder: str) -> asyncio.Future[bytes]:
-    """Read on a thread that nothing waits for; `asyncio.run` waits at its end for threads of `asyncio.to_thread`."""
+    """Read on a thread that nothing waits for: `asyncio.run` would wait for a thread of `asyncio.to_thread`."""
     content: Future[bytes] = Future()
     content.set_running_or_notify_cancel()
 
@@ -182,7 +182,7 @@ def _read_in_daemon_thread(path: str, folder: str) -> asyncio.Future[bytes]:
 
 
 def _at(value: Any, place: Sequence[str | int]) -> Any:
-    """What is at a place; `None` where a record does not have it."""
+    """The value at a place; `None` if there is none."""
     for part in place:
         try:
             value = value[part]
@@ -192,7 +192,7 @@ def _at(value: Any, place: Sequence[str | int]) -> Any:
 
 
 def _replaced(value: Any, place: Sequence[str | int], by: Any) -> Any:
-    """The value with something else at a place; what is not on the way to it is shared."""
+    """A copy of the value with something else at a place; parts off the path are shared."""
     if not place:
         return by
     first, *rest = place

@@ -1,11 +1,11 @@
-"""One writer a run: a second one is refused by name, and what a dead one left is taken over by itself.
+"""Lets one process at a time run a run. A second one is refused by name; a dead one's run is taken over automatically.
 
-On this machine's disks a file lock says who may run it, which the system drops when its holder dies, however it dies.
-Elsewhere it is the newest lease, an object renewed while the run lives: it is taken over once its process is known to be dead,
-or it was not renewed for a while. Two clocks may disagree by more than that while, so what looks old is watched before.
+On local disks the holder has a file lock, which the system releases however the holder dies. Elsewhere it has the newest
+lease, an object that it renews while it runs. Another process takes the run over once the holder is known to be dead, or its
+lease is old. The clocks of two machines can differ, so an old lease is first watched for a while.
 
-Leases are numbered. Who takes the run over creates the one after the newest, which only one process can where the store
-compares; a late holder renews its own, and sees that it is not the newest any more.
+Leases are numbered. To take a run over, a process creates the lease after the newest one. On stores with conditional writes
+only one process can. A holder that was late finds, when it renews, that its lease is no longer the newest.
 """
 
 from __future__ import annotations
@@ -34,29 +34,29 @@ if TYPE_CHECKING:
 
 RENEW_EVERY_SEC = 10.0
 STALE_AFTER_SEC = 60.0
-"""A lease this old, or from the future, may be a dead one's."""
+"""The holder of a lease this old, or from the future, can be dead."""
 CREATE_TRIES = 5
 CREATE_AGAIN_SEC = 0.2
-"""A store may refuse a conditional write while another one's goes on, and asks to try again."""
+"""A store can refuse a conditional write during another one, and ask to try again."""
 WRITE_ENDS_SEC = 5.0
-"""How long a release waits for a renewal that is under way."""
+"""How long a release waits for a renewal in progress."""
 LOOK_SEC = 0.3
-"""How long the lock of a run may be held by who only looks whether it is held."""
+"""How long a process that only checks a run's lock can hold it."""
 WATCH_SEC = 25.0
-"""It is, if nobody renews it for so long."""
+"""The holder of a stale lease is dead if nobody renews it for this long."""
 
 
 class Lease:
-    """Holds a run for this process while it is entered.
+    """A context manager that holds a run for this process.
 
     Args:
         files: The storage's file system.
         keys: The run's keys.
-        on_lost: Called once if another process took the lease, as while this one was stopped; the run is to end then.
+        on_lost: Called once if another process took the run over, such as while this one was suspended. The run must end.
 
     Raises:
         RunInUseError: On entry, when another process, or another engine of this one, holds the run.
-        StorageError: On entry, when that cannot be told or the lease cannot be written.
+        StorageError: On entry, when the lease cannot be read or written.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Lease:
         self._writing: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        cure = "Nothing was run. Give a storage that can be written, with --storage or BATCHFLOW_STORAGE."
+        cure = "Nothing was run. Give a storage that is writable, with --storage or BATCHFLOW_STORAGE."
         try:
             with storage_errors(self._files, "write", self._keys.run_id, cure):
                 lock = self._files.local_path(self._keys.lock)
@@ -95,7 +95,7 @@ class Lease:
                 await self._renewing
             if self._writing is not None:
                 await asyncio.wait({self._writing}, timeout=WRITE_ENDS_SEC)
-            # A released lease is one that nobody renews: no delete is asked of the storage.
+            # A release marks the lease instead of deleting it: the storage needs no delete permission.
             with contextlib.suppress(Exception):
                 if await self._other_holder() is None:
                     await self._write(released=True)
@@ -108,7 +108,7 @@ class Lease:
             try:
                 return fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                # Somebody who only looks, as `is_held` does, has it for a moment.
+                # A check, such as `is_held`, takes the lock for a moment.
                 if time.monotonic() > deadline:
                     _, holder = await _newest(self._files, self._keys)
                     raise self._in_use(holder or {}) from None
@@ -125,12 +125,12 @@ class Lease:
             await self._refuse_living(number, lease)
         self._number = number + 1
         await self._create()
-        # Somebody else created it first, or at the same moment on a store that does not compare.
+        # Another process created it first, or at the same moment on a store without conditional writes.
         if (taken_by := await self._other_holder()) is not None:
             raise self._in_use(taken_by)
 
     async def _create(self) -> None:
-        """Write the lease unless there is one of its number: whose that is shows when it is read."""
+        """Write the lease unless its number is taken; the caller reads it to see whose it is."""
         for tries_left in reversed(range(CREATE_TRIES)):
             try:
                 return await self._files.create_path(self._keys.lease(self._number), self._content())
@@ -162,11 +162,11 @@ class Lease:
             raise self._in_use(now[1])
 
     def _in_use(self, lease: dict[str, Any]) -> RunInUseError:
-        # A lock may be held by one that has not written its lease yet: the newest is that of the holder before.
+        # If the lock's holder has not written its lease yet, the newest one is the previous holder's.
         is_old = "pid" not in lease or lease.get("released") or is_dead(lease)
         holder = "" if is_old else f" by process {lease['pid']} on {lease['host']}"
         return RunInUseError(
-            f"The run {self._keys.run_id!r} is running already{holder}. Wait for it to end, cancel it, or give another "
+            f"The run {self._keys.run_id!r} is already running{holder}. Wait for it to end, cancel it, or use another "
             "run id.",
             run_id=self._keys.run_id,
         )
@@ -182,29 +182,29 @@ class Lease:
         taken_by = None
         while taken_by is None:
             await asyncio.sleep(RENEW_EVERY_SEC)
-            # A renewal that fails is tried again; the lease outlives several.
+            # A failed renewal is tried again; the lease outlives several.
             with contextlib.suppress(Exception):
                 taken_by = await self._other_holder()
                 if taken_by is None:
-                    # Whole, also when this is cancelled: one that lands after the release would undo it.
+                    # Finishes even if this task is canceled: a renewal after the release would undo it.
                     self._writing = asyncio.ensure_future(self._write())
                     await asyncio.shield(self._writing)
         self._on_lost(
             RunInUseError(
                 f"The run {self._keys.run_id!r} was taken over by process {taken_by.get('pid')} on {taken_by.get('host')} "
-                "while this one did not renew its lease. This one ends; its finished lines are kept.",
+                "while this process did not renew its lease. This process ends; its finished lines are kept.",
                 run_id=self._keys.run_id,
             )
         )
 
 
 def _cannot_compare(exc: Exception) -> bool:
-    """Whether a store, or its package, knows no conditional writes."""
+    """Whether the store, or its package, has no conditional writes."""
     return isinstance(exc, NotImplementedError | TypeError) or (isinstance(exc, OSError) and exc.errno == errno.ENOSYS)
 
 
 async def _newest(files: RunFiles, keys: RunKeys) -> tuple[int, dict[str, Any] | None]:
-    """The newest lease and its number; 0 when there is none."""
+    """The number and content of the newest lease; 0 if there is none."""
     names = await files.list_names(keys.leases)
     number = max((n for n in map(keys.lease_number, names) if n is not None), default=0)
     if not number:
@@ -219,7 +219,7 @@ async def _newest(files: RunFiles, keys: RunKeys) -> tuple[int, dict[str, Any] |
 
 
 async def is_held(files: RunFiles, keys: RunKeys) -> bool:
-    """Whether some process seems to run it now; looks only, and what cannot be told counts as not held."""
+    """Whether a process seems to be running the run now. Only looks; if in doubt, no."""
     lock = files.local_path(keys.lock)
     if lock is not None:
         return await asyncio.to_thread(_is_locked, lock)
@@ -228,7 +228,7 @@ async def is_held(files: RunFiles, keys: RunKeys) -> bool:
         if lease is None or lease["released"] or is_dead(lease):
             return False
         return bool(time.time() - lease["renewed_at"] < STALE_AFTER_SEC)
-    except Exception:  # noqa: BLE001 - whatever the storage raises
+    except Exception:  # noqa: BLE001 - any error of the storage
         return False
 
 
@@ -248,26 +248,26 @@ def _is_locked(path: Path) -> bool:
 
 
 def this_process() -> dict[str, Any]:
-    """By what another process can tell whether this one is alive."""
+    """Facts from which another process can tell whether this one is alive."""
     pid = os.getpid()
     _, start_ticks = _state_and_start(pid)
     return {"pid": pid, "start_ticks": start_ticks, "host": socket.gethostname(), **_where_pids_count()}
 
 
 def _where_pids_count() -> dict[str, str]:
-    """This boot of this machine, and its pid namespace: two containers on one machine do not see each other's processes."""
+    """The machine's boot and the pid namespace: two containers do not see each other's processes."""
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return {"boot_id": boot_id, "pid_namespace": str(Path("/proc/self/ns/pid").readlink())}
 
 
 def _state_and_start(pid: int) -> tuple[str, str]:
-    # The 3rd and the 22nd field; the second one, in parentheses, may hold anything.
+    # The 3rd and the 22nd field. The 2nd, in parentheses, can contain anything.
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return fields[0], fields[19]
 
 
 def is_dead(lease: Mapping[str, Any]) -> bool:
-    """Whether a process, as `this_process` tells it, ran here and is gone; one with its id that began later is another."""
+    """Whether a process, described by `this_process`, ran here and is gone. Its id can belong to a newer process."""
     here = _where_pids_count()
     if any(lease.get(name) != value for name, value in here.items()):
         return False

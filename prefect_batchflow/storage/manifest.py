@@ -1,4 +1,4 @@
-"""What a run ran: where its flow and data are, their fingerprints, its options, its sessions. A resume compares."""
+"""The manifest of a run: its flow, data, options and sessions, with fingerprints that a resume compares."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class Session(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     started_at: str
-    """ISO, UTC."""
+    """ISO format, UTC."""
     prefect_flow_run_id: str | None
     versions: dict[str, str]
     """Package to version: prefect-batchflow, prefect, python."""
     resumed_from: str | None = None
-    """The run whose completed lines were taken over, if any."""
+    """The run whose completed lines were copied, if any."""
 
 
 class Manifest(BaseModel):
@@ -50,48 +50,48 @@ class Manifest(BaseModel):
     run_id: str
     flow_name: str
     flow: str | None
-    """What `load_flow` was given, absolute; `None` for an object in memory, which no command can resume."""
+    """The flow's path or entry, absolute; `None` for an object in memory, which no command can resume."""
     working_dir: str
     variant: str = ""
-    """`${node.variant}`, if one was chosen."""
+    """The chosen `${node.variant}`, if any."""
     node_connections: dict[str, dict[str, str]] = {}
-    """Node to the connections, deployment and model that were chosen for it, if any."""
+    """Node to the connections, deployment and model chosen for it."""
     environment_names: list[str] = []
-    """Names of the run's environment variables; their values, which may be keys, are not kept."""
+    """Names of the run's environment variables. Their values can be secret, so they are not kept."""
     data: dict[str, str]
     """Source name to URL."""
     run: str | None = None
-    """The run it is built on, the source of `run.outputs` and `run.inputs`, if any."""
+    """The run that this one is built on, the source of `run.outputs` and `run.inputs`, if any."""
     inputs_mapping: dict[str, Any]
     init_names: list[str]
-    """Names of the class entry's arguments; their values are not kept when they came from Python."""
+    """Names of the class entry's arguments."""
     init_kwargs: dict[str, Any] | None
-    """Their values, when they came as plain parameters."""
+    """Their values, if they came as plain parameters; values from Python are not kept."""
     connections: dict[str, str] = {}
-    """Connection's name to the block that has it, as it was asked for."""
+    """Connection name to the block that the user named for it."""
     options: RunOptions
     output_dir: str | None
     total_lines: int
     fingerprints: dict[str, str]
-    """What is compared on resume, part to hash: `data:data`, `data:run.outputs`, `inputs_mapping`, `flow`, `init`, …"""
+    """Compared on resume. Part to hash: `data:data`, `data:run.outputs`, `inputs_mapping`, `flow`, `init`, …"""
     sessions: list[Session]
     records_since: int = 0
-    """The first session whose records count: an `on_change="rerun"` moves it to its own."""
+    """The first session whose records count; `on_change="rerun"` sets it to the new session."""
 
     @property
     def last_started_at(self) -> datetime:
-        """When it was started last."""
+        """When the last session started."""
         return datetime.fromisoformat(self.sessions[-1].started_at)
 
 
 def fingerprint(value: Any) -> str:
-    """A short hash of a JSON value; what in it is not JSON counts by its type, since its repr may hold its address."""
+    """A short hash of a JSON value. Other objects count by their type only, because a repr can contain an address."""
     text = json.dumps(value, sort_keys=True, default=lambda item: f"{type(item).__module__}.{type(item).__qualname__}")
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def fingerprint_files(files: Iterable[Path], base: Path) -> str:
-    """A short hash of files: their places below `base` and their content."""
+    """A short hash of files: their paths below `base` and their content."""
     digest = hashlib.sha256()
     for path in sorted(files):
         name = str(path.relative_to(base)) if path.is_relative_to(base) else path.name
@@ -101,7 +101,7 @@ def fingerprint_files(files: Iterable[Path], base: Path) -> str:
 
 
 def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """What is not what it was, in words."""
+    """Describe the fingerprints that differ."""
     words = {
         "inputs_mapping": "the inputs_mapping",
         "flow": "the flow's files",
@@ -115,13 +115,13 @@ def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
         if before.get(part) == now.get(part):
             continue
         name = words.get(part) or f"the data of source {part.removeprefix('data:')!r}"
-        how = "was not there" if part not in before else "is no longer there" if part not in now else "changed"
+        how = "is new" if part not in before else "is gone" if part not in now else "changed"
         changed.append(f"{name} {how}")
     return changed
 
 
 def versions() -> dict[str, str]:
-    """The versions that a session ran with."""
+    """The versions of this session."""
     return {
         "prefect-batchflow": metadata.version("prefect-batchflow"),
         "prefect": metadata.version("prefect"),
@@ -130,16 +130,16 @@ def versions() -> dict[str, str]:
 
 
 async def read_model(files: RunFiles, key: str, model: type[M], what: str) -> M | None:
-    """One JSON file of a run as the model it is; `None` when there is none.
+    """Read one JSON file of a run; `None` if there is none.
 
     Args:
         files: The storage's file system.
-        key: The file's.
-        model: What it should be.
-        what: The same for people, as `manifest`.
+        key: The file's key.
+        model: The model of its content.
+        what: The model's name for messages, such as `manifest`.
 
     Raises:
-        StorageError: It cannot be told, or it is not of this model.
+        StorageError: The file cannot be read, or does not fit the model.
     """
     with storage_errors(files, "read", key, ANOTHER_STORAGE):
         try:
@@ -153,43 +153,43 @@ async def read_model(files: RunFiles, key: str, model: type[M], what: str) -> M 
 
 
 async def read_manifest(files: RunFiles, keys: RunKeys) -> Manifest | None:
-    """The manifest of a run; `None` when there is none.
+    """The manifest of a run; `None` if there is none.
 
     Raises:
-        StorageError: It cannot be told, or it is not a manifest of this format.
+        StorageError: It cannot be read, or has another format version.
     """
     manifest = await read_model(files, keys.manifest, Manifest, "manifest")
     if manifest is not None and manifest.format != FORMAT:
         raise StorageError(
-            f"The manifest at {files.location(keys.manifest)} is of format {manifest.format}; this version reads {FORMAT}."
+            f"The manifest at {files.location(keys.manifest)} has format {manifest.format}; this version reads format {FORMAT}."
         )
     return manifest
 
 
 async def run_names(files: RunFiles) -> list[str]:
-    """The names in a storage: its runs, and whatever else lies there.
+    """The names in a storage's folder: runs, and anything else that is there.
 
     Raises:
-        StorageError: It cannot be listed.
+        StorageError: The storage cannot be listed.
     """
     with storage_errors(files, "list", cure=ANOTHER_STORAGE):
         return await files.list_names("")
 
 
 async def require_manifest(files: RunFiles, keys: RunKeys) -> Manifest:
-    """The manifest of a run that must be there.
+    """The manifest of a run that must exist.
 
     Raises:
-        RunNotFoundError: It is not; the message names the storage and some runs that are there.
-        StorageError: It cannot be told.
+        RunNotFoundError: There is no such run; the message names the storage and some of its runs.
+        StorageError: The manifest cannot be read.
     """
     manifest = await read_manifest(files, keys)
     if manifest is None:
         there = await run_names(files)
         known = (
-            f"It holds {len(there)} run{'s' * (len(there) > 1)}, such as {', '.join(there[-3:])}."
+            f"The storage has {len(there)} run{'s' * (len(there) > 1)}, such as {', '.join(there[-3:])}."
             if there
-            else "It holds no runs."
+            else "The storage has no runs."
         )
         raise RunNotFoundError(
             f"There is no run {keys.run_id!r} in {files.location()}. {known} `batchflow list` shows them all.",
@@ -202,7 +202,7 @@ async def write_manifest(files: RunFiles, keys: RunKeys, manifest: Manifest) -> 
     """Write the manifest whole.
 
     Raises:
-        StorageError: It cannot be written.
+        StorageError: The manifest cannot be written.
     """
     with storage_errors(files, "write", keys.manifest):
         await files.write_path(keys.manifest, (manifest.model_dump_json(indent=2) + "\n").encode())

@@ -1,6 +1,6 @@
-"""What people take away from a run: `outputs.jsonl`, `failed.jsonl`, `batch_result.json`, merged from the records.
+"""The files that people take away from a run: `outputs.jsonl`, `failed.jsonl` and `batch_result.json`.
 
-Each is written beside its place and moved there whole: absent, or complete and sorted.
+They are merged from the records. Each is written under a temporary name and moved, so it is either absent or complete.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ if TYPE_CHECKING:
     from prefect_batchflow.storage.manifest import Manifest
 
 OUTPUT_FILE = "output.jsonl"
-"""promptflow's name of the outputs in an output folder."""
+"""promptflow's name for the outputs in an output folder."""
 
 
 def output_row(record: LineRecord) -> dict[str, Any]:
-    """A completed line as the outputs file has it: its number first; an output that is no dictionary is wrapped.
+    """A completed line as a row of the outputs file. The number comes first; an output that is not a dictionary is wrapped.
 
     Source: promptflow `batch/_batch_engine.py`, `_persist_outputs`.
     """
     output = record["output"]
     values = output if isinstance(output, dict) else {"output": output}
-    # Its own number, also where the output has a key of that name: the next run joins by it.
+    # The line's number wins over an output of that name: the next run joins by it.
     row = {"line_number": 0, **values}
     row["line_number"] = record["line_number"]
     return row
 
 
 def failed_row(record: LineRecord) -> dict[str, Any]:
-    """A failed line as data of a new run: its number, the inputs it had, and why it failed, after how many attempts."""
+    """A failed line as data for a new run: its number and inputs, its error and class, and the number of attempts."""
     return {
         **record["inputs"],
         "line_number": record["line_number"],
@@ -59,10 +59,10 @@ def failed_row(record: LineRecord) -> dict[str, Any]:
 
 
 async def read_result(files: RunFiles, keys: RunKeys, manifest: Manifest) -> BatchResult | None:
-    """The result of a run's last start; `None` when it has none, or none yet.
+    """The result of a run's last start; `None` if there is none yet.
 
     Raises:
-        StorageError: It cannot be told, or the result is damaged.
+        StorageError: The result cannot be read, or is damaged.
     """
     result = await read_model(files, keys.batch_result, BatchResult, "result")
     return result if result is not None and result.start_time >= manifest.last_started_at else None
@@ -77,23 +77,23 @@ async def write_outputs(
     image_form: ImageForm = BASIC,
     image_inputs: ImageInputs | None = None,
 ) -> int:
-    """Write all three files, to the run's folder and to `output_dir` where there is one.
+    """Write all three files to the run's folder, and to `output_dir` if there is one.
 
     Args:
         files: The storage's file system.
         keys: The run's keys.
         records: The newest record of each line of the data, by line_number.
-        result: What the run came to.
-        output_dir: A folder on this machine; it is made.
+        result: The run's result.
+        output_dir: A folder on this machine; it is created.
         image_form: How the flow writes images. Images in outputs, and image files named by inputs of failed lines, become
             files in `images/` before the rows that name them are written.
-        image_inputs: How inputs name images; `None` leaves them as they are.
+        image_inputs: How inputs name images; `None` leaves their paths unchanged.
 
     Returns:
-        How many images of inputs were left where they are, since there was no time to read them.
+        How many input images were not copied because time had run out.
 
     Raises:
-        StorageError: One of them cannot be written.
+        StorageError: A file cannot be written.
     """
     images = ImageFiles(files, keys, output_dir, image_form, image_inputs or ImageInputs())
     with tempfile.TemporaryDirectory(prefix="batchflow-outputs-") as folder:
@@ -108,8 +108,8 @@ async def write_outputs(
                 whole.write(result.model_dump_json(indent=2) + "\n")
         except OSError as exc:
             raise StorageError(
-                f"Cannot merge the outputs in {folder}: {exc}. The line records are kept; make room there, or set TMPDIR, "
-                "and resume the run."
+                f"Cannot merge the outputs in {folder}: {exc}. The line records are kept. Free some space there, or set "
+                "TMPDIR, then resume the run."
             ) from exc
         for key, source in ((keys.outputs, outputs), (keys.failed, failed), (keys.batch_result, summary)):
             with storage_errors(files, "write", key, RECORDS_ARE_KEPT):
@@ -129,6 +129,6 @@ def _json_line(row: dict[str, Any]) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        # A lone surrogate has no UTF-8 form; as an escape it survives.
+        # A lone surrogate has no UTF-8 form, but survives as an escape.
         text = json.dumps(row)
     return text + "\n"

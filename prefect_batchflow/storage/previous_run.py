@@ -1,4 +1,4 @@
-"""A run of the same storage whose outputs, and whose data, another run is built on.
+"""A previous run of the same storage, whose outputs and data are sources of a new run.
 
 Source: promptflow-devkit `_sdk/_orchestrator/run_submitter.py`, `_resolve_input_dirs`: `run.outputs` are the lines that
 completed, `run.inputs` are the rows of its source `data`.
@@ -35,22 +35,22 @@ OUTPUTS, INPUTS = "run.outputs", "run.inputs"
 
 @dataclass(frozen=True, slots=True)
 class PreviousRun:
-    """What another run can be built on."""
+    """A finished run that another run can be built on."""
 
     manifest: Manifest
     outputs: Source
-    """Its completed lines, each with its line_number; a copy, which a rerun of it does not change."""
+    """Its completed lines, each with its line_number. A copy, which a rerun does not change."""
     notes: tuple[str, ...]
-    """What of it is not there."""
+    """Remarks about lines that are missing."""
 
 
 async def open_previous_run(files: RunFiles, run_id: str) -> PreviousRun:
-    """The outputs of a run that came to its end.
+    """Open the outputs of a finished run.
 
     Raises:
         RunNotFoundError: There is no such run.
-        RunNotReadyError: It has not come to its end, or no line of it completed.
-        StorageError: It cannot be told.
+        RunNotReadyError: The run has not finished, or none of its lines completed.
+        StorageError: The storage cannot be read.
     """
     keys = RunKeys(run_id)
     manifest = await require_manifest(files, keys)
@@ -58,60 +58,60 @@ async def open_previous_run(files: RunFiles, run_id: str) -> PreviousRun:
     if result is None or result.status is not Status.Completed:
         found = "has no result yet" if result is None else f"ended as {result.status.value}"
         raise RunNotReadyError(
-            f"The run {run_id!r} {found}, expected one that came to its end. Wait for it, or run `batchflow resume {run_id}`, "
+            f"The run {run_id!r} {found}; expected a finished run. Wait for it, or run `batchflow resume {run_id}`, "
             "then build on it.",
             run_id=run_id,
         )
     if not result.completed_lines:
         raise RunNotReadyError(
             f"The run {run_id!r} has no outputs: none of its {result.total_lines} lines completed. `batchflow show {run_id}` "
-            "tells why; `batchflow resume` runs them again.",
+            "shows why; `batchflow resume` runs them again.",
             run_id=run_id,
         )
     notes = []
     if missing := result.total_lines - result.completed_lines:
         notes.append(
-            f"source '{OUTPUTS}': {missing} of {result.total_lines} lines of run {run_id} have no output, as they failed; "
-            "they are left out."
+            f"source '{OUTPUTS}': {missing} of {result.total_lines} lines of run {run_id} are left out because they "
+            "failed and have no output."
         )
     return PreviousRun(manifest, await _outputs(files, keys), tuple(notes))
 
 
 def refers_to_inputs(inputs_mapping: Mapping[str, Any]) -> bool:
-    """Whether some input is mapped to the data of the previous run, which is read for nothing else."""
+    """Whether an input is mapped to the previous run's data. Only then is that data read."""
     expressions = [parse_expression(value, [INPUTS]) for value in inputs_mapping.values()]
     return any(isinstance(e, ColumnReference) and e.columns for e in expressions)
 
 
 def previous_inputs_url(manifest: Manifest) -> str:
-    """Where the data of a run is.
+    """The URL of a run's data.
 
     Raises:
-        InvalidOptionError: It had none that can be read again.
+        InvalidOptionError: The run has no data that can be read again.
     """
     url = manifest.data.get("data", "-")
     if url == "-":
         why = "came from standard input and was not kept" if "data" in manifest.data else "is not one of its sources"
         raise InvalidOptionError(
-            f"The mapping refers to ${{{INPUTS}.…}}, but the data of run {manifest.run_id!r} {why}. Give the rows as --data, "
+            f"The mapping refers to ${{{INPUTS}.…}}, but the data of run {manifest.run_id!r} {why}. Give the rows with --data, "
             "and map ${data.…}."
         )
     return url
 
 
 def open_previous_inputs(manifest: Manifest) -> Source:
-    """The data of a run, as it was when it ran.
+    """Open the data of a run, unchanged since it ran.
 
     Raises:
-        InvalidOptionError: It had none that can be read again.
-        InvalidUserData: It cannot be read, or is not what it was: its rows would not be those of the outputs.
+        InvalidOptionError: The run has no data that can be read again.
+        InvalidUserData: The data cannot be read, or has changed, so its rows would not match the outputs.
     """
     source = open_source(previous_inputs_url(manifest), name=INPUTS)
     now = Surveyor(source, ()).survey(manifest.options.max_lines_count or None).summary.sha256[:32]
     if now != manifest.fingerprints.get("data:data"):
         raise InvalidUserData(
-            f"Source '{INPUTS}': {source.url} has changed since run {manifest.run_id!r} read it, so its rows are not those of "
-            "the outputs. Run that one again on it, or give the rows that belong to the outputs as --data."
+            f"Source '{INPUTS}': {source.url} has changed since run {manifest.run_id!r} read it, so its rows no longer match "
+            "the outputs. Run that run again, or give the original rows with --data."
         )
     return source
 
@@ -125,7 +125,7 @@ async def _outputs(files: RunFiles, keys: RunKeys) -> Source:
         await files.get_file(keys.outputs, copy)
         here = files.local_path(keys.outputs)
         if here is None:
-            # Workers read images as files, and have no access to the storage.
+            # Workers read images as files; they cannot reach the storage.
             for name in await files.list_names(keys.images):
                 (folder / IMAGES).mkdir(exist_ok=True)
                 await files.get_file(keys.image(name), folder / IMAGES / name)
@@ -138,7 +138,7 @@ async def _outputs(files: RunFiles, keys: RunKeys) -> Source:
 
 
 class _JsonLines:
-    """The rows of an outputs file, read anew by each loop over it."""
+    """The rows of an outputs file; each loop reads it again."""
 
     def __init__(self, path: Path, place: str) -> None:
         self._path = path
@@ -150,4 +150,4 @@ class _JsonLines:
                 try:
                     yield json.loads(line)
                 except (ValueError, RecursionError) as exc:
-                    raise StorageError(f"The outputs at {self._place}, row {number}, are damaged: {exc}.") from exc
+                    raise StorageError(f"The outputs at {self._place} are damaged in row {number}: {exc}.") from exc

@@ -1,8 +1,8 @@
-"""promptflow's own run folders, read for a run that goes on with one of them.
+"""Reads promptflow's own run folders, so that a run can continue one of them.
 
 Source: promptflow-devkit `_sdk/operations/_local_storage_operations.py`, `LocalStorageOperations`: a folder
-`~/.promptflow/.runs/<name>` with a record a line in `flow_artifacts/000000000_000000000.jsonl` (first and last line) and a
-record a node and line in `node_artifacts/<node>/000000000.jsonl`.
+`~/.promptflow/.runs/<name>` with one record per line in `flow_artifacts/000000000_000000000.jsonl` (first and last line), and
+one per node and line in `node_artifacts/<node>/000000000.jsonl`.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ _LINES_FILE = re.compile(r"([0-9]{9,})_([0-9]{9,})\.jsonl")
 
 
 def is_promptflow_run(path: str | Path) -> bool:
-    """Whether a folder is one that promptflow made of a run."""
+    """Whether a folder is a run folder of promptflow."""
     return Path(path, LINES).is_dir()
 
 
 class PromptflowRunStorage(AbstractBatchRunStorage):
-    """A run folder of promptflow, for `resume_from_run_storage` of `BatchEngine.run`; it is never written.
+    """A run folder of promptflow, for `resume_from_run_storage` of `BatchEngine.run`. Read-only.
 
     Args:
-        path: The folder, as `~/.promptflow/.runs/<name>`.
+        path: The folder, such as `~/.promptflow/.runs/<name>`.
 
     Raises:
-        InvalidOptionError: It is no such folder.
+        InvalidOptionError: It is not a run folder.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(absolute(str(path)))
         if not is_promptflow_run(self.path):
-            found = "a folder without it" if self.path.is_dir() else "no folder"
+            found = "a folder without one" if self.path.is_dir() else "no folder"
             raise InvalidOptionError(
-                f"{self.path} is no run folder of promptflow: expected a folder {LINES} in it, found {found}. Give the folder "
-                "of the run, as ~/.promptflow/.runs/<name>."
+                f"{self.path} is not a run folder of promptflow: expected a folder {LINES} in it, found {found}. Give the "
+                "run's folder, such as ~/.promptflow/.runs/<name>."
             )
         self._files = sorted(
             (int(match[1]), int(match[2]), file)
@@ -60,10 +60,10 @@ class PromptflowRunStorage(AbstractBatchRunStorage):
         self._nodes = sorted(folder for folder in self._node_folders() if folder.is_dir())
 
     def load_flow_run_info(self, line_number: int) -> FlowRunInfo | None:
-        """The run of a line; `None` when promptflow never ended it.
+        """The run of a line; `None` if promptflow never finished it.
 
         Raises:
-            StorageError: Its record is damaged.
+            StorageError: The record is damaged.
         """
         single = self._single.get(line_number)
         files = [single] if single else [file for first, last, file in self._files if first <= line_number <= last]
@@ -74,7 +74,7 @@ class PromptflowRunStorage(AbstractBatchRunStorage):
         return found
 
     def load_node_run_info_for_line(self, line_number: int) -> list[RunInfo]:
-        """The node runs of a line; those of the aggregation, which are of no line, are not among them.
+        """The node runs of a line. Those of the aggregation belong to no line.
 
         Raises:
             StorageError: A record is damaged.
@@ -89,7 +89,7 @@ class PromptflowRunStorage(AbstractBatchRunStorage):
         return list(infos.values())
 
     def persist_flow_run(self, run_info: FlowRunInfo) -> NoReturn:
-        """Refused.
+        """Always refused.
 
         Raises:
             StorageError: Always.
@@ -97,7 +97,7 @@ class PromptflowRunStorage(AbstractBatchRunStorage):
         self._refuse()
 
     def persist_node_run(self, run_info: RunInfo) -> NoReturn:
-        """Refused.
+        """Always refused.
 
         Raises:
             StorageError: Always.
@@ -106,7 +106,7 @@ class PromptflowRunStorage(AbstractBatchRunStorage):
 
     def _refuse(self) -> NoReturn:
         raise StorageError(
-            f"{self.path} is a run of promptflow, which is only read. Give it as resume_from_run_storage, not as storage."
+            f"{self.path} is a run folder of promptflow and only read. Give it as resume_from_run_storage, not as storage."
         )
 
     def _node_folders(self) -> list[Path]:
@@ -115,7 +115,7 @@ class PromptflowRunStorage(AbstractBatchRunStorage):
 
 
 def _records(file: Path, line_number: int) -> Iterator[dict[str, Any]]:
-    """The run infos that a file has of a line."""
+    """The run infos of a line in a file."""
     try:
         with file.open(encoding="utf-8") as text:
             for row in text:
@@ -135,5 +135,5 @@ def _parsed(kind: type[Info], run_info: dict[str, Any], file: Path) -> Info:
 
 def _damaged(file: Path, exc: Exception) -> StorageError:
     return StorageError(
-        f"The record {file} of promptflow is damaged: ({type(exc).__name__}) {exc}. Move it away, and its lines are run again."
+        f"The record {file} of promptflow is damaged: ({type(exc).__name__}) {exc}. Move it away; its lines then run again."
     )

@@ -1,4 +1,4 @@
-"""Completed lines of another run, or of a storage that the caller brings, as records of this run."""
+"""Copies completed lines of another run, or of a storage that the caller brings, into the records of this run."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _LINES_A_SEGMENT = 500
 
 
 async def take_over_run(other: RunRecords, into: RunRecords, rerun: Collection[str] = ()) -> int:
-    """Copy the completed lines of another run; whether their inputs are still the same is seen when lines are fed.
+    """Copy the completed lines of another run. Their inputs are compared later, when lines are fed.
 
     Args:
         other: The other run's records.
         into: The records of this run.
-        rerun: Where it names errors, failed lines with other errors are copied, too: they do not run again.
+        rerun: Errors whose lines run again. If it names any, failed lines with other errors are copied too.
 
     Returns:
-        How many were copied.
+        How many lines were copied.
     """
     copier = _Copier(into)
     async for stored, record in other.newest():
@@ -49,20 +49,20 @@ async def take_over_storage(
     into: RunRecords,
     on_other_inputs: Callable[[int], object] = lambda _: None,
 ) -> int:
-    """Copy the completed lines that a storage knows, looked up by line_number.
+    """Copy the completed lines that a storage has, looked up by line_number.
 
     Args:
-        storage: What is asked.
+        storage: Where to look.
         lines: The lines of this run.
         into: The records of this run.
-        on_other_inputs: Called with the number of each completed line that is not copied, since the storage has it with
-            other inputs. Inputs that only one side knows count for nothing.
+        on_other_inputs: Called with the number of each completed line that is not copied because the storage has other
+            inputs for it. Inputs that only one side has are not compared.
 
     Raises:
         StorageError: The storage raised; promptflow's `ResumeCopyError`.
 
     Returns:
-        How many were copied.
+        How many lines were copied.
     """
     copier = _Copier(into)
     for line in lines:
@@ -78,7 +78,7 @@ async def take_over_storage(
         except Exception as exc:
             raise StorageError(
                 f"{type(storage).__name__} could not give line {line.line_number}: ({type(exc).__name__}) {exc}. Nothing was "
-                "run; mend the storage, or start without resume_from_run_storage."
+                "run. Fix the storage, or start without resume_from_run_storage."
             ) from exc
         await copier.add(outcome_of(line, 1, run))
     return await copier.end()
@@ -132,6 +132,6 @@ def _node(info: RunInfo) -> NodeRecord:
 
 
 def _span(plain: dict[str, Any], duration_sec: float) -> Span:
-    """When it began and ended; a storage that does not know gets the time of the copy."""
+    """Start, end and duration. If the storage has no times, the time of the copy stands in."""
     ended = plain["end_time"] or datetime.now(UTC).isoformat()
     return plain["start_time"] or ended, ended, duration_sec

@@ -1,4 +1,4 @@
-"""A group commit for the records of a run: while one segment is being written, new outcomes gather for the next."""
+"""Group commit for a run's records: while one segment is being written, outcomes gather for the next one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class _Group:
-    """Outcomes that become one segment."""
+    """Outcomes that will become one segment."""
 
     def __init__(self) -> None:
         self.outcomes: list[LineOutcome] = []
@@ -23,7 +23,7 @@ class _Group:
 
 
 class RecordWriter:
-    """Writes one segment at a time, so that a slow storage gets fewer, larger segments and does not hold up the lines.
+    """Writes one segment at a time, so that a slow storage gets fewer, larger segments and does not delay lines.
 
     Args:
         records: Where the segments go.
@@ -44,10 +44,10 @@ class RecordWriter:
         self._writing: asyncio.Task[None] | None = None
 
     async def keep(self, outcomes: Sequence[LineOutcome]) -> None:
-        """Write outcomes; they are safe when this returns.
+        """Write outcomes. Once this returns, they are safe.
 
         Raises:
-            BatchflowException: They may not be safe; `failed` has had the same error.
+            BatchflowException: They are perhaps not safe. `failed` got the same error.
         """
         self._gathering.outcomes.extend(outcomes)
         written = self._gathering.written
@@ -56,7 +56,7 @@ class RecordWriter:
         await asyncio.shield(written)
 
     async def wait(self, limit_sec: float) -> None:
-        """Wait, for a bounded time, until nothing is being written."""
+        """Wait until nothing is being written, at most this long."""
         if self._writing is not None:
             await asyncio.wait({self._writing}, timeout=limit_sec)
 
@@ -66,12 +66,12 @@ class RecordWriter:
             try:
                 await self._records.append(group.outcomes)
                 self._kept(group.outcomes)
-            except Exception as exc:  # noqa: BLE001 - everyone who waits for the group must hear of it
+            except Exception as exc:  # noqa: BLE001 - all waiters of the group must get it
                 failure = (
                     exc if isinstance(exc, BatchflowException) else UnexpectedError(f"({type(exc).__name__}) {exc}")
                 )
                 self._failed(failure)
                 group.written.set_exception(failure)
-                group.written.exception()  # marks it as seen: every line of the group may have been canceled
+                group.written.exception()  # marks it as seen: perhaps all lines of the group were canceled
             else:
                 group.written.set_result(None)

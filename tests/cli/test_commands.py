@@ -156,7 +156,7 @@ def test_help_imports_neither_prefect_nor_pydantic() -> None:
         (["run", "{flow}", "--data", "{data}", "--run-id", "../x"], "is not valid. Use 1 to 128"),
         (["run", "{flow}", "--run", "a/b"], "is not valid. Use 1 to 128"),
         (["run", "{flow}", "--data", "{data}", "--resume-from", "a b"], "is not valid. Use 1 to 128"),
-        (["run", "{flow}", "--data", "{data}", "--resume-from", "a/b"], "is no run folder of promptflow"),
+        (["run", "{flow}", "--data", "{data}", "--resume-from", "a/b"], "is not a run folder of promptflow"),
         (["run", "{flow}", "--data", "{data}", "--worker", "3"], "Did you mean --workers?"),
         (["run", "{flow}", "--data", "{data}", "--workers", "0"], "--workers"),
         (["run", "{flow}", "--data", "{data}", "--workers", "many"], "--workers"),
@@ -309,7 +309,7 @@ def test_a_run_is_built_on_another_and_resumed_with_it(
     missing = batchflow("run", flow, "--run", "bose", "--map", "text=${run.outputs.output}")
 
     assert (chained.status, resumed.status) == (0, 0)
-    assert "1 of 3 lines of run base have no output" in chained.out.replace("\n  ", " ")
+    assert "1 of 3 lines of run base are left out" in chained.out.replace("\n  ", " ")
     assert [json.loads(line) for line in (storage / "on-base" / "outputs.jsonl").read_text().splitlines()] == [
         {"line_number": 0, "output": "AA"},
         {"line_number": 2, "output": "CC"},
@@ -608,7 +608,7 @@ def test_a_signal_gives_what_was_done_and_the_run_can_go_on(
     assert document["next_commands"][0] == "batchflow resume r1"
     assert "Traceback" not in err
     assert status_meanwhile == "Running"
-    assert (in_use.status, "is running already" in in_use.err) == (2, True)
+    assert (in_use.status, "is already running" in in_use.err) == (2, True)
 
 
 def test_on_a_terminal_the_run_is_drawn_and_then_shown(

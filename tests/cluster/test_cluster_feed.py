@@ -212,7 +212,7 @@ class TestRefusals:
         async with a_run(storage_url=str(tmp_path / "elsewhere")) as run:
             await run.run(0)
         assert isinstance(run.failures[0], StorageError)
-        assert "does not see what the run wrote" in str(run.failures[0])
+        assert "does not see the run's file" in str(run.failures[0])
 
     async def test_a_flow_that_is_not_there(self, a_run: Callable[..., Any], tmp_path: Path) -> None:
         async with a_run() as run:

@@ -251,7 +251,7 @@ def test_a_connection_chosen_for_a_node_is_part_of_the_run(flow: Path, tmp_path:
     assert run(node_connections={"a": {"c": "their"}}).completed_lines == 1
     with pytest.raises(RunChangedError, match="the choice of connections for nodes changed"):
         run(node_connections={"a": {"c": "my"}})
-    with pytest.raises(RunChangedError, match="the choice of connections for nodes is no longer there"):
+    with pytest.raises(RunChangedError, match="the choice of connections for nodes is gone"):
         run()
 
 

@@ -125,7 +125,7 @@ def test_a_second_start_of_a_running_run_is_refused(
         status = run.ended(first)
 
     assert refused == 2
-    assert f"is running already by process {first.pid}" in (tmp_path / "log").read_text()
+    assert f"is already running by process {first.pid}" in (tmp_path / "log").read_text()
     assert listed == 0
     assert "Running" in capsys.readouterr().out
     assert status == 0, (tmp_path / "log").read_text()

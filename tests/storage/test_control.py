@@ -113,7 +113,7 @@ class TestOtherStorages:
     ) -> None:
         elsewhere = RunStorageBlock(url=str(tmp_path / "elsewhere"))
         async with Driver(files, KEYS, 1) as driver:
-            with pytest.raises(StorageError, match=r"does not see what the run wrote.*nothing is there.*shared disk"):
+            with pytest.raises(StorageError, match=r"does not see the run's file.*there is no such file.*shared disk"):
                 await follower_of(driver, elsewhere).look()
 
     async def test_a_folder_of_the_same_name_is_not_taken_for_it(self, files: RunStorageBlock) -> None:

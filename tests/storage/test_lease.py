@@ -68,7 +68,7 @@ class TestEveryStorage:
     ) -> None:
         async with Lease(files, keys):
             with pytest.raises(
-                RunInUseError, match=rf"'run-1' is running already by process {os.getpid()} on"
+                RunInUseError, match=rf"'run-1' is already running by process {os.getpid()} on"
             ) as caught:
                 async with Lease(files, keys):
                     pass

@@ -65,7 +65,7 @@ class TestKeeping:
         assert await read_manifest(files, keys) is None
 
     async def test_a_missing_run_is_told_with_runs_that_are_there(self, files: RunStorageBlock, keys: RunKeys) -> None:
-        with pytest.raises(RunNotFoundError, match="It holds no runs") as caught:
+        with pytest.raises(RunNotFoundError, match="The storage has no runs") as caught:
             await require_manifest(files, keys)
         assert files.location() in str(caught.value)
 
@@ -99,7 +99,7 @@ class TestKeeping:
     ) -> None:
         await files.write_path(keys.manifest, manifest_of(format=9).model_dump_json().encode())
 
-        with pytest.raises(StorageError, match="format 9; this version reads 1"):
+        with pytest.raises(StorageError, match="format 9; this version reads format 1"):
             await read_manifest(files, keys)
 
     async def test_cannot_tell_is_never_absent(
@@ -132,8 +132,8 @@ class TestChanges:
             ),
             ({"inputs_mapping": "a"}, {"inputs_mapping": "b"}, ["the inputs_mapping changed"]),
             ({"data:data": "a"}, {"data:data": "b"}, ["the data of source 'data' changed"]),
-            ({}, {"data:run.outputs": "b"}, ["the data of source 'run.outputs' was not there"]),
-            ({"data:data": "a"}, {}, ["the data of source 'data' is no longer there"]),
+            ({}, {"data:run.outputs": "b"}, ["the data of source 'run.outputs' is new"]),
+            ({"data:data": "a"}, {}, ["the data of source 'data' is gone"]),
         ],
         ids=["nothing", "flow and init", "mapping", "data", "a new source", "a lost source"],
     )

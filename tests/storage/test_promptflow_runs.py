@@ -111,7 +111,7 @@ def test_a_run_of_promptflow_is_only_read() -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "found"), [("flow", "found a folder without it"), ("nothing", "found no folder")], ids=["other", "none"]
+    ("place", "found"), [("flow", "found a folder without one"), ("nothing", "found no folder")], ids=["other", "none"]
 )
 def test_another_folder_is_none(place: str, found: str) -> None:
     assert not is_promptflow_run(RECORDED / place)
