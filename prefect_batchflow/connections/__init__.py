@@ -1,1 +1,1 @@
-"""Connections: what a flow needs to reach a service, by name; plain values of promptflow's types."""
+"""Connections: plain values, by name, with which a flow reaches services; promptflow's types."""

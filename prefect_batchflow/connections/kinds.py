@@ -149,15 +149,6 @@ class OpenAIConnection(Connection):
         super().__init__(configs=configs, secrets={"api_key": api_key}, **kwargs)
 
 
-class ServerlessConnection(Connection):
-    """A model's serverless endpoint."""
-
-    TYPE = "Serverless"
-
-    def __init__(self, api_key: str, api_base: str, **kwargs: Any) -> None:
-        super().__init__(configs={"api_base": api_base}, secrets={"api_key": api_key}, **kwargs)
-
-
 class SerpConnection(Connection):
     """SerpAPI, a web search."""
 
@@ -167,20 +158,26 @@ class SerpConnection(Connection):
         super().__init__(secrets={"api_key": api_key}, **kwargs)
 
 
-class _EmbeddingStoreConnection(Connection):
-    """A vector database."""
+class _AddressConnection(Connection):
+    """A service with an address and a key."""
 
     def __init__(self, api_key: str, api_base: str, **kwargs: Any) -> None:
         super().__init__(configs={"api_base": api_base}, secrets={"api_key": api_key}, **kwargs)
 
 
-class QdrantConnection(_EmbeddingStoreConnection):
+class ServerlessConnection(_AddressConnection):
+    """A model's serverless endpoint."""
+
+    TYPE = "Serverless"
+
+
+class QdrantConnection(_AddressConnection):
     """A Qdrant vector database."""
 
     TYPE = "Qdrant"
 
 
-class WeaviateConnection(_EmbeddingStoreConnection):
+class WeaviateConnection(_AddressConnection):
     """A Weaviate vector database."""
 
     TYPE = "Weaviate"

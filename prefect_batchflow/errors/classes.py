@@ -44,69 +44,38 @@ INFO_KEY: Final = "error_class"
 """The key of the class in an error dictionary's facts about the exception."""
 
 _OF_CODES: Final[Mapping[str, ErrorClass]] = {
-    **dict.fromkeys(("RateLimitError",), ErrorClass.RATE_LIMIT),
-    **dict.fromkeys(("APIConnectionError", "InternalServerError", "ConflictError"), ErrorClass.TRANSIENT),
-    **dict.fromkeys(("APITimeoutError", "LineExecutionTimeoutError"), ErrorClass.TIMEOUT),
-    **dict.fromkeys(("ProcessCrashError",), ErrorClass.CRASH),
-    **dict.fromkeys(("LineOutOfMemoryError",), ErrorClass.OUT_OF_MEMORY),
-    **dict.fromkeys(
-        (
-            "InputMappingError",
-            "InputNotFound",
-            "InputParseError",
-            "InputTypeError",
-            "InvalidImageInput",
-            "InvalidUserData",
-            "LoadMultimediaDataError",
-        ),
-        ErrorClass.BAD_INPUT,
-    ),
-    **dict.fromkeys(
-        (
-            "APIResponseValidationError",
-            "AuthenticationError",
-            "BadRequestError",
-            "NotFoundError",
-            "PermissionDeniedError",
-            "UnprocessableEntityError",
-        ),
-        ErrorClass.REFUSED,
-    ),
+    code: kind
+    for kind, codes in {
+        ErrorClass.RATE_LIMIT: "RateLimitError",
+        ErrorClass.TRANSIENT: "APIConnectionError InternalServerError ConflictError",
+        ErrorClass.TIMEOUT: "APITimeoutError LineExecutionTimeoutError",
+        ErrorClass.CRASH: "ProcessCrashError",
+        ErrorClass.OUT_OF_MEMORY: "LineOutOfMemoryError",
+        ErrorClass.BAD_INPUT: "InputMappingError InputNotFound InputParseError InputTypeError InvalidImageInput "
+        "InvalidUserData LoadMultimediaDataError",
+        ErrorClass.REFUSED: "APIResponseValidationError AuthenticationError BadRequestError NotFoundError "
+        "PermissionDeniedError UnprocessableEntityError",
+    }.items()
+    for code in codes.split()
 }
 """Codes of this package and of promptflow; the innermost code in this table counts."""
 
 _OF_EXCEPTIONS: Final[Mapping[str, ErrorClass]] = {
-    "builtins.ConnectionError": ErrorClass.TRANSIENT,
-    "builtins.MemoryError": ErrorClass.OUT_OF_MEMORY,
-    "builtins.TimeoutError": ErrorClass.TIMEOUT,
-    "subprocess.TimeoutExpired": ErrorClass.TIMEOUT,
-    "http.IncompleteRead": ErrorClass.TRANSIENT,
-    "socket.gaierror": ErrorClass.TRANSIENT,
-    "ssl.SSLEOFError": ErrorClass.TRANSIENT,
-    "openai.RateLimitError": ErrorClass.RATE_LIMIT,
-    "openai.APITimeoutError": ErrorClass.TIMEOUT,
-    "openai.APIConnectionError": ErrorClass.TRANSIENT,
-    "openai.InternalServerError": ErrorClass.TRANSIENT,
-    "anthropic.APITimeoutError": ErrorClass.TIMEOUT,
-    "anthropic.APIConnectionError": ErrorClass.TRANSIENT,
-    "httpx.TimeoutException": ErrorClass.TIMEOUT,
-    "httpx.NetworkError": ErrorClass.TRANSIENT,
-    "httpx.RemoteProtocolError": ErrorClass.TRANSIENT,
-    "httpx.ProxyError": ErrorClass.TRANSIENT,
-    "httpcore.TimeoutException": ErrorClass.TIMEOUT,
-    "httpcore.NetworkError": ErrorClass.TRANSIENT,
-    "httpcore.RemoteProtocolError": ErrorClass.TRANSIENT,
-    "requests.ConnectTimeout": ErrorClass.TIMEOUT,
-    "requests.Timeout": ErrorClass.TIMEOUT,
-    "requests.SSLError": ErrorClass.USER_CODE,  # a ConnectionError, but a certificate does not change
-    "aiohttp.ServerFingerprintMismatch": ErrorClass.USER_CODE,  # the same
-    "requests.ConnectionError": ErrorClass.TRANSIENT,
-    "requests.ChunkedEncodingError": ErrorClass.TRANSIENT,
-    "urllib3.TimeoutError": ErrorClass.TIMEOUT,
-    "urllib3.ProtocolError": ErrorClass.TRANSIENT,
-    "urllib3.NewConnectionError": ErrorClass.TRANSIENT,
-    "aiohttp.ClientConnectionError": ErrorClass.TRANSIENT,
-    "aiohttp.ClientPayloadError": ErrorClass.TRANSIENT,
+    name: kind
+    for kind, names in {
+        ErrorClass.OUT_OF_MEMORY: "builtins.MemoryError",
+        ErrorClass.RATE_LIMIT: "openai.RateLimitError",
+        ErrorClass.TIMEOUT: "builtins.TimeoutError subprocess.TimeoutExpired openai.APITimeoutError anthropic.APITimeoutError "
+        "httpx.TimeoutException httpcore.TimeoutException requests.ConnectTimeout requests.Timeout urllib3.TimeoutError",
+        ErrorClass.TRANSIENT: "builtins.ConnectionError http.IncompleteRead socket.gaierror ssl.SSLEOFError "
+        "openai.APIConnectionError openai.InternalServerError anthropic.APIConnectionError "
+        "httpx.NetworkError httpx.RemoteProtocolError httpx.ProxyError httpcore.NetworkError httpcore.RemoteProtocolError "
+        "requests.ConnectionError requests.ChunkedEncodingError urllib3.ProtocolError urllib3.NewConnectionError "
+        "aiohttp.ClientConnectionError aiohttp.ClientPayloadError",
+        # Connection errors by their base class, but a certificate does not change.
+        ErrorClass.USER_CODE: "requests.SSLError aiohttp.ServerFingerprintMismatch",
+    }.items()
+    for name in names.split()
 }
 """Exceptions by `package.Name`; the first base class in this table counts."""
 
@@ -125,7 +94,7 @@ def class_of_exception(exc: BaseException) -> ErrorClass:
         for cause in _causes(exc):
             if (found := _class_of(cause)) is not None:
                 return found
-    except Exception:  # noqa: BLE001 - attributes of a user's class may raise, and be anything
+    except Exception:  # noqa: BLE001 - attributes of a user's class can raise, and be anything
         return ErrorClass.USER_CODE
     return ErrorClass.USER_CODE
 

@@ -50,7 +50,7 @@ def wait_asked_by(exc: BaseException) -> float | None:
             if (asked := _asked_by(cause)) is not None:
                 return asked
             cause = cause.__cause__
-    except Exception:  # noqa: BLE001 - attributes of a user's class may raise, and be anything
+    except Exception:  # noqa: BLE001 - attributes of a user's class can raise, and be anything
         return None
     return None
 

@@ -1,1 +1,1 @@
-"""What a run, a line and a node gave: records, their tally, and promptflow's result models."""
+"""Results of a run, a line and a node: records, their tally, and promptflow's result models."""

@@ -130,13 +130,8 @@ def answer_of(response: Any, api: Api, *, whole_message: bool = False) -> Any:
             return choice.message.model_dump()
         content, reason = choice.message.content if api == "chat" else choice.text, choice.finish_reason
     if not content and reason == "content_filter":
-        raise ContentFilterError(
-            "The service's content filter removed the whole answer. Change the prompt, or the filter of the "
-            "deployment.",
-            target="Tool",
-            status=200,
-            retry_after_sec=None,
-        )
+        text = "The service's content filter removed the whole answer. Change the prompt, or the deployment's filter."
+        raise ContentFilterError(text, target="Tool", status=200, retry_after_sec=None)
     return content
 
 
@@ -218,12 +213,10 @@ def _classified(openai: ModuleType, exc: Exception) -> OpenAIError | None:
         cause = exc.__cause__ if isinstance(exc, openai.APIConnectionError) and exc.__cause__ else exc
         name = type(cause).__name__
         timed_out = isinstance(exc, openai.APITimeoutError)
-        text = str(cause) or name
-        place = _address(exc)
+        service = f"service{_address(exc)}"
+        what = f"The {service} did not answer in time" if timed_out else f"The connection to the {service} failed"
         return (APITimeoutError if timed_out else APIConnectionError)(
-            f"The service{place} did not answer in time: {text}"
-            if timed_out
-            else f"The connection to the service{place} failed: {text}",
+            f"{what}: {str(cause) or name}",
             target="Tool",
             status=None,
             retry_after_sec=None,
@@ -233,12 +226,8 @@ def _classified(openai: ModuleType, exc: Exception) -> OpenAIError | None:
     if isinstance(exc, openai.APIError):  # an error in the middle of a stream, or an unknown form of answer
         return _error_of_body(exc.body, f"The service stopped with an error: {exc.message}", 200)
     if isinstance(exc, json.JSONDecodeError):
-        return APIResponseValidationError(
-            f"The service's response is not JSON: {exc}. Check the connection's address.",
-            target="Tool",
-            status=200,
-            retry_after_sec=None,
-        )
+        text = f"The service's response is not JSON: {exc}. Check the connection's address."
+        return APIResponseValidationError(text, target="Tool", status=200, retry_after_sec=None)
     return None
 
 
