@@ -273,7 +273,7 @@ def test_a_run_file_chooses_connections_and_a_resume_keeps_them(
     options = ["--storage", str(tmp_path / "runs"), "--workers", "1"]
 
     written = main(["run", "--file", str(file), "--run-id", "written", "--limit", "1", *options])
-    typed = main(["run", "--file", str(file), "--run-id", "typed", "--connections", "a.c=others", *options])
+    typed = main(["run", "--file", str(file), "--run-id", "typed", "--node-connections", "a.c=others", *options])
     again = capsys.readouterr().out
     resumed = main(["resume", "typed", *options])
 
