@@ -39,7 +39,7 @@ text, .strong { fill: #e6edf3 } .muted { fill: #9198a1 }
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar: the median of its values, and a thin line from the least to the most."""
+    """One bar: the median of its values, and a thin line from the lowest to the highest."""
 
     label: str
     values: Sequence[float]
@@ -48,7 +48,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Mark:
-    """A value that bars are read against."""
+    """A reference line for the bars."""
 
     value: float
     text: str
@@ -64,11 +64,11 @@ class Bars:
 
     @property
     def height(self) -> float:
-        """Of the panel, without space around it."""
+        """The panel's height, without space around it."""
         return 24 + BAR_STEP * len(self.bars) + (16 if self.mark else 4)
 
     def draw(self, top: float) -> list[str]:
-        """Its elements, from `top` down."""
+        """The panel's elements, from `top` down."""
         most = max([max(bar.values) for bar in self.bars] + ([self.mark.value] if self.mark else []))
         left, scale = MARGIN + LABEL_WIDTH, (WIDTH - 2 * MARGIN - LABEL_WIDTH - VALUE_WIDTH) / (most or 1)
         bottom = top + 24 + BAR_STEP * len(self.bars)
@@ -110,15 +110,15 @@ class Lines:
     series: Sequence[Series]
     x_text: Callable[[float], str]
     is_log: bool = False
-    """Whether y is logarithmic, too."""
+    """Whether y is logarithmic too."""
 
     @property
     def height(self) -> float:
-        """Of the panel, without space around it."""
+        """The panel's height, without space around it."""
         return 24 + PLOT_HEIGHT + 24
 
     def draw(self, top: float) -> list[str]:
-        """Its elements, from `top` down."""
+        """The panel's elements, from `top` down."""
         xs = sorted({x for series in self.series for x, _ in series.points})
         ys = [y for series in self.series for _, y in series.points]
         left, right = MARGIN + 60, WIDTH - MARGIN - LABEL_WIDTH
@@ -168,26 +168,26 @@ def chart(title: str, panels: Sequence[Bars | Lines], notes: Sequence[str]) -> s
 
 
 def figure_text(value: float) -> str:
-    """Three figures that count, or all before the point."""
+    """Three significant digits, or all digits before the point."""
     if value == 0 or value >= 100:
         return f"{value:,.0f}"
     return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}"
 
 
 def round_steps(most: float) -> list[float]:
-    """Ticks from 0 over `most`, four or so, at round numbers."""
+    """About four ticks from 0 to above `most`, at round numbers."""
     power = 10 ** math.floor(math.log10(most / 4 or 1))
     step = next(step * power for step in (1, 2, 5, 10) if step * power * 4 >= most * 0.8)
     return [step * number for number in range(math.ceil(most / step) + 1)]
 
 
 def decades(least: float, most: float) -> list[float]:
-    """Powers of ten that have both between them."""
+    """Powers of ten around both."""
     return [10.0**power for power in range(math.floor(math.log10(least)), math.ceil(math.log10(most)) + 1)]
 
 
 def spaced(places: Sequence[float], apart: float) -> list[float]:
-    """The places, moved down where two are nearer than `apart`."""
+    """The positions, moved down where two are closer than `apart`."""
     moved = list(places)
     order = sorted(range(len(places)), key=lambda number: places[number])
     for before, after in pairwise(order):

@@ -1,10 +1,10 @@
-"""The same lines by process workers, by Dask and by Ray: seconds, and whether the outputs are the same bytes.
+"""The same lines with process workers, Dask and Ray: seconds, and whether the outputs are identical.
 
     python benchmarks/cluster.py --lines 20000 --workers 2
 
-A trivial flow (`flows/trivial`), each contender a process of its own with the same Prefect server. The clock spans the call of
-`run()`, the connection to the cluster included; the start of a cluster only where no address is given. Exits with 1 when the
-outputs differ, or a line did not complete.
+Each contender runs `flows/trivial` in a process of its own, with the same Prefect server. The clock covers the call of `run()`
+and the connection to the cluster. It covers the start of a cluster only without an address. Exit status 1 if the outputs
+differ or a line did not complete.
 """
 
 from __future__ import annotations
@@ -42,16 +42,14 @@ if __name__ == "__main__":
 
 
 def main() -> int:
-    """Run each, print times and the comparison; 1 when they differ."""
+    """Run each contender, print the times and the comparison; 1 if the outputs differ."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--lines", type=int, default=20_000)
-    parser.add_argument("--workers", type=int, default=2, help="lines at once, of all contenders")
+    parser.add_argument("--workers", type=int, default=2, help="lines at once, for all contenders")
     parser.add_argument("--contenders", default="local,dask,ray")
-    parser.add_argument(
-        "--dask-address", default="", help="a scheduler that runs; otherwise one is started for the run"
-    )
+    parser.add_argument("--dask-address", default="", help="a running scheduler; by default one is started for the run")
     parser.add_argument("--ray-address", default="", help="the same for Ray")
-    parser.add_argument("--api-url", default="", help="a Prefect server that runs; otherwise one is started")
+    parser.add_argument("--api-url", default="", help="a running Prefect server; by default one is started")
     given = parser.parse_args()
     addresses = {"dask": given.dask_address, "ray": given.ray_address}
     print(f"{' '.join(sys.argv)}\n{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}")

@@ -1,11 +1,11 @@
-"""Programs run against their tests, a line each, with hard limits: is each of many thousand lines what it must be?
+"""Programs run against their tests, one per line, with hard limits: is each of many thousand lines right?
 
     python benchmarks/code_eval.py --data HumanEval.jsonl.gz --times 100
     python benchmarks/code_eval.py --data HumanEval.jsonl.gz --times 100 --spoiled
 
-Runs `flows/code_eval` over a file of HumanEval's form, as often as said, in chunks. Spoiled, five programs of each time
-through are others: one loops for ever, one crashes, one exits, one raises, one eats memory. Exits with 1 when a line is not
-what it must be.
+Runs `flows/code_eval` over a file in HumanEval's format, `--times` times, in chunks. With `--spoiled`, five programs of each
+round are bad: one loops forever, one crashes, one exits, one raises, one uses too much memory. Exit status 1 if a line is not
+as expected.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ SPOILED = {
     "    raise KeyError('spoiled')\n": "ScriptExecutionError",
     "    eaten = []\n    while True:\n        eaten.append(bytearray(1 << 20))\n": "LineOutOfMemoryError",
 }
-"""The body of a program that goes wrong, to the code that its line must fail with."""
+"""The body of a bad program, to the error code that its line must have."""
 
 
 def problems(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file, also of one that is gzipped."""
+    """The rows of a file, gzipped or not."""
     text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     return [json.loads(line) for line in text.splitlines()]
 
 
 def spoiled(rows: list[dict[str, Any]], at_time: int) -> tuple[list[dict[str, Any]], dict[int, str]]:
-    """The rows with five of them spoiled, others each time, and what these must fail with, by index."""
+    """The rows with five of them spoiled, other ones each round, and the expected error codes by index."""
     rows, codes = list(rows), {}
     for index, (body, code) in enumerate(SPOILED.items()):
-        # Spread over the rows, and over all of them in time.
+        # Spread over the rows; with enough rounds, all rows get their turn.
         row = (index * len(rows) // len(SPOILED) + at_time) % len(rows)
         rows[row] = {**rows[row], "canonical_solution": body}
         codes[row] = code
@@ -51,13 +51,13 @@ def spoiled(rows: list[dict[str, Any]], at_time: int) -> tuple[list[dict[str, An
 
 
 def main() -> int:
-    """Run, compare and print; 1 when something is off."""
+    """Run, compare and print; 1 if something is wrong."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--times", type=int, default=1, help="how often each problem is run")
-    parser.add_argument("--spoiled", action="store_true", help="let five programs of each time go wrong")
+    parser.add_argument("--times", type=int, default=1, help="how often each problem runs")
+    parser.add_argument("--spoiled", action="store_true", help="replace five programs of each round by bad ones")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--line-timeout", type=float, default=10.0, help="seconds; more than a right program takes")
+    parser.add_argument("--line-timeout", type=float, default=10.0, help="seconds; more than a correct program needs")
     parser.add_argument("--line-memory-mb", type=int, default=512)
     given = parser.parse_args()
     rows = problems(given.data)

@@ -1,8 +1,8 @@
-"""Lines that compute, about 20 ms of pure Python each: how near each engine comes to what the machine can do.
+"""Lines that compute, about 20 ms of pure Python each: how close each engine comes to the machine's limit.
 
     python benchmarks/computing.py --full
 
-The ideal is measured too, in each round: the same function in plain loops, in as many processes as there are workers.
+Each round also measures the ideal: the same function in plain loops, in as many processes as there are workers.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FULL = Preset([Group(ALL, [1_000])], rounds=5)
 
 
 def of_ideal(results: Results) -> Callable[[Measurement], float | None]:
-    """How many times as long as the ideal of its round a measurement took."""
+    """The time of a measurement, divided by the ideal of its round."""
 
     def ratio(measurement: Measurement) -> float | None:
         ideals = (m for m in results.good if m["contender"] == IDEAL and is_pair(m, measurement))
@@ -35,7 +35,7 @@ def of_ideal(results: Results) -> Callable[[Measurement], float | None]:
 
 
 def main() -> int:
-    """Measure, and print ms a line, and ratios to the ideal."""
+    """Measure, and print ms per line and the ratios to the ideal."""
     given = command_line(__doc__, QUICK, FULL)
     results = measure_all(NAME, given, Work("computing"))
     return results.tell(

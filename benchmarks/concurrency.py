@@ -1,9 +1,9 @@
-"""Lines that wait, as for a model's answer: how near each engine comes to lines x wait / lines at once.
+"""Lines that wait, as for a model's answer: how close each engine comes to lines x wait / lines at once.
 
     python benchmarks/concurrency.py --full
 
-`auto`, `bare` and `inspect` run async code on an event loop; `map` sync code on threads; `promptflow`, and `processes`,
-which is this package, the same sync code in a process a line at a time.
+`auto`, `bare` and `inspect` run async code on an event loop. `map` runs sync code on threads. `promptflow` and `processes`
+(this package) run the same sync code in processes, one line at a time each.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ FULL = Preset([Group(THREADS_AND_LOOPS, [2_000], [16, 64, 200]), Group(PROCESSES
 
 
 def of_ideal(results: Results) -> Callable[[Measurement], float]:
-    """How many times as long as the ideal a measurement took."""
+    """The time of a measurement, divided by the ideal."""
     wait_sec = results.facts["wait_sec"]
     return lambda m: float(m["seconds"] / (m["lines"] * wait_sec / m["at_once"]))
 
 
 def main() -> int:
-    """Measure, and print seconds, and ratios to the ideal."""
+    """Measure, and print seconds and the ratios to the ideal."""
     wait = {"type": float, "default": 0.5, "help": "seconds a line waits; default: 0.5"}
     given = command_line(__doc__, QUICK, FULL, ("--wait-sec", wait))
     work = Work("waiting", dict.fromkeys(ON_EVENT_LOOP, "waiting_async"), {"BENCH_WAIT_SEC": str(given.wait_sec)})

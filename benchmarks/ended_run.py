@@ -1,4 +1,4 @@
-"""A run in a scratch folder, and what its files say: for benchmarks that look at every line."""
+"""A run in a scratch folder and the contents of its files, for benchmarks that check every line."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EndedRun:
-    """What a run came to."""
+    """A run that has ended."""
 
     result: BatchResult
     seconds: float
-    """From the call of `run()` to its end."""
+    """Seconds that the call of `run()` took."""
     outputs: list[dict[str, Any]]
     """The rows of `output.jsonl`."""
     failed: list[dict[str, Any]]
@@ -37,7 +37,7 @@ def run_in(folder: Path, flow: str, rows: Iterable[dict[str, Any]], **options: A
     """Run a flow over rows, with everything it writes in this folder.
 
     Args:
-        folder: It is there, and goes with its contents when the caller is done.
+        folder: An existing folder, which the caller removes.
         flow: What `BatchEngine` takes.
         rows: The data.
         options: Those of `BatchEngine`.

@@ -1,4 +1,4 @@
-"""All benchmarks one after the other, then the numbers to reach and the charts.
+"""All benchmarks one after the other, then the goals and the charts.
 
 python benchmarks/everything.py
 python benchmarks/everything.py --full --results benchmarks/results --plots docs/images
@@ -18,9 +18,9 @@ HERE = Path(__file__).resolve().parent
 
 
 def main() -> int:
-    """Run them, each in a process of its own; 1 when one of them failed."""
+    """Run each in a process of its own; 1 if one failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="the full sizes, hours; a quick look otherwise")
+    parser.add_argument("--full", action="store_true", help="the full sizes, which take hours; a quick look by default")
     parser.add_argument("--results", type=Path, default=CACHE / "results", help="default: %(default)s")
     parser.add_argument("--plots", type=Path, default=CACHE / "plots", help="default: %(default)s")
     given = parser.parse_args()

@@ -1,10 +1,9 @@
-"""A run of which four lines in a hundred go wrong, each in another way: does every line end as it must, and in time?
+"""A run with four bad lines in a hundred, each bad in its own way: does every line end as it must, and in time?
 
     python benchmarks/faulty_lines.py --lines 10000
 
-One line in a hundred hangs, one crashes, one raises, one is killed by the system: every second of these by SIGKILL, the others
-for their memory. Exits with 1 when a line fails that must not, or in another class, or when the run takes longer than its
-limits allow.
+Of each hundred lines, one hangs, one crashes, one raises, and one is killed: by SIGKILL or, every second time, for its memory.
+Exit status 1 if a wrong line fails, if a class is wrong, or if the run takes longer than its limits allow.
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ CODES = {
     "kill": "ProcessCrashError",
     "memory": "LineOutOfMemoryError",
 }
-"""A fault to the code that its line must fail with."""
+"""A fault to the error code that its line must have."""
 EVERY = 100
 AT_REST_SEC = 30.0
-"""What a run may take beside its lines: the server, the first worker, the report."""
+"""Seconds that a run can take besides its lines: the server, the first worker, the report."""
 LINE_SEC = 0.01
-"""What a line that does nothing may take."""
+"""Seconds that a line can take when it does nothing."""
 RESTART_SEC = 1.0
-"""What a line may take that costs its worker: its end, a new one that loads the flow, and for its memory the filling of it."""
+"""Seconds that a line can take when it loses its worker: the worker's end, a new one, and the time to fill the memory."""
 
 
 def fault_of(number: int) -> str:
@@ -46,7 +45,7 @@ def fault_of(number: int) -> str:
 
 
 def main() -> int:
-    """Run, compare and print; 1 when something is off."""
+    """Run, compare and print; 1 if something is wrong."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--lines", type=int, default=10_000)
     parser.add_argument("--workers", type=int, default=2)

@@ -1,4 +1,4 @@
-"""How long until the first line runs, from the call of `run()`: loading the flow, checking the data, starting workers.
+"""The time from the call of `run()` until the first line runs: loading the flow, checking the data, starting workers.
 
 python benchmarks/first_line.py --full
 """

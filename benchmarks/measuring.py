@@ -1,4 +1,4 @@
-"""What all benchmarks share: the contenders, the command line, and one measurement after the other on one settled server."""
+"""The contenders, the command line, and measurements one after the other on one settled server: for all benchmarks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).resolve().parent
 WARM_UP_LINES = 20
 LIMIT_SEC, LIMIT_SEC_A_LINE = 120.0, 0.1
-"""How long a measurement, and after it the server, may take before it is given up."""
+"""Seconds that a measurement can take, and the server after it, before it is given up."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Contender:
 
     script: str
     granularity: str = ""
-    """Given to our engine."""
+    """The granularity of our engine."""
     task_run_a_line: bool = False
-    """Otherwise only the contender knows how many task runs it makes."""
+    """Whether it makes one task run per line; otherwise only the contender knows how many it makes."""
 
 
 CONTENDERS = {
@@ -59,7 +59,7 @@ CONTENDERS = {
 
 @dataclass(frozen=True)
 class Cell:
-    """What is measured once a round."""
+    """One measurement of each round."""
 
     contender: str
     lines: int
@@ -81,7 +81,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Preset:
-    """What a benchmark measures unless its command line says otherwise."""
+    """The default measurements of a benchmark."""
 
     groups: Sequence[Group]
     rounds: int
@@ -94,18 +94,18 @@ class Work:
     flow: str = "trivial"
     """A folder of `flows/`."""
     flows: Mapping[str, str] = field(default_factory=dict)
-    """By contender, where it is another."""
+    """Other flow folders, by contender."""
     env: Mapping[str, str] = field(default_factory=dict)
-    """What the flow reads."""
+    """Environment variables that the flow reads."""
     sampled: bool = False
-    """Whether memory is looked at while lines run, which takes some processor time."""
+    """Whether to sample the memory while lines run, which takes some processor time."""
     failing: int = 0
     """How many lines at the end of the data fail."""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What all measurements of one run share."""
+    """The server and the folders of all measurements."""
 
     work: Work
     scratch: Path
@@ -113,7 +113,7 @@ class Bench:
     server: Server
 
     def measure(self, cell: Cell, round_number: int, *, run_id: str = "") -> Measurement:
-        """Run one contender, and wait until the server has settled; a contender that fails is a measurement, too."""
+        """Run one contender, and wait until the server has settled; a contender that fails is a measurement too."""
         limit_sec = LIMIT_SEC + LIMIT_SEC_A_LINE * cell.lines
         contender, before = CONTENDERS[cell.contender], self.server.load()
         measured: Measurement = {**asdict(cell), "round": round_number}
@@ -179,7 +179,7 @@ class Bench:
 
 
 def _wait(process: subprocess.Popen[bytes], limit_sec: float, *, sampled: bool) -> Memory | None:
-    """Wait for the end of a process, and look at its memory meanwhile if asked to."""
+    """Wait for the end of a process, and sample its memory meanwhile if asked to."""
     if not sampled:
         process.wait(limit_sec)
         return None
@@ -204,7 +204,7 @@ def write_data(path: Path, lines: int, failing: int = 0) -> None:
 
 
 def ordered(cells: Sequence[Cell], round_number: int) -> list[Cell]:
-    """Another order in each round, every second one backwards."""
+    """The cells in another order each round, every second one backwards."""
     shift = round_number // 2 % len(cells)
     order = [*cells[shift:], *cells[:shift]]
     return order[::-1] if round_number % 2 else order
@@ -228,7 +228,7 @@ def clean_environment(scratch: Path) -> dict[str, str]:
 
 @contextmanager
 def benching(work: Work, log_level: str) -> Iterator[Bench]:
-    """A bench with a server of its own, on the disk that the repository is on, not in memory as `/tmp` may be."""
+    """A bench with a server of its own, on the repository's disk, because `/tmp` can be in memory."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server and the scratch folder go, too
     CACHE.mkdir(exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix="run-", dir=CACHE))
@@ -244,27 +244,29 @@ def benching(work: Work, log_level: str) -> Iterator[Bench]:
 def command_line(
     description: str | None, quick: Preset, full: Preset, *more: tuple[str, dict[str, Any]]
 ) -> argparse.Namespace:
-    """The options that all benchmarks have, and `more`; `cells` are what is to be measured.
+    """The options of all benchmarks, and `more`; the result has `cells`, the measurements to make.
 
     Args:
         description: The benchmark's docstring.
-        quick: Measured without options: a look at whether all works.
-        full: Measured with `--full`: what figures are quoted from.
+        quick: The measurements without options, which show whether everything works.
+        full: The measurements with `--full`, the size of quoted figures.
         more: Names and keyword arguments of further options.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="the full size, which takes long; a quick look otherwise")
+    parser.add_argument("--full", action="store_true", help="the full size, which takes long; a quick look by default")
     parser.add_argument("--contenders", type=_names, help=f"comma-separated, of {', '.join(CONTENDERS)}")
     parser.add_argument("--lines", type=_numbers, help="one number, or several, comma-separated")
     at_once = "worker processes, threads, or lines on an event loop: one number or several"
     parser.add_argument("--at-once", "--workers", type=_numbers, help=at_once)
-    parser.add_argument("--rounds", type=_number, help="measurements of each")
-    parser.add_argument("--log-level", default="INFO", help="Prefect's in all contenders; default: INFO, as Prefect's")
+    parser.add_argument("--rounds", type=_number, help="measurements of each contender")
+    parser.add_argument(
+        "--log-level", default="INFO", help="Prefect's log level in all contenders; default: INFO, as in Prefect"
+    )
     folder = CACHE / "results"
     parser.add_argument(
         "--results", type=Path, default=folder, help="folder for the figures as JSON; default: %(default)s"
     )
-    parser.add_argument("--add", action="store_true", help="keep the figures that are there, and add these to them")
+    parser.add_argument("--add", action="store_true", help="add to the existing figures")
     for name, keywords in more:
         parser.add_argument(name, **keywords)
     given = parser.parse_args()
@@ -302,10 +304,10 @@ def measure_all(name: str, given: argparse.Namespace, work: Work, **facts: Any) 
     """Measure each cell of the groups in each round, after a round that is not counted.
 
     Args:
-        name: Of the results, which are saved after each measurement.
+        name: The name of the results, which are saved after each measurement.
         given: The command line.
         work: What lines do.
-        facts: What else figures are worth nothing without.
+        facts: More facts that belong to the figures.
     """
     cells = given.cells
     results = Results(name, environment_facts(cell.contender for cell in cells) | facts)

@@ -1,9 +1,9 @@
-"""Memory, and the cost of a line, as the data grows: of the engine's process, and of the largest that it starts.
+"""Memory and the cost of a line as the data grows, of the engine's process and of its largest child process.
 
     python benchmarks/memory.py --full
     python benchmarks/memory.py --contenders auto,map --lines 1000,10000
 
-Peaks are the kernel's own (VmHWM). `grown` is the peak without what was resident before `run()`, all imports done.
+Peaks are the kernel's own (VmHWM). `grown` is the peak minus the memory before `run()`, after all imports.
 """
 
 from __future__ import annotations
@@ -32,35 +32,35 @@ FULL = Preset(
 
 
 def peak_mb(measurement: Measurement) -> float:
-    """The most that the engine's process had."""
+    """The peak of the engine's process."""
     return float(measurement["peak"] / 1024)
 
 
 def worker_peak_mb(measurement: Measurement) -> float | None:
-    """The most that the largest process it started had; `None` where it started none."""
+    """The peak of the largest process that it started; `None` if it started none."""
     return measurement["worker_peak"] / 1024 or None
 
 
 def grown_mb(measurement: Measurement) -> float:
-    """What the run added to the process."""
+    """The memory that the run added to the process."""
     return float((measurement["peak"] - measurement["resident_before"]) / 1024)
 
 
 def resident_mb(measurement: Measurement, share: float) -> float | None:
-    """What the engine's process had after that share of its life; `None` when it was too short to be looked at."""
+    """The memory of the engine's process after that share of its life; `None` if it was too short for a sample."""
     samples = measurement["samples"]
     return samples[min(int(share * len(samples)), len(samples) - 1)][1] / 1024 if samples else None
 
 
 def over_the_run(results: Results) -> dict[str, list[float]]:
-    """What it had by quarters: does memory grow with the lines that are done?"""
+    """The memory by quarters: does it grow with the finished lines?"""
     rows = {share: results.rows(partial(resident_mb, share=share)) for share in SHARES}
     labels = list(rows[SHARES[0]])
     return {f"{label}, at {share:.0%}": rows[share][label] for label in labels for share in SHARES}
 
 
 def main() -> int:
-    """Measure, and print peaks, growth and ms a line."""
+    """Measure, and print peaks, growth and ms per line."""
     given = command_line(__doc__, QUICK, FULL)
     results: Results = measure_all(NAME, given, Work(sampled=True))
     return results.tell(

@@ -1,9 +1,9 @@
-"""A flow with a model call a line, against a server that limits the rate and fails: is every line and token accounted for?
+"""One model call per line, against a server that limits the rate and fails: is every line and token accounted for?
 
     python benchmarks/model_calls.py --data gsm8k_test.jsonl --at-once 64 --rate-limited 5 --failing 2
 
-Runs `flows/math_qa` over rows with `question` and `answer`. The server answers every tenth question wrongly and the others as
-the data does, so that the accuracy is known beforehand. Exits with 1 when a line, a token or the accuracy is off.
+Runs `flows/math_qa` over rows with `question` and `answer`. The server answers every tenth question wrongly and the others
+as the data does, so the accuracy is known beforehand. Exit status 1 if a line, a token or the accuracy is wrong.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from model_server import ModelServer, Reply  # noqa: E402 - beside the tests, wh
 
 
 def answers(rows: list[dict[str, Any]]) -> dict[str, str]:
-    """Question to what the model says."""
+    """Question to the answer of the model."""
     return {
         row["question"]: "That is hard.\n#### none" if number % WRONG_EVERY == 0 else row["answer"]
         for number, row in enumerate(rows)
@@ -41,13 +41,13 @@ def asked(body: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    """Run, compare and print; 1 when something is off."""
+    """Run, compare and print; 1 if something is wrong."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data", type=Path, default=FLOW / "problems.jsonl")
     parser.add_argument("--at-once", type=int, default=64, help="calls at once")
     parser.add_argument("--rate-limited", type=float, default=5.0, help="percent of calls answered by 429")
     parser.add_argument("--failing", type=float, default=2.0, help="percent of calls answered by 500")
-    parser.add_argument("--delay-sec", type=float, default=0.2, help="how long the model takes")
+    parser.add_argument("--delay-sec", type=float, default=0.2, help="seconds that the model takes")
     given = parser.parse_args()
     rows = [json.loads(line) for line in given.data.read_text().splitlines()]
     said = answers(rows)

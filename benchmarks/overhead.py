@@ -1,9 +1,9 @@
-"""What a line costs that does nothing: promptflow, Inspect AI, plain Prefect and this package side by side.
+"""The cost of a line that does nothing: promptflow, Inspect AI, plain Prefect and this package side by side.
 
     python benchmarks/overhead.py --full
     python benchmarks/overhead.py --contenders promptflow,auto --lines 2000 --rounds 5
 
-Each measurement is a process of its own whose clock spans only the call of `run()`. See README.md beside this file.
+Each measurement is a process of its own, and its clock covers only the call of `run()`. README.md has the details.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FULL = Preset(
 
 
 def main() -> int:
-    """Measure, and print a table of ms a line and one of ratios."""
+    """Measure, and print a table of ms per line and one of ratios."""
     given = command_line(__doc__, QUICK, FULL)
     results = measure_all(NAME, given, Work())
     return results.tell(table("ms a line", results.rows(ms_a_line)), table("ratio, pair by pair", results.pairs()))

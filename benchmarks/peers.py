@@ -1,4 +1,4 @@
-"""Virtual environments for what cannot live beside Prefect, made on first use."""
+"""Virtual environments for packages that cannot live beside Prefect, created on first use."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 CACHE = Path(__file__).resolve().parent.parent / ".benchmarks"
 """Git-ignored: the peers' virtual environments, and each run's scratch folder while it lasts."""
 PEERS = {"promptflow": "promptflow-devkit==1.18.5", "inspect": "inspect-ai==0.3.285"}
-"""What is installed for whom."""
+"""The package to install, by contender."""
 
 
 def peer_python(peer: str) -> str:
-    """The interpreter that has it: `BATCHFLOW_BENCH_<PEER>_PYTHON`, else of an environment made here."""
+    """Its interpreter: `BATCHFLOW_BENCH_<PEER>_PYTHON`, or that of an environment created here."""
     if given := os.environ.get(f"BATCHFLOW_BENCH_{peer.upper()}_PYTHON"):
         return given
     requirement = PEERS[peer]

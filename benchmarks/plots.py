@@ -1,4 +1,4 @@
-"""Charts of saved results, a file a benchmark; benchmarks without results are left out.
+"""Charts of saved results, one file per benchmark; benchmarks without results are skipped.
 
 python benchmarks/plots.py --results benchmarks/results --into docs/images
 """
@@ -40,7 +40,7 @@ IDEAL_MARK = Mark(1.0, "ideal")
 
 
 def bars(results: Results, value: Value, title: str, mark: Mark | None = None) -> list[Bars]:
-    """A panel for each size that was measured."""
+    """A panel per measured size."""
     panels: dict[str, dict[str, list[float]]] = {}
     for measurement in results.good:
         if (figure := value(measurement)) is not None:
@@ -58,7 +58,7 @@ def bars(results: Results, value: Value, title: str, mark: Mark | None = None) -
 
 
 def bars_of_all_sizes(results: Results, value: Value, title: str) -> Bars:
-    """One panel, for what few contenders are measured by."""
+    """One panel, for benchmarks with few contenders."""
     contender = {results.label(m): m["contender"] for m in results.good}
     rows = results.rows(value)
     return Bars(
@@ -71,7 +71,7 @@ def bars_of_all_sizes(results: Results, value: Value, title: str) -> Bars:
 
 
 def growth(results: Results, value: Value, title: str, *, is_log: bool = False) -> list[Lines]:
-    """A panel of the medians over the number of lines; none where all have one number of lines."""
+    """A panel of the medians over the number of lines; none if all have the same number."""
     series = []
     for name, label in LABELS.items():
         points = []
@@ -119,7 +119,7 @@ def panels_of(results: Results) -> tuple[str, list[Bars | Lines]]:
 
 
 def notes(results: Results) -> list[str]:
-    """What figures are worth nothing without."""
+    """The command, the machine and the versions, in small print."""
     facts, rounds = results.facts, 1 + max(m["round"] for m in results.measurements)
     made = {len(values) for values in results.rows(lambda m: m["seconds"]).values()}
     of = f"{rounds}" if made == {rounds} else f"up to {rounds}"
@@ -136,7 +136,7 @@ BENCHMARKS = [module.NAME for module in (overhead, concurrency, computing, memor
 
 
 def main() -> int:
-    """Write the charts; 1 when there was nothing to draw."""
+    """Write the charts; 1 if there was nothing to draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     results, into = CACHE / "results", CACHE / "plots"
     parser.add_argument("--results", type=Path, default=results, help="folder of the figures; default: %(default)s")
@@ -151,7 +151,7 @@ def main() -> int:
 
 
 def draw(results_folder: Path, name: str, into: Path) -> Path | None:
-    """Write one benchmark's chart; `None` when it has no results."""
+    """Write one benchmark's chart; `None` if it has no results."""
     results = Results.load(results_folder, name)
     if results is None or not results.good:
         return None

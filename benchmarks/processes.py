@@ -24,11 +24,11 @@ class Memory:
     samples: list[tuple[float, int, int]] = field(default_factory=list)
     """Seconds since the start, resident memory of the process, and of the largest of its descendants."""
     peaks: dict[int, int] = field(default_factory=dict)
-    """By descendant, the most it ever had: the kernel's own count, so that a peak between two samples is in it."""
+    """The peak of each descendant, by the kernel's own count, which includes peaks between two samples."""
     born: set[int] = field(default_factory=set)
 
     def sample(self) -> None:
-        """Look once; a descendant counts from the second look on, for before it runs its program it has its parent's memory."""
+        """Take a sample. A descendant counts from its second sample: before it runs its program, it has its parent's memory."""
         there = set(descendants(self.pid))
         children = there & self.born
         self.born = there
@@ -46,7 +46,7 @@ class Memory:
 
 
 def descendants(pid: int) -> list[int]:
-    """All that live, whatever session they are in."""
+    """All living descendants, in any session."""
     found: list[int] = []
     waiting = [pid]
     while waiting:
@@ -62,7 +62,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def cpu_sec_of_session(session: int) -> float:
-    """The processor time of the session's processes that live, and of those they have waited for."""
+    """The processor time of the session's living processes, and of the children they have waited for."""
     ticks = 0
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -76,7 +76,7 @@ def cpu_sec_of_session(session: int) -> float:
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
-    """End a process that was started in a session of its own, and whatever it started: asked first, then killed."""
+    """End a process that leads a session, with everything it started: ask first, then kill."""
     for number, grace_sec in ((signal.SIGTERM, 15), (signal.SIGKILL, 5)):
         try:
             os.killpg(process.pid, number)

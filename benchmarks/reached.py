@@ -1,8 +1,8 @@
-"""The numbers to reach beside what was measured: a row a promise, from saved results.
+"""The goals beside the measured numbers, one row each, from saved results.
 
     python benchmarks/reached.py --results benchmarks/results
 
-Exit status 1 when one is not reached; rows whose benchmark has not been run say so and count for nothing.
+Exit status 1 if a goal is missed. A row without a measurement says so and does not count.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ class Target:
     lines: int
     value: Value
     at_most: float | None
-    """`None`: no promise, for comparison only."""
+    """`None`: no goal, for comparison only."""
     at_once: int = 2
     from_lines: int = 0
-    """The value is how much more it is than with so many lines."""
+    """The value is the difference to the figure with this number of lines."""
 
     def figure(self, results: Results, contender: str, at_once: int) -> float | None:
-        """A contender's median; `None` where it was not measured."""
+        """A contender's median; `None` if it was not measured."""
         wanted = self._median(results, contender, self.lines, at_once)
         if not self.from_lines or wanted is None:
             return wanted
@@ -100,7 +100,7 @@ def main() -> int:
 
 
 def _tell(target: Target, results: Results | None) -> bool:
-    """Print a row; whether the number is reached, or not known."""
+    """Print a row; whether the goal is reached, or unknown."""
     names = (*PEERS, target.contender)
     figures = [target.figure(results, name, target.at_once) if results else None for name in names]
     ours, limit = figures[-1], target.at_most

@@ -1,4 +1,4 @@
-"""Figures of a benchmark: kept as JSON with what made them, grouped, and printed as tables."""
+"""The figures of a benchmark: saved as JSON with command and machine, grouped, and printed as tables."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 Measurement: TypeAlias = dict[str, Any]
-"""`contender`, `lines`, `at_once`, `round`; then either `failed`, or `seconds` and what else was measured."""
+"""`contender`, `lines`, `at_once`, `round`; then either `failed`, or `seconds` and the other measured values."""
 OURS = ("auto", "line", "chunk", "processes")
 IDEAL = "ideal"
 
@@ -34,7 +34,7 @@ class Results:
     measurements: list[Measurement] = field(default_factory=list)
 
     def save(self, folder: Path) -> None:
-        """Write `<benchmark>.json`, a measurement a line."""
+        """Write `<benchmark>.json`, one measurement per line."""
         folder.mkdir(parents=True, exist_ok=True)
         rows = ",\n".join(json.dumps(measurement) for measurement in self.measurements)
         head = json.dumps({key: value for key, value in asdict(self).items() if key != "measurements"}, indent=1)
@@ -42,7 +42,7 @@ class Results:
 
     @classmethod
     def load(cls, folder: Path, benchmark: str) -> Results | None:
-        """What was saved; `None` when nothing was."""
+        """The saved results; `None` if there are none."""
         path = folder / f"{benchmark}.json"
         return cls(**json.loads(path.read_text())) if path.exists() else None
 
@@ -56,16 +56,16 @@ class Results:
 
     @property
     def good(self) -> list[Measurement]:
-        """Those that did not fail."""
+        """The measurements that did not fail."""
         return [measurement for measurement in self.measurements if "failed" not in measurement]
 
     @property
     def failures(self) -> list[Measurement]:
-        """Those that did."""
+        """The measurements that failed."""
         return [measurement for measurement in self.measurements if "failed" in measurement]
 
     def size(self, measurement: Measurement, *, varying: bool = True) -> str:
-        """Lines and lines at once, of the two those that differ between measurements; else those that do not."""
+        """Lines and lines at once, as far as they differ between measurements, or as far as they do not."""
         words = {"lines": f"{measurement['lines']:,} lines", "at_once": f"{measurement['at_once']} at once"}
         return ", ".join(words[key] for key in words if varying == (len({m[key] for m in self.measurements}) > 1))
 
@@ -74,7 +74,7 @@ class Results:
         return ", ".join(filter(None, [measurement["contender"], self.size(measurement)]))
 
     def rows(self, value: Callable[[Measurement], float | None]) -> dict[str, list[float]]:
-        """By label, the values of all rounds; a measurement without a value is left out."""
+        """The values of all rounds, by label; a measurement without a value is skipped."""
         rows: dict[str, list[float]] = {}
         for measurement in sorted(self.good, key=lambda m: m["round"]):
             figure = value(measurement)
@@ -94,14 +94,14 @@ class Results:
         return rows
 
     def heading(self) -> str:
-        """What figures are worth nothing without."""
+        """The benchmark, the command, the machine and the versions."""
         facts = self.facts
         machine = f"{facts['processor']}, {facts['cores']} cores, {facts['memory_gb']} GB, Python {facts['python']}"
         idle = f"load average {facts['load_before']} before the start"
         return f"{facts['command']}\n{machine}, {', '.join(facts['versions'])}; {idle}"
 
     def tell(self, *tables: str) -> int:
-        """Print the tables under the heading; give the exit status, 1 when a measurement failed."""
+        """Print the tables under the heading; give the exit status, 1 if a measurement failed."""
         print("\n" + "\n\n".join([self.heading(), *(text for text in tables if text)]))
         for failure in self.failures:
             print(f"\nround {failure['round'] + 1}, {self.label(failure)} FAILED: {failure['failed']}")
@@ -114,7 +114,7 @@ def is_pair(one: Measurement, other: Measurement) -> bool:
 
 
 def ms_a_line(measurement: Measurement) -> float:
-    """What a line cost."""
+    """The cost of a line."""
     return float(1000 * measurement["seconds"] / measurement["lines"])
 
 

@@ -1,9 +1,9 @@
-"""A run that is started again when all of its lines but a few are done: how long until the first of those begins?
+"""A run that is started again with almost all lines finished: how long until the first new line begins?
 
     python benchmarks/resume.py --full
 
-The first start runs all lines; the last ones fail. Each further start, a process of its own, runs those and no other, and
-they fail again, so that each finds the same. `--lines` are all lines of the data.
+The first start runs all lines, and the last ones fail. Each further start is a process of its own and runs only these. They
+fail again, so each start finds the same lines. `--lines` is the number of all lines.
 """
 
 from __future__ import annotations

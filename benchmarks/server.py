@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 START_SEC = 90.0
 STEADY_SEC = 3.0
-"""The counts must stay as they are for so long before the server counts as settled."""
+"""The server has settled when its counts have not changed for this time."""
 LOOK_EVERY_SEC = 0.5
 _UNFINISHED = {"state": {"type": {"any_": ["SCHEDULED", "PENDING", "RUNNING", "CANCELLING"]}}}
 
@@ -34,7 +34,7 @@ class Load:
     cpu_sec: float
 
     def since(self, before: Load) -> Load:
-        """What came after `before`."""
+        """The difference to `before`."""
         return Load(
             self.task_runs - before.task_runs,
             self.database_bytes - before.database_bytes,
@@ -49,7 +49,7 @@ class Server:
     api_url: str
     database: Path
     session: int
-    """Of all its processes."""
+    """The processor time of all its processes."""
 
     def count(self, kind: str = "task_runs", *, unfinished: bool = False) -> int:
         """How many `task_runs` or `flow_runs` the server knows of."""
@@ -59,7 +59,7 @@ class Server:
         return int(response.json())
 
     def load(self) -> Load:
-        """Up to now; pages of the database that are free again are not counted."""
+        """Its load so far; free pages of the database are not counted."""
         with closing(sqlite3.connect(f"file:{self.database}?mode=ro", uri=True, timeout=60)) as database:
             ask = "SELECT (page_count - freelist_count) * page_size"
             tables = "pragma_page_count, pragma_freelist_count, pragma_page_size"
@@ -67,15 +67,15 @@ class Server:
         return Load(self.count(), int(size), cpu_sec_of_session(self.session))
 
     def settle(self, expected: int | None, *, limit_sec: float) -> float | None:
-        """Wait until the server has digested what its clients sent.
+        """Wait until the server has processed everything that its clients sent.
 
         Args:
-            expected: All task runs that it should know of; `None` when only the contender knows.
-            limit_sec: Give up after so long.
+            expected: The number of task runs that it should have; `None` if only the contender knows.
+            limit_sec: Give up after this time.
 
         Returns:
-            The moment, on the monotonic clock, since which it has: the expected count, no run unfinished, and no change
-            for `STEADY_SEC`. `None` when it has not.
+            The moment on the monotonic clock when it settled: the expected count, no run unfinished, and no change for
+            `STEADY_SEC`. `None` if it did not settle.
         """
         end = time.monotonic() + limit_sec
         before, steady_since = -1, time.monotonic()
@@ -95,7 +95,7 @@ def prefect_server(env: Mapping[str, str], log: Path) -> Iterator[Server]:
     """A server on a free port of 127.0.0.1, on SQLite in the `PREFECT_HOME` of `env`; ended on leaving.
 
     Raises:
-        RuntimeError: It did not become healthy within `START_SEC`; the message ends with its log.
+        RuntimeError: It was not healthy within `START_SEC`; the message ends with its log.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

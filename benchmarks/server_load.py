@@ -1,4 +1,4 @@
-"""What a run costs the Prefect server: task runs, database, processor time, and how far it is behind when the run ends.
+"""The cost of a run for the Prefect server: task runs, database, processor time, and its delay when the run ends.
 
 python benchmarks/server_load.py --full
 """
@@ -17,12 +17,12 @@ FULL = Preset([Group(ALL, [2_000]), Group(["auto"], [20_000])], rounds=3)
 
 
 def task_runs(measurement: Measurement) -> float:
-    """What the server knows of the run."""
+    """The task runs that the server has."""
     return float(measurement["server"]["task_runs"])
 
 
 def database_mb(measurement: Measurement) -> float:
-    """By how much its database grew."""
+    """The growth of its database."""
     return float(measurement["server"]["database_bytes"] / 2**20)
 
 
@@ -32,13 +32,13 @@ def server_cpu_sec(measurement: Measurement) -> float:
 
 
 def behind_sec(measurement: Measurement) -> float | None:
-    """Seconds from the end of the run until the API shows every run of it in its last state; `None`: never seen."""
+    """Seconds from the end of the run until the API shows all its runs in their last states; `None` if it never did."""
     seconds = measurement["server"]["end_sec"]
     return None if seconds is None else float(seconds)
 
 
 def main() -> int:
-    """Measure, and print each of them."""
+    """Measure and print."""
     given = command_line(__doc__, QUICK, FULL)
     results = measure_all(NAME, given, Work())
     return results.tell(

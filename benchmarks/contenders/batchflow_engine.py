@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def prepare(job: Job) -> Callable[[], int]:
-    """The engine with the granularity asked for, and every other option but the lines at once at its default."""
+    """The engine with the given granularity and lines at once, and all other options at their defaults."""
     engine = BatchEngine(job.flow, worker_count=job.at_once, max_concurrency=job.at_once, granularity=job.granularity)
 
     def run() -> int:

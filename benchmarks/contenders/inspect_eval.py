@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def prepare(job: Job) -> Callable[[], int]:
-    """The evaluation as its users call it, without the display, as many samples at once as asked for."""
+    """The evaluation as its users call it, without the display."""
     function = job.line_function()
 
     @solver  # type: ignore[untyped-decorator]

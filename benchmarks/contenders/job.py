@@ -1,4 +1,4 @@
-"""What each contender is given and how it is timed; the standard library alone, for any interpreter."""
+"""The job of a contender and its timing; only the standard library, for any interpreter."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ class Job:
     """A jsonl file with a column `text`."""
     output_dir: str
     completed_lines: int
-    """Those that must complete; the data may have others, which fail."""
+    """The lines that must complete; the data can have others, which fail."""
     at_once: int
     """Worker processes, threads, or lines on an event loop."""
     granularity: str = ""
-    """For our own engine only, as is the next."""
+    """Only for our own engine, like the next option."""
     run_id: str = ""
-    """Resumes the run of this name, where there is one."""
+    """Resumes the run with this name if there is one."""
 
     @property
     def on_event_loop(self) -> int:
-        """Lines at once where they share an event loop: a peer is not held to as few as there are workers."""
+        """Lines at once on an event loop: at least 16, so that a peer is not limited to the number of workers."""
         return max(self.at_once, 16)
 
     def texts(self) -> list[str]:
@@ -82,7 +82,7 @@ def measure(prepare: Callable[[Job], Callable[[], int]]) -> None:
 
 
 def memory_kb(field: str, pid: int | str = "self") -> int:
-    """A field of the process's `/proc/PID/status`; 0 when it is gone."""
+    """A field of the process's `/proc/PID/status`; 0 if the process is gone."""
     try:
         status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
     except (FileNotFoundError, ProcessLookupError):

@@ -1,4 +1,4 @@
-"""No engine at all: the node's function in a loop, in `at_once` processes. What the machine can do, and so the ideal."""
+"""No engine: the node's function in a loop, in `at_once` processes. This is the ideal, the machine's limit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FORK = multiprocessing.get_context("fork")
 
 
 def prepare(job: Job) -> Callable[[], int]:
-    """Processes that have started and wait: the clock of the ideal spans the lines alone."""
+    """Processes that have started and wait, because the clock of the ideal covers only the lines."""
     function, texts = job.line_function(), job.texts()
     start, done = _FORK.Barrier(job.at_once + 1), _FORK.SimpleQueue()
 

@@ -1,4 +1,4 @@
-"""Bare Prefect: async task runs awaited in a bounded window on one event loop, the least a task run a line costs."""
+"""Bare Prefect: async task runs awaited in a bounded window on one event loop, the minimum cost of a task run per line."""
 
 from __future__ import annotations
 

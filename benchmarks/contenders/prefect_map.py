@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def prepare(job: Job) -> Callable[[], int]:
-    """What a Prefect user writes first."""
+    """The code that a Prefect user writes first."""
     line = task(cache_policy=NO_CACHE)(job.line_function())
 
     @flow(task_runner=ThreadPoolTaskRunner(max_workers=job.at_once))  # type: ignore[arg-type]  # Prefect's is invariant

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def prepare(job: Job) -> Callable[[], int]:
-    """The engine as its users call it, with its default storage, which keeps nothing."""
+    """The engine as its users call it, with its default storage, which stores nothing."""
     flow = Path(job.flow)
     engine = BatchEngine(flow / "flow.dag.yaml", working_dir=flow, worker_count=job.at_once)
 

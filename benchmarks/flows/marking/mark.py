@@ -1,4 +1,4 @@
-"""The trivial node, which also notes when the first line of the run began, and fails lines whose text says so."""
+"""The trivial node, which also notes when the run's first line began, and fails lines with a text that asks for it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _noted = False
 
 @tool
 def mark(text: str) -> str:
-    """Give the text in capitals; the first call of all processes writes its moment down."""
+    """Give the text in capitals; the first call in all processes writes down its time."""
     global _noted
     if not _noted:
         _noted = True
@@ -23,7 +23,7 @@ def mark(text: str) -> str:
 
 
 def note_first_line(moment: float) -> None:
-    """Write the moment to the file that `BENCH_FIRST_LINE` names, unless another process was first.
+    """Write the time to the file in `BENCH_FIRST_LINE`, unless another process was first.
 
     The monotonic clock is the machine's on Linux, and so comparable between processes.
     """

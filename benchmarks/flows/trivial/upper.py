@@ -1,4 +1,4 @@
-"""The one node of the flow that is all overhead."""
+"""The only node of the trivial flow, for which everything else is overhead."""
 
 from __future__ import annotations
 
