@@ -66,8 +66,8 @@ def flow_of_document(
     document: dict[str, Any],
     file: Path,
     working_dir: Path,
-    variant: str = "",
-    node_connections: Mapping[str, Mapping[str, str]] | None = None,
+    variant: str,
+    node_connections: Mapping[str, Mapping[str, str]],
 ) -> Flow:
     """Give the flow of a parsed flow.dag.yaml.
 
@@ -107,13 +107,13 @@ def flow_of_document(
     if not flow.is_python:
         return with_service(flow, document, problems)
     document = with_variants(document, variant, problems)
-    document = with_node_connections(document, node_connections or {}, problems)
+    document = with_node_connections(document, node_connections, problems)
     nodes = _read_nodes(document, working_dir, flow.additional_includes, problems)
     _check_references(nodes, inputs, problems)
     outputs = _check_outputs(outputs, nodes, inputs, problems)
     ordered = _in_order(nodes, problems)
     problems.raise_any()
-    return replace(flow, program=Dag(ordered, outputs), variant=variant, node_connections=node_connections or {})
+    return replace(flow, program=Dag(ordered, outputs), variant=variant, node_connections=node_connections)
 
 
 def parse_value(value: Any) -> Reference | Constant:

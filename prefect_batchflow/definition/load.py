@@ -6,7 +6,7 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import yaml
 
@@ -23,13 +23,6 @@ if TYPE_CHECKING:
 
 NAMED_CALLABLE: Final = re.compile(r"((?P<file>.+\.py)|(?P<module>\w+(\.\w+)*)):(?P<attribute>\w+(\.\w+)*)")
 """`path/to/file.py:attribute` or `module:attribute`. If the text is an existing path, the path wins."""
-
-
-class _Choices(NamedTuple):
-    """A run's choices for nodes of a flow.dag.yaml."""
-
-    variant: str
-    node_connections: Mapping[str, Mapping[str, str]]
 
 
 def load_flow(
@@ -56,8 +49,12 @@ def load_flow(
         InvalidFlowRequest: The definition is wrong or not supported; the message lists every problem.
         InvalidOptionError: The flow has no such variant or node; the message lists the existing ones.
     """
-    choices = _Choices(variant, check_node_connections(node_connections or {}, "node_connections"))
-    flow = _load_flow(source, working_dir, choices)
+    chosen = check_node_connections(node_connections or {}, "node_connections")
+    folder = None if working_dir is None else Path(working_dir).resolve()
+    if isinstance(source, str | os.PathLike):
+        flow = _flow_of_text(os.fspath(source), folder, variant, chosen)
+    else:
+        flow = flex.flow_of_object(source, folder)
     if variant and flow.variant != variant:
         raise InvalidOptionError(
             f"The variant {variant!r} was chosen, but '{flow.name}' is no flow.dag.yaml and has no variants. Leave it out."
@@ -70,20 +67,15 @@ def load_flow(
     return flow
 
 
-def _load_flow(source: str | Path | Callable[..., Any], working_dir: str | Path | None, choices: _Choices) -> Flow:
-    folder = None if working_dir is None else Path(working_dir).resolve()
-    if not isinstance(source, str | os.PathLike):
-        return flex.flow_of_object(source, folder)
-    text = os.fspath(source)
+def _flow_of_text(
+    text: str, working_dir: Path | None, variant: str, node_connections: Mapping[str, Mapping[str, str]]
+) -> Flow:
     named = NAMED_CALLABLE.fullmatch(text)
-    if named and not _locate(text, folder).exists():
+    if named and not _locate(text, working_dir).exists():
         if named["file"]:
-            return flex.flow_of_file(_existing(named["file"], folder), named["attribute"], folder)
-        return flex.flow_of_module(named["module"], named["attribute"], folder)
-    return _flow_of_path(_existing(text, folder), folder, choices)
-
-
-def _flow_of_path(path: Path, working_dir: Path | None, choices: _Choices) -> Flow:
+            return flex.flow_of_file(_existing(named["file"], working_dir), named["attribute"], working_dir)
+        return flex.flow_of_module(named["module"], named["attribute"], working_dir)
+    path = _existing(text, working_dir)
     file = _definition_in(path) if path.is_dir() else path
     folder = working_dir or file.parent
     match file.suffix:
@@ -92,7 +84,7 @@ def _flow_of_path(path: Path, working_dir: Path | None, choices: _Choices) -> Fl
             if "entry" in document:
                 flow = flex.flow_of_document(document, file, folder)
             else:
-                flow = dag.flow_of_document(document, file, folder, choices.variant, choices.node_connections)
+                flow = dag.flow_of_document(document, file, folder, variant, node_connections)
         case ".prompty":
             flow = prompty.flow_of_prompty(file, folder)
         case ".dll":

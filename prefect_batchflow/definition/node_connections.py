@@ -98,25 +98,5 @@ def _with_chosen(entry: dict[str, Any], chosen: Mapping[str, str], problems: Pro
     return written
 
 
-def refuse_other_inputs(node: str, chosen: Iterable[str], connections: Iterable[str]) -> None:
-    """Refuse a choice for an input that takes no connection.
-
-    Args:
-        node: The node's name.
-        chosen: The chosen inputs.
-        connections: The tool's parameters that take a connection.
-
-    Raises:
-        InvalidOptionError: The message lists the inputs that can be chosen.
-    """
-    known = list(connections)
-    if others := [name for name in chosen if name not in (*known, *MODEL_INPUTS)]:
-        raise InvalidOptionError(
-            f"Node '{node}': {_listed(others)} was chosen as a connection for this run. Parameters of its tool that take a "
-            f"connection: {_listed(known) or 'none'}. Choose one of these, or {_listed(MODEL_INPUTS)}; other inputs are set in "
-            "the flow."
-        )
-
-
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(f"'{name}'" for name in names)

@@ -8,8 +8,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow.definition.flow import Constant, FlowDescription, Reference
-from prefect_batchflow.definition.node_connections import refuse_other_inputs
-from prefect_batchflow.exceptions import InvalidImageInput, NodeInputValidationError, ResolveToolError
+from prefect_batchflow.definition.node_connections import MODEL_INPUTS
+from prefect_batchflow.exceptions import (
+    InvalidImageInput,
+    InvalidOptionError,
+    NodeInputValidationError,
+    ResolveToolError,
+)
 from prefect_batchflow.execution.program.connecting import connect, connection_types
 from prefect_batchflow.execution.program.dag import DagProgram, NodeTool
 from prefect_batchflow.execution.program.images import FlowImages
@@ -26,7 +31,7 @@ from prefect_batchflow.execution.program.steps import UserFunction
 from prefect_batchflow.execution.program.user_errors import describe, exception_text, passes_through
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
     from types import ModuleType
 
@@ -56,9 +61,7 @@ def _tool_of_node(
     flow: Flow, node: Node, modules: dict[Path, ModuleType], connections: Connections, images: FlowImages
 ) -> NodeTool:
     if node.type == "python":
-        found = _found_tool(flow, node, modules)
-        _check_choice(flow, node, found)
-        return _node_tool(node, found, connections, images)
+        return _node_tool(node, _found_tool(flow, node, modules), connections, images)
     from prefect_batchflow.execution.program import model_nodes
 
     if node.type == "prompt":
@@ -66,7 +69,6 @@ def _tool_of_node(
     if node.type == "llm":
         return model_nodes.llm_node(flow, node, connections)
     found = _found_tool(flow, node, modules)
-    _check_choice(flow, node, found)
     signature = signature_of(found.function) or inspect.Signature()
     names = named_parameters(signature)
     prompt = next((name for name, p in names.items() if constant_type(p) == "prompt_template"), None)
@@ -116,22 +118,35 @@ def _found_tool(flow: Flow, node: Node, modules: dict[Path, ModuleType]) -> Foun
             f"{tool.module} of {tool.package}, which has the tool of the node '{node.name}', cannot be imported"
         ):
             module = importlib.import_module(tool.module)
-        return tool_of_package(node.name, tool, module)
-    file = (flow.working_dir / node.source).resolve()
-    if file not in modules:
-        modules[file] = import_file(file, f"node '{node.name}'")
-    return tool_of_source(node.name, own_objects(modules[file]), file)
+        found = tool_of_package(node.name, tool, module)
+    else:
+        file = (flow.working_dir / node.source).resolve()
+        if file not in modules:
+            modules[file] = import_file(file, f"node '{node.name}'")
+        found = tool_of_source(node.name, own_objects(modules[file]), file)
+    _check_choice(flow, node, found)
+    return found
 
 
 def _check_choice(flow: Flow, node: Node, found: FoundTool) -> None:
-    """Check that the inputs chosen for the node take connections, except for the model's."""
+    """Refuse a choice for an input that takes no connection, except for the model's inputs."""
     if not (chosen := flow.node_connections.get(node.name)):
         return
     signatures = [signature_of(found.function)]
     if found.owner is not None:
         signatures.append(signature_of(inspect.getattr_static(found.owner, "__init__")))
     named = {name: p for signature in signatures if signature for name, p in named_parameters(signature).items()}
-    refuse_other_inputs(node.name, chosen, (name for name, p in named.items() if connection_types(p.annotation)))
+    takes = [name for name, p in named.items() if connection_types(p.annotation)]
+    if others := [name for name in chosen if name not in (*takes, *MODEL_INPUTS)]:
+        raise InvalidOptionError(
+            f"Node '{node.name}': {_listed(others)} was chosen as a connection for this run. Parameters of its tool that take "
+            f"a connection: {_listed(takes) or 'none'}. Choose one of these, or {_listed(MODEL_INPUTS)}; other inputs are set in "
+            "the flow."
+        )
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)
 
 
 def _method(
