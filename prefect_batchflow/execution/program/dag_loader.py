@@ -140,8 +140,8 @@ def _check_choice(flow: Flow, node: Node, found: FoundTool) -> None:
     if others := [name for name in chosen if name not in (*takes, *MODEL_INPUTS)]:
         raise InvalidOptionError(
             f"Node '{node.name}': {_listed(others)} was chosen as a connection for this run. Parameters of its tool that take "
-            f"a connection: {_listed(takes) or 'none'}. Choose one of these, or {_listed(MODEL_INPUTS)}; other inputs are set in "
-            "the flow."
+            f"a connection: {_listed(takes) or 'none'}. Choose one of these, or {_listed(MODEL_INPUTS)}; other inputs are set "
+            "in the flow."
         )
 
 
