@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from prefect_batchflow.lines import Line
     from prefect_batchflow.results.records import AggregationRun, CompletedLine, LineRun
 
-_NO_SECRETS = Scrubber({}, {}, {})
+_NO_SECRETS = Scrubber()
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,23 +46,18 @@ class Executor(Protocol):
 
     async def start(self) -> FlowDescription:
         """Load the flow and describe it. If it does not load, this raises, before any data is read."""
-        ...
 
     async def run_line(self, line: Line, *, attempt: int, timeout_sec: float) -> LineOutcome:
         """Run one attempt of one line once a slot is free. The line's own errors are in the outcome, never raised."""
-        ...
 
     async def aggregate(self, lines: Sequence[CompletedLine], *, timeout_sec: float) -> AggregationRun:
         """Run the flow's aggregation over completed lines, sorted by line_number."""
-        ...
 
     def running(self) -> set[int]:
         """The numbers of the lines that have a slot now."""
-        ...
 
     async def close(self) -> None:
         """End everything that runs. No process of this executor is alive afterwards."""
-        ...
 
 
 def outcome_of(line: Line, attempt: int, run: LineRun, scrubber: Scrubber = _NO_SECRETS) -> LineOutcome:

@@ -51,15 +51,12 @@ class LineFeed(Protocol):
 
     def load(self) -> int:
         """The work that has been begun and not ended, in units of `width`."""
-        ...
 
     def running(self) -> int:
         """How many lines may be running now."""
-        ...
 
     def run(self, lines: Sequence[Line]) -> Coroutine[Any, Any, None]:
         """Run a group; it counts as load from this call on. A line that is not settled was canceled or is unsettled."""
-        ...
 
     def stop(self, *, drain: bool = False) -> None:
         """Begin no line and no further attempt, and end the lines that run. Idempotent.
@@ -67,8 +64,6 @@ class LineFeed(Protocol):
         Args:
             drain: Let the lines that run end by themselves, until a call without it.
         """
-        ...
 
     async def written(self, limit_sec: float) -> None:
         """Wait, for a bounded time, until lines that have ended are settled; no line is settled after that."""
-        ...

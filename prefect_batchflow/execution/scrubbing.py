@@ -29,7 +29,7 @@ MASK = "**data_scrubbed**"
 """Replaces a secret. Source: promptflow `_utils/credential_scrubber.py`."""
 SHORTEST_SECRET = 8
 """Characters. Shorter secrets are not searched, because ordinary texts can contain them: `test`, for example."""
-KEYS_OF_MODELS = ("OPENAI_API_KEY", "AZURE_OPENAI_API_KEY")
+_KEYS_OF_MODELS = ("OPENAI_API_KEY", "AZURE_OPENAI_API_KEY")
 """Environment variables with a key for the openai package, and for a prompty without a key of its own."""
 _NAMES_A_SECRET = re.compile(r"(?:key|token|secret|password|passwd|credentials?)$", re.IGNORECASE)
 _DEEPEST = 8
@@ -37,28 +37,9 @@ _PARTS = ("inputs", "output", "error", "metrics", "logs")
 
 
 class Scrubber:
-    """Finds secrets in texts and JSON, unchanged or as Python or JSON quotes them.
+    """Finds secrets in texts and JSON, unchanged or as Python or JSON quotes them."""
 
-    Args:
-        connections: The run's connections, name to dictionary or connection.
-        init_kwargs: Keys in model configurations at any depth are secrets.
-        environ: The environment. It completes the connections; its keys of models are secrets.
-        variables: Names of the run's environment variables. Those that end like `key`, `token` or `password` are secrets.
-    """
-
-    def __init__(
-        self,
-        connections: Mapping[str, Any],
-        init_kwargs: Mapping[str, Any],
-        environ: Mapping[str, str],
-        variables: Iterable[str] = (),
-    ) -> None:
-        secrets = secret_values(connections, environ) | set(_keys_in(init_kwargs, environ))
-        names = {*KEYS_OF_MODELS, *(name for name in variables if _NAMES_A_SECRET.search(name))}
-        secrets |= {environ[name] for name in names if name in environ}
-        self._know(secrets)
-
-    def _know(self, secrets: Iterable[str]) -> None:
+    def __init__(self, secrets: Iterable[str] = ()) -> None:
         self.secrets = frozenset(secret for secret in secrets if len(secret) >= SHORTEST_SECRET)
         forms = {form for secret in self.secrets for form in (secret, json.dumps(secret)[1:-1], repr(secret)[1:-1])}
         ordered = sorted(forms, key=len, reverse=True)
@@ -69,11 +50,7 @@ class Scrubber:
 
     def knowing(self, secrets: Iterable[str]) -> Scrubber:
         """A scrubber that also takes out these secrets, which a worker found in its own environment."""
-        if self.secrets.issuperset(secrets):
-            return self
-        other = Scrubber({}, {}, {})
-        other._know(self.secrets.union(secrets))
-        return other
+        return self if self.secrets.issuperset(secrets) else Scrubber(self.secrets.union(secrets))
 
     @classmethod
     def of_run(
@@ -84,7 +61,8 @@ class Scrubber:
         variables: Mapping[str, str],
     ) -> Scrubber:
         """The scrubber of a run, for this process's environment and the run's variables."""
-        return cls(connections, {**init_kwargs, "": flow.program.model}, {**os.environ, **variables}, variables)
+        given = {**init_kwargs, "": flow.program.model}
+        return cls(secrets_of(connections, given, {**os.environ, **variables}, variables))
 
     def text(self, text: str) -> str:
         """The text without secrets."""
@@ -133,6 +111,22 @@ class Scrubber:
 
     def _parts(self, record: Mapping[str, Any]) -> dict[str, Any]:
         return {key: self.value(value) if key in _PARTS else value for key, value in record.items()}
+
+
+def secrets_of(
+    connections: Mapping[str, Any], init_kwargs: Mapping[str, Any], environ: Mapping[str, str], variables: Iterable[str]
+) -> set[str]:
+    """All secrets of a run.
+
+    Args:
+        connections: The run's connections, name to dictionary or connection.
+        init_kwargs: Keys in model configurations at any depth are secrets.
+        environ: The environment. It completes the connections; its keys of models are secrets.
+        variables: Names of the run's environment variables. Those that end like `key`, `token` or `password` are secrets.
+    """
+    names = {*_KEYS_OF_MODELS, *filter(_NAMES_A_SECRET.search, variables)}
+    from_environment = {environ[name] for name in names if name in environ}
+    return secret_values(connections, environ) | from_environment | set(_keys_in(init_kwargs, environ))
 
 
 def _keys_in(value: Any, environ: Mapping[str, str], depth: int = 0) -> Iterator[str]:

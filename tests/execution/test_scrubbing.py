@@ -10,13 +10,13 @@ import pytest
 from prefect_batchflow.connections.kinds import OpenAIConnection
 from prefect_batchflow.connections.model_configurations import OpenAIModelConfiguration
 from prefect_batchflow.execution.program.record import encode_record
-from prefect_batchflow.execution.scrubbing import MASK, Scrubber
+from prefect_batchflow.execution.scrubbing import MASK, Scrubber, secrets_of
 
 KEY = "sk-ä'\"\n-canary"
 
 
 def scrubber(key: str = KEY) -> Scrubber:
-    return Scrubber({"my": {"type": "OpenAIConnection", "value": {"api_key": key}}}, {}, {})
+    return Scrubber(secrets_of({"my": {"type": "OpenAIConnection", "value": {"api_key": key}}}, {}, {}, ()))
 
 
 @pytest.mark.parametrize("written", [KEY, repr(KEY)[1:-1], json.dumps(KEY)[1:-1]], ids=["plain", "repr", "json"])
@@ -47,26 +47,26 @@ def test_a_secret_is_found_however_it_is_written(written: str) -> None:
 def test_every_place_a_secret_comes_from_is_known(
     connections: dict[str, Any], init_kwargs: dict[str, Any], environ: dict[str, str]
 ) -> None:
-    assert Scrubber(connections, init_kwargs, environ, ["SERP_TOKEN"]).text("canary-12345") == MASK
+    assert Scrubber(secrets_of(connections, init_kwargs, environ, ["SERP_TOKEN"])).text("canary-12345") == MASK
 
 
 @pytest.mark.parametrize("name", ["OPENAI_API_KEY", "hub_token", "DB_PASSWORD", "CLIENT_SECRET", "AWS_CREDENTIALS"])
 def test_a_variable_of_the_run_that_is_named_as_a_secret_is_one(name: str) -> None:
-    assert Scrubber({}, {}, {name: "canary-12345"}, [name]).text("a canary-12345") == f"a {MASK}"
+    assert Scrubber(secrets_of({}, {}, {name: "canary-12345"}, [name])).text("a canary-12345") == f"a {MASK}"
 
 
 def test_other_variables_stay() -> None:
     variables = {"KEYBOARD": "qwertz-layout", "MODEL": "gpt-4o-mini", "X_KEY": "short"}
     text = "qwertz-layout gpt-4o-mini short"
-    assert Scrubber({}, {}, variables, variables).text(text) == text
+    assert Scrubber(secrets_of({}, {}, variables, variables)).text(text) == text
 
 
 def test_what_is_no_secret_stays() -> None:
     spec = {"type": "CustomConnection", "value": {"url": "https://host", "key": "short"}, "secret_keys": ["key"]}
-    assert Scrubber({"my": spec}, {}, {}).text("https://host short") == "https://host short"
+    assert Scrubber(secrets_of({"my": spec}, {}, {}, ())).text("https://host short") == "https://host short"
     variables = {"MODEL": "a-model-of-some-name", "OTHER_TOKEN": "not-of-the-run"}
-    assert Scrubber({}, {}, variables, ["MODEL"]).text(str(variables)) == str(variables)
-    assert Scrubber({"odd": 1}, {"n": 2}, {}).value({"a": ["b"]}) == {"a": ["b"]}
+    assert Scrubber(secrets_of({}, {}, variables, ["MODEL"])).text(str(variables)) == str(variables)
+    assert Scrubber(secrets_of({"odd": 1}, {"n": 2}, {}, ())).value({"a": ["b"]}) == {"a": ["b"]}
 
 
 def test_the_part_of_a_secret_at_a_cut_goes_too() -> None:

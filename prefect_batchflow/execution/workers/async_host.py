@@ -27,19 +27,6 @@ OBEY_WITHIN_SEC = 1.0
 """How long a cancelled line can take to end; after that its process is replaced."""
 
 
-def run_async(program: Program, fd: int, write: Writer, lines_at_once: int, scrubber: Scrubber) -> None:
-    """Run lines until the engine closes the pipe, then exit the process.
-
-    Args:
-        program: The flow.
-        fd: The descriptor that messages come from.
-        write: Sends the answers.
-        lines_at_once: Threads for sync functions.
-        scrubber: Takes secrets out of the answers.
-    """
-    asyncio.run(_Host(program, fd, write, lines_at_once, scrubber).run())
-
-
 class _Threads(ThreadPoolExecutor):
     """Runs the sync functions of async lines, and knows which lines still have one running."""
 
@@ -63,8 +50,8 @@ class _Threads(ThreadPoolExecutor):
         self._calls.pop(key, None)
 
 
-class _Host:
-    """Runs each line as its own task."""
+class AsyncHost:
+    """Runs each line that comes in on `fd` as its own task, with `lines_at_once` threads for sync functions."""
 
     def __init__(self, program: Program, fd: int, write: Writer, lines_at_once: int, scrubber: Scrubber) -> None:
         self._program, self._fd, self._write, self._scrubber = program, fd, write, scrubber
@@ -77,7 +64,7 @@ class _Host:
         self._closed = asyncio.Event()
 
     async def run(self) -> None:
-        """Run lines until the engine closes the pipe."""
+        """Run lines until the engine closes the pipe, then exit the process."""
         loop = asyncio.get_running_loop()
         loop.set_default_executor(self._threads)
         loop.add_reader(self._fd, self._on_readable)

@@ -15,7 +15,7 @@ import pickle
 import resource
 import sys
 import termios
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prefect_batchflow.definition.flow import NO_DEFAULT
 from prefect_batchflow.exceptions import BatchflowException, UnexpectedError, error_dict
@@ -27,13 +27,13 @@ from prefect_batchflow.execution.workers.memory import be_killed_first
 from prefect_batchflow.execution.workers.replies import PrintedOutput, Writer, aggregate_reply, line_reply
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from prefect_batchflow.execution.program.program import Program
 
 
-def _limit_memory(line_memory_mb: int | None) -> None:
+def _limit_memory(line_memory_mb: int) -> None:
     """Let this process grow by this much from now on; the flow's imports do not count."""
-    if line_memory_mb is None:
-        return
     with open("/proc/self/statm", "rb") as statm:  # noqa: PTH123 - no pathlib in a worker
         pages = int(statm.read().split()[0])
     limit = pages * resource.getpagesize() + line_memory_mb * 1024 * 1024
@@ -41,21 +41,6 @@ def _limit_memory(line_memory_mb: int | None) -> None:
     if hard != resource.RLIM_INFINITY:
         limit = min(limit, hard)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-
-
-def _given(job: dict[str, Any]) -> dict[str, Any]:
-    """The caller's objects; their modules are searched in the caller's `sys.path`, too."""
-    for entry in job["sys_path"]:
-        if entry not in sys.path:
-            sys.path.append(entry)
-    return dict(pickle.loads(job["packed"]))  # noqa: S301 - from the run's own process, like the job itself
-
-
-def _load(job: dict[str, Any], given: dict[str, Any]) -> Program:
-    os.environ.update(resolved(job["environment_variables"], given["connections"]))
-    program = load_program(job["flow"], given["init_kwargs"], given["connections"])
-    _limit_memory(job["line_memory_mb"])
-    return program
 
 
 def _ready(program: Program, scrubber: Scrubber) -> bytes:
@@ -87,9 +72,8 @@ def _end_output() -> None:
         return  # user code has replaced standard error
 
 
-def _run_sync(program: Program, read: _Reader, permits: int, write: Writer, scrubber: Scrubber) -> None:
-    while frame := read():
-        head, body = frame
+def _run_sync(program: Program, frames: Iterator[wire.Frame], permits: int, write: Writer, scrubber: Scrubber) -> None:
+    for head, body in frames:
         permit = os.read(permits, 1)
         if permit == wire.SKIP:
             continue
@@ -103,25 +87,15 @@ def _run_sync(program: Program, read: _Reader, permits: int, write: Writer, scru
             write(reply)
             if spent:  # what it left allocated would be missing for the next line
                 return
-        elif head["op"] == "aggregate":
+        else:
             write(aggregate_reply(head, program.aggregate(json.loads(body)), scrubber))
 
 
-class _Reader:
-    """Reads one message after another from a blocking pipe; `None` when it is closed."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self._unpacker = wire.Unpacker()
-        self._waiting: list[wire.Frame] = []
-
-    def __call__(self) -> wire.Frame | None:
-        while not self._waiting:
-            data = os.read(self._fd, 1 << 20)
-            if not data:
-                return None
-            self._waiting = self._unpacker.feed(data)
-        return self._waiting.pop(0)
+def _frames(fd: int) -> Iterator[wire.Frame]:
+    """The messages from a blocking pipe, until it is closed."""
+    unpacker = wire.Unpacker()
+    while data := os.read(fd, 1 << 20):
+        yield from unpacker.feed(data)
 
 
 def main(permits: int) -> None:
@@ -135,17 +109,22 @@ def main(permits: int) -> None:
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - open as long as the process lives
     sys.stdout = sys.stderr = PrintedOutput(2)
     faulthandler.enable(file=2)
-    read, write = _Reader(fd_in), Writer(fd_out)
-    first = read()
-    if first is None:
+    frames, write = _frames(fd_in), Writer(fd_out)
+    if (first := next(frames, None)) is None:
         return
-    scrubber = Scrubber({}, {}, {})
+    scrubber = Scrubber()
     try:
         job = pickle.loads(first[1])  # noqa: S301 - from the parent, which made it
-        given = _given(job)
+        # The modules of the caller's objects are searched in the caller's `sys.path`, too.
+        sys.path += [entry for entry in job["sys_path"] if entry not in sys.path]
+        given = pickle.loads(job["packed"])  # noqa: S301 - like the job itself
+        flow, init_kwargs, connections = job["flow"], given["init_kwargs"], given["connections"]
         environment = job["environment_variables"]
-        scrubber = Scrubber.of_run(job["flow"], given["connections"], given["init_kwargs"], environment)
-        program = _load(job, given)
+        scrubber = Scrubber.of_run(flow, connections, init_kwargs, environment)
+        os.environ.update(resolved(environment, connections))
+        program = load_program(flow, init_kwargs, connections)
+        if job["line_memory_mb"] is not None:
+            _limit_memory(job["line_memory_mb"])
         ready = _ready(program, scrubber)
     except BaseException as exc:  # noqa: BLE001 - user code is imported here, and can even exit
         error = exc if isinstance(exc, BatchflowException) else UnexpectedError(f"({type(exc).__name__}) {exc}")
@@ -154,10 +133,12 @@ def main(permits: int) -> None:
     write(ready)
     if program.description.is_async:
         # Imported only here, because asyncio takes a third of a worker's start.
-        from prefect_batchflow.execution.workers.async_host import run_async
+        import asyncio
 
-        run_async(program, fd_in, write, job["lines_at_once"], scrubber)
-    _run_sync(program, read, permits, write, scrubber)
+        from prefect_batchflow.execution.workers.async_host import AsyncHost
+
+        asyncio.run(AsyncHost(program, fd_in, write, job["lines_at_once"], scrubber).run())
+    _run_sync(program, frames, permits, write, scrubber)
     # No clean-up of user code: threads that it left must not keep the worker alive.
     os._exit(0)
 
