@@ -31,30 +31,24 @@ def how_it_ended(returncode: int | None) -> str:
 def crash_error(worker: WorkerProcess, what: str, oom_kills: OomKills) -> ProcessCrashError:
     """Why a worker died while it ran a job, from its exit code, its last output and the system's counts."""
     tail, how = worker.tail, how_it_ended(worker.returncode)
-    details = {"exit_code": worker.returncode, "output": tail}
+    cls: type[ProcessCrashError] = LineOutOfMemoryError
+    is_killed = worker.returncode == -signal.SIGKILL
     if _OUT_OF_MEMORY.search(tail):
-        return LineOutOfMemoryError(
-            f"{what}: its process ran out of memory and {how}. Raise line_memory_mb, or make the line smaller.",
-            target="Executor",
-            additional_info={"ProcessCrashDetails": details},
+        message = f"its process ran out of memory and {how}. Raise line_memory_mb, or make the line smaller."
+    elif is_killed and oom_kills.took_one():
+        message = (
+            "the system's out-of-memory killer ended its process, because the machine or container had no memory left. "
+            "Give it more memory, run fewer workers, or make the line smaller. With line_memory_mb such a line fails "
+            "before it harms others."
         )
-    hint = ""
-    if worker.returncode == -signal.SIGKILL:
-        if oom_kills.took_one():
-            return LineOutOfMemoryError(
-                f"{what}: the system's out-of-memory killer ended its process, because the machine or container had no "
-                "memory left. Give it more memory, run fewer workers, or make the line smaller. With line_memory_mb such a "
-                "line fails before it harms others.",
-                target="Executor",
-                additional_info={"ProcessCrashDetails": details},
-            )
-        hint = " The run did not send this signal, and the out-of-memory killer is not known to have."
-    output = tail.strip().splitlines()
-    # faulthandler prints the cause first, then the place.
-    last = next((text for text in output if text.startswith("Fatal Python error")), output[-1] if output else "")
-    said = f" Its last output: {last[:300]}" if last else ""
-    return ProcessCrashError(
-        f"{what}: its process {how} while the line ran.{hint}{said}",
-        target="Executor",
-        additional_info={"ProcessCrashDetails": details},
-    )
+    else:
+        cls, output = ProcessCrashError, tail.strip().splitlines()
+        # faulthandler prints the cause first, then the place.
+        last = next((text for text in output if text.startswith("Fatal Python error")), output[-1] if output else "")
+        message = f"its process {how} while the line ran."
+        if is_killed:
+            message += " The run did not send this signal, and the out-of-memory killer is not known to have."
+        if last:
+            message += f" Its last output: {last[:300]}"
+    details = {"exit_code": worker.returncode, "output": tail}
+    return cls(f"{what}: {message}", target="Executor", additional_info={"ProcessCrashDetails": details})

@@ -20,12 +20,7 @@ RECALL_AFTER_SEC = 0.1
 
 
 class JobQueue:
-    """Gives jobs to workers, in order.
-
-    Args:
-        workers: All workers of the pool, as they come and go.
-        on_shortage: Called when a job waits and no worker is free.
-    """
+    """Gives jobs to the pool's workers, in order; calls `on_shortage` when a job waits and no worker is free."""
 
     def __init__(self, workers: Collection[WorkerProcess], on_shortage: Callable[[], None]) -> None:
         self._closed = False
@@ -48,7 +43,6 @@ class JobQueue:
         if self._closed:
             for job in self._waiting:
                 job.answer.cancel()
-            self._waiting.clear()
         self.feed()
 
     def remove(self, job: Job) -> None:
@@ -104,11 +98,8 @@ class JobQueue:
     def _recall(self) -> None:
         """Take back the jobs behind a line that takes long."""
         self._recalling = None
-        recalled: list[Job] = []
-        for worker in self._workers:
-            if len(worker.jobs) > worker.lines_at_once:
-                if self._recalling is None:
-                    self._recall_later()
-                if worker.running()[0].duration_sec > RECALL_AFTER_SEC:
-                    recalled += worker.recall()
-        self.put_back(recalled)
+        ahead = [worker for worker in self._workers if len(worker.jobs) > worker.lines_at_once]
+        if ahead:
+            self._recall_later()
+        late = [worker for worker in ahead if worker.running()[0].duration_sec > RECALL_AFTER_SEC]
+        self.put_back([job for worker in late for job in worker.recall()])

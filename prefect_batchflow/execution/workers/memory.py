@@ -7,7 +7,6 @@ left, the system kills a process without a message. Only a counter of the contro
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 
 KILLED_FIRST = 500
@@ -18,22 +17,15 @@ _COUNT = re.compile(rb"^oom_kill (\d+)$", re.MULTILINE)
 
 def be_killed_first() -> None:
     """Make the out-of-memory killer prefer this process, and what it starts, to the process that started it."""
-    with contextlib.suppress(OSError, ValueError):
-        fd = os.open("/proc/self/oom_score_adj", os.O_RDWR)
-        try:
-            standing = int(os.read(fd, 32))
-            os.write(fd, str(min(standing + KILLED_FIRST, 1000)).encode())
-        finally:
-            os.close(fd)
+    with (
+        contextlib.suppress(OSError, ValueError),
+        open("/proc/self/oom_score_adj", "r+b", buffering=0) as file,  # noqa: PTH123 - no pathlib in a worker
+    ):
+        file.write(b"%d" % min(int(file.read()) + KILLED_FIRST, 1000))
 
 
 class OomKills:
-    """Counts the processes of this control group that the out-of-memory killer took; each is reported once.
-
-    Args:
-        proc: The system's folder of processes.
-        cgroups: Its folder of control groups.
-    """
+    """Counts the processes of this control group that the out-of-memory killer took; each is reported once."""
 
     def __init__(self, proc: str = "/proc", cgroups: str = "/sys/fs/cgroup") -> None:
         self._files = [*_counting_files(proc, cgroups), f"{proc}/vmstat"]
@@ -48,8 +40,7 @@ class OomKills:
 
     def _count(self) -> int:
         for path in self._files:
-            found = _COUNT.search(_content(path))
-            if found is not None:
+            if found := _COUNT.search(_content(path)):
                 return int(found[1])
         return 0
 
@@ -60,7 +51,7 @@ def _counting_files(proc: str, cgroups: str) -> list[str]:
     for line in _content(f"{proc}/self/cgroup").decode(errors="replace").splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
-        if controllers == "":
+        if not controllers:
             files += [f"{cgroups}{path.rstrip('/')}/memory.events", f"{cgroups}/memory.events"]
         elif "memory" in controllers.split(","):
             files += [f"{cgroups}/memory{path.rstrip('/')}/memory.oom_control", f"{cgroups}/memory/memory.oom_control"]

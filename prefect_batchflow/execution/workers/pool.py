@@ -146,7 +146,6 @@ class WorkerPool:
         if line.images is not None:
             head["images"] = line.images
         job = self._job(f"Line {number}", head, json.dumps(line.inputs).encode(), timeout_sec)
-        job.line_number = number
         try:
             reply, record = await self._run(job)
         except TimeoutError:
@@ -173,7 +172,7 @@ class WorkerPool:
     def running(self) -> set[int]:
         """The numbers of the lines that workers run now."""
         jobs = (job for worker in self._workers for job in worker.running() if not job.answer.done())
-        return {job.line_number for job in jobs if job.line_number is not None}
+        return {job.head["line_number"] for job in jobs if job.head["op"] == "line"}
 
     async def close(self) -> None:
         """Kill every worker with everything it started, and stop the supervisor; running lines are cancelled."""

@@ -21,18 +21,16 @@ def end_session(pid: int) -> None:
 
 def with_token(token: str) -> list[int]:
     """All other processes whose environment has a token that starts with `token`."""
-    needle = f"{TOKEN_VARIABLE}={token}".encode()
+    needle = f"\0{TOKEN_VARIABLE}={token}".encode()
     found = []
     for name in os.listdir("/proc"):  # noqa: PTH208 - a worker's supervisor imports no pathlib
         if not name.isdigit() or int(name) == os.getpid():
             continue
-        with contextlib.suppress(OSError):
-            fd = os.open(f"/proc/{name}/environ", os.O_RDONLY)
-            try:
-                environ = b"\0" + _read_all(fd)
-            finally:
-                os.close(fd)
-            if b"\0" + needle in environ:
+        with (
+            contextlib.suppress(OSError),
+            open(f"/proc/{name}/environ", "rb", buffering=0) as environ,  # noqa: PTH123 - see above
+        ):
+            if needle in b"\0" + environ.read():
                 found.append(int(name))
     return found
 
@@ -44,10 +42,3 @@ def end_with_token(token: str) -> int:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGKILL)
     return len(pids)
-
-
-def _read_all(fd: int) -> bytes:
-    parts = []
-    while part := os.read(fd, 1 << 16):
-        parts.append(part)
-    return b"".join(parts)

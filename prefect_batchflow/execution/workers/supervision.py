@@ -55,10 +55,8 @@ class Supervisor:
 
     def _end(self) -> None:
         """Wait until it has killed what is left, usually some milliseconds, so that it leaves no zombie."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
         try:
-            self.process.wait(_ENDS_WITHIN_SEC)
+            self.process.communicate(timeout=_ENDS_WITHIN_SEC)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()

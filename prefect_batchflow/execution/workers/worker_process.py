@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import os
 import subprocess
@@ -16,7 +17,7 @@ from prefect_batchflow.execution.workers.permits import Permits
 from prefect_batchflow.execution.workers.processes import TOKEN_VARIABLE, end_session, end_with_token
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from prefect_batchflow.execution.scrubbing import Scrubber
 
@@ -42,8 +43,6 @@ class Job:
     what: str
     """For messages: `Line 7`."""
     answer: asyncio.Future[wire.Frame]
-    line_number: int | None = None
-    """`None` for the aggregation."""
     worker: WorkerProcess | None = None
     """The worker that has it, or had it last."""
     began: float = 0.0
@@ -260,7 +259,8 @@ class WorkerProcess:
 
     def _on_output(self, data: bytes) -> None:
         # Take earlier answers first, so that this output goes to the job that runs now.
-        _drain(self._process.stdout, self._on_answers)
+        for earlier in _waiting_in(self._process.stdout):
+            self._on_answers(earlier)
         self._keep_output(data)
 
     def _keep_output(self, data: bytes) -> None:
@@ -275,14 +275,11 @@ class WorkerProcess:
             if op in ("ready", "refused"):
                 if not self.ready.done():
                     self.ready.set_result((head, body))
-                continue
-            if op == "stuck":
+            elif op == "stuck":
                 self._on_stuck(self)
+            elif (job := self.jobs.get(head["id"])) is None:
                 continue
-            job = self.jobs.get(head["id"])
-            if job is None:
-                continue
-            if op != "canceled":
+            elif op != "canceled":
                 self._answered(job, head, body)
             elif job.timed_out:
                 job.logs = body.decode()
@@ -327,8 +324,10 @@ class WorkerProcess:
         end_session(self.pid)
         end_with_token(self.token)
         # Its last words are still in its pipes.
-        _drain(self._process.stdout, self._on_answers)
-        _drain(self._process.stderr, self._keep_output)
+        for data in _waiting_in(self._process.stdout):
+            self._on_answers(data)
+        for data in _waiting_in(self._process.stderr):
+            self._keep_output(data)
         for transport in self._transports:
             # The one to standard input closed itself when the process ended.
             if not transport.is_closing():
@@ -355,12 +354,9 @@ class _Pipe(asyncio.Protocol):
         self._take(data)
 
 
-def _drain(pipe: IO[bytes] | None, take: Callable[[bytes], None]) -> None:
-    """Read everything that is in a pipe now."""
-    data = b"" if pipe is None else b"-"
-    while data:
-        try:
-            data = os.read(pipe.fileno(), _READ_BYTES) if pipe is not None else b""
-        except (OSError, ValueError):  # it is empty, or closed
-            return
-        take(data)
+def _waiting_in(pipe: IO[bytes] | None) -> Iterator[bytes]:
+    """Everything that is in a pipe now."""
+    assert pipe is not None
+    with contextlib.suppress(OSError, ValueError):  # it is empty, or closed
+        while data := os.read(pipe.fileno(), _READ_BYTES):
+            yield data
