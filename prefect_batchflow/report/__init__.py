@@ -1,1 +1,1 @@
-"""What a person sees of a run: artifacts."""
+"""The artifacts of a run in Prefect, for people."""

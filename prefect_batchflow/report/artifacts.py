@@ -1,7 +1,7 @@
-"""A run's artifacts in Prefect: its summary, its failed lines, its progress.
+"""The artifacts of a run in Prefect: its summary, its failed lines, its progress.
 
-A report never fails a run: an artifact that cannot be written in time is a warning in the run's log. To be called
-inside the Prefect flow whose run the artifacts belong to.
+A report never fails a run: if an artifact cannot be written in time, the run's log gets a warning. Call these functions
+inside the Prefect flow whose run gets the artifacts.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ if TYPE_CHECKING:
     from uuid import UUID
 
 WRITE_TIMEOUT_SEC: Final = 5.0
-"""Seconds the summary or the table may take; Prefect's client alone would try for minutes."""
+"""How long writing the summary or the table may take. Prefect's client alone would try for minutes."""
 PROGRESS_TIMEOUT_SEC: Final = 3.0
-"""Seconds one update of the progress may take, and the last one at the end of a run."""
+"""How long one update of the progress may take, also the last one at the end of a run."""
 PROGRESS_INTERVAL_SEC: Final = 2.0
-"""Seconds between two updates of the progress, at least."""
+"""The shortest time between two updates of the progress."""
 
 ArtifactKind = Literal["summary", "failed-lines", "progress"]
 
 
 def artifact_key(run_id: str, kind: ArtifactKind) -> str:
-    """The artifact's key: the same for a run each time, another for another run; at most 80 of `[a-z0-9-]`."""
+    """The key of an artifact, always the same for one run id and kind: at most 80 characters of `[a-z0-9-]`."""
     slug = re.sub(r"[^a-z0-9]+", "-", run_id.lower())[:40].strip("-")
     digest = hashlib.sha256(run_id.encode("utf-8", "surrogatepass")).hexdigest()[:12]
     return "-".join(part for part in ("batchflow", slug, digest, kind) if part)
@@ -50,10 +50,10 @@ async def write_summary(run_id: str, markdown: str) -> bool:
 
     Args:
         run_id: The run's id.
-        markdown: Its summary, of `summary_markdown`.
+        markdown: Its summary, from `summary_markdown`.
 
     Returns:
-        Whether it was written; if not, a warning says why.
+        Whether it was written. If not, a warning says why.
     """
     write = partial(
         acreate_markdown_artifact,
@@ -69,11 +69,11 @@ async def write_failed_lines(run_id: str, rows: list[dict[str, Any]], failed_lin
 
     Args:
         run_id: The run's id.
-        rows: The table, of `failed_table`; may be empty, so that a resumed run can clear its last one.
-        failed_lines: How many lines failed in all.
+        rows: The table, from `failed_table`. A resumed run gives no rows to clear its earlier table.
+        failed_lines: How many lines failed in total.
 
     Returns:
-        Whether it was written; if not, a warning says why.
+        Whether it was written. If not, a warning says why.
     """
     shown = f"{failed_lines}" if len(rows) >= failed_lines else f"The first {len(rows)} of {failed_lines}"
     write = partial(
@@ -86,15 +86,15 @@ async def write_failed_lines(run_id: str, rows: list[dict[str, Any]], failed_lin
 
 
 class ProgressArtifact:
-    """The progress artifact of a run, while a run is inside its `async with`.
+    """The progress artifact of a run, kept up to date inside an `async with` block.
 
-    `update` only notes the numbers; they are written in the background, one request at a time and at most every
-    `PROGRESS_INTERVAL_SEC`, so that a slow server delays no line. The end of the block writes the last ones.
+    `update` only notes the numbers. They are written in the background, one request at a time and at most every
+    `PROGRESS_INTERVAL_SEC`, so that a slow server delays no line. The end of the block writes the last numbers.
 
     Args:
         run_id: The run's id.
         total_lines: Lines of the data.
-        clock: Seconds that never go back.
+        clock: A monotonic clock, in seconds.
     """
 
     def __init__(self, run_id: str, total_lines: int, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -116,7 +116,7 @@ class ProgressArtifact:
         await self._try(self._write_last)
 
     def update(self, ended_lines: int, failed_lines: int = 0) -> None:
-        """Note how many lines have ended, and how many of them failed; returns at once."""
+        """Note how many lines have ended, and how many of them failed. Returns at once."""
         self._numbers = (ended_lines, failed_lines)
         now = self._clock()
         if now >= self._next_write and (self._writing is None or self._writing.done()):
@@ -149,15 +149,15 @@ class ProgressArtifact:
 
 
 async def _written(write: Callable[[], Awaitable[object]], what: str, limit_sec: float, *, warn: bool = True) -> bool:
-    """Whether a write succeeded in time; cancellation passes."""
+    """Try a write, and return whether it succeeded in time. Cancellation passes."""
     try:
         async with asyncio.timeout(limit_sec):
             await write()
     except Exception as exc:  # noqa: BLE001 - whatever Prefect's API raises, a report never fails a run
         if warn:
             _logger().warning(
-                "The %s could not be written as an artifact (%s: %s). The run goes on and its results are whole; "
-                "see whether the Prefect API answers.",
+                "Could not write the %s as an artifact (%s: %s). The run continues, and its results are complete. "
+                "Check whether the Prefect API answers.",
                 what,
                 type(exc).__name__,
                 str(exc) or f"no answer within {limit_sec:g} s",

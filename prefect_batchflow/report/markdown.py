@@ -1,9 +1,9 @@
 """The summary of a run as markdown, and its failed lines as rows. Values in, text out.
 
-Whatever comes from rows, errors and names is escaped here and shortened: it makes no link, loads no image, adds no cell
-and ends no table. Both of Prefect's user interfaces were read for it: V1 renders the cells of a table artifact as
-markdown and knows five named entities only, V2 makes links of addresses in plain text after it resolved entities. So
-punctuation is escaped by backslash, `<`, `>` and `&` by entity, and a word joiner, invisible, breaks an address.
+Text from rows, errors and names is escaped and shortened here, so that it makes no link, loads no image, adds no cell and
+ends no table. This works in both of Prefect's user interfaces: V1 renders the cells of a table artifact as markdown and
+knows five named entities only; V2 turns addresses in plain text into links after it has resolved entities. Therefore
+backslashes escape punctuation, entities replace `<`, `>` and `&`, and an invisible word joiner breaks up addresses.
 """
 
 from __future__ import annotations
@@ -28,37 +28,37 @@ if TYPE_CHECKING:
 MAX_MARKDOWN_BYTES: Final = 50_000
 """Larger markdown freezes the page that shows it."""
 MAX_ERROR_GROUPS: Final = 20
-"""Error groups shown, the largest."""
+"""The summary shows at most this many error groups, the largest ones."""
 MAX_ROWS: Final = 50
-"""Rows shown of any other table of the summary."""
+"""Any other table of the summary shows at most this many rows."""
 MAX_FAILED_ROWS: Final = 200
-"""Failed lines in the table artifact."""
+"""The table artifact has at most this many failed lines."""
 
 _WORD_JOINER = "\u2060"
 _PUNCTUATION = re.compile(r"[\\`*_\[\]|~#]")
 _LIST_MARKER = re.compile(r"^(\d*)([-+.)])(?=[\s-]|$)")
-"""What begins a list, or a rule, where a text begins a line or a list item."""
+"""A list marker or a rule, if a line or a list item begins with the text."""
 _ADDRESS = re.compile(r":(?=//)|www(?=\.)|@", re.IGNORECASE)
 _OPENERS = re.compile(r"[\]<]")
 _USER_INFO = re.compile(r"(?<=://)[^/@\s]+@")
 
 
 def one_line(value: object, limit: int = 300) -> str:
-    """A text as one line of printable characters, at most `limit` of them; what is not printable becomes a space."""
-    text = str(value)[: 4 * limit]  # a value may be megabytes
+    """A text as one line of at most `limit` characters. Characters that cannot be printed become spaces."""
+    text = str(value)[: 4 * limit]  # a value can have megabytes
     printable = "".join(char if char.isprintable() else " " for char in text)
     return shortened(" ".join(printable.split()), limit)
 
 
 def escaped(value: object, limit: int = 300) -> str:
-    """A text that markdown shows as it is, on one line; for use inside a line or a table cell."""
+    """A text that markdown shows unchanged, on one line; for use inside a line or a table cell."""
     text = one_line(value, limit).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = _PUNCTUATION.sub(r"\\\g<0>", text)
     return _unlinked(_LIST_MARKER.sub(r"\g<1>\\\g<2>", text))
 
 
 def inert(value: object, limit: int = 300) -> str:
-    """A text that reads well unrendered and makes no link, image or HTML where it is rendered after all."""
+    """A text that reads well as plain text, and makes no link, image or HTML if it is rendered."""
     return _unlinked(_OPENERS.sub(rf"\g<0>{_WORD_JOINER}", one_line(value, limit)))
 
 
@@ -67,11 +67,11 @@ def _unlinked(text: str) -> str:
 
 
 def failed_table(failures: Iterable[Receipt], cap: int = MAX_FAILED_ROWS) -> list[dict[str, Any]]:
-    """Give the rows of a table of failed lines, the first `cap`.
+    """The rows of the table of failed lines.
 
     Args:
-        failures: Receipts of failed lines in the order wanted, as `Tally.failures`.
-        cap: Rows at most.
+        failures: Receipts of failed lines, in the order of the table, as `Tally.failures` has them.
+        cap: The most rows.
     """
     return [
         {
@@ -96,17 +96,17 @@ def summary_markdown(
     next_command: str = "",
     reused_lines: int = 0,
 ) -> str:
-    """Give the summary of a run, at most `MAX_MARKDOWN_BYTES` long in UTF-8.
+    """The summary of a run, at most `MAX_MARKDOWN_BYTES` of UTF-8.
 
     Args:
-        result: What the run gave.
-        tally: What it was made from: durations and error groups.
+        result: The result of the run.
+        tally: The counts behind it, with durations and error groups.
         run_id: The run's id.
         flow_name: The flow's name.
-        storage_url: Where the records are; a user name or password in it is left out.
-        outputs_url: Where the outputs file is; `""` for none.
+        storage_url: The place of the records. The summary leaves out a user name or password in it.
+        outputs_url: The place of the outputs file; `""` for none.
         next_command: The command that resumes or repeats the run; `""` for none.
-        reused_lines: Lines taken over from an earlier run, which do not count for the speed.
+        reused_lines: Lines that an earlier run had completed. They do not count for the speed.
     """
     places = {"Records": storage_url, "Outputs": outputs_url}
     facts = {
@@ -139,15 +139,15 @@ def _facts(result: BatchResult, tally: Tally, reused_lines: int) -> dict[str, st
     facts = {
         "Status": result.status.value,
         "Lines": f"{result.total_lines}: " + ", ".join(f"{count} {name}" for name, count in counts.items()),
-        "Taken over": f"{reused_lines} lines from an earlier run" if reused_lines else "",
-        "Retried": f"{tally.retried_lines} lines took more than one attempt" if tally.retried_lines else "",
+        "Reused": f"{_lines(reused_lines)} from an earlier run" if reused_lines else "",
+        "Retried": f"{_lines(tally.retried_lines)} took more than one attempt" if tally.retried_lines else "",
         "Started": f"{result.start_time:%Y-%m-%d %H:%M:%S} UTC",
         "Duration": seconds_text(metrics.duration),
-        "Speed": f"{ran / metrics.duration:.3g} lines a second" if ran > 0 and metrics.duration > 0 else "",
+        "Speed": f"{ran / metrics.duration:.3g} lines per second" if ran > 0 and metrics.duration > 0 else "",
     }
     median, slow = tally.durations.quantile(0.5), tally.durations.quantile(0.95)
     if median is not None and slow is not None:
-        facts["A line took"] = f"{seconds_text(median)} (p50), {seconds_text(slow)} (p95)"
+        facts["Time per line"] = f"{seconds_text(median)} (median), {seconds_text(slow)} (95th percentile)"
     if metrics.total_tokens:
         facts["Tokens"] = (
             f"{metrics.total_tokens:,}: {metrics.prompt_tokens:,} prompt, {metrics.completion_tokens:,} completion"
@@ -155,8 +155,12 @@ def _facts(result: BatchResult, tally: Tally, reused_lines: int) -> dict[str, st
     return {name: text for name, text in facts.items() if text}
 
 
+def _lines(count: int) -> str:
+    return "1 line" if count == 1 else f"{count} lines"
+
+
 def seconds_text(seconds: float) -> str:
-    """A duration for people, three digits of it."""
+    """A duration for people, with three digits."""
     if seconds < 100:
         return f"{seconds:.3g} s"
     minutes, seconds = divmod(round(seconds), 60)
@@ -170,7 +174,7 @@ def _command(result: BatchResult, command: str) -> str:
     command = one_line(command, 2_000)
     longest = max((len(run) for run in re.findall("`+", command)), default=0)
     fence = "`" * max(3, longest + 1)
-    title = "Run it again" if result.completed_lines == result.total_lines else "Finish what is left"
+    title = "Run it again" if result.completed_lines == result.total_lines else "Run the remaining lines"
     return f"## {title}\n\n{fence}shell\n{command}\n{fence}"
 
 
@@ -182,7 +186,7 @@ def _run_errors(result: BatchResult) -> str:
     for place, error in errors:
         code, message = innermost_code(error or {}), str((error or {}).get("message", ""))
         rows.append([escaped(place, 100), escaped(code, 100), escaped(message), _advice(advice_for(code, message))])
-    return _section("What failed beside lines", ["Where", "Error", "Message", "What to do"], rows)
+    return _section("Errors of the whole run", ["Where", "Error", "Message", "What to do"], rows)
 
 
 def _line_errors(tally: Tally) -> str:
@@ -199,17 +203,17 @@ def _line_errors(tally: Tally) -> str:
     ]
     left_out = sum(group.count for group in rest) + (tally.error_groups.other.count if tally.error_groups.other else 0)
     if left_out:
-        rows.append([str(left_out), "further kinds", "", "Read the records of the failed lines."])
+        rows.append([str(left_out), "other errors", "", "See the records of the failed lines."])
     if not rows:
         return ""
-    # Below the table, once a piece of advice: as a column it is out of sight in the Prefect UI.
+    # Below the table, each advice once: as a column it would be out of sight in the Prefect UI.
     advice = {group.advice: escaped(group.code, 100) for group in reversed(shown)}
     to_do = "\n".join(f"- {code}: {_advice(text)}" for text, code in reversed(advice.items()))
-    return _section("Errors", ["Lines", "Error", "First lines", "For example"], rows) + f"\n\nWhat to do:\n\n{to_do}"
+    return _section("Failed lines", ["Lines", "Error", "Line numbers", "Example"], rows) + f"\n\nWhat to do:\n\n{to_do}"
 
 
 def _advice(text: str) -> str:
-    """Our own markdown; the one thing from outside in it is a module's name, word characters and dots."""
+    """Our own markdown. Its only text from outside is the name of a module: word characters and dots."""
     return _unlinked(one_line(text))
 
 
@@ -254,6 +258,6 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def _capped(text: str) -> str:
     if len(text.encode()) <= MAX_MARKDOWN_BYTES:
         return text
-    note = "\n\nCut here: the records have the whole.\n"
+    note = "\n\nThis summary is cut off here. The records of the run are complete.\n"
     kept = text.encode()[: MAX_MARKDOWN_BYTES - len(note.encode())]
     return kept[: kept.rindex(b"\n")].decode() + note

@@ -277,7 +277,7 @@ class TestProgress:
 
         (warning,) = told
         assert "ConnectionError: server is gone" in warning
-        assert "The run goes on" in warning
+        assert "The run continues" in warning
 
     def test_it_recovers_when_the_server_comes_back(self, fake: FakeArtifacts) -> None:
         async def scenario() -> None:
@@ -352,7 +352,7 @@ class TestWhenPrefectIsGone:
         assert asyncio.run(write()) is False  # type: ignore[arg-type]
 
         (warning,) = told
-        assert "run 'run' could not be written as an artifact (ConnectionError: server is gone)" in warning
+        assert "run 'run' as an artifact (ConnectionError: server is gone)" in warning
 
     def test_a_server_that_never_answers_is_left_in_time(
         self, write: Callable[[], Awaitable[bool]], monkeypatch: pytest.MonkeyPatch

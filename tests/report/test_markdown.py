@@ -166,11 +166,11 @@ class TestSummary:
             "| Lines | 4: 4 completed, 0 failed, 0 canceled, 0 not started |",
             "| Started | 2026-11-23 12:00:00 UTC |",
             "| Duration | 8 s |",
-            "| Speed | 0.5 lines a second |",
+            "| Speed | 0.5 lines per second |",
             "| Tokens | 6,000: 4,000 prompt, 2,000 completion |",
         ):
             assert row in text
-        assert re.search(r"\| A line took \| 0\.(5|49|50)\d* s \(p50\), 0\.\d+ s \(p95\) \|", text)
+        assert re.search(r"\| Time per line \| 0\.(5|49|50)\d* s \(median\), 0\.\d+ s \(95th percentile\) \|", text)
         assert f"| Records | file:{JOINER}///data/runs |" in text
         assert f"| Outputs | file:{JOINER}///data/outputs.jsonl |" in text
         assert "## " not in text
@@ -178,14 +178,14 @@ class TestSummary:
     def test_lines_taken_over_do_not_count_for_the_speed(self) -> None:
         text = build(completed(4), reused_lines=2)
 
-        assert "| Taken over | 2 lines from an earlier run |" in text
-        assert "| Speed | 0.25 lines a second |" in text
+        assert "| Reused | 2 lines from an earlier run |" in text
+        assert "| Speed | 0.25 lines per second |" in text
 
     def test_retries_are_told(self) -> None:
         tally = Tally()
         tally.add(Receipt(0, Status.Completed, attempt=3))
 
-        assert "| Retried | 1 lines took more than one attempt |" in build(tally)
+        assert "| Retried | 1 line took more than one attempt |" in build(tally)
 
     def test_errors_come_in_groups_with_what_to_do(self) -> None:
         tally = completed(2)
@@ -209,7 +209,7 @@ class TestSummary:
         text = build(tally)
 
         assert text.count("| ToolExecutionError |") == 20
-        assert "| 5 | further kinds |" in text
+        assert "| 5 | other errors |" in text
 
     def test_what_stopped_the_run_and_the_aggregation_is_told(self) -> None:
         tally = completed(1)
@@ -224,7 +224,7 @@ class TestSummary:
         assert "| the run | BatchRunTimeoutError | over 10 s | Resume the run" in text
         assert "| aggregation, mean | ToolExecutionError | (X) y |" in text
 
-    @pytest.mark.parametrize(("total", "title"), [(2, "Run it again"), (3, "Finish what is left")])
+    @pytest.mark.parametrize(("total", "title"), [(2, "Run it again"), (3, "Run the remaining lines")])
     def test_the_command_can_be_copied(self, total: int, title: str) -> None:
         command = "batchflow resume nightly-1 --storage 's3://bucket/runs' # `a` <b> | c"
 
@@ -317,7 +317,7 @@ class TestSummary:
 
         assert MAX_MARKDOWN_BYTES - 5_000 < len(text.encode()) <= MAX_MARKDOWN_BYTES
         assert "batchflow resume nightly-1" in text
-        assert text.endswith("Cut here: the records have the whole.\n")
+        assert text.endswith("This summary is cut off here. The records of the run are complete.\n")
 
     def test_long_tables_are_cut_by_rows(self) -> None:
         tally = Tally()
