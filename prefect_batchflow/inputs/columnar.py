@@ -13,7 +13,7 @@ from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any
 from uuid import UUID
 
 from prefect_batchflow.exceptions import InvalidUserData
@@ -21,11 +21,14 @@ from prefect_batchflow.inputs.formats import MAX_DEPTH, Row, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from contextlib import AbstractContextManager
 
     from prefect_batchflow.inputs.formats import Update
 
     Convert = Callable[[Any], list[Any]]
     """Turns a pyarrow array into plain values."""
+    Border = Callable[[], AbstractContextManager[None]]
+    """Turns the errors of a file system into ours."""
 
 SUFFIXES = (".parquet", ".arrow", ".feather")
 """`.arrow` and `.feather` are the same: Arrow's IPC format, as a file or a stream."""
@@ -42,22 +45,30 @@ _DAY_SEC = 86_400
 _DIGITS = {"s": 0, "ms": 3, "us": 6, "ns": 9}
 
 
-class BinaryFile(Protocol):
-    """What pyarrow needs of a file that it reads."""
+class _Watched:
+    """A file that raises the border's errors, so that pyarrow's own errors are about the data."""
 
-    closed: bool
+    closed = False
 
-    def read(self, size: int = -1, /) -> bytes:
-        """Read at most that many bytes; -1 reads all."""
+    def __init__(self, raw: IO[bytes], border: Border) -> None:
+        self._raw = raw
+        self._border = border
 
-    def seek(self, offset: int, whence: int = 0, /) -> int:
-        """Go to a position, and give it."""
+    def read(self, size: int = -1) -> bytes:
+        with self._border():
+            return self._raw.read(size)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        with self._border():
+            return self._raw.seek(offset, whence)
 
     def tell(self) -> int:
-        """Give the position."""
+        with self._border():
+            return self._raw.tell()
 
     def close(self) -> None:
-        """Stop reading."""
+        """Leave the file open: its opener closes it."""
+        self.closed = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,13 +130,14 @@ class Table:
         raise AssertionError("the row can be converted after all")
 
 
-def open_table(file: str, raw: BinaryFile, suffix: str) -> Table:
+def open_table(file: str, raw: IO[bytes], suffix: str, border: Border) -> Table:
     """Open a file and read its schema.
 
     Args:
         file: The file's name for messages.
-        raw: The file, which can seek; its errors pass through.
+        raw: The file, which can seek.
         suffix: One of `SUFFIXES`.
+        border: Entered around each access to the file; its errors pass through.
 
     Raises:
         ImportError: pyarrow is not installed.
@@ -134,9 +146,8 @@ def open_table(file: str, raw: BinaryFile, suffix: str) -> Table:
     import pyarrow as pa
 
     try:
-        if suffix == ".parquet":
-            return _open_parquet(file, pa.PythonFile(raw, mode="r"))
-        return _open_arrow(file, pa.PythonFile(raw, mode="r"))
+        opened = pa.PythonFile(_Watched(raw, border), mode="r")
+        return _open_parquet(file, opened) if suffix == ".parquet" else _open_arrow(file, opened)
     except _faults() as exc:
         raise InvalidUserData(
             f"{file}: not a complete {suffix} file: {_told(exc)}. Copy it again, or rename it to the suffix of its format.",

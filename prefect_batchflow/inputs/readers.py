@@ -14,9 +14,9 @@ import tempfile
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from prefect_batchflow.errors.packages import pip_install
 from prefect_batchflow.exceptions import InvalidUserData
@@ -33,7 +33,6 @@ from prefect_batchflow.inputs.places import OBJECT_STORES, fixed_folder, fresh_l
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from contextlib import AbstractContextManager
 
     from prefect_batchflow.inputs.formats import Update
 
@@ -191,7 +190,7 @@ class _FileSource:
         with opened as raw:
             if file.suffix in columnar.SUFFIXES:
                 with self._border(file.shown, module=columnar.MODULE):
-                    table = columnar.open_table(file.shown, _Watched(raw, self._border, file.shown), file.suffix)
+                    table = columnar.open_table(file.shown, raw, file.suffix, partial(self._border, file.shown))
                 yield from table.rows(update)
                 return
             stem, _, compressed = file.suffix.removeprefix(".").partition(".")
@@ -314,33 +313,6 @@ class _FileSource:
         else:
             return
         raise InvalidUserData(f"Source '{self.name}': {message}", file=shown)
-
-
-class _Watched:
-    """A `columnar.BinaryFile` that raises our errors, so that pyarrow's own errors are about the data."""
-
-    closed = False
-
-    def __init__(self, raw: IO[bytes], border: Callable[[str], AbstractContextManager[None]], shown: str) -> None:
-        self._raw = raw
-        self._border = border
-        self._shown = shown
-
-    def read(self, size: int = -1) -> bytes:
-        with self._border(self._shown):
-            return self._raw.read(size)
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        with self._border(self._shown):
-            return self._raw.seek(offset, whence)
-
-    def tell(self) -> int:
-        with self._border(self._shown):
-            return self._raw.tell()
-
-    def close(self) -> None:
-        """Leave the file open: its opener closes it."""
-        self.closed = True
 
 
 def _suffix(path: str) -> str:
