@@ -79,22 +79,21 @@ class Table:
     """The file's name for messages."""
     format: str
     """parquet or Arrow."""
-    columns: tuple[tuple[str, Convert], ...]
+    columns: dict[str, Convert]
     batches: Iterable[Any]
     """pyarrow record batches of any size."""
 
     def rows(self, update: Update | None = None) -> Iterator[Row]:
         """Give the rows in order. The hash is over the rows as JSON, one per line."""
-        number = 0
-        for part in self._parts():
-            for values in [part] if isinstance(part, str) else self._records(part):
-                number += 1
-                error = None
-                if isinstance(values, str):
-                    error = InvalidUserData(f"{self.file}, row {number}: {values}", file=self.file, line=number)
-                if update:
-                    update(json.dumps(values).encode() + b"\n")
-                yield Row({} if isinstance(values, str) else values, self.file, number, None, error)
+        found = ([part] if isinstance(part, str) else self._records(part) for part in self._parts())
+        for number, values in enumerate(chain.from_iterable(found), 1):
+            if update:
+                update(json.dumps(values).encode() + b"\n")
+            if isinstance(values, str):
+                error = InvalidUserData(f"{self.file}, row {number}: {values}", file=self.file, line=number)
+                yield Row({}, self.file, number, error=error)
+            else:
+                yield Row(values, self.file, number)
 
     def _parts(self) -> Iterator[Any]:
         """Give batches small enough for their rows to fit in memory. If the data breaks off, the last item is text."""
@@ -108,21 +107,18 @@ class Table:
 
     def _records(self, batch: Any) -> Iterator[dict[str, Any] | str]:
         """Give the rows of a batch: plain values, or a text that says what is wrong with the row."""
-        names = [name for name, _ in self.columns]
         try:
-            cells = [convert(array) for (_, convert), array in zip(self.columns, batch.columns, strict=True)]
+            objects = _objects(self.columns, self.columns.values(), batch.columns, batch.num_rows)
         except (ValueError, OverflowError):
             if batch.num_rows > 1:
                 yield from chain.from_iterable(self._records(batch.slice(n, 1)) for n in range(batch.num_rows))
             else:
                 yield self._fault(batch)
         else:
-            # A file without columns still has rows.
-            values = zip(*cells, strict=True) if cells else [()] * batch.num_rows
-            yield from (dict(zip(names, row, strict=True)) for row in values)
+            yield from objects
 
     def _fault(self, row: Any) -> str:
-        for (name, convert), array in zip(self.columns, row.columns, strict=True):
+        for (name, convert), array in zip(self.columns.items(), row.columns, strict=True):
             try:
                 convert(array)
             except (ValueError, OverflowError) as exc:
@@ -203,11 +199,9 @@ def _step_rows(size: int, rows: int) -> int:
     return max(1, min(_MAX_STEP_ROWS, _STEP_BYTES * rows // max(1, size)))
 
 
-def _columns(file: str, schema: Any) -> tuple[tuple[str, Convert], ...]:
+def _columns(file: str, schema: Any) -> dict[str, Convert]:
     try:
-        return tuple(
-            (field.name, _converter(field.type, repr(field.name), 1)) for field in _distinct(schema, "columns")
-        )
+        return {field.name: _converter(field.type, repr(field.name), 1) for field in _distinct(schema, "columns")}
     except ValueError as exc:
         raise InvalidUserData(f"{file}: {exc}", file=file) from exc
 
@@ -232,9 +226,8 @@ def _converter(kind: Any, name: str, depth: int) -> Convert:
 
     is_a = pa.types
     if isinstance(kind, pa.BaseExtensionType):
-        if kind.extension_name == "arrow.uuid":
-            return _each(lambda value: str(UUID(bytes=value)), lambda array: array.storage)
-        stored = inner(kind.storage_type)
+        is_uuid = kind.extension_name == "arrow.uuid"
+        stored = _each(lambda value: str(UUID(bytes=value))) if is_uuid else inner(kind.storage_type)
         return lambda array: stored(array.storage)
     if is_a.is_dictionary(kind):
         encoded = inner(kind.value_type)
@@ -247,7 +240,7 @@ def _converter(kind: Any, name: str, depth: int) -> Convert:
     if is_a.is_map(kind):
         fields = [pa.field("key", kind.key_type, nullable=False), pa.field("value", kind.item_type)]
         return _maps(pa.list_(pa.struct(fields)), _lists(inner(pa.struct(fields))))
-    if _is_list(kind):
+    if _is_any(kind, "list", "large_list", "fixed_size_list", "list_view", "large_list_view"):
         return _lists(inner(kind.value_type))
     if is_a.is_struct(kind):
         names = [field.name for field in _distinct(kind, f"fields of column {name}")]
@@ -261,41 +254,39 @@ def _scalar_converter(kind: Any, name: str) -> Convert:
     is_a = pa.types
     if is_a.is_timestamp(kind):
         zone = pa.lib.string_to_tzinfo(kind.tz) if kind.tz else None
-        return _each(lambda value: _iso_moment(value, kind.unit, zone), lambda array: array.cast(pa.int64()))
+        return _each(lambda value: _iso_moment(value, kind.unit, zone), pa.int64())
     if is_a.is_time(kind):
         ticks = pa.int32() if is_a.is_time32(kind) else pa.int64()
-        return _each(lambda value: _iso_time(value, kind.unit), lambda array: array.cast(ticks))
+        return _each(lambda value: _iso_time(value, kind.unit), ticks)
     if is_a.is_date32(kind):
-        return _each(_iso_day, lambda array: array.cast(pa.int32()))
+        return _each(_iso_day, pa.int32())
     if is_a.is_date64(kind):
-        return _each(lambda value: _iso_day(value // (_DAY_SEC * 1000)), lambda array: array.cast(pa.int64()))
+        return _each(lambda value: _iso_day(value // (_DAY_SEC * 1000)), pa.int64())
     if is_a.is_duration(kind):
-        return _each(lambda value: value / 10 ** _DIGITS[kind.unit], lambda array: array.cast(pa.int64()))
+        return _each(lambda value: value / 10 ** _DIGITS[kind.unit], pa.int64())
     if is_a.is_decimal(kind):
         return _each(lambda value: format(value, "f"))
-    if (
-        is_a.is_binary(kind)
-        or is_a.is_large_binary(kind)
-        or is_a.is_fixed_size_binary(kind)
-        or is_a.is_binary_view(kind)
-    ):
+    if _is_any(kind, "binary", "large_binary", "fixed_size_binary", "binary_view"):
         return _each(lambda value: base64.b64encode(value).decode())
-    is_text = is_a.is_string(kind) or is_a.is_large_string(kind) or is_a.is_string_view(kind)
-    if is_text or is_a.is_null(kind) or is_a.is_boolean(kind) or is_a.is_integer(kind) or is_a.is_floating(kind):
+    if _is_any(kind, "string", "large_string", "string_view", "null", "boolean", "integer", "floating"):
         return lambda array: array.to_pylist()
     raise ValueError(f"column {name} has type {kind}, which JSON cannot hold. Remove or convert the column.")
 
 
-def _is_list(kind: Any) -> bool:
+def _is_any(kind: Any, *names: str) -> bool:
     from pyarrow import types
 
-    tests = (types.is_list, types.is_large_list, types.is_fixed_size_list, types.is_list_view, types.is_large_list_view)
-    return any(test(kind) for test in tests)
+    return any(getattr(types, f"is_{name}")(kind) for name in names)
 
 
-def _each(convert: Callable[[Any], Any], prepare: Callable[[Any], Any] = lambda array: array) -> Convert:
-    """Convert each value that is not null."""
-    return lambda array: [None if value is None else convert(value) for value in prepare(array).to_pylist()]
+def _each(convert: Callable[[Any], Any], kind: Any = None) -> Convert:
+    """Convert each value that is not null, after a cast of the array to `kind`."""
+
+    def each(array: Any) -> list[Any]:
+        values = (array if kind is None else array.cast(kind)).to_pylist()
+        return [None if value is None else convert(value) for value in values]
+
+    return each
 
 
 def _lists(convert: Convert) -> Convert:
@@ -324,14 +315,20 @@ def _maps(as_list: Any, convert: Convert) -> Convert:
 
 def _structs(names: list[str], converters: list[Convert]) -> Convert:
     def structs(array: Any) -> list[Any]:
-        cells = [convert(child) for convert, child in zip(converters, array.flatten(), strict=True)]
-        rows = zip(*cells, strict=True) if cells else [()] * len(array)
         there = array.is_valid().to_pylist()
-        return [
-            dict(zip(names, row, strict=True)) if is_there else None for is_there, row in zip(there, rows, strict=True)
-        ]
+        objects = _objects(names, converters, array.flatten(), len(array))
+        return [found if is_there else None for is_there, found in zip(there, objects, strict=True)]
 
     return structs
+
+
+def _objects(
+    names: Iterable[str], converters: Iterable[Convert], arrays: Iterable[Any], count: int
+) -> Iterator[dict[str, Any]]:
+    """Give the objects that the arrays are the columns of; without columns, as many empty ones."""
+    cells = [convert(array) for convert, array in zip(converters, arrays, strict=True)]
+    rows = zip(*cells, strict=True) if cells else [()] * count
+    return (dict(zip(names, row, strict=True)) for row in rows)
 
 
 def _iso_moment(value: int, unit: str, zone: Any) -> str:
