@@ -15,8 +15,6 @@ COMPRESSIONS = (".gz", ".zst")
 MODULES = {".zst": "backports.zstd"}
 """The modules that these suffixes need beside Python itself."""
 
-_NAMES = {".gz": "gzip", ".zst": "Zstandard"}
-
 
 class CutOffError(Exception):
     """The compressed data breaks off or is damaged here; the bytes before are intact. The text is for users."""
@@ -34,8 +32,15 @@ def reader(raw: IO[bytes], compression: str) -> Callable[[int], bytes]:
     """
     if not compression:
         return raw.read
-    unzipped, faults = _opened(raw, compression)
-    name = _NAMES[compression]
+    unzipped: gzip.GzipFile
+    faults: tuple[type[Exception], ...]
+    if compression == ".gz":
+        name, unzipped, faults = "gzip", gzip.GzipFile(fileobj=raw), (zlib.error, gzip.BadGzipFile)
+    else:
+        from backports import zstd
+
+        # The same methods as gzip's.
+        name, unzipped, faults = "Zstandard", zstd.ZstdFile(raw), (zstd.ZstdError,)  # type: ignore[assignment]
 
     def read(size: int) -> bytes:
         try:
@@ -50,13 +55,3 @@ def reader(raw: IO[bytes], compression: str) -> Callable[[int], bytes]:
             ) from exc
 
     return read
-
-
-def _opened(raw: IO[bytes], compression: str) -> tuple[gzip.GzipFile, tuple[type[Exception], ...]]:
-    """Give the decompressed file, and the errors that it raises if the data does not fit the suffix."""
-    if compression == ".gz":
-        return gzip.GzipFile(fileobj=raw), (zlib.error, gzip.BadGzipFile)
-    from backports import zstd
-
-    opened: gzip.GzipFile = zstd.ZstdFile(raw)  # type: ignore[assignment] # the same methods
-    return opened, (zstd.ZstdError,)

@@ -83,7 +83,7 @@ class PhysicalLines:
                 pieces.append(first)
                 if not others:
                     continue
-                others, tail = others[:-1], others[-1]
+                *others, tail = others
                 for raw in (b"".join(pieces), *others):
                     if update:
                         update(raw + b"\n")
@@ -93,7 +93,7 @@ class PhysicalLines:
                 pieces = [tail]
         except CutOffError as exc:
             reason = f"{exc} The lines before this one are intact."
-            self.cut_off = Row({}, self.file, number, offset, _data_error(self.file, number, offset, reason))
+            self.cut_off = _bad_row(self.file, number, offset, reason)
             return
         if raw := b"".join(pieces):
             if update:
@@ -137,11 +137,14 @@ def read_csv(lines: PhysicalLines, delimiter: str) -> Iterator[Row]:
         except (csv.Error, UnicodeDecodeError) as exc:
             row = _undecodable(lines.file, *feed.last, exc)
         else:
-            if feed.is_blank(cells):
+            # A lone "" is one empty cell, and tabs alone are empty cells.
+            if not cells or (len(cells) == 1 and not feed.last[2].strip()):
                 continue
             if not header and not feed.exhausted:
                 header = cells
-                _refuse_repeated(header, feed)
+                if repeated := [name for name, times in Counter(header).items() if times > 1]:
+                    reason = f"the header names columns more than once: {shorten(repeated)}. Rename or remove them."
+                    raise _data_error(feed.file, feed.number, feed.offset, reason)
                 continue
             row = _csv_row(cells, header, feed)
         if row.error and not header:
@@ -170,8 +173,7 @@ def read_json(file: str, blocks: Iterable[bytes], update: Update | None = None) 
         text = data.decode()
         content = json.loads(text)
     except (ValueError, RecursionError) as exc:
-        line = data.count(b"\n", 0, _fault_at(data, exc)) + 1
-        raise _decoding_error(file, line, start, data, exc) from None
+        raise _decoding_error(file, 1, start, data, exc) from None
     for number, values in enumerate(_array(file, content), 1):
         yield _object_row(values, text, file, number, None)
 
@@ -206,7 +208,7 @@ def _object_row(values: Any, text: str, file: str, line: int, offset: int | None
         reason = _TOO_DEEP
     else:
         return Row(values, file, line, offset)
-    return Row({}, file, line, offset, _data_error(file, line, offset, reason))
+    return _bad_row(file, line, offset, reason)
 
 
 def _array(file: str, content: Any) -> list[Any]:
@@ -258,10 +260,6 @@ class _CsvFeed:
             self.number, self.offset = number, offset
         return raw.decode() + "\n"
 
-    def is_blank(self, cells: list[str]) -> bool:
-        """Whether the record is a blank line. A lone `""` is one empty cell, and tabs alone are empty cells."""
-        return not cells or (len(cells) == 1 and not self.last[2].strip())
-
 
 def _csv_row(cells: list[str], header: list[str], feed: _CsvFeed) -> Row:
     if feed.exhausted:
@@ -273,16 +271,7 @@ def _csv_row(cells: list[str], header: list[str], feed: _CsvFeed) -> Row:
         )
     else:
         return Row(dict(zip(header, cells, strict=True)), feed.file, feed.number, feed.offset)
-    error = _data_error(feed.file, feed.number, feed.offset, reason)
-    return Row({}, feed.file, feed.number, feed.offset, error)
-
-
-def _refuse_repeated(header: list[str], feed: _CsvFeed) -> None:
-    if len(set(header)) == len(header):
-        return
-    repeated = [name for name, times in Counter(header).items() if times > 1]
-    reason = f"the header names columns more than once: {shorten(repeated)}. Rename or remove them."
-    raise _data_error(feed.file, feed.number, feed.offset, reason)
+    return _bad_row(feed.file, feed.number, feed.offset, reason)
 
 
 def _undecodable(file: str, line: int, offset: int, raw: bytes, exc: Exception) -> Row:
@@ -290,12 +279,14 @@ def _undecodable(file: str, line: int, offset: int, raw: bytes, exc: Exception) 
 
 
 def _decoding_error(file: str, line: int, offset: int, raw: bytes, exc: Exception) -> InvalidUserData:
-    """Turn an error of decoding, JSON or csv into ours. `raw` is the text that caused it, and starts at `offset`."""
-    at = _fault_at(raw, exc)
+    """Turn an error of decoding, JSON or csv into ours. `raw`, the text that caused it, starts at this line and offset."""
+    at = 0
     if isinstance(exc, UnicodeDecodeError):
+        at = exc.start
         hint = next((text for start, text in _HINTS.items() if raw.startswith(start)), "Save the file as UTF-8.")
         reason = f"not UTF-8: byte 0x{raw[at]:02x} ({exc.reason}) in {raw[max(0, at - 20) : at + 20]!r}. {hint}"
     elif isinstance(exc, json.JSONDecodeError):
+        at = len(exc.doc[: exc.pos].encode())
         reason = f"not JSON: {exc.msg} in {_excerpt(exc.doc, exc.pos)}."
     elif isinstance(exc, RecursionError):
         reason = _TOO_DEEP
@@ -303,20 +294,15 @@ def _decoding_error(file: str, line: int, offset: int, raw: bytes, exc: Exceptio
         reason = f"not csv: {exc}. Save the file with LF or CRLF at the end of each record."
     else:
         reason = f"a number is too long: {exc}."
-    return _data_error(file, line, offset + at, reason)
+    return _data_error(file, line + raw.count(b"\n", 0, at), offset + at, reason)
+
+
+def _bad_row(file: str, line: int, offset: int | None, reason: str) -> Row:
+    return Row({}, file, line, offset, _data_error(file, line, offset, reason))
 
 
 def _data_error(file: str, line: int, offset: int | None, reason: str) -> InvalidUserData:
     return InvalidUserData(f"{_place(file, line, offset)}: {reason}", file=file, line=line, offset=offset)
-
-
-def _fault_at(raw: bytes, exc: Exception) -> int:
-    """Give the byte of `raw` where the fault is; 0 if unknown."""
-    if isinstance(exc, UnicodeDecodeError):
-        return exc.start
-    if isinstance(exc, json.JSONDecodeError):
-        return len(exc.doc[: exc.pos].encode())
-    return 0
 
 
 def _json_name(value: Any) -> str:
