@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from prefect_batchflow.exceptions import EmptyInputsData, InputMappingError, InvalidUserData
 from prefect_batchflow.inputs import mapping as maps
 from prefect_batchflow.inputs.formats import shorten
-from prefect_batchflow.inputs.survey import MAX_LISTED, Faults, SourceSummary, Survey, Surveyor, places_of
+from prefect_batchflow.inputs.survey import MAX_LISTED, Faults, SourceSummary, Survey
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -86,8 +86,7 @@ class Checker:
     def _refuse(self) -> NoReturn:
         error = InvalidUserData if self._bad_data.count else InputMappingError
         what = "The data cannot be read" if self._bad_data.count else "inputs_mapping does not match the data"
-        problems = Faults()
-        problems.extend(self._bad_data)
+        problems = self._bad_data
         problems.extend(self._bad_mapping)
         text = f"{what}: {problems}"
         if self._may_fail:
@@ -129,14 +128,12 @@ class Checker:
         return f"there is no source '{source}'; the sources are {_listed(names)}.{meant}"
 
     def _read_sources(self, max_rows: int | None) -> None:
-        wanted: dict[str, set[str]] = {source.name: set() for source in self.sources}
-        for expression in self.mapping.values():
-            if isinstance(expression, maps.ColumnReference):
-                for source_name, column in expression.columns:
-                    wanted[source_name].add(column)
+        references = (found for found in self.mapping.values() if isinstance(found, maps.ColumnReference))
+        wanted = {pair for reference in references for pair in reference.columns}
         for source in self.sources:
+            columns = {column for name, column in wanted if name == source.name}
             try:
-                self.surveys[source.name] = Surveyor(source, wanted[source.name]).survey(max_rows, self.is_stopped)
+                self.surveys[source.name] = Survey(source, columns).read(max_rows, self.is_stopped)
             except InvalidUserData as exc:
                 self._bad_data.add(exc.message)
         if self._bad_data.count:
@@ -146,37 +143,35 @@ class Checker:
         if not any(survey.summary.rows for survey in self.surveys.values()):
             looked = "; ".join(f"'{source.name}': {source.url}" for source in self.sources) or "no source was given"
             raise EmptyInputsData(f"There is no data: expected at least one row in the sources ({looked}).")
-        for source in self.sources:
-            self._check_source(source, self.surveys[source.name])
+        for survey in self.surveys.values():
+            self._check_source(survey)
 
-    def _check_source(self, source: Source, survey: Survey) -> None:
+    def _check_source(self, survey: Survey) -> None:
         summary = survey.summary
+        name = summary.name
         if not summary.rows:
-            self._bad_mapping.add(
-                f"source '{source.name}' is empty ({source.url}), so no line is complete. Add rows to it."
-            )
+            self._bad_mapping.add(f"source '{name}' is empty ({summary.url}), so no line is complete. Add rows to it.")
         if self.bad_rows == "refuse" or summary.own_numbers:
             self._bad_data.extend(survey.unreadable)
             self._may_fail |= bool(survey.unreadable.count) and not summary.own_numbers
         elif survey.unreadable.count:
-            self._note(source, f"rows that cannot be read become failed lines: {survey.unreadable}")
+            self._note(name, f"rows that cannot be read become failed lines: {survey.unreadable}")
         self._bad_data.extend(survey.misnumbered)
         if not summary.rising:
-            self._check_repeats(source, survey)
+            self._check_repeats(survey)
         if summary.cut:
-            self._note(source, f"only the first {summary.rows} rows are read (max_lines_count).")
+            self._note(name, f"only the first {summary.rows} rows are read (max_lines_count).")
         if survey.unnumbered:
-            self._note(
-                source, f"{survey.unnumbered} of {summary.rows} rows are left out, because they have no line_number."
-            )
+            left_out = f"{survey.unnumbered} of {summary.rows} rows are left out"
+            self._note(name, f"{left_out}, because they have no line_number.")
 
-    def _check_repeats(self, source: Source, survey: Survey) -> None:
+    def _check_repeats(self, survey: Survey) -> None:
         repeated = [number for number, times in Counter(survey.numbers).items() if times > 1]
-        places = places_of(source, survey.summary, repeated[:MAX_LISTED]) if repeated else {}
+        places = survey.places(repeated[:MAX_LISTED]) if repeated else {}
         for number in repeated:
             where = " and ".join(places.get(number, [])[:2])
             self._bad_data.add(
-                f"source '{source.name}': line_number {number} is not unique: {where}. Change one of them."
+                f"source '{survey.source.name}': line_number {number} is not unique: {where}. Change one of them."
             )
 
     def _join(self) -> Collection[int]:
@@ -190,12 +185,12 @@ class Checker:
             self._bad_mapping.add(
                 f"the sources have no line_number in common ({_listed(self.surveys)}), so no line is complete."
             )
-        for source in self.sources:
-            numbers = self.surveys[source.name].numbers
+        for name, survey in self.surveys.items():
+            numbers = survey.numbers
             if 0 < len(joined) < len(numbers):
                 lost = next(number for number in numbers if number not in joined)
                 dropped = f"{len(numbers) - len(joined)} of {len(numbers)} rows are left out"
-                self._note(source, f"{dropped}, because other sources do not have their line_number (first: {lost}).")
+                self._note(name, f"{dropped}, because other sources do not have their line_number (first: {lost}).")
         return joined
 
     def _check_lengths(self) -> None:
@@ -209,11 +204,10 @@ class Checker:
 
     def _check_columns(self, numbers: Collection[int]) -> None:
         for name, expression in self.mapping.items():
-            if not isinstance(expression, maps.ColumnReference) or not expression.columns:
-                continue
-            lacking = self._lacking(expression, numbers)
-            if lacking:
-                self._check_column(name, expression, lacking, len(numbers))
+            if isinstance(expression, maps.ColumnReference) and expression.columns:
+                lacking = self._lacking(expression, numbers)
+                if lacking:
+                    self._check_column(name, expression, lacking, len(numbers))
 
     def _check_column(self, name: str, expression: maps.ColumnReference, lacking: list[int], lines: int) -> None:
         source_name, column = expression.columns[-1]
@@ -226,7 +220,7 @@ class Checker:
                 f"{_listed(columns)}.{_meant(column, columns, before=f'{source_name}.')}"
             )
             return
-        first = places_of(self._source(source_name), survey.summary, [lacking[0]])[lacking[0]]
+        first = survey.places([lacking[0]])[lacking[0]]
         found = f"{len(lacking)} of {readable} lines have no column '{column}' (first: {' '.join(first)})"
         if name in self.optional:
             self.notes.append(f"{self._told(name)}: {found}; they get the input's default.")
@@ -256,11 +250,8 @@ class Checker:
             if name not in self.mapping and name in columns
         )
 
-    def _note(self, source: Source, text: str) -> None:
-        self.notes.append(f"source '{source.name}': {text}")
-
-    def _source(self, name: str) -> Source:
-        return next(source for source in self.sources if source.name == name)
+    def _note(self, source: str, text: str) -> None:
+        self.notes.append(f"source '{source}': {text}")
 
     def _told(self, name: str) -> str:
         """Give an input and its mapping."""

@@ -74,43 +74,36 @@ class SourceSummary:
     """`max_lines_count` leaves rows out."""
 
 
-@dataclass(frozen=True, slots=True)
 class Survey:
-    """A summary, and facts that only the check before a run needs."""
-
-    summary: SourceSummary
-    numbers: Sequence[int]
-    """The line numbers of the rows that have one, in order."""
-    lacking: dict[str, array[int]]
-    """For each requested column, the line numbers of the rows without it."""
-    unreadable: Faults
-    """Rows that cannot be read."""
-    misnumbered: Faults
-    """Rows whose `line_number` is not a valid number."""
-    unnumbered: int
-    """Rows left out because they have no `line_number` and others do."""
-
-
-class Surveyor:
-    """Reads a source once, with one row in memory at a time.
+    """One pass over a source, with one row in memory at a time; `read` makes it.
 
     Args:
         source: The source to read.
         columns: The columns whose absence matters.
+
+    Attributes:
+        summary: What the source contains.
+        numbers: The line numbers of the rows that have one, in order.
+        lacking: For each of the columns, the line numbers of the rows without it.
+        unreadable: Rows that cannot be read.
+        misnumbered: Rows whose `line_number` is not a valid number.
+        unnumbered: Rows left out because they have no `line_number` and others do.
     """
 
-    def __init__(self, source: Source, columns: Collection[str]) -> None:
-        self._source = source
-        self._columns = columns
-        self._met: dict[str, None] = {}
-        self._numbers = array("q")
-        self._own_numbers = False
-        self._unnumbered = 0
-        self._lacking = {column: array("q") for column in columns}
-        self._unreadable = Faults()
-        self._misnumbered = Faults()
+    summary: SourceSummary
+    numbers: Sequence[int]
 
-    def survey(self, max_rows: int | None = None, is_stopped: Callable[[], bool] = lambda: False) -> Survey:
+    def __init__(self, source: Source, columns: Collection[str]) -> None:
+        self.source = source
+        self.unnumbered = 0
+        self.lacking = {column: array("q") for column in columns}
+        self.unreadable = Faults()
+        self.misnumbered = Faults()
+        self._met: dict[str, None] = {}
+        self._given = array("q")
+        self._own_numbers = False
+
+    def read(self, max_rows: int | None = None, is_stopped: Callable[[], bool] = lambda: False) -> Survey:
         """Read the source.
 
         Args:
@@ -121,67 +114,66 @@ class Surveyor:
             InvalidUserData: The source as a whole cannot be read, or reading was stopped.
         """
         digest = hashlib.sha256()
-        rows = self._source.rows(digest.update)
+        rows = self.source.rows(digest.update)
         count = 0
         for count, row in enumerate(islice(rows, max_rows), 1):
             if count % ROWS_UNASKED == 0 and is_stopped():
-                raise InvalidUserData(f"Source '{self._source.name}': reading was stopped after {count} rows.")
+                raise InvalidUserData(f"Source '{self.source.name}': reading was stopped after {count} rows.")
             self._add(count - 1, row)
         sha256 = digest.hexdigest()
         cut = next(rows, None) is not None
-        summary = SourceSummary(
-            name=self._source.name,
-            url=self._source.url,
+        self.numbers = self._given if self._own_numbers else range(count)
+        self.summary = SourceSummary(
+            name=self.source.name,
+            url=self.source.url,
             rows=count,
             sha256=sha256 if cut else digest.hexdigest(),  # a whole file includes blank lines after the last row
             columns=tuple(islice(self._met, _MAX_COLUMNS)),
             own_numbers=self._own_numbers,
-            rising=all(one < two for one, two in pairwise(self._numbers)),
+            rising=all(one < two for one, two in pairwise(self._given)),
             cut=cut,
         )
-        numbers = self._numbers if self._own_numbers else range(count)
-        return Survey(summary, numbers, self._lacking, self._unreadable, self._misnumbered, self._unnumbered)
+        return self
+
+    def places(self, numbers: Collection[int]) -> dict[int, list[str]]:
+        """Give the places of all rows with these numbers. This reads the source again, for messages only."""
+        places: dict[int, list[str]] = {number: [] for number in numbers}
+        for position, row in enumerate(islice(self.source.rows(), self.summary.rows)):
+            number = position
+            if self.summary.own_numbers:
+                try:
+                    number = parse_line_number(row.values.get(LINE_NUMBER))
+                except InvalidUserData:
+                    continue
+            if number in places:
+                places[number].append(row.place)
+        return places
 
     def _add(self, position: int, row: Row) -> None:
         if row.error:
-            self._unreadable.add(row.error.message)
+            self.unreadable.add(row.error.message)
             return
         number = self._number(position, row)
         if number is None:
             return
-        for column in self._columns:
+        for column, lacking in self.lacking.items():
             if column not in row.values:
-                self._lacking[column].append(number)
+                lacking.append(number)
         if not self._met.keys() >= row.values.keys() and len(self._met) < _MAX_COLUMNS:
             self._met.update(dict.fromkeys(row.values))
 
     def _number(self, position: int, row: Row) -> int | None:
         """Give a row's number; `None` if it is left out or its `line_number` is not a number."""
         if LINE_NUMBER not in row.values:
-            self._unnumbered += self._own_numbers
+            self.unnumbered += self._own_numbers
             return None if self._own_numbers else position
         if not self._own_numbers:  # so the rows before this one are left out
-            self._own_numbers, self._unnumbered = True, position
-            self._lacking = {column: array("q") for column in self._columns}
+            self._own_numbers, self.unnumbered = True, position
+            self.lacking = {column: array("q") for column in self.lacking}
         try:
             number = parse_line_number(row.values[LINE_NUMBER])
         except InvalidUserData as exc:
-            self._misnumbered.add(f"{row.place}: {exc}")
+            self.misnumbered.add(f"{row.place}: {exc}")
             return None
-        self._numbers.append(number)
+        self._given.append(number)
         return number
-
-
-def places_of(source: Source, summary: SourceSummary, numbers: Collection[int]) -> dict[int, list[str]]:
-    """Give the places of all rows with these numbers. This reads the source again, for messages only."""
-    places: dict[int, list[str]] = {number: [] for number in numbers}
-    for position, row in enumerate(islice(source.rows(), summary.rows)):
-        number = position
-        if summary.own_numbers:
-            try:
-                number = parse_line_number(row.values.get(LINE_NUMBER))
-            except InvalidUserData:
-                continue
-        if number in places:
-            places[number].append(row.place)
-    return places

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from prefect_batchflow.exceptions import InvalidOptionError, InvalidUserData, RunNotReadyError, StorageError, told
 from prefect_batchflow.inputs.mapping import ColumnReference, parse_expression
 from prefect_batchflow.inputs.readers import RowsSource, open_source
-from prefect_batchflow.inputs.survey import Surveyor
+from prefect_batchflow.inputs.survey import Survey
 from prefect_batchflow.results.records import Status
 from prefect_batchflow.storage.keys import IMAGES, RunKeys
 from prefect_batchflow.storage.manifest import require_manifest
@@ -107,7 +107,7 @@ def open_previous_inputs(manifest: Manifest) -> Source:
         InvalidUserData: The data cannot be read, or has changed, so its rows would not match the outputs.
     """
     source = open_source(previous_inputs_url(manifest), name=INPUTS)
-    now = Surveyor(source, ()).survey(manifest.options.max_lines_count or None).summary.sha256[:32]
+    now = Survey(source, ()).read(manifest.options.max_lines_count or None).summary.sha256[:32]
     if now != manifest.fingerprints.get("data:data"):
         raise InvalidUserData(
             f"Source '{INPUTS}': {source.url} has changed since run {manifest.run_id!r} read it, so its rows no longer match "

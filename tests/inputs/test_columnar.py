@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from prefect_batchflow.exceptions import InvalidUserData
 from prefect_batchflow.inputs import columnar
 from prefect_batchflow.inputs.readers import open_source
-from prefect_batchflow.inputs.survey import Surveyor
+from prefect_batchflow.inputs.survey import Survey
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -358,7 +358,7 @@ class TestDamage:
 
 class TestFingerprint:
     def fingerprint(self, path: Path, max_rows: int | None = None) -> str:
-        return Surveyor(open_source(path, name="data"), []).survey(max_rows).summary.sha256
+        return Survey(open_source(path, name="data"), []).read(max_rows).summary.sha256
 
     @FORMATS
     def test_it_is_of_the_rows_and_not_of_how_they_are_packed(self, tmp_path: Path, form: str) -> None:

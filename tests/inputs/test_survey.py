@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow.inputs.readers import RowsSource, open_source
-from prefect_batchflow.inputs.survey import MAX_LISTED, Faults, Surveyor, places_of
+from prefect_batchflow.inputs.survey import MAX_LISTED, Faults, Survey
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,7 +19,7 @@ def rows_source(*rows: dict[str, Any]) -> RowsSource:
 
 class TestSurvey:
     def test_it_counts_rows_and_names_columns_in_order(self) -> None:
-        survey = Surveyor(rows_source({"b": 1, "a": 2}, {"c": 3, "a": 4}), ["a", "b"]).survey()
+        survey = Survey(rows_source({"b": 1, "a": 2}, {"c": 3, "a": 4}), ["a", "b"]).read()
 
         summary = survey.summary
         assert (summary.rows, summary.columns, summary.own_numbers, summary.cut) == (2, ("b", "a", "c"), False, False)
@@ -27,9 +27,7 @@ class TestSurvey:
         assert {column: list(numbers) for column, numbers in survey.lacking.items()} == {"a": [], "b": [1]}
 
     def test_numbers_of_their_own_replace_positions_and_leave_rows_out(self) -> None:
-        survey = Surveyor(
-            rows_source({"x": 1}, {"line_number": 4}, {"y": 1}, {"line_number": "9", "x": 1}), ["x"]
-        ).survey()
+        survey = Survey(rows_source({"x": 1}, {"line_number": 4}, {"y": 1}, {"line_number": "9", "x": 1}), ["x"]).read()
 
         assert survey.summary.own_numbers
         assert survey.summary.rising
@@ -40,13 +38,13 @@ class TestSurvey:
     def test_only_rising_numbers_are_rising(self) -> None:
         for numbers, rising in [((1, 2, 9), True), ((1, 1), False), ((2, 1), False)]:
             source = rows_source(*({"line_number": number} for number in numbers))
-            assert Surveyor(source, []).survey().summary.rising is rising
+            assert Survey(source, []).read().summary.rising is rising
 
     def test_bad_rows_are_told_and_do_not_end_it(self, tmp_path: Path) -> None:
         path = tmp_path / "d.jsonl"
         path.write_text('{"line_number": 0}\n{"line_number": -1}\nbroken\n{"line_number": 2}\n')
 
-        survey = Surveyor(open_source(path, name="data"), []).survey()
+        survey = Survey(open_source(path, name="data"), []).read()
 
         assert survey.summary.rows == 4
         assert list(survey.numbers) == [0, 2]
@@ -63,13 +61,13 @@ class TestSurvey:
         path.write_bytes(b"".join(lines) + b"\n\n")
         source = open_source(path, name="data")
 
-        cut, exact = Surveyor(source, []).survey(3).summary, Surveyor(source, []).survey(5).summary
+        cut, exact = Survey(source, []).read(3).summary, Survey(source, []).read(5).summary
 
         assert (cut.rows, cut.cut, cut.sha256) == (3, True, hashlib.sha256(b"".join(lines[:3])).hexdigest())
         assert (exact.rows, exact.cut, exact.sha256) == (5, False, hashlib.sha256(path.read_bytes()).hexdigest())
 
     def test_columns_that_never_end_are_not_all_kept(self) -> None:
-        survey = Surveyor(rows_source(*({f"c{n}-{k}": 0 for k in range(100)} for n in range(150))), []).survey()
+        survey = Survey(rows_source(*({f"c{n}-{k}": 0 for k in range(100)} for n in range(150))), []).read()
 
         assert len(survey.summary.columns) == 10_000
 
@@ -77,9 +75,8 @@ class TestSurvey:
         source = rows_source(
             {"line_number": 4}, {"x": 0}, {"line_number": 7}, {"line_number": "4"}, {"line_number": []}
         )
-        summary = Surveyor(source, []).survey().summary
 
-        assert places_of(source, summary, [4]) == {4: ["data, row 1", "data, row 4"]}
+        assert Survey(source, []).read().places([4]) == {4: ["data, row 1", "data, row 4"]}
 
 
 class TestFaults:
