@@ -49,17 +49,7 @@ _STATE_NAMES = {
 
 
 class LocalFeed(LineRunner):
-    """Runs lines in task runs of this process: one per line, or one per chunk of lines.
-
-    Args:
-        executor: Runs the lines.
-        records: Keeps their records.
-        policy: Time limit and retries of a line.
-        events: The run's callbacks.
-        run_id: The run's id, for the tag of its task runs.
-        granularity: Whether a task run has one line or a chunk.
-        total_lines: Lines of the data.
-    """
+    """Runs lines in task runs of this process: one per line, or one per chunk of lines. `run_id` is their tag."""
 
     stop_grace_sec = STOP_GRACE_SEC
 

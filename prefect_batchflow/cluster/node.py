@@ -103,11 +103,7 @@ class ChunkWork:
 
 
 class RemoteRun:
-    """A run in this process, shared by its chunks: the storage, the worker pools, and the orders of the run.
-
-    Args:
-        description: The run.
-    """
+    """A run in this process, shared by its chunks: the storage, the worker pools, and the orders of the run."""
 
     def __init__(self, description: RunDescription) -> None:
         self._run = description

@@ -46,15 +46,7 @@ def artifact_key(run_id: str, kind: ArtifactKind) -> str:
 
 
 async def write_summary(run_id: str, markdown: str) -> bool:
-    """Write the summary of a run as a markdown artifact.
-
-    Args:
-        run_id: The run's id.
-        markdown: Its summary, from `summary_markdown`.
-
-    Returns:
-        Whether it was written. If not, a warning says why.
-    """
+    """Write the summary of a run as a markdown artifact; returns whether it was written."""
     write = partial(
         acreate_markdown_artifact,
         markdown,
@@ -65,15 +57,9 @@ async def write_summary(run_id: str, markdown: str) -> bool:
 
 
 async def write_failed_lines(run_id: str, rows: list[dict[str, Any]], failed_lines: int) -> bool:
-    """Write the failed lines of a run as a table artifact.
+    """Write rows, out of all `failed_lines`, as a table artifact; returns whether it was written.
 
-    Args:
-        run_id: The run's id.
-        rows: The table, from `failed_table`. A resumed run gives no rows to clear its earlier table.
-        failed_lines: How many lines failed in total.
-
-    Returns:
-        Whether it was written. If not, a warning says why.
+    A resumed run without failed lines writes no rows, to clear its earlier table.
     """
     shown = f"{failed_lines}" if len(rows) >= failed_lines else f"The first {len(rows)} of {failed_lines}"
     write = partial(

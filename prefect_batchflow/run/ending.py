@@ -37,11 +37,7 @@ STOPPED_HAND_IN_SEC = 3.0
 class Ending:
     """Turns the records of a run into its outputs, artifacts and result.
 
-    Args:
-        state: The run.
-        prepared: What the run ran on.
-        opened: Its records.
-        counts: Whether the newest record of a line belongs to this run's data and is final.
+    `counts` tells whether the newest record of a line belongs to this run's data and is final.
     """
 
     def __init__(self, state: RunState, prepared: Prepared, opened: Opened, counts: Callable[[Stored], bool]) -> None:

@@ -49,11 +49,7 @@ LOOK_FOR_CANCEL_EVERY_SEC = 2.0
 class Feeding:
     """Runs the lines of a run, and knows afterwards which of its records count.
 
-    Args:
-        state: The run.
-        prepared: What the run runs on.
-        opened: Its records.
-        places: Tasks that the cluster, if there is one, runs at once.
+    `places` is the number of tasks that the cluster, if there is one, runs at once.
     """
 
     def __init__(self, state: RunState, prepared: Prepared, opened: Opened, places: int) -> None:

@@ -53,12 +53,7 @@ class Opened:
 
 
 class Opening:
-    """Opens the records of a run.
-
-    Args:
-        state: The run.
-        prepared: What it runs on.
-    """
+    """Opens the records of a run."""
 
     def __init__(self, state: RunState, prepared: Prepared) -> None:
         self._state = state

@@ -108,14 +108,7 @@ async def preparation(state: RunState) -> AsyncIterator[Preparation]:
 
 
 class Preparation:
-    """Starts and opens what a run needs, and checks it.
-
-    Args:
-        state: The run.
-        flow: The flow as it runs.
-        loaded_flow: The flow as it was written.
-        connections: The connections that the caller gave.
-    """
+    """Starts and opens everything that a run needs, and checks it. `flow` is a copy if `loaded_flow` has includes."""
 
     def __init__(self, state: RunState, flow: Flow, loaded_flow: Flow, connections: Mapping[str, Any]) -> None:
         self._state = state

@@ -24,12 +24,7 @@ if TYPE_CHECKING:
 
 
 class RunState:
-    """One run, as its stages know it.
-
-    Args:
-        request: The run as it was asked for.
-        live: The run as its caller holds it.
-    """
+    """One run, as its stages know it; `live` is the run as its caller holds it."""
 
     def __init__(self, request: BatchRequest, live: LiveRun) -> None:
         self.request = request
