@@ -1,0 +1,31 @@
+"""`${env:NAME}` in texts."""
+
+from __future__ import annotations
+
+import pytest
+
+from prefect_batchflow.connections.environment import filled_in, is_variable, variables_in
+from prefect_batchflow.exceptions import InvalidConnectionError
+
+ENVIRON = {"HOST": "h", "PORT": "1"}
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "filled", "is_one"),
+    [
+        ("plain", [], "plain", False),
+        ("${env:HOST}", ["HOST"], "h", True),
+        (" ${env: HOST } ", ["HOST"], " h ", True),
+        ("https://${env:HOST}:${env:PORT}/${env:HOST}", ["HOST", "PORT"], "https://h:1/h", False),
+        ("${HOST} $HOST ${env:}", [], "${HOST} $HOST ${env:}", False),
+    ],
+)
+def test_references_are_found_and_filled_in(text: str, names: list[str], filled: str, is_one: bool) -> None:
+    assert variables_in(text) == names
+    assert filled_in(text, ENVIRON, "'x'") == filled
+    assert is_variable(text) is is_one
+
+
+def test_a_variable_that_is_not_set_is_named_with_its_place() -> None:
+    with pytest.raises(InvalidConnectionError, match=r"^'key' of 'my' is \$\{env:NOPE\}, .* has no NOPE\. Set it"):
+        filled_in("${env:HOST}${env:NOPE}", ENVIRON, "'key' of 'my'")
