@@ -27,7 +27,6 @@ from prefect_batchflow.definition.variants import with_variants
 from prefect_batchflow.exceptions import (
     DuplicateNodeName,
     EmptyOutputReference,
-    FlowDefinitionError,
     InputNotFound,
     InputReferenceNotFound,
     InvalidNodeReference,
@@ -89,7 +88,7 @@ def flow_of_document(
     language, message_format = read_language(document, problems), read_message_format(document, problems)
     inputs = read_inputs(document, "inputs", problems)
     if says_nothing(document.get("inputs")):
-        problems.add(InputNotFound, "top level", "no 'inputs'. Declare the inputs that each line has.")
+        problems.add("top level", "no 'inputs'. Declare the inputs that each line has.", InputNotFound)
     outputs = _read_outputs(document, problems)
     if language == PYTHON:
         refuse_other_keys(document, FLOW_KEYS, "top level", problems)
@@ -159,17 +158,17 @@ def _read_nodes(
 ) -> list[Node]:
     entries = document.get("nodes") or []
     if not isinstance(entries, list):
-        problems.add(FlowDefinitionError, "top level", f"'nodes' should be a list, found {entries!r}.")
+        problems.add("top level", f"'nodes' should be a list, found {entries!r}.")
         return []
     if not entries:
-        problems.add(FlowDefinitionError, "top level", "no 'nodes'. A DAG flow lists them; a flex flow has an 'entry'.")
+        problems.add("top level", "no 'nodes'. A DAG flow lists them; a flex flow has an 'entry'.")
     nodes: dict[str, Node] = {}
     for number, entry in enumerate(entries, 1):
         node = _read_node(entry, number, working_dir, includes, problems)
         if node is None:
             continue
         if node.name in nodes:
-            problems.add(DuplicateNodeName, f"node '{node.name}'", "two nodes have this name. Rename one of them.")
+            problems.add(f"node '{node.name}'", "two nodes have this name. Rename one of them.", DuplicateNodeName)
             continue
         nodes[node.name] = node
     return list(nodes.values())
@@ -178,7 +177,7 @@ def _read_nodes(
 def _read_node(entry: Any, number: int, working_dir: Path, includes: Sequence[Path], problems: Problems) -> Node | None:
     name = entry.get("name") if isinstance(entry, dict) else None
     if not isinstance(name, str) or not name:
-        problems.add(FlowDefinitionError, f"node {number} of the list", f"expected a 'name', found {entry!r}.")
+        problems.add(f"node {number} of the list", f"expected a 'name', found {entry!r}.")
         return None
     place = f"node '{name}'"
     refuse_other_keys(entry, NODE_KEYS | IGNORED_NODE_KEYS, place, problems)
@@ -186,16 +185,15 @@ def _read_node(entry: Any, number: int, working_dir: Path, includes: Sequence[Pa
     if kind not in NODE_TYPES:
         found = f"the type '{kind}' is not supported" if kind else "no 'type'"
         expected = ", ".join(f"'{name}'" for name in NODE_TYPES)
-        problems.add(UnsupportedFeatureError, place, f"{found}. Expected one of {expected}.")
+        problems.add(place, f"{found}. Expected one of {expected}.", UnsupportedFeatureError)
     if kind == "llm" and not (isinstance(entry.get("connection"), str) and entry["connection"]):
-        text = f"expected 'connection' with the name of one, found {entry.get('connection')!r}."
-        problems.add(FlowDefinitionError, place, text)
+        problems.add(place, f"expected 'connection' with the name of one, found {entry.get('connection')!r}.")
     inputs = {}
     for parameter, value in mapping_at(entry, "inputs", place, problems).items():
         try:
             inputs[parameter] = parse_value(value)
         except ValueError as exc:
-            problems.add(FlowDefinitionError, f"{place}, input '{parameter}'", str(exc))
+            problems.add(f"{place}, input '{parameter}'", str(exc))
     # A node without tool is kept, so that references to it are no further problems.
     source, tool = _read_source(entry, place, working_dir, includes, problems) if kind in NODE_TYPES else ("", "")
     aggregation = bool(entry.get("aggregation") or entry.get("reduce"))
@@ -219,12 +217,12 @@ def _read_activate(entry: dict[str, Any], place: str, problems: Problems) -> Act
     refuse_other_keys(condition, frozenset({"when", "is"}), place, problems)
     if not {"when", "is"} <= condition.keys():
         text = f"expected 'when', a reference, and 'is', the value to compare it with; found {condition!r}."
-        problems.add(FlowDefinitionError, place, text)
+        problems.add(place, text)
         return None
     try:
         return Activate(parse_value(condition["when"]), condition["is"])
     except ValueError as exc:
-        problems.add(FlowDefinitionError, place, str(exc))
+        problems.add(place, str(exc))
         return None
 
 
@@ -239,23 +237,23 @@ def _read_source(
     if kind not in expected:
         names = " or ".join(f"'{name}'" for name in expected)
         text = f"the source type '{kind}' is not supported. Expected {names} for a node of the type '{entry['type']}'."
-        problems.add(UnsupportedFeatureError, place, text)
+        problems.add(place, text, UnsupportedFeatureError)
         return "", ""
     tool = source.get("tool") if kind != "code" else ""
     if kind != "code" and (not isinstance(tool, str) or not tool):
         text = f"expected 'source' with the 'tool' of a package, such as package.module.function, found {source!r}."
-        problems.add(FlowDefinitionError, place, text)
+        problems.add(place, text)
         return "", ""
     if kind == "package":
         return "", str(tool)
     path = source.get("path")
     if not isinstance(path, str) or not path:
-        problems.add(InvalidSource, place, f"expected 'source' with the 'path' of a file, found {source!r}.")
+        problems.add(place, f"expected 'source' with the 'path' of a file, found {source!r}.", InvalidSource)
         return "", ""
     if not is_there(path, working_dir, includes):
         pattern = "*.py" if entry["type"] == "python" else "*.jinja2"
         there = ", ".join(sorted(file.name for file in working_dir.glob(pattern))[:10]) or f"no {pattern}"
-        problems.add(InvalidSource, place, f"no file '{path}' in {working_dir}, which contains {there}.")
+        problems.add(place, f"no file '{path}' in {working_dir}, which contains {there}.", InvalidSource)
         return "", ""
     return path, str(tool)
 
@@ -265,16 +263,16 @@ def _read_outputs(document: dict[str, Any], problems: Problems) -> tuple[FlowOut
     for name, spec in mapping_at(document, "outputs", "top level", problems).items():
         place = f"output '{name}'"
         if not isinstance(spec, dict):
-            problems.add(FlowDefinitionError, place, f"expected 'reference: ${{node.output}}', found {spec!r}.")
+            problems.add(place, f"expected 'reference: ${{node.output}}', found {spec!r}.")
             continue
         refuse_other_keys(spec, OUTPUT_KEYS, place, problems)
         if spec.get("reference") in (None, ""):
-            problems.add(EmptyOutputReference, place, "no 'reference'. Name the node or input that gives it.")
+            problems.add(place, "no 'reference'. Name the node or input that gives it.", EmptyOutputReference)
             continue
         try:
             outputs.append(FlowOutput(name, parse_value(spec["reference"])))
         except ValueError as exc:
-            problems.add(FlowDefinitionError, place, str(exc))
+            problems.add(place, str(exc))
     return tuple(outputs)
 
 
@@ -285,15 +283,15 @@ def _check_references(nodes: list[Node], inputs: Mapping[str, FlowInput], proble
             place = f"node '{node.name}', {where}"
             if value.section == "inputs":
                 if value.name not in inputs:
-                    problems.add(InputReferenceNotFound, place, _unknown(value, "input", inputs))
+                    problems.add(place, _unknown(value, "input", inputs), InputReferenceNotFound)
             elif value.name not in by_name:
-                problems.add(NodeReferenceNotFound, place, _unknown(value, "node", by_name))
+                problems.add(place, _unknown(value, "node", by_name), NodeReferenceNotFound)
             elif by_name[value.name].aggregation and not node.aggregation:
                 text = f"{value.text} is known only after all lines. Make '{node.name}' an aggregation node too."
-                problems.add(InvalidNodeReference, place, text)
+                problems.add(place, text, InvalidNodeReference)
             elif node.aggregation and where == "activate" and not by_name[value.name].aggregation:
                 text = f"{value.text} has one value per line. Refer to an aggregation node or a flow input instead."
-                problems.add(InvalidNodeReference, place, text)
+                problems.add(place, text, InvalidNodeReference)
 
 
 def _check_outputs(
@@ -308,10 +306,10 @@ def _check_outputs(
             kept.append(output)
         elif value.section == "inputs":
             if value.name not in inputs:
-                problems.add(OutputReferenceNotFound, place, _unknown(value, "input", inputs))
+                problems.add(place, _unknown(value, "input", inputs), OutputReferenceNotFound)
             kept.append(output)
         elif value.name not in by_name:
-            problems.add(OutputReferenceNotFound, place, _unknown(value, "node", by_name))
+            problems.add(place, _unknown(value, "node", by_name), OutputReferenceNotFound)
         elif by_name[value.name].aggregation:
             warnings.warn(
                 f"{problems.file}: {place} is left out, because {value.text} belongs to an aggregation node and no line "
@@ -351,7 +349,7 @@ def _in_order(nodes: list[Node], problems: Problems) -> tuple[Node, ...]:
         circle = _circle(waits_for)
         names = " → ".join(f"'{nodes[number].name}'" for number in [*circle, circle[0]])
         text = f"nodes wait for each other: {names}. Remove one of these references."
-        problems.add(NodeCircularDependency, "nodes", text)
+        problems.add("nodes", text, NodeCircularDependency)
     return tuple(ordered)
 
 

@@ -44,7 +44,7 @@ class Problems:
     file: Path
     found: list[tuple[type[UserErrorException], str]] = field(default_factory=list)
 
-    def add(self, kind: type[UserErrorException], place: str, text: str) -> None:
+    def add(self, place: str, text: str, kind: type[UserErrorException] = FlowDefinitionError) -> None:
         """Note one problem: its `place` in the file, and a `text`: what was found, expected and is to be done."""
         self.found.append((kind, f"{place}: {text}"))
 
@@ -200,7 +200,7 @@ def refuse_other_keys(given: dict[str, Any], known: Iterable[str], place: str, p
         if key in known or says_nothing(value):
             continue
         hint = _nearest(str(key), known) or "Remove it if the flow does not need it."
-        problems.add(UnsupportedFeatureError, place, f"the key '{key}' is not supported. {hint}")
+        problems.add(place, f"the key '{key}' is not supported. {hint}", UnsupportedFeatureError)
 
 
 def mapping_at(given: dict[str, Any], key: str, place: str, problems: Problems) -> dict[str, Any]:
@@ -209,10 +209,10 @@ def mapping_at(given: dict[str, Any], key: str, place: str, problems: Problems) 
     if value is None:
         return {}
     if not isinstance(value, dict):
-        problems.add(FlowDefinitionError, place, f"'{key}' should map names to values, found {value!r}.")
+        problems.add(place, f"'{key}' should map names to values, found {value!r}.")
         return {}
     for name in [name for name in value if not isinstance(name, str)]:
-        problems.add(FlowDefinitionError, place, f"'{key}' has the name {name!r}. Write it in quotes: '{name}'.")
+        problems.add(place, f"'{key}' has the name {name!r}. Write it in quotes: '{name}'.")
     return {str(name): entry for name, entry in value.items()}
 
 
@@ -231,7 +231,7 @@ def read_inputs(
     for name, spec in mapping_at(given, key, "top level", problems).items():
         place = f"{key} '{name}'"
         if not isinstance(spec, dict) or "type" not in spec:
-            problems.add(FlowDefinitionError, place, f"expected `type: …` at least, found {spec!r}.")
+            problems.add(place, f"expected `type: …` at least, found {spec!r}.")
             # Kept, so that references to it are no further problems.
             inputs[name] = FlowInput(name, "string")
             continue
@@ -243,7 +243,7 @@ def read_inputs(
         if str(spec["type"]) not in INPUT_TYPES and not is_class:
             expected = ", ".join(sorted(INPUT_TYPES))
             text = f"the type '{spec['type']}' is not supported. Expected one of {expected}."
-            problems.add(UnsupportedFeatureError, place, text)
+            problems.add(place, text, UnsupportedFeatureError)
         default = spec.get("default")
         if default is None or (empty_is_none and default == ""):
             default = NO_DEFAULT
@@ -268,7 +268,7 @@ def read_language(given: dict[str, Any], problems: Problems) -> str:
     """Read `language`, in lower case."""
     language = given.get("language") or PYTHON
     if not isinstance(language, str):
-        problems.add(FlowDefinitionError, "top level", f"'language' should be a name, found {language!r}.")
+        problems.add("top level", f"'language' should be a name, found {language!r}.")
         return PYTHON
     return language.lower()
 
@@ -279,7 +279,7 @@ def read_message_format(given: dict[str, Any], problems: Problems, known: tuple[
     message_format = found.lower() if isinstance(found, str) else ""
     if message_format not in known:
         text = f"the key 'message_format' is supported as {' or '.join(map(repr, known))} only, found {found!r}."
-        problems.add(UnsupportedFeatureError, "top level", text)
+        problems.add("top level", text, UnsupportedFeatureError)
     return message_format
 
 

@@ -131,7 +131,7 @@ def _entry_of_text(
     match = re.fullmatch(r"(?P<module>[^:]+):(?P<attribute>\w+(\.\w+)*)", text) if isinstance(text, str) else None
     if match is None:
         expected = "expected 'module:function' or 'module:Class'"
-        problems.add(InvalidFlexFlowEntry, "top level", f"'entry' is {text!r}, {expected}.")
+        problems.add("top level", f"'entry' is {text!r}, {expected}.", InvalidFlexFlowEntry)
         return Entry("", "")
     module, attribute = match["module"].strip(), match["attribute"]
     if module.endswith(".py"):
@@ -146,7 +146,7 @@ def _entry_of_text(
             return Entry(module, attribute, sample_init=sample_init)
         there = ", ".join(sorted(path.name for path in working_dir.glob("*.py"))[:10]) or "no Python file"
         expected = f"expected a module in {working_dir}, which contains {there}, or an installed one"
-        problems.add(PythonLoadError, "top level", f"'entry' names '{match['module']}', {expected}.")
+        problems.add("top level", f"'entry' names '{match['module']}', {expected}.", PythonLoadError)
     return Entry(module, attribute, file=file, sample_init=sample_init)
 
 

@@ -28,18 +28,16 @@ def read_includes(document: dict[str, Any], folder: Path, problems: Problems) ->
     """
     given = document.get("additional_includes") or []
     if not isinstance(given, list) or not all(isinstance(entry, str) and entry for entry in given):
-        text = f"'additional_includes' should be a list of paths, found {given!r}."
-        problems.add(FlowDefinitionError, "top level", text)
+        problems.add("top level", f"'additional_includes' should be a list of paths, found {given!r}.")
         return ()
     found = []
     for entry in given:
         path = Path(os.path.normpath(folder / entry))
         if not path.exists() and not _folder_to_pack(path):
-            text = f"'additional_includes' names '{entry}', but {path} does not exist."
-            problems.add(FlowDefinitionError, "top level", text)
+            problems.add("top level", f"'additional_includes' names '{entry}', but {path} does not exist.")
         elif path == folder or path in folder.parents:
             text = f"'additional_includes' names '{entry}', which contains the flow's folder itself."
-            problems.add(FlowDefinitionError, "top level", text)
+            problems.add("top level", text)
         else:
             found.append(path)
     return tuple(found)

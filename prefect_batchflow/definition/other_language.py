@@ -7,7 +7,6 @@ from typing import Any
 
 from prefect_batchflow.definition.document import Problems, mapping_at, refuse_other_keys
 from prefect_batchflow.definition.flow import Flow, Service
-from prefect_batchflow.exceptions import FlowDefinitionError
 
 
 def with_service(flow: Flow, document: dict[str, Any], problems: Problems) -> Flow:
@@ -31,15 +30,14 @@ def _read_service(given: dict[str, Any], problems: Problems) -> Service:
     command = spec.get("command") or []
     if not isinstance(command, list) or not all(isinstance(argument, str) and argument for argument in command):
         text = f"'command' should be a list of texts: a program and its arguments. Found {command!r}. Write numbers in quotes."
-        problems.add(FlowDefinitionError, "service", text)
+        problems.add("service", text)
         command = []
     aggregation = spec.get("aggregation") or False
     if not isinstance(aggregation, bool):
-        problems.add(FlowDefinitionError, "service", f"'aggregation' should be true or false, found {aggregation!r}.")
+        problems.add("service", f"'aggregation' should be true or false, found {aggregation!r}.")
         aggregation = False
     timeout = spec.get("start_timeout_sec")
     if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0):
-        text = f"'start_timeout_sec' should be a number of seconds above 0, found {timeout!r}."
-        problems.add(FlowDefinitionError, "service", text)
+        problems.add("service", f"'start_timeout_sec' should be a number of seconds above 0, found {timeout!r}.")
         timeout = None
     return Service(tuple(command), aggregation, None if timeout is None else float(timeout))

@@ -115,7 +115,7 @@ class _References:
             file = (self._folder / name).resolve()
             if not file.is_relative_to(self._folder):
                 expected = f"It must be in {self._folder} or below. Copy it there"
-                self._problems.add(FlowDefinitionError, place, f"the file '{name}' is at {file}. {expected}.")
+                self._problems.add(place, f"the file '{name}' is at {file}. {expected}.")
                 return None
             text = read_text(file, "prompty")
             self.files.append(file)
@@ -123,9 +123,9 @@ class _References:
                 return json.loads(text)
             return parse_yaml(text, file, "prompty") if file.suffix in {".yaml", ".yml"} else text
         except FlowDefinitionError as exc:
-            self._problems.add(FlowDefinitionError, place, exc.message)
+            self._problems.add(place, exc.message)
         except (OSError, ValueError, RecursionError) as exc:
-            self._problems.add(FlowDefinitionError, place, f"the file '{name}' cannot be read: {exc}.")
+            self._problems.add(place, f"the file '{name}' cannot be read: {exc}.")
         return None
 
 
@@ -133,7 +133,7 @@ def _read_model(document: Mapping[str, Any], problems: Problems) -> dict[str, An
     model = mapping_at(dict(document), "model", "top level", problems)
     refuse_other_keys(model, MODEL_KEYS, "model", problems)
     for problem in problems_of_model(model):
-        problems.add(FlowDefinitionError, "model", problem)
+        problems.add("model", problem)
     configuration = mapping_at(model, "configuration", "model", problems)
     refuse_other_keys(configuration, CONFIGURATION_KEYS, "model.configuration", problems)
     mapping_at(model, "parameters", "model", problems)
@@ -161,7 +161,7 @@ def _read_sample(document: Mapping[str, Any], references: _References, problems:
 def _check_engine(template: Any, problems: Problems) -> None:
     engine = (template.get("format") or template.get("type")) if isinstance(template, dict) else template
     if engine not in (None, "jinja2"):
-        problems.add(UnsupportedFeatureError, "top level", f"'template' can only be 'jinja2', found {engine!r}.")
+        problems.add("top level", f"'template' can only be 'jinja2', found {engine!r}.", UnsupportedFeatureError)
 
 
 def _variables(template: str, first_line: int, problems: Problems) -> list[str]:
@@ -172,9 +172,9 @@ def _variables(template: str, first_line: int, problems: Problems) -> list[str]:
         # Parsed, never run.
         return sorted(meta.find_undeclared_variables(Environment().parse(template)))  # noqa: S701
     except TemplateSyntaxError as exc:
-        problems.add(FlowDefinitionError, f"line {first_line + exc.lineno}", f"no valid template: {exc.message}.")
+        problems.add(f"line {first_line + exc.lineno}", f"no valid template: {exc.message}.")
     except RecursionError:
-        problems.add(FlowDefinitionError, "template", "nested too deeply.")
+        problems.add("template", "nested too deeply.")
     return []
 
 

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow.definition.document import mapping_at
-from prefect_batchflow.exceptions import FlowDefinitionError, InvalidOptionError
+from prefect_batchflow.exceptions import InvalidOptionError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -85,18 +85,17 @@ def _written_out(
     known = _variants_of(given)
     if not isinstance(given, dict) or not known:
         there = _listed(all_variants) or "none"
-        text = f"it has `use_variants`, but 'node_variants' has no variants for it, only for: {there}."
-        problems.add(FlowDefinitionError, place, text)
+        problems.add(place, f"it has `use_variants`, but 'node_variants' has no variants for it, only for: {there}.")
         return None
     variant = chosen.get(name) or given.get("default_variant_id")
     if variant not in known:
         text = f"'default_variant_id' is {variant!r}, expected one of {_listed(known)}. Or choose one for the run."
-        problems.add(FlowDefinitionError, f"node_variants of '{name}'", text)
+        problems.add(f"node_variants of '{name}'", text)
         return None
     node = known[variant].get("node") if isinstance(known[variant], dict) else None
     if not isinstance(node, dict):
         text = f"expected 'node' with the keys of a node, without its name. Found {known[variant]!r}."
-        problems.add(FlowDefinitionError, f"node_variants of '{name}', '{variant}'", text)
+        problems.add(f"node_variants of '{name}', '{variant}'", text)
         return None
     return {**node, "name": name}
 

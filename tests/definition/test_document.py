@@ -132,23 +132,23 @@ def test_what_is_no_mapping_is_no_flow(yaml_file: Path, text: str, found: str) -
 
 
 def test_one_problem_is_raised_as_its_own_class(problems: Problems) -> None:
-    problems.add(InputNotFound, "top level", "no 'inputs'.")
+    problems.add("top level", "no 'inputs'.", InputNotFound)
 
     with pytest.raises(InputNotFound, match=r"flow\.dag\.yaml: top level: no 'inputs'\."):
         problems.raise_any()
 
 
 def test_several_problems_of_one_class_keep_it(problems: Problems) -> None:
-    problems.add(UnsupportedFeatureError, "node 'a'", "one")
-    problems.add(UnsupportedFeatureError, "node 'b'", "two")
+    problems.add("node 'a'", "one", UnsupportedFeatureError)
+    problems.add("node 'b'", "two", UnsupportedFeatureError)
 
     with pytest.raises(UnsupportedFeatureError, match="has 2 problems:\n- node 'a': one\n- node 'b': two"):
         problems.raise_any()
 
 
 def test_mixed_problems_share_the_base_class_and_are_a_list_too(problems: Problems) -> None:
-    problems.add(InputNotFound, "a", "one")
-    problems.add(UnsupportedFeatureError, "b", "two")
+    problems.add("a", "one", InputNotFound)
+    problems.add("b", "two", UnsupportedFeatureError)
 
     with pytest.raises(InvalidFlowRequest) as caught:
         problems.raise_any()
