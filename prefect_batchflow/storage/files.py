@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -169,13 +169,17 @@ class _LocalFiles:
         return await asyncio.to_thread(self._path(path).read_bytes)
 
     async def write_path(self, path: str, content: bytes) -> None:
-        await asyncio.to_thread(_replace, self._path(path), content)
+        await asyncio.to_thread(_put, self._path(path), lambda file: file.write(content))
 
     async def create_path(self, path: str, content: bytes) -> None:
-        await asyncio.to_thread(_create, self._path(path), content)
+        await asyncio.to_thread(_put, self._path(path), lambda file: file.write(content), new=True)
 
     async def put_file(self, path: str, source: Path) -> None:
-        await asyncio.to_thread(_copy, source, self._path(path))
+        def copy(file: IO[bytes]) -> None:
+            with source.open("rb") as read:
+                shutil.copyfileobj(read, file, 1 << 20)
+
+        await asyncio.to_thread(_put, self._path(path), copy)
 
     async def get_file(self, path: str, target: Path) -> None:
         await asyncio.to_thread(shutil.copyfile, self._path(path), target)
@@ -257,54 +261,28 @@ def _names(folder: Path) -> list[str]:
         return []
 
 
-def _replace(target: Path, content: bytes) -> None:
-    with _beside(target) as (fd, temporary):
-        _write(fd, content)
-        temporary.replace(target)
-    _sync_folder(target.parent)
-
-
-def _create(target: Path, content: bytes) -> None:
-    with _beside(target) as (fd, temporary):
-        _write(fd, content)
-        target.hardlink_to(temporary)
-    _sync_folder(target.parent)
-
-
-def _write(fd: int, content: bytes) -> None:
-    with open(fd, "wb", closefd=False) as file:
-        file.write(content)
-    os.fsync(fd)
-
-
-def _copy(source: Path, target: Path) -> None:
-    with _beside(target) as (fd, temporary):
-        with source.open("rb") as read, open(fd, "wb", closefd=False) as file:
-            shutil.copyfileobj(read, file, 1 << 20)
-        os.fsync(fd)
-        temporary.replace(target)
-    _sync_folder(target.parent)
-
-
-@contextlib.contextmanager
-def _beside(target: Path) -> Iterator[tuple[int, Path]]:
-    """A temporary file in the target's folder, deleted unless it was renamed."""
+def _put(target: Path, write: Callable[[IO[bytes]], object], *, new: bool = False) -> None:
+    """Write a temporary file beside the target, sync it, and give it the target's name."""
     try:
         fd, name = tempfile.mkstemp(prefix=".writing-", dir=target.parent)
     except FileNotFoundError:
         target.parent.mkdir(parents=True, exist_ok=True)
         fd, name = tempfile.mkstemp(prefix=".writing-", dir=target.parent)
+    temporary = Path(name)
     try:
-        os.fchmod(fd, 0o644)
-        yield fd, Path(name)
+        with os.fdopen(fd, "wb") as file:
+            os.fchmod(fd, 0o644)
+            write(file)
+            file.flush()
+            os.fsync(fd)
+        if new:
+            target.hardlink_to(temporary)
+        else:
+            temporary.replace(target)
     finally:
-        os.close(fd)
-        Path(name).unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        temporary.unlink(missing_ok=True)
+    folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(fd)
+        os.fsync(folder)
     finally:
-        os.close(fd)
+        os.close(folder)

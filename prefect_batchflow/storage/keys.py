@@ -45,29 +45,20 @@ def check_run_id(run_id: str) -> str:
     return run_id
 
 
-@dataclass(frozen=True, slots=True)
 class RunKeys:
     """The keys of one run."""
 
-    run_id: str
-
-    def __post_init__(self) -> None:
-        check_run_id(self.run_id)
-
-    @property
-    def manifest(self) -> str:
-        """The manifest."""
-        return f"{self.run_id}/manifest.json"
-
-    @property
-    def lock(self) -> str:
-        """The file that the running process locks, on local disks."""
-        return f"{self.run_id}/lock"
-
-    @property
-    def leases(self) -> str:
-        """The folder of the leases."""
-        return f"{self.run_id}/leases"
+    def __init__(self, run_id: str) -> None:
+        self.run_id = check_run_id(run_id)
+        self.manifest = f"{run_id}/manifest.json"
+        self.lock = f"{run_id}/lock"
+        self.leases = f"{run_id}/leases"
+        self.control = f"{run_id}/control.json"
+        self.records = f"{run_id}/records"
+        self.outputs = f"{run_id}/outputs.jsonl"
+        self.images = f"{run_id}/{IMAGES}"
+        self.failed = f"{run_id}/failed.jsonl"
+        self.batch_result = f"{run_id}/batch_result.json"
 
     def lease(self, number: int) -> str:
         """One lease. Each start takes the next number."""
@@ -79,39 +70,9 @@ class RunKeys:
         stem, _, suffix = name.partition(".")
         return int(stem) if suffix == "json" and stem.isascii() and stem.isdigit() else None
 
-    @property
-    def control(self) -> str:
-        """Orders for the tasks on a cluster."""
-        return f"{self.run_id}/control.json"
-
-    @property
-    def records(self) -> str:
-        """The folder of the segments."""
-        return f"{self.run_id}/records"
-
-    @property
-    def outputs(self) -> str:
-        """Completed lines."""
-        return f"{self.run_id}/outputs.jsonl"
-
     def image(self, name: str) -> str:
         """One image. Outputs and failed lines name it by its path relative to their folder."""
         return f"{self.images}/{name}"
-
-    @property
-    def images(self) -> str:
-        """The folder of images."""
-        return f"{self.run_id}/{IMAGES}"
-
-    @property
-    def failed(self) -> str:
-        """Failed lines."""
-        return f"{self.run_id}/failed.jsonl"
-
-    @property
-    def batch_result(self) -> str:
-        """The `BatchResult`."""
-        return f"{self.run_id}/batch_result.json"
 
     def segment(self, name: str) -> str:
         """One segment."""
