@@ -551,7 +551,7 @@ def test_a_second_run_of_a_running_id_is_refused(storage: Path, write_rows: Call
         ({"options": {"workers": 3}}, InvalidOptionError, "takes no workers"),
         ({"options": {"worker_count": -1}}, InvalidOptionError, "worker_count"),
         ({"options": {"granularity": "lines"}}, InvalidOptionError, "granularity.*'lines'"),
-        ({"run": {"run_id": "../x"}}, InvalidRunIdError, "'../x' is no name"),
+        ({"run": {"run_id": "../x"}}, InvalidRunIdError, "'../x' is not valid"),
         ({"run": {"inputs_mapping": {"n": "${data.m}"}}}, InputMappingError, "data.m"),
         ({"run": {"inputs_mapping": {"n": "${rows.n}"}}}, InputMappingError, "rows"),
         ({"data": "missing.jsonl"}, InvalidUserData, "missing.jsonl"),
