@@ -1,4 +1,4 @@
-"""What is typed at the command line, as the values it means. Values in, values out: no Prefect, no storage."""
+"""Flags of the command line, and what their texts mean. No Prefect, no storage."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SCREEN = Group.create_ordered("Screen")
 
 
 def flag(name: str) -> Parameter:
-    """How a parameter of `batch_run` is given on the command line."""
+    """The flag for a parameter of `batch_run`."""
     option = PARAMETERS[name]
     return Parameter(
         name=option.flags,
@@ -57,14 +57,14 @@ def _checked_by(option: Option) -> Callable[[Any, Any], None]:
 
 
 class Flags:
-    """The options of a run as they were typed; each is named as `batch_run` has it, and `None` was not given."""
+    """The options of a run as typed, under the names of `batch_run`; `None` was not given."""
 
     if TYPE_CHECKING:
 
         def __init__(self, **options: Any) -> None: ...
 
     def given(self) -> dict[str, Any]:
-        """Those that were given, as parameters of `batch_run`.
+        """The options that were given, as parameters of `batch_run`.
 
         Raises:
             InvalidOptionError: A misspelt class of errors.
@@ -88,7 +88,7 @@ else:
         "OptionFlags",
         [(name, _flag_type(name), None) for name in OPTION_NAMES],
         bases=(Flags,),
-        namespace={"__module__": __name__},  # of a class of the standard library, cyclopts would not look at the fields
+        namespace={"__module__": __name__},  # cyclopts skips the fields of classes in the standard library
         frozen=True,
         kw_only=True,
     )
@@ -98,11 +98,9 @@ else:
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Screen:
-    """What every command takes."""
+    """Flags of every command."""
 
-    json: Annotated[bool, Parameter(group=SCREEN, help="Write one JSON document to standard output, for programs.")] = (
-        False
-    )
+    json: Annotated[bool, Parameter(group=SCREEN, help="Write JSON to standard output, for programs.")] = False
     debug: Annotated[bool, Parameter(group=SCREEN, help="Show tracebacks, and Prefect's log lines.")] = False
 
 
@@ -132,9 +130,9 @@ def words_of(options: RunOptions) -> list[str]:
 
 
 def value_of(text: str) -> Any:
-    """A value as it was typed: JSON if it is JSON, else the text itself.
+    """The value of a typed text: parsed if it is JSON, else the text itself.
 
-    `3` is a number, `true` a boolean, `[1, 2]` a list, `"3"` with its quotes the text 3. `NaN` and its kin are no JSON.
+    `3` is a number, `true` a boolean, `[1, 2]` a list, `"3"` with its quotes the text 3. `NaN` and `Infinity` are not JSON.
     """
     try:
         return json.loads(text, parse_constant=_refused, parse_float=_finite)
@@ -143,32 +141,32 @@ def value_of(text: str) -> Any:
 
 
 def _refused(constant: str) -> Any:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not JSON")
 
 
 def _finite(number: str) -> float:
     value = float(number)
     if math.isinf(value):
-        raise ValueError(f"{number} is beyond what a number holds")
+        raise ValueError(f"{number} is too large")
     return value
 
 
 def assignments(option: str, texts: Iterable[str]) -> dict[str, Any]:
-    """Read `name=value` texts, values as `value_of` has them.
+    """Read `name=value` texts; `value_of` reads the values.
 
     Args:
-        option: The option they were given with, for messages: `--map`.
+        option: The option's name for messages, such as `--map`.
         texts: As typed, `question=${data.q}`.
 
     Raises:
-        InvalidOptionError: One lacks a name or a value, or two have the same name.
+        InvalidOptionError: A text lacks a name or a value, or two have the same name.
     """
     values: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name.strip():
             raise InvalidOptionError(
-                f"{option} takes name=value, found {text!r}. Give it once for each name, as {option} "
+                f"{option} takes name=value, found {text!r}. Give it once per name, such as {option} "
                 + ("question='${data.q}'." if option == "--map" else "name=value.")
             )
         if name.strip() in values:
@@ -178,10 +176,10 @@ def assignments(option: str, texts: Iterable[str]) -> dict[str, Any]:
 
 
 def environment_of(texts: Iterable[str]) -> dict[str, str]:
-    """Read `KEY=VALUE` texts of `--environment-variables`; a value is text, whatever it looks like.
+    """Read `KEY=VALUE` texts of `--environment-variables`. Every value stays a text.
 
     Raises:
-        InvalidOptionError: One lacks a name or the equals sign; the message does not repeat it, for it may be a key.
+        InvalidOptionError: A text lacks a name or the equals sign. The message does not repeat it, because it may be secret.
     """
     values = {}
     for number, text in enumerate(texts, 1):
@@ -189,17 +187,17 @@ def environment_of(texts: Iterable[str]) -> dict[str, str]:
         if not equals or not name.strip():
             raise InvalidOptionError(
                 f"--environment-variables takes KEY=VALUE; number {number} has no {'name' if equals else 'equals sign'}. "
-                "Give the option once for each variable."
+                "Give the option once per variable."
             )
         values[name.strip()] = value
     return values
 
 
 def node_connections_of(texts: Iterable[str]) -> dict[str, dict[str, str]]:
-    """Read `NODE.INPUT=NAME` texts of `--node-connections`, node to input to name.
+    """Read `NODE.INPUT=NAME` texts of `--node-connections` as node to input to name.
 
     Raises:
-        InvalidOptionError: One lacks a part, or two say something of the same input.
+        InvalidOptionError: A text lacks a part, or two name the same input.
     """
     chosen: dict[str, dict[str, str]] = {}
     for text in texts:
@@ -207,8 +205,9 @@ def node_connections_of(texts: Iterable[str]) -> dict[str, dict[str, str]]:
         node, dot, name = place.strip().partition(".")
         if not (equals and dot and node and name and value):
             raise InvalidOptionError(
-                f"--node-connections takes NODE.INPUT=NAME, as answer.connection=other or answer.model=gpt-4o, found {text!r}. "
-                "Give the option once for each. The Prefect block that has a connection is said by --connection NAME=BLOCK."
+                f"--node-connections takes NODE.INPUT=NAME, such as answer.connection=other or answer.model=gpt-4o, "
+                f"found {text!r}. "
+                "Give the option once per input. To name the Prefect block of a connection, use --connection NAME=BLOCK."
             )
         if name in chosen.setdefault(node, {}):
             raise InvalidOptionError(f"--node-connections gives '{node}.{name}' twice: keep one of them.")
@@ -217,7 +216,7 @@ def node_connections_of(texts: Iterable[str]) -> dict[str, dict[str, str]]:
 
 
 def joined(written: Mapping[str, dict[str, str]], typed: Mapping[str, dict[str, str]]) -> dict[str, dict[str, str]]:
-    """What a run file says of nodes, with what was typed in its place, input by input."""
+    """The connections of nodes from a run file, replaced by those typed, input by input."""
     return {node: {**written.get(node, {}), **typed.get(node, {})} for node in (*written, *typed)}
 
 
@@ -227,16 +226,16 @@ def blocks_of(texts: list[str] | None) -> dict[str, str]:
 
 
 def sources(texts: Iterable[str], *, needed: bool = True) -> dict[str, str]:
-    """Read the data's sources, `URL` or `name=URL`; the one without a name is `data`.
+    """Read the sources of data, `URL` or `name=URL`. A source without a name is `data`.
 
-    A text that is the path of something on this machine, or fits something, is that path, `year=2024/*.jsonl` too.
+    A text that is a path or pattern with a file on this machine is that path, even `year=2024/*.jsonl`.
 
     Args:
-        texts: As typed with `--data`.
-        needed: Whether nothing else says where the rows are.
+        texts: The values of `--data`.
+        needed: Whether at least one source must be given.
 
     Raises:
-        InvalidOptionError: There is none that is needed, or two have the same name.
+        InvalidOptionError: A source is missing, or two have the same name.
     """
     urls: dict[str, str] = {}
     for text in texts:
@@ -248,14 +247,14 @@ def sources(texts: Iterable[str], *, needed: bool = True) -> dict[str, str]:
             )
         if name in urls:
             raise InvalidOptionError(
-                f"--data gives the source {name!r} twice: {urls[name]} and {url}. A source without a name is 'data'; name "
-                f"the others, as --data other={url}, for mappings as ${{other.column}}."
+                f"--data gives the source {name!r} twice: {urls[name]} and {url}. A source without a name is 'data'. Name "
+                f"the others: --data other={url}, for mappings such as ${{other.column}}."
             )
         urls[name] = url
     if not urls and needed:
         raise InvalidOptionError(
-            "No data was given. Add --data with the path or URL of a jsonl, csv, tsv, json, parquet or arrow file, of a "
-            "folder, or a pattern such as 'data/*.jsonl'."
+            "No data was given. Add --data with a path or URL: a jsonl, csv, tsv, json, parquet or arrow file, a folder, or a "
+            "pattern such as 'data/*.jsonl'."
         )
     return urls
 

@@ -1,6 +1,6 @@
-"""`batchflow`: runs flows over data, lists the runs of a storage, shows one, goes on with one.
+"""`batchflow`: run a flow over data, resume a run, list and show runs, check a flow.
 
-Prefect is imported by the commands that need it, after its log lines were told to stay off the terminal.
+Commands that need Prefect import it themselves, after `quiet_prefect` has kept its log lines off the terminal.
 """
 
 from __future__ import annotations
@@ -50,9 +50,8 @@ app = App(
     name="batchflow",
     help=(
         "Run promptflow flows over datasets on Prefect.\n\n"
-        "Exit status: 0 when all lines completed, 3 when lines or the aggregation failed, 1 when the run failed, "
-        "2 for wrong use (an option, the flow, the data, the mapping, a run that is not there or is running), "
-        "130 when the run was canceled. `list` and `show` exit with 0 when they could show it."
+        "Exit status: 0 all lines completed, 1 the run failed, 2 wrong use (an option, the flow, the data, the mapping, or a "
+        "run that does not exist or is in use), 3 lines or the aggregation failed, 130 canceled."
     ),
     help_format="plaintext",
     version=lambda: f"batchflow {metadata.version('prefect-batchflow')}, Prefect {metadata.version('prefect')}",
@@ -111,14 +110,14 @@ def run(
     from prefect_batchflow.settings import given_by_promptflows_variables
     from prefect_batchflow.storage.keys import check_run_id
 
-    # What can be told without Prefect is told before it takes its seconds.
+    # Report every error that needs no Prefect first: importing Prefect takes a second.
     written = read_run_file(file) if file else RunFile()
     if not flow:
         flow, working_dir = written.flow, working_dir or written.working_dir
     if not flow:
         raise InvalidOptionError(
-            "No FLOW was given. Name its folder or file, or path/to/file.py:attr, or give a --file that names it; "
-            "`batchflow run --help` tells what there is."
+            "FLOW is missing. Give the flow's folder or file, or path/to/file.py:attr, or a --file that names the flow. See "
+            "`batchflow run --help`."
         )
     run = run or written.run
     urls = {**written.data, **sources(data or [], needed=not (written.data or run))}
@@ -151,7 +150,7 @@ def run(
 
 @app.command(sort_key=1)
 def resume(
-    run_id: Annotated[str, Parameter(name="RUN", help="Id of the run, as `batchflow list` shows it.")],
+    run_id: Annotated[str, Parameter(name="RUN", help="Id of the run. `batchflow list` shows it.")],
     /,
     *,
     storage: Storage = "",
@@ -162,9 +161,9 @@ def resume(
     flags: OptionFlags = _NO_FLAGS,
     screen: Screen = _PLAIN,
 ) -> int:
-    """Go on with a run: the lines that are not completed, with the flow, data, mapping and options it had.
+    """Resume a run: its lines that are not completed, with the same flow, data, mapping and options.
 
-    An option that is given replaces that of the run; the defaults told here are those of `batchflow run`.
+    An option that you give replaces the run's own. The defaults shown here are those of `batchflow run`.
     """
     quiet_prefect(debug=screen.debug)
     from prefect_batchflow.cli.runs import find_stored
@@ -174,14 +173,14 @@ def resume(
     manifest = find_stored(run_id, storage)
     if manifest.flow is None:
         raise InvalidOptionError(
-            f"The run {run_id!r} ran {manifest.flow_name!r}, an object in memory that no command can find again. Go on with "
-            f"it from Python: BatchEngine(...).run(..., run_id={run_id!r})."
+            f"The run {run_id!r} cannot be resumed by a command, because its flow {manifest.flow_name!r} is a Python object. "
+            f"Resume it from Python: BatchEngine(...).run(..., run_id={run_id!r})."
         )
     if manifest.init_kwargs is None and manifest.init_names and not given:
         names = " ".join(f"--init {name}=…" for name in manifest.init_names)
         raise InvalidOptionError(
             f"The run {run_id!r} was started from Python with values for {', '.join(manifest.init_names)}, which are not "
-            f"kept. Give them again, {names}, or go on with it from Python."
+            f"kept. Give them again, {names}, or resume it from Python."
         )
     environment = environment_of(environment_variables or [])
     if missing := [name for name in manifest.environment_names if name not in environment]:
@@ -212,11 +211,11 @@ def list_command(
     *,
     storage: Storage = "",
     limit: Annotated[
-        int, Parameter(show_default=True, validator=Number(gte=0), help="How many, the newest; 0 is all.")
+        int, Parameter(show_default=True, validator=Number(gte=0), help="Show this many runs. 0 is all.")
     ] = 20,
     screen: Screen = _PLAIN,
 ) -> int:
-    """List the runs of a storage, the newest first."""
+    """List the runs of a storage, newest first."""
     quiet_prefect(debug=screen.debug)
     from prefect_batchflow.cli.runs import list_stored
     from prefect_batchflow.cli.screen import print_json, print_note
@@ -234,13 +233,13 @@ def list_command(
 
 @app.command(sort_key=3)
 def show(
-    run_id: Annotated[str, Parameter(name="RUN", help="Id of the run, as `batchflow list` shows it.")],
+    run_id: Annotated[str, Parameter(name="RUN", help="Id of the run. `batchflow list` shows it.")],
     /,
     *,
     storage: Storage = "",
     screen: Screen = _PLAIN,
 ) -> int:
-    """Show a run: counts, metrics, errors by kind, where its files are, what to do next."""
+    """Show a run: counts, metrics, errors, files, and what to do next."""
     quiet_prefect(debug=screen.debug)
     from prefect_batchflow.cli.runs import read_stored
 
@@ -259,9 +258,9 @@ def check(
     working_dir: WorkingDir = "",
     screen: Screen = _PLAIN,
 ) -> int:
-    """Say what a flow needs to run here, without running any of its code: connections, packages, what is not supported.
+    """Check what a flow needs to run here, such as connections and packages. None of its code runs.
 
-    Exit status: 0 nothing stops it, 1 something does.
+    Exit status: 0 it can run, 1 it cannot.
     """
     from prefect_batchflow.cli.flow_check import check_flow
     from prefect_batchflow.cli.screen import print_json
@@ -279,14 +278,14 @@ def check(
 
 
 def _absolute(place: str) -> str:
-    """A path as it is found from any folder; a URL, a saved block or nothing as it is."""
+    """Make a path absolute. A URL, a saved block and an empty text stay as they are."""
     from prefect_batchflow.inputs.places import absolute
 
     return place if not place or place.startswith("batchflow-run-storage/") else absolute(place)
 
 
 def _promptflow_run(text: str) -> AbstractBatchRunStorage | None:
-    """The run folder of promptflow that is meant; `None` for the id of a run."""
+    """The run folder of promptflow that the text names; `None` if the text is a run id."""
     from prefect_batchflow.storage.promptflow_runs import PromptflowRunStorage, is_promptflow_run
 
     is_path = any(mark in text for mark in "/~")
@@ -294,7 +293,7 @@ def _promptflow_run(text: str) -> AbstractBatchRunStorage | None:
 
 
 def _peek(urls: dict[str, str]) -> None:
-    """Read the first row of what lies on this machine and can be read again; the readers say what is wrong."""
+    """Read the first row of each file on this machine, so that a wrong file fails at once. Skip pipes."""
     from prefect_batchflow.inputs.places import locate
     from prefect_batchflow.inputs.readers import open_source
 
@@ -309,7 +308,7 @@ def _peek(urls: dict[str, str]) -> None:
 
 
 def _new_run_id() -> str:
-    """A name that sorts by time, for people to read and for nobody else to have."""
+    """A name that sorts by time and that no other run has."""
     return f"{datetime.now().astimezone():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
@@ -320,16 +319,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and give its exit status.
 
     Args:
-        arguments: As typed behind `batchflow`; `None` is the process's own, which ends soon afterwards.
+        arguments: The words after `batchflow`; `None` takes those of the process, which then ends soon.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     screen = Screen(json="--json" in words, debug="--debug" in words)
     for stream in (sys.stdout, sys.stderr):
-        # A terminal that cannot show a character gets an escape, not an error.
+        # A character that the terminal cannot show becomes an escape, not an error.
         getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
     if arguments is not None:
         return _status(words, screen)
-    # Prefect's log handlers would tell that they do not reach the server, in the middle of what is shown.
+    # Otherwise Prefect's log handlers write into the screen that they do not reach the server.
     logging.raiseExceptions = screen.debug
     status = _status(words, screen)
     end_soon(status, debug=screen.debug)
@@ -341,12 +340,12 @@ def _status(words: list[str], screen: Screen) -> int:
         status = _command(words)()
         sys.stdout.flush()
     except BrokenPipeError:
-        # Nobody reads on, as behind `| head`: nothing more is to be said, not at exit either.
+        # The reader has closed the pipe, such as `| head`: write nothing more, also not at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return RUN_FAILED
     except (BatchflowException, KeyboardInterrupt) as exc:
         return _failed(exc, screen)
-    except Exception as exc:  # noqa: BLE001 - the border: whatever it is, it is told
+    except Exception as exc:  # noqa: BLE001 - the border: show any error
         return _failed(_unexpected(exc), screen)
     return status
 
@@ -354,15 +353,15 @@ def _status(words: list[str], screen: Screen) -> int:
 def _command(words: list[str]) -> Callable[[], int]:
     if any(word.partition("=")[0] == "--connections" for word in words):
         raise InvalidOptionError(
-            "There is no --connections. Give --node-connections NODE.INPUT=NAME to let a node have another connection, or "
-            "--connection NAME=BLOCK to name the Prefect block that has a connection."
+            "There is no option --connections. Use --node-connections NODE.INPUT=NAME to give a node another connection, or "
+            "--connection NAME=BLOCK to name the Prefect block of a connection."
         )
     try:
         command, bound, _ = app.parse_args(words, print_error=False, exit_on_error=False)
     except CycloptsError as exc:
-        # cyclopts tells what is wrong, and what may have been meant.
+        # cyclopts says what is wrong, and guesses what you meant.
         place = next((f"{word} " for word in words[:1] if word in app), "")
-        raise InvalidOptionError(f"{exc} `batchflow {place}--help` tells what there is.") from None
+        raise InvalidOptionError(f"{exc} See `batchflow {place}--help`.") from None
     return lambda: command(*bound.args, **bound.kwargs) or COMPLETED
 
 
@@ -373,7 +372,9 @@ def _failed(exc: BaseException, screen: Screen) -> int:
         traceback.print_exception(exc)
     message = str(exc)
     if isinstance(exc, KeyboardInterrupt):
-        message = "Canceled. What was done is kept; `batchflow list` shows it and `batchflow resume` goes on."
+        message = (
+            "Canceled. Finished lines are kept. `batchflow list` shows the run and `batchflow resume` continues it."
+        )
     print_error(message)
     if screen.json:
         print_json({"error": error_dict(exc, debug=screen.debug) | {"message": message}})
@@ -381,6 +382,6 @@ def _failed(exc: BaseException, screen: Screen) -> int:
 
 
 def _unexpected(exc: Exception) -> UnexpectedError:
-    error = UnexpectedError(f"({type(exc).__name__}) {exc}. --debug shows where it came from.")
+    error = UnexpectedError(f"({type(exc).__name__}) {exc}. Add --debug for the traceback.")
     error.__cause__ = exc
     return error

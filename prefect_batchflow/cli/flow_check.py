@@ -1,4 +1,4 @@
-"""What a flow needs to run here, found out without running any of its code: `batchflow check`."""
+"""`batchflow check`: what a flow needs to run here. None of the flow's code runs."""
 
 from __future__ import annotations
 
@@ -27,34 +27,34 @@ if TYPE_CHECKING:
     from prefect_batchflow.definition.source_imports import SourceImport
 
 Level = Literal["stops", "needs", "note"]
-"""`stops`: it cannot run like this. `needs`: whoever runs it must bring something. `note`: good to know."""
+"""`stops`: the flow cannot run. `needs`: you must give something. `note`: good to know."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is to be known before the flow runs."""
+    """One thing to know before the flow runs."""
 
     level: Level
     place: str
     """A node, a file with its line, or the flow's own file."""
     text: str
-    """What is so, and what to do."""
+    """The fact, and what to do."""
 
 
 @dataclass(frozen=True)
 class CheckedNode:
-    """One node, as it is shown."""
+    """One node, as shown."""
 
     name: str
     type: str
     source: str
     how: str
-    """Aggregation, activate, connection: what sets it apart; empty for a plain one."""
+    """Whether it aggregates, its `activate` and its connection; empty for a plain node."""
 
 
 @dataclass
 class FlowCheck:
-    """What was found."""
+    """The result of a check."""
 
     source: str
     name: str = ""
@@ -62,13 +62,13 @@ class FlowCheck:
     """Such as `DAG flow`; empty when it could not be read."""
     inputs: list[FlowInput] = field(default_factory=list)
     init: list[FlowInput] = field(default_factory=list)
-    """What the constructor takes, as far as the yaml says it; the yaml's sample is a default."""
+    """Arguments of the constructor that the yaml names. The yaml's sample is their default."""
     nodes: list[CheckedNode] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
     @property
     def runs(self) -> bool:
-        """Whether nothing stops it."""
+        """Whether the flow can run."""
         return all(finding.level != "stops" for finding in self.findings)
 
     def of(self, level: Level) -> list[Finding]:
@@ -82,7 +82,7 @@ def check_flow(
     variant: str = "",
     node_connections: Mapping[str, Mapping[str, str]] | None = None,
 ) -> FlowCheck:
-    """Read a flow and the sources it is made of; nothing of it is imported.
+    """Read a flow and its source files, without importing them.
 
     Args:
         source: As for `load_flow`.
@@ -153,11 +153,13 @@ def _of_models(flow: Flow) -> Iterator[Finding]:
     if missing := [name for name in flow.program.packages if not is_installed(name)]:
         nodes = [f"node '{node.name}'" for node in flow.program.nodes if node.has_template]
         place = nodes[0] if nodes else _name(flow.definition_file, flow)
-        yield Finding("stops", place, f"It needs {' and '.join(missing)}, not installed here: {pip_install('openai')}")
+        yield Finding(
+            "stops", place, f"It needs {' and '.join(missing)}, which this Python lacks: {pip_install('openai')}"
+        )
 
 
 def _of_constructor(flow: Flow) -> Iterator[Finding]:
-    """What the constructor needs, as far as the yaml says it."""
+    """The arguments of the constructor without a default, as the yaml names them."""
     for name, item in flow.init.items():
         if item.required and name not in flow.program.sample_init:
             what = "the name of a connection" if _is_connection(item.type) else f"a value of type {item.type}"
@@ -165,12 +167,14 @@ def _of_constructor(flow: Flow) -> Iterator[Finding]:
 
 
 def _of_packages(flow: Flow) -> Iterator[Finding]:
-    """Package tools of which not even the package is installed; which tools one has is known when it is imported."""
+    """Package tools whose package is not installed. The tools of an installed package are known only when it is imported."""
     for node in flow.program.nodes:
         parts = node.package_tool.split(".")
         package = ".".join(parts[: 2 if parts[0] == "promptflow" else 1])
         if package and not _is_installed(package, flow):
-            text = f"Its tool {node.package_tool} is of a package that is not installed here.{install_hint(node.package_tool)}"
+            text = (
+                f"The package of its tool {node.package_tool} is not installed here.{install_hint(node.package_tool)}"
+            )
             yield Finding("stops", f"node '{node.name}'", text)
 
 
@@ -178,7 +182,7 @@ def _of_packages(flow: Flow) -> Iterator[Finding]:
 
 
 def _connections(flow: Flow) -> dict[str, list[str]]:
-    """The connections that a flow asks for by name, and where, as far as it can be read without running it."""
+    """The connections that a flow names, and where, as far as its text shows."""
     found: dict[str, list[str]] = {}
     for place, name in _asked(flow):
         if isinstance(name, str) and name and place not in found.setdefault(name, []):
@@ -232,13 +236,13 @@ def _is_connection(annotation: str) -> bool:
 
 def _connection_text(name: str) -> str:
     return (
-        f"It asks for the connection '{name}'. Run with --connection {name}=BLOCK, or save a Prefect block of its name, "
+        f"It needs the connection '{name}'. Run with --connection {name}=BLOCK, or save a Prefect block with this name, "
         "or give `connections` to BatchEngine; see docs/connections.md."
     )
 
 
 def _of_environment(flow: Flow) -> Iterator[Finding]:
-    """What `${env:NAME}` in the flow's own file asks for and is not set."""
+    """Variables that `${env:NAME}` in the flow's own file needs and that are not set."""
     file = flow.definition_file
     if file is None:
         return
@@ -251,7 +255,7 @@ def _of_environment(flow: Flow) -> Iterator[Finding]:
 
 
 def _of_sources(flow: Flow) -> Iterator[Finding]:
-    """Node sources and entries, and all of the flow's own modules that they import."""
+    """Node sources and entries, and the flow's own modules that they import."""
     code = flow.program.code(flow.working_dir)
     for file, node in code.items():
         if node:
@@ -277,11 +281,11 @@ def _of_sources(flow: Flow) -> Iterator[Finding]:
 
 
 def _of_tool(node: str, file: Path) -> Iterator[Finding]:
-    """Whether the file has one tool; decorators are known by their name only, since nothing is imported."""
+    """Whether the file has exactly one tool. Decorators are recognised by name, because nothing is imported."""
     try:
         body = ast.parse(file.read_bytes()).body
     except (OSError, SyntaxError, ValueError, RecursionError):
-        return  # said with its imports
+        return  # reported with its imports
     tools = [
         statement.name
         for statement in body
@@ -289,10 +293,12 @@ def _of_tool(node: str, file: Path) -> Iterator[Finding]:
         or (isinstance(statement, ast.ClassDef) and any(_last_name(base) == "ToolProvider" for base in statement.bases))
     ]
     if len(tools) > 1:
-        text = f"{file.name} has {len(tools)} tools: {', '.join(tools)}. Expected one; put each into a file of its own."
+        text = f"{file.name} has {len(tools)} tools: {', '.join(tools)}. Expected one. Put each into its own file."
         yield Finding("stops", f"node '{node}'", text)
     elif not tools:
-        text = f"no function of {file.name} has @tool above it. Put @tool, from promptflow.core, above the one that is meant."
+        text = (
+            f"no function of {file.name} has @tool above it. Put @tool from promptflow.core above the node's function."
+        )
         yield Finding("stops", f"node '{node}'", text)
 
 
@@ -312,17 +318,17 @@ def _of_promptflow(imported: SourceImport, flow: Flow) -> Iterator[Finding]:
     if provided or path in PROVIDED or (module not in PROVIDED and _is_installed(module, flow)):
         return
     if hint := REPLACED.get(module, {}).get(name):
-        yield Finding("note", place, f"{path} can be imported, and raises when it is used. {hint}")
+        yield Finding("note", place, f"{path} can be imported, but raises an error when it is used. {hint}")
         return
     parts = path.split(".")
     hints = (MODULE_HINTS.get(".".join(parts[:length])) for length in range(len(parts), 1, -1))
-    hint = next(filter(None, hints), "Take it out, or install promptflow-core, which is used where it is installed.")
+    hint = next(filter(None, hints), "Remove it, or install promptflow-core, which is used if it is installed.")
     text = f"{path} is not provided here. {hint}"
     yield Finding("stops" if imported.always and not _is_installed("promptflow.core", flow) else "note", place, text)
 
 
 def _own_module(imported: SourceImport, flow: Flow) -> Path | None:
-    """The file of a module that belongs to the flow; of `from package import module` the module's."""
+    """The file of a module of the flow; for `from package import module` it is the file of `module`."""
     base = flow.working_dir.joinpath(*imported.module.split("."))
     candidates = [base.with_suffix(".py"), base / "__init__.py"]
     if imported.name:
@@ -335,7 +341,7 @@ def _of_package(imported: SourceImport, flow: Flow) -> Iterator[Finding]:
     if name in sys.stdlib_module_names or _is_installed(name, flow):
         return
     place = f"{_name(imported.file, flow)}, line {imported.line}"
-    text = f"The module '{name}' is not installed here, nor in {flow.working_dir}. Install the package that has it."
+    text = f"The module '{name}' is not installed here and not in {flow.working_dir}. Install its package."
     yield Finding("stops" if imported.always else "note", place, text)
 
 

@@ -1,4 +1,4 @@
-"""The process of a command: Prefect kept quiet, signals heard, an end in time."""
+"""The process of a command: quiet Prefect, handle signals, end in time."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from types import FrameType
 
 EXIT_GRACE_SEC: Final = 60.0
-"""How long what Prefect has left to send to a slow server may hold the process when all is done."""
+"""How long Prefect can hold the process at its end, to send what is left to a slow server."""
 
 
 def quiet_prefect(*, debug: bool) -> None:
-    """Keep Prefect's log lines off the terminal, unless somebody asked for them; its server gets them all the same.
+    """Keep Prefect's log lines off the terminal, unless the user asked for them. Its server gets them anyway.
 
-    To be called before Prefect is imported. What it says of its telemetry, once, is not for us to hide.
+    Call it before Prefect is imported. Prefect's notice about telemetry stays, because users should see it.
     """
     if not debug and "PREFECT_LOGGING_LEVEL" not in os.environ:
         for handler in ("CONSOLE", "DEBUG"):
@@ -29,9 +29,9 @@ def quiet_prefect(*, debug: bool) -> None:
 
 @contextlib.contextmanager
 def signals_interrupt() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP do what Ctrl-C does, so that what was started is ended; `batch_run` has its own way.
+    """Let SIGTERM and SIGHUP do what Ctrl-C does, so that started processes are ended. `batch_run` handles signals itself.
 
-    One that is ignored, as SIGHUP under nohup, stays so.
+    An ignored signal, such as SIGHUP under nohup, stays ignored.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -50,14 +50,14 @@ def signals_interrupt() -> Iterator[None]:
 
 
 def is_signal(cause: BaseException | None) -> bool:
-    """Whether Prefect made this of a signal that came where `batch_run` does not take them."""
+    """Whether this is Prefect's exception for a signal that came outside of `batch_run`."""
     from prefect.exceptions import TerminationSignal
 
     return isinstance(cause, TerminationSignal)
 
 
 def end_soon(status: int, *, debug: bool) -> None:
-    """All is said: end within `EXIT_GRACE_SEC` and in silence, whatever Prefect's threads still try to send."""
+    """End within `EXIT_GRACE_SEC` and without output, even if Prefect's threads still have something to send."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             stream.flush()

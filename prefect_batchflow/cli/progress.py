@@ -1,4 +1,4 @@
-"""How far a run is, while it runs."""
+"""The progress of a run, while it runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _BAR_FROM_COLUMNS = 60
 
 
 def progress_text(report: ProgressReport) -> str:
-    """Where a run stands, in one line: `40 of 136 lines, 2 failed, 4 running, 12.3 a second, 8 s left`."""
+    """The progress in one line: `40 of 136 lines, 2 failed, 4 running, 12.3 a second, 8 s left`."""
     ended = report.completed_lines + report.failed_lines
     parts = [f"{ended} of {report.total_lines} lines"]
     if report.failed_lines:
@@ -38,24 +38,24 @@ def progress_text(report: ProgressReport) -> str:
         if ended < report.total_lines:
             parts.append(f"{seconds_text(max(1, round((report.total_lines - ended) / rate)))} left")
     if ended >= report.total_lines:
-        parts.append("ending the run")
+        parts.append("finishing the run")
     return ", ".join(parts)
 
 
 class Progress:
-    """Tells on standard error how far a run is: one living line on a terminal, now and then a line elsewhere.
+    """Shows the progress on standard error: one line that is redrawn on a terminal, elsewhere a new line now and then.
 
     Args:
-        screen: Where to; `None` is standard error.
-        living: Whether to draw a line over itself; `None` is on a terminal.
+        screen: Where to write; `None` is standard error.
+        living: Whether to redraw one line; `None` does so on a terminal.
     """
 
     PLAIN_STEPS: Final = 10
-    """Elsewhere, a line whenever such a part of the lines has ended,"""
+    """Elsewhere, a new line after each tenth of the lines,"""
     PLAIN_AT_LEAST_SEC: Final = 2.0
-    """but not more often than this,"""
+    """but at most this often,"""
     PLAIN_AT_MOST_SEC: Final = 60.0
-    """and after this in any case."""
+    """and at least this often."""
 
     def __init__(self, screen: Console | None = None, *, living: bool | None = None) -> None:
         self._console = screen or console(error=True)
@@ -80,14 +80,14 @@ class Progress:
             self._live.stop()
 
     def say(self, what: str) -> None:
-        """Tell what goes on beside lines, as that a server starts; it stands until the next report."""
+        """Show what happens apart from lines, such as the start of a server. It stays until the next report."""
         self._what = what
         if self._live is None and what not in self._printed:
             self._printed.add(what)
             self._console.print(Text(printable(what)))
 
     def update(self, report: ProgressReport) -> None:
-        """Take a report; it is seen when it is time."""
+        """Take a report, and show it when it is due."""
         self._report, self._what = report, ""
         if self._live is None and self._is_due(report):
             self._console.print(Text(progress_text(report)))

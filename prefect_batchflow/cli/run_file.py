@@ -1,4 +1,4 @@
-"""promptflow's run file, `pf run create --file run.yaml`, as the values that the command line would have.
+"""promptflow's run file (`pf run create --file run.yaml`), read as if typed on the command line.
 
 Source: promptflow-devkit `_sdk/schemas/_run.py`, `RunSchema`.
 """
@@ -25,25 +25,25 @@ _SILENT = ("$schema",)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunFile:
-    """What a run file says; empty where it says nothing."""
+    """The content of a run file; keys that are not there are empty."""
 
     flow: str = ""
-    """As `load_flow` takes it, paths absolute."""
+    """As for `load_flow`, with paths absolute."""
     working_dir: str = ""
-    """The file's folder, for a flow that is named by its module."""
+    """The file's folder, for a flow that is a module."""
     data: dict[str, str] = field(default_factory=dict)
-    """The source `data`, if there is one."""
+    """The source `data`, if given."""
     inputs_mapping: dict[str, Any] = field(default_factory=dict)
     run_id: str = ""
     run: str = ""
-    """The run it is built on."""
+    """The run to build on."""
     init_kwargs: dict[str, Any] = field(default_factory=dict)
     variant: str = ""
     node_connections: dict[str, dict[str, str]] = field(default_factory=dict)
     """The key `connections`."""
     environment_variables: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    """What of the file has no effect."""
+    """Keys of the file that have no effect."""
 
 
 def read_run_file(text: str) -> RunFile:
@@ -53,15 +53,15 @@ def read_run_file(text: str) -> RunFile:
         text: Path of the file, as typed.
 
     Raises:
-        InvalidOptionError: There is no such file, or a key has a value that it cannot have.
-        UnsupportedFeatureError: It names what Azure keeps.
-        FlowDefinitionError: It is no YAML with keys.
+        InvalidOptionError: There is no such file, or a key has a wrong value.
+        UnsupportedFeatureError: It names data or a flow in Azure.
+        FlowDefinitionError: It is not a YAML mapping.
     """
     file = Path(absolute(text))
     if not file.is_file():
         found = "a folder" if file.is_dir() else "nothing"
         raise InvalidOptionError(
-            f"--file {text}: expected a run file of promptflow, a yaml, found {found}. Check the path."
+            f"--file {text}: expected a run file of promptflow (yaml), found {found}. Check the path."
         )
     document = read_document(file, "run", "`flow`, `data`, `column_mapping`")
     flow, working_dir = _flow(file, _text(file, document, "flow"))
@@ -85,12 +85,12 @@ def _notes(file: Path, document: dict[str, Any]) -> list[str]:
     notes = []
     known = (*RUN_FILE_KEYS, *WITHOUT_MEANING)
     if idle := [name for name in WITHOUT_MEANING if not says_nothing(document.get(name))]:
-        notes.append(f"{file.name}: keys without an effect here: {', '.join(idle)}.")
+        notes.append(f"{file.name}: these keys have no effect here: {', '.join(idle)}.")
     for name in document:
         if name not in (*known, *_SILENT):
             near = difflib.get_close_matches(str(name), known, n=1)
             meant = f" Did you mean '{near[0]}'?" if near else ""
-            notes.append(f"{file.name}: '{name}' is no key of a run file and has no effect.{meant}")
+            notes.append(f"{file.name}: '{name}' is not a key of a run file and has no effect.{meant}")
     return notes
 
 
@@ -106,16 +106,16 @@ def _text(file: Path, document: dict[str, Any], name: str) -> str:
 
 
 def _place(file: Path, name: str, text: str) -> str:
-    """A path as it is found from any folder; a URL as it is."""
+    """Make a path absolute; a URL stays as it is."""
     if text.startswith("azureml:"):
         raise UnsupportedFeatureError(
-            f"{file}: '{name}' is {text!r}; what Azure keeps is not fetched. Download it, and name the path."
+            f"{file}: '{name}' is {text!r}, but nothing is fetched from Azure. Download it and give the path."
         )
     return absolute(text, file.parent)
 
 
 def _flow(file: Path, text: str) -> tuple[str, str]:
-    """The flow and, for a flow in a module, the folder to import it from."""
+    """The flow and, for a module, the folder to import it from."""
     if not text:
         return "", ""
     place = _place(file, "flow", text)
@@ -129,18 +129,19 @@ def _named_values(file: Path, name: str, value: Any) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise InvalidOptionError(f"{file}: '{name}' is {value!r}, expected names and their values, as a yaml mapping.")
+        raise InvalidOptionError(f"{file}: '{name}' is {value!r}, expected a yaml mapping of names to values.")
     return value
 
 
 def _environment(file: Path, value: Any) -> dict[str, str]:
-    """Variables as a mapping, or those of a .env file; `${connection.key}` in it stays for the workers."""
+    """Variables from a mapping or a .env file. The workers resolve `${connection.key}`."""
     if not isinstance(value, str):
         return environment_texts(_named_values(file, "environment_variables", value))
     path = Path(_place(file, "environment_variables", value))
     if not path.is_file():
         raise InvalidOptionError(
-            f"{file}: 'environment_variables' names {path}, which is no file. Expected a .env file, or names and values."
+            f"{file}: 'environment_variables' names {path}, which is not a file. Expected a .env file, or "
+            "a mapping of names to values."
         )
     from dotenv import dotenv_values
 

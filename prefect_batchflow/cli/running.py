@@ -1,4 +1,4 @@
-"""What `batchflow run` and `batchflow resume` do: run, tell how far it is, show what came of it, exit."""
+"""What `batchflow run` and `batchflow resume` share: run, show progress, show the result, give the exit status."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ EXIT_STATUSES: Final[tuple[tuple[type[BaseException], int], ...]] = (
     (SystemErrorException, RUN_FAILED),
     (KeyboardInterrupt, CANCELED),
 )
-"""What a command that ends with an error exits with; the first class that fits counts, and 1 for none."""
+"""The exit status of a command that ends with an error: that of the first class that fits, else 1."""
 
 OWN_SERVER_TEXT: Final = (
-    "Starting Prefect's own server, which takes some seconds. One that keeps running takes none: `prefect server start`, "
-    "and PREFECT_API_URL set to its address."
+    "Starting a Prefect server for this run, which takes some seconds. To save them, keep one running: `prefect server start`, "
+    "and set PREFECT_API_URL to its address."
 )
 
-ENDS_TEXT: Final = "The lines in work are ended, what is done is kept."
-DRAINS_TEXT: Final = "The lines in work have some seconds to end; again ends them now."
+ENDS_TEXT: Final = "Running lines are stopped. Finished lines are kept."
+DRAINS_TEXT: Final = "Running lines get some seconds to finish. Press again to stop them now."
 
 
 def run_and_show(
@@ -52,7 +52,7 @@ def run_and_show(
     begun: AbstractBatchRunStorage | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> int:
-    """Run, with what is completed of what was `begun`; tell how far it is; show what came of it, and the `notes`."""
+    """Run, show progress, then show the result and the `notes`. Lines that `begun` has completed are taken over."""
     quiet_prefect(debug=screen.debug)
     from prefect_batchflow.cli.progress import Progress
     from prefect_batchflow.cli.runs import read_stored
@@ -85,7 +85,7 @@ def run_and_show(
             stored = read_stored(run_id, storage) if result.total_lines else None
         except RunNotFoundError:
             stored = None
-        if stored is None:  # stopped before it was written down: there is no run to show
+        if stored is None:  # stopped before its manifest was written: there is no run to show
             if error := result.error_summary.batch_error_dict:
                 raise BatchRunTimeoutError(str(error["message"]))
             raise KeyboardInterrupt
@@ -103,7 +103,7 @@ def run_and_show(
 
 
 def exit_status(result: BatchResult) -> int:
-    """What a run that came to a result exits with."""
+    """The exit status of a run with a result."""
     from prefect_batchflow.results.records import Status
 
     if result.status is Status.Canceled:

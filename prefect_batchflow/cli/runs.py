@@ -1,4 +1,4 @@
-"""The runs of a storage as `batchflow list` and `batchflow show` see them: read, never written."""
+"""The runs of a storage, read for `batchflow list`, `show` and `resume`."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ if TYPE_CHECKING:
     from prefect_batchflow.storage.manifest import Manifest
 
 RUNNING, UNFINISHED = "Running", "Unfinished"
-"""What a run without a result is: somebody holds it, or nobody does and a resume goes on with it."""
+"""The status of a run without a result: a process is running it, or none is and you can resume it."""
 
 _READ_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
 class StoredRun:
-    """A run as its storage has it."""
+    """A run, as its storage has it."""
 
     manifest: Manifest
     status: str
-    """`Completed`, `Failed` or `Canceled` as its last start ended, or `Running` or `Unfinished`."""
+    """`Completed`, `Failed` or `Canceled`, as its last start ended; or `Running` or `Unfinished`."""
     result: BatchResult
-    """Of its last start; without a result of that, what the records say so far."""
+    """The result of its last start. If there is none yet, the counts of its records so far."""
     error_groups: ErrorGroups
     folder: str
-    """Where it lies: a path of this machine, else a URL."""
+    """Its folder: a path on this machine, or a URL."""
     outputs: str | None
-    """Its outputs file; `None` while there is none."""
+    """Its outputs file, if there is one."""
     failed: str | None
-    """Its failed lines, valid as data of a new run; `None` when there are none."""
+    """The file of its failed lines, if any failed. It can be the data of a new run."""
     notes: tuple[str, ...] = ()
-    """What is no fault, but may not be what was meant."""
+    """Things to know that are not errors."""
 
     @property
     def is_finished(self) -> bool:
-        """Whether its last start came to a result."""
+        """Whether its last start has a result."""
         return self.status not in (RUNNING, UNFINISHED)
 
 
@@ -59,11 +59,11 @@ class Listing:
     """The runs of a storage."""
 
     runs: list[StoredRun]
-    """The newest first."""
+    """Newest first."""
     total: int
-    """How many there are, those that were not asked for included."""
+    """The number of all runs in the storage."""
     problems: list[str]
-    """Why runs cannot be shown."""
+    """Why some runs cannot be shown."""
 
 
 def find_stored(run_id: str, storage: str) -> Manifest:
@@ -103,9 +103,9 @@ async def find_run(files: RunStorageBlock, run_id: str) -> Manifest:
     """The manifest of a run.
 
     Raises:
-        RunNotFoundError: There is no such run; the message names those whose name is near.
-        InvalidRunIdError: It is no name of a run.
-        StorageError: It cannot be told.
+        RunNotFoundError: There is no such run. The message names runs with a similar name.
+        InvalidRunIdError: It is not a valid name for a run.
+        StorageError: The storage cannot be read.
     """
     keys = RunKeys(run_id)
     try:
@@ -117,10 +117,10 @@ async def find_run(files: RunStorageBlock, run_id: str) -> Manifest:
 
 
 async def read_run(files: RunStorageBlock, manifest: Manifest) -> StoredRun:
-    """What the storage has of a run.
+    """Read a run.
 
     Raises:
-        StorageError: It cannot be told, or its result or its records are damaged.
+        StorageError: The storage cannot be read, or the result or the records are damaged.
     """
     keys = RunKeys(manifest.run_id)
     result = await read_result(files, keys, manifest)
@@ -141,14 +141,14 @@ async def read_run(files: RunStorageBlock, manifest: Manifest) -> StoredRun:
 
 
 async def list_runs(files: RunStorageBlock, limit: int | None = None) -> Listing:
-    """The runs of a storage, by their last start.
+    """The runs of a storage, by their last start, newest first.
 
     Args:
         files: The storage's file system.
-        limit: How many, the newest; `None` is all.
+        limit: The number of runs to read; `None` is all.
 
     Raises:
-        StorageError: The storage cannot be listed. A single run that cannot be read is one of the problems.
+        StorageError: The storage cannot be listed. A run that cannot be read becomes one of the problems.
     """
     problems: list[str] = []
     gate = asyncio.Semaphore(_READ_AT_ONCE)
@@ -158,7 +158,7 @@ async def list_runs(files: RunStorageBlock, limit: int | None = None) -> Listing
             try:
                 return await read_manifest(files, RunKeys(name))
             except InvalidRunIdError:
-                return None  # something else lies in the folder
+                return None  # not a run
             except BatchflowException as exc:
                 problems.append(str(exc))
                 return None
@@ -178,13 +178,13 @@ async def list_runs(files: RunStorageBlock, limit: int | None = None) -> Listing
 
 
 async def _unfinished(files: RunStorageBlock, keys: RunKeys, manifest: Manifest) -> StoredRun:
-    """A run without a result, by its records: what is completed is kept, what failed or never ran is left."""
+    """A run without a result, counted from its records."""
     index, damaged = await RunRecords(files, keys, session=0, since=manifest.records_since).scan()
     tally = Tally()
     for stored in index.lines.values():
         tally.add(stored.receipt)
     started_at = manifest.last_started_at
-    # Records of lines that later data has no more still count here.
+    # Records of lines that are no longer in the data still count here.
     total_lines = max(manifest.total_lines, tally.ended_lines)
     return StoredRun(
         manifest=manifest,

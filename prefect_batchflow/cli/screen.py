@@ -1,6 +1,6 @@
-"""What the command line writes to its two streams: for people by rich, for programs as JSON.
+"""What the command line writes: text with rich for people, JSON for programs.
 
-Texts of rows, errors and names are printed as plain text: no markup is read in them, no control character leaves.
+Rows, errors and names are printed as plain text, without markup and control characters.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PIPE_COLUMNS = 1_000
 
 
 def console(*, error: bool = False) -> Console:
-    """A console for one of the two streams; where nobody looks, lines are as long as they are."""
+    """A console for standard output or standard error. Outside of a terminal, lines are not wrapped."""
     made = Console(stderr=error, highlight=False, markup=False, emoji=False)
     if not made.is_terminal:
         made.width = _PIPE_COLUMNS
@@ -34,28 +34,28 @@ def console(*, error: bool = False) -> Console:
 
 
 def printable(text: object) -> str:
-    """A text whose lines hold printable characters only; others become spaces."""
+    """The text with every character that is not printable as a space; line breaks stay."""
     lines = str(text).splitlines()
     return "\n".join("".join(char if char.isprintable() else " " for char in line) for line in lines)
 
 
 def print_error(message: object) -> None:
-    """Say on standard error what went wrong."""
+    """Write an error to standard error."""
     console(error=True).print(Text.assemble(("Error: ", "bold red"), printable(message)))
 
 
 def print_note(message: object) -> None:
-    """Say on standard error what is worth knowing."""
+    """Write a note to standard error."""
     console(error=True).print(Text.assemble(("Note: ", "yellow"), printable(message)))
 
 
 def print_json(document: Any) -> None:
-    """Write the one document that programs read; escapes keep every character printable."""
+    """Write the one JSON document, in ASCII."""
     sys.stdout.write(json.dumps(document, indent=2) + "\n")
 
 
 def print_facts(out: Console, facts: dict[str, str], title: str = "") -> None:
-    """Name and value a line; not wrapped, so that a long one can be copied whole."""
+    """Print one name and value per line. Lines are not wrapped, so that you can copy long values."""
     if title and facts:
         out.print()
         out.print(Text(title, style="bold"))
@@ -66,5 +66,5 @@ def print_facts(out: Console, facts: dict[str, str], title: str = "") -> None:
 
 
 def indented(columns: int, *parts: str | tuple[str, str]) -> Padding:
-    """A paragraph that keeps its indent where it is wrapped."""
+    """A paragraph that is indented on every wrapped line."""
     return Padding.indent(Text.assemble(*parts), columns)

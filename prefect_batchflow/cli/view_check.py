@@ -1,4 +1,4 @@
-"""The check of a flow as the command line shows it."""
+"""How the command line shows the check of a flow."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from prefect_batchflow.definition.flow import FlowInput
 
 _LEVELS: Final[dict[Level, tuple[str, str]]] = {
-    "stops": ("Stops it", "red"),
-    "needs": ("To be given", "yellow"),
+    "stops": ("Fix first", "red"),
+    "needs": ("You must give", "yellow"),
     "note": ("Notes", ""),
 }
 
@@ -27,9 +27,9 @@ def print_check(checked: FlowCheck) -> None:
     out = console()
     problems, needs = len(checked.of("stops")), len(checked.of("needs"))
     verdict = (
-        f"cannot run here, {problems} thing{'s' * (problems > 1)} to mend"
+        f"cannot run here, {problems} thing{'s' * (problems > 1)} to fix"
         if problems
-        else f"can run once {needs} thing{'s are' if needs > 1 else ' is'} given"
+        else f"can run once you give {needs} thing{'s' * (needs > 1)}"
         if needs
         else "can run"
     )
@@ -56,7 +56,7 @@ def print_check(checked: FlowCheck) -> None:
         out.print()
         out.print(Text("Run it"))
         words = ["batchflow", "run", shlex.quote(checked.source), "--data", "ROWS.jsonl"]
-        # What has a default is read from the data where it is mapped only.
+        # An input with a default is read from the data only if it is mapped.
         words += [
             shlex.join(["--map", f"{item.name}=${{data.{item.name}}}"]) for item in checked.inputs if not item.required
         ]

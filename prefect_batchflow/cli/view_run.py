@@ -1,4 +1,4 @@
-"""A run as the command line shows it: what came of it, where it is kept, what to do next."""
+"""How the command line shows a run: its result, its files, and what to do next."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from prefect_batchflow.results.models import BatchResult
 
 MAX_ERROR_GROUPS: Final = 10
-"""Error groups shown, the largest; `--json` has all."""
+"""The largest error groups are shown; `--json` has all."""
 MAX_MESSAGE_CHARS: Final = 400
 MAX_METRICS: Final = 50
 
@@ -36,9 +36,9 @@ def print_run(
 
     Args:
         run: The run.
-        reused_lines: Of the completed lines, those that were done before this start.
-        prefect_url: Its page in Prefect's UI; `None` for none.
-        storage_option: The storage as it must be given again; `""` is the default one.
+        reused_lines: How many of the completed lines were done before this start.
+        prefect_url: Its page in Prefect's UI, if there is one.
+        storage_option: The value of `--storage` in the commands shown; empty is the default storage.
     """
     out = console()
     result = run.result
@@ -101,17 +101,17 @@ def run_document(
 
 
 def next_commands(run: StoredRun, storage_option: str = "") -> list[tuple[str, str]]:
-    """What may be done next: purpose and command, none for a run that is whole, goes on, or cannot be found again."""
+    """What to do next, as purposes and commands. Empty for a run that is complete, is running, or ran a Python object."""
     manifest, result = run.manifest, run.result
     left = result.total_lines - result.completed_lines
     if not left or run.status == "Running" or manifest.flow is None:
         return []
     storage = ["--storage", storage_option] if storage_option else []
-    what = "the line that is" if left == 1 else f"the {left} lines that are"
-    commands = [(f"Run {what} not completed:", ["batchflow", "resume", manifest.run_id, *storage])]
-    # Values of a constructor and of the environment may be secret: they are not printed, and such a run has no second command.
+    what = "line that has" if left == 1 else f"{left} lines that have"
+    commands = [(f"To run the {what} not completed:", ["batchflow", "resume", manifest.run_id, *storage])]
+    # Arguments of a constructor and environment variables may be secret: they are not printed, so there is no second command.
     is_secret = bool(manifest.init_names or manifest.environment_names)
-    # Nor has one whose failed lines are rows that could not be read: they have no inputs to run with.
+    # Rows that could not be read have no inputs to run with, so there is none for them either.
     codes = {group.code for group in run.error_groups}
     if run.failed and not is_secret and codes != {InvalidUserData.__name__}:
         mapping = [part for name in _mapped(manifest.inputs_mapping) for part in ("--map", f"{name}=${{data.{name}}}")]
@@ -127,19 +127,19 @@ def next_commands(run: StoredRun, storage_option: str = "") -> list[tuple[str, s
             *words_of(manifest.options),
             *storage,
         ]
-        commands.append(("Run the failed lines as a run of their own:", again))
+        commands.append(("To run the failed lines as a new run:", again))
     return [(purpose, shlex.join(words)) for purpose, words in commands]
 
 
 def _node_connections(chosen: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
-    """What was chosen for nodes, as it is typed."""
+    """The connections of nodes, as typed."""
     for node, inputs in chosen.items():
         for name, value in inputs.items():
             yield from ("--node-connections", f"{node}.{name}={value}")
 
 
 def _mapped(inputs_mapping: Iterable[str]) -> Iterator[str]:
-    """The mapped inputs: in the file of failed lines each is a column of its name."""
+    """The mapped inputs. The file of failed lines has a column for each of them."""
     return (name for name in inputs_mapping if name != "line_number")
 
 
@@ -188,7 +188,7 @@ def _print_errors(out: Console, run: StoredRun) -> None:
     left_out = sum(group.count for group in groups[MAX_ERROR_GROUPS:])
     left_out += run.error_groups.other.count if run.error_groups.other else 0
     if left_out:
-        out.print(f"  and {left_out} lines with errors of further kinds; the file of failed lines has them all")
+        out.print(f"  and {left_out} more lines with other errors, see the file of failed lines")
 
 
 def _errors_beside_lines(result: BatchResult) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -1,4 +1,4 @@
-"""The runs of a storage as the command line lists them."""
+"""How the command line lists the runs of a storage."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 _LIST_GAP = 2
 _LEFT_OUT_FIRST = ("TOOK", "STARTED", "FLOW", "TOTAL", "COMPLETED")
-"""Columns of the list, in the order in which a narrow terminal goes without."""
+"""Columns that a narrow terminal does not show, in this order."""
 
 
 def print_runs(listing: Listing, location: str) -> None:
     """Show the runs of a storage as a table."""
     out = console()
     if not listing.runs:
-        out.print(Text(f"No runs in {printable(location)} yet. `batchflow run` makes one."))
+        out.print(Text(f"No runs in {printable(location)} yet. `batchflow run` starts one."))
         return
     rows = [_list_cells(run) for run in listing.runs]
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, _LIST_GAP, 0, 0))
@@ -34,7 +34,7 @@ def print_runs(listing: Listing, location: str) -> None:
         table.add_row(*(row[column] for column in columns))
     out.print(table)
     if len(listing.runs) < listing.total:
-        print_note(f"These are the newest {len(listing.runs)} of {listing.total} runs; `--limit 0` shows all.")
+        print_note(f"These are the newest {len(listing.runs)} of {listing.total} runs. `--limit 0` shows all.")
 
 
 def _list_cells(run: StoredRun) -> dict[str, Text]:
@@ -52,7 +52,7 @@ def _list_cells(run: StoredRun) -> dict[str, Text]:
 
 
 def _fitting(rows: list[dict[str, Text]], width: int) -> list[str]:
-    """The columns that a terminal has room for."""
+    """The columns that fit into the terminal."""
     columns = {name: max(len(name), *(row[name].cell_len for row in rows)) for name in rows[0]}
     for name in _LEFT_OUT_FIRST:
         if sum(columns.values()) + _LIST_GAP * (len(columns) - 1) <= width:

@@ -213,7 +213,7 @@ def test_connections_of_nodes_are_read_node_by_node() -> None:
     [
         (
             ["my_ai=block"],
-            "takes NODE.INPUT=NAME, as answer.connection=other or answer.model=gpt-4o, found 'my_ai=block'",
+            "takes NODE.INPUT=NAME, such as answer.connection=other or answer.model=gpt-4o, found 'my_ai=block'",
         ),
         (["a.connection"], "found 'a.connection'"),
         (["a.=x"], "found 'a.=x'"),

@@ -111,7 +111,7 @@ def report(**values: Any) -> ProgressReport:
             "60 of 100 lines, 1 a second, 40 s left",
         ),
         ({"completed_lines": 60, "reused_lines": 60, "elapsed_sec": 1.0}, "60 of 100 lines"),
-        ({"completed_lines": 100, "elapsed_sec": 10.0}, "100 of 100 lines, 10 a second, ending the run"),
+        ({"completed_lines": 100, "elapsed_sec": 10.0}, "100 of 100 lines, 10 a second, finishing the run"),
         (
             {"completed_lines": 1, "total_lines": 100_000, "elapsed_sec": 1.0},
             "1 of 100000 lines, 1 a second, 27 h 46 min left",
@@ -186,7 +186,7 @@ def test_a_run_is_shown_with_counts_metrics_errors_notes_and_places(capsys: pyte
         "Notes\n  the flow's files changed\n",
         "Failed lines  /runs/r1/failed.jsonl\n",
         "Prefect       http://server/run\n",
-        "Run the 2 lines that are not completed:\n  batchflow resume r1\n",
+        "To run the 2 lines that have not completed:\n  batchflow resume r1\n",
     ):
         assert part in out
     assert not [line for line in out.splitlines() if line != line.rstrip()]
@@ -209,7 +209,7 @@ def test_errors_of_many_kinds_are_counted(capsys: pytest.CaptureFixture[str]) ->
 
     out = capsys.readouterr().out
     assert "ToolExecutionError, 20 lines: the first 0, 1, 2, 3, 4\n    many\n" in out
-    assert f"and {40 - 20 - (view_run.MAX_ERROR_GROUPS - 1)} lines with errors of further kinds" in out
+    assert f"and {40 - 20 - (view_run.MAX_ERROR_GROUPS - 1)} more lines with other errors" in out
 
 
 def test_texts_of_rows_are_neither_markup_nor_control_characters(

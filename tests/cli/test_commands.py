@@ -222,7 +222,7 @@ def test_what_nobody_foresaw_is_an_error_as_well(
 
     assert (shown.status, shown.err) == (
         1,
-        "Error: (ZeroDivisionError) a fault of ours. --debug shows where it came from.\n",
+        "Error: (ZeroDivisionError) a fault of ours. Add --debug for the traceback.\n",
     )
 
 
@@ -332,7 +332,7 @@ def test_a_run_file_runs_and_what_is_typed_wins_over_it(
     typed = batchflow("run", "--file", file, "--run-id", "typed", "--map", "text=${data.other}", "--workers", "1")
 
     assert (as_written.status, typed.status) == (0, 0)
-    assert "run.yaml: keys without an effect here: description." in as_written.out.replace("\n", " ")
+    assert "run.yaml: these keys have no effect here: description." in as_written.out.replace("\n", " ")
     outputs = [json.loads((storage / run / "outputs.jsonl").read_text())["output"] for run in ("written", "typed")]
     assert outputs == ["AA", "ZZ"]
 
@@ -478,7 +478,7 @@ def test_a_run_of_python_objects_is_not_resumed_by_command(
     shown = batchflow("resume", "r1")
 
     assert shown.status == 2
-    assert "an object in memory" in shown.err
+    assert "is a Python object" in shown.err
 
 
 INIT_FLOW = """

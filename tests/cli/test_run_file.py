@@ -94,9 +94,9 @@ def test_keys_without_a_meaning_and_unknown_ones_are_notes(tmp_path: Path) -> No
     notes = read_run_file(write(tmp_path, text)).notes
 
     assert notes == (
-        "run.yaml: keys without an effect here: display_name, tags, runtime.",
-        "run.yaml: 'column_maping' is no key of a run file and has no effect. Did you mean 'column_mapping'?",
-        "run.yaml: 'foo' is no key of a run file and has no effect.",
+        "run.yaml: these keys have no effect here: display_name, tags, runtime.",
+        "run.yaml: 'column_maping' is not a key of a run file and has no effect. Did you mean 'column_mapping'?",
+        "run.yaml: 'foo' is not a key of a run file and has no effect.",
     )
 
 
@@ -107,8 +107,12 @@ def test_keys_without_a_meaning_and_unknown_ones_are_notes(tmp_path: Path) -> No
         ("flow: [a\n", FlowDefinitionError, "no valid YAML"),
         ("flow: [a]\n", InvalidOptionError, "'flow' is ['a'], expected a text"),
         ("data: {a: b}\n", InvalidOptionError, "'data' is {'a': 'b'}, expected a text"),
-        ("column_mapping: text\n", InvalidOptionError, "'column_mapping' is 'text', expected names and their values"),
-        ("init: 3\n", InvalidOptionError, "'init' is 3, expected names and their values"),
+        (
+            "column_mapping: text\n",
+            InvalidOptionError,
+            "'column_mapping' is 'text', expected a yaml mapping of names to values",
+        ),
+        ("init: 3\n", InvalidOptionError, "'init' is 3, expected a yaml mapping of names to values"),
         ("init: nowhere.json\n", InvalidOptionError, "nowhere.json, expected a json file"),
         ("init: run.yaml\n", InvalidOptionError, "run.yaml, expected a json file"),
         (
@@ -176,5 +180,5 @@ def test_environment_variables_may_be_a_file_beside_the_run_file(tmp_path: Path)
 
 
 def test_an_environment_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(InvalidOptionError, match=r"'environment_variables' names .*keys\.env, which is no file"):
+    with pytest.raises(InvalidOptionError, match=r"'environment_variables' names .*keys\.env, which is not a file"):
         read_run_file(write(tmp_path, "environment_variables: keys.env\n"))

@@ -87,7 +87,7 @@ def test_a_run_that_is_cancelled_while_its_records_are_read_ends_at_once(
 @pytest.mark.parametrize(
     ("another", "said"),
     [
-        (["--run-id", "another", "--resume-from", "r"], "Error: Canceled. What was done is kept"),
+        (["--run-id", "another", "--resume-from", "r"], "Error: Canceled. Finished lines are kept"),
         (["--run-id", "r"], ""),
     ],
     ids=["of which there is nothing yet", "that had begun before"],
