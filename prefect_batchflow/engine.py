@@ -1,4 +1,4 @@
-"""`BatchEngine`: promptflow's signature over `batch_run`, translation only."""
+"""`BatchEngine`: promptflow's signature, translated into a call of `batch_run`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ OPTIONS = frozenset(
         "variant",
     }
 ) - {"batch_timeout_sec", "line_timeout_sec", "max_lines_count", "worker_count"}
-"""Keyword arguments of `BatchEngine` beyond promptflow's."""
+"""Keyword arguments of `BatchEngine` that promptflow does not have."""
 
 
 class BatchEngine:
@@ -42,15 +42,15 @@ class BatchEngine:
 
     Args:
         flow_file: A flow's file or folder, `module:attr`, `path.py:attr`, or a callable or class.
-        working_dir: Where the flow's code runs, and what relative paths of `run` are relative to; `None` is the flow's
+        working_dir: The folder where the flow's code runs, and where relative paths of `run` start; `None` is the flow's
             folder.
-        connections: Name to `{type, value, module, secret_keys}` or to a connection: what the flow's nodes and constructor
-            ask for by name. Sent to the workers only, never kept by the run.
-        storage: Called with the run infos of every line and node, besides our own records.
+        connections: The connections that the flow names, each as `{type, value, module, secret_keys}` or as an object. They
+            are sent to the workers only; the run does not keep them.
+        storage: Gets the run infos of every line and node, in addition to the run's own records.
         batch_timeout_sec: Seconds a run may take; `None` or 0 is `PF_BATCH_TIMEOUT_SEC`, else no limit.
         line_timeout_sec: Seconds a line may take; `None` or 0 is `PF_LINE_TIMEOUT_SEC`, else 600.
         worker_count: Worker processes; `None` or 0 is `PF_WORKER_COUNT`, else 4.
-        init_kwargs: Arguments of a class entry's constructor; any picklable values, never kept by the run.
+        init_kwargs: Arguments of a class flow's constructor, any picklable values. The run does not keep them.
         **kwargs: The other options of docs/options.md by their names in Python, such as `retries` or `max_failures`. `retry_on`
             and `rerun` can be lists, `max_failures` can be a number. `variant`, `node_connections` and `environment_variables`
             are as in `batch_run`; the run keeps only the names of environment variables. `run_storage_url` is the `storage` of
@@ -58,9 +58,9 @@ class BatchEngine:
             code always runs on an event loop.
 
     Raises:
-        FlowNotFoundError: Nothing is at `flow_file`.
+        FlowNotFoundError: There is no flow at `flow_file`.
         InvalidFlowRequest: The flow's definition is wrong.
-        InvalidOptionError: A keyword that is none of these.
+        InvalidOptionError: A keyword is unknown.
     Source: promptflow `batch/_batch_engine.py`, `BatchEngine`.
     """
 
@@ -79,9 +79,7 @@ class BatchEngine:
     ) -> None:
         unknown = sorted(set(kwargs) - OPTIONS)
         if unknown:
-            raise InvalidOptionError(
-                f"BatchEngine takes no {', '.join(unknown)}. It takes {', '.join(sorted(OPTIONS))}."
-            )
+            raise InvalidOptionError(f"BatchEngine has no {', '.join(unknown)}. It has {', '.join(sorted(OPTIONS))}.")
         self._flow: Flow = load_flow(
             flow_file,
             working_dir,
@@ -123,26 +121,26 @@ class BatchEngine:
         resume_from_run_output_dir: str | Path | None = None,
         executor_proxy: AbstractExecutorProxy | None = None,
     ) -> BatchResult:
-        """Run every line of the data, and wait for the result.
+        """Run every line of the data and wait for the result.
 
         Args:
             input_dirs: Source name to file, folder, pattern or URL.
             inputs_mapping: Input name to `${source.column}` or a literal.
-            output_dir: Gets `output.jsonl`, `failed.jsonl` and `batch_result.json`; `None` for none besides the run's own.
-            run_id: The run's name; the same name again resumes it. `None` is the Prefect flow run's id.
+            output_dir: A folder that also gets `output.jsonl`, `failed.jsonl` and `batch_result.json`.
+            run_id: The run's name. A name that exists resumes that run. `None` is the id of the Prefect flow run.
             max_lines_count: Rows read from each source; `None` is all.
-            raise_on_line_failure: Raise when a line failed, after everything was written.
-            resume_from_run_storage: Asked, by line_number, for lines that are completed already.
-            resume_from_run_output_dir: Taken for promptflow's sake: outputs come from the storage's records.
-            executor_proxy: Runs the lines instead of what the flow's language says.
+            raise_on_line_failure: Raise an error if a line failed, after everything is written.
+            resume_from_run_storage: Has lines that are completed already, by line_number.
+            resume_from_run_output_dir: Has no effect, because outputs come from the storage's records. promptflow has it.
+            executor_proxy: Runs the lines, in place of the executor for the flow's language.
 
         Raises:
-            BatchflowException: There is no result: flow, mapping, data, storage or an option is wrong.
-            LineFailureError: A line failed and `raise_on_line_failure`; carries the `batch_result`.
+            BatchflowException: There is no result, because the flow, mapping, data, storage or an option is wrong.
+            LineFailureError: A line failed, with `raise_on_line_failure`. It has the `batch_result`.
         """
         if resume_from_run_output_dir is not None and resume_from_run_storage is None:
             raise InvalidOptionError(
-                "resume_from_run_output_dir goes with resume_from_run_storage, which knows the completed lines. Give both, or "
+                "resume_from_run_output_dir needs resume_from_run_storage, which has the completed lines. Give both, or "
                 "neither."
             )
         live = self._live = LiveRun(
@@ -182,17 +180,17 @@ class BatchEngine:
         return result
 
     def cancel(self) -> None:
-        """End the run that is going on, from any thread; `run` then returns what there is, with status `Canceled`."""
+        """End the current run, from any thread. `run` then returns the result so far, with the status `Canceled`."""
         self._is_canceled = True
         if self._live is not None:
             self._live.cancel()
 
     @classmethod
     def register_executor(cls, language: str, executor_proxy_cls: type[AbstractExecutorProxy]) -> None:
-        """Let flows whose yaml says `language: <language>` run through this class.
+        """Run flows whose yaml says `language: <language>` through this class.
 
         Raises:
-            InvalidOptionError: It is no `AbstractExecutorProxy`.
+            InvalidOptionError: The class is not an `AbstractExecutorProxy`.
         """
         if not (isinstance(executor_proxy_cls, type) and issubclass(executor_proxy_cls, AbstractExecutorProxy)):
             raise InvalidOptionError(

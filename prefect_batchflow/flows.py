@@ -1,4 +1,4 @@
-"""`batch_run`: the Prefect flow of a batch run, and the door to it for Python code."""
+"""`batch_run`: the Prefect flow of a batch run, and `run_batch`, which runs it from Python."""
 
 import asyncio
 import inspect
@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import fastapi.encoders  # noqa: F401 - Prefect imports it in the first call of a flow, while somebody waits for lines
+import fastapi.encoders  # noqa: F401 - otherwise Prefect imports it in the first call of a flow
 from prefect import flow, runtime
 from prefect.client.schemas.objects import State
 from prefect.exceptions import ParameterTypeError
@@ -39,7 +39,7 @@ from prefect_batchflow.storage.keys import check_run_id
 F = TypeVar("F", bound=Callable[..., Any])
 
 LAST_STATE_SEC = 15.0
-"""How long a server that is gone has to come back for the last state of a run from Python."""
+"""How long to wait for a server that is gone, to tell it the last state of a run from Python."""
 
 
 def _flow_run_name() -> str:
@@ -49,12 +49,12 @@ def _flow_run_name() -> str:
 
 
 def _with_parameters(function: F) -> F:
-    """Give a function the signature and the docstring from which Prefect makes the form."""
+    """Give a function the signature and docstring from which Prefect makes the form."""
     parameters = [
         inspect.Parameter(
             option.name,
             inspect.Parameter.POSITIONAL_OR_KEYWORD,
-            # An empty mapping is shared, and only read; the form would show a default of None as a tab.
+            # Defaults are only read. A default of None would be a tab in the form.
             default=inspect.Parameter.empty if option.default is ... else option.default,
             annotation=Annotated[option.kind, option],
         )
@@ -67,10 +67,10 @@ def _with_parameters(function: F) -> F:
 
 
 def request_of(parameters: Mapping[str, Any]) -> BatchRequest:
-    """The parameters of `batch_run` as one request, with the names of runs checked and the defaults of this flow run.
+    """The parameters of `batch_run` as one request, with run names checked and the defaults of this flow run.
 
     Raises:
-        InvalidOptionError: One is out of bounds, or names a run as no run can be named.
+        InvalidOptionError: An option is out of bounds, or a run id is not valid.
     """
     given = dict(parameters)
     options = RunOptions(**{name: given.pop(name) for name in OPTION_NAMES if name in given})
@@ -103,7 +103,7 @@ async def batch_run(*args: Any, **parameters: Any) -> State[Any]:
         await server_is_gone(live)
         return Failed(message=str(exc))
     except Exception as exc:  # noqa: BLE001 - the border of the run
-        # Not foreseen: Prefect's own failure, or a fault of ours. The log has the traceback, the caller the cause.
+        # Prefect failed, or this package has a bug. The log gets the traceback, the caller gets the cause.
         get_run_logger().exception("The batch run broke")
         live.failure = UnexpectedError(f"The batch run broke: ({type(exc).__name__}) {exc}")
         live.failure.__cause__ = exc
@@ -119,7 +119,7 @@ async def batch_run(*args: Any, **parameters: Any) -> State[Any]:
 
 
 async def _who_cancelled(live: LiveRun) -> str | None:
-    """Why the run was cancelled; a worker hands a cancel in the UI on as SIGTERM, and Prefect tells it from others."""
+    """Why the run was cancelled. A cancel in the UI reaches a worker's run as SIGTERM, so Prefect is asked."""
     flow_run = current_flow_run()
     if flow_run.deployment_id is not None and await is_cancelled_in_prefect(flow_run.id):
         return "Canceled in Prefect."
@@ -127,7 +127,7 @@ async def _who_cancelled(live: LiveRun) -> str | None:
 
 
 async def _uncancelled(run: asyncio.Task[BatchResult], live: LiveRun) -> BatchResult:
-    """Await the run: Prefect's cancel of this task only asks it to end, and it ends with a result."""
+    """Await the run. If Prefect cancels this task, the run is asked to end, and still gives a result."""
     while True:
         try:
             return await asyncio.shield(run)
@@ -138,13 +138,13 @@ async def _uncancelled(run: asyncio.Task[BatchResult], live: LiveRun) -> BatchRe
 
 
 def run_batch(parameters: Mapping[str, Any], live: LiveRun) -> BatchResult:
-    """Run `batch_run` from Python and give its result: the one sync door, for `BatchEngine` and the command line.
+    """Run `batch_run` from Python and give its result, for `BatchEngine` and the command line.
 
-    In the main thread without a running event loop it runs there, so that signals reach it; otherwise, as in a notebook,
-    in a thread of its own.
+    It runs in the main thread, so that signals reach it. If that is not the current thread, or has a running event loop
+    as in a notebook, it runs in a new thread.
 
     Raises:
-        BatchflowException: There is no result: the flow, the mapping, the data, the storage or an option is wrong.
+        BatchflowException: There is no result, because the flow, the mapping, the data, the storage or an option is wrong.
     """
     _check_parameters(parameters)
     failure: BaseException | None = None
@@ -155,7 +155,7 @@ def run_batch(parameters: Mapping[str, Any], live: LiveRun) -> BatchResult:
             start_own_server()
             with handed_over(live):
                 asyncio.run(_awaited(parameters, live))
-        except BaseException as exc:  # noqa: BLE001 - carried to the caller's thread, or its meaning is in `live`
+        except BaseException as exc:  # noqa: BLE001 - raised in the caller's thread, unless `live` has the result
             failure = exc
 
     if threading.current_thread() is threading.main_thread() and not _loop_is_running():
@@ -178,13 +178,13 @@ def run_batch(parameters: Mapping[str, Any], live: LiveRun) -> BatchResult:
     if isinstance(failure, BatchflowException | KeyboardInterrupt | SystemExit):
         raise failure
     raise UnexpectedError(
-        f"The batch run ended without a result: ({type(failure).__name__}) {failure}. If the Prefect server did not answer, "
-        "see whether it runs (prefect config view shows PREFECT_API_URL)."
+        f"The batch run ended without a result: ({type(failure).__name__}) {failure}. Check that the Prefect "
+        "server runs (prefect config view shows PREFECT_API_URL)."
     ) from failure
 
 
 async def _awaited(parameters: Mapping[str, Any], live: LiveRun) -> None:
-    """Run it; Prefect would try for minutes to tell a server that is gone how it ended."""
+    """Run it, and give up a server that is gone. Prefect would try for minutes to reach it."""
     run = asyncio.ensure_future(batch_run(**parameters, return_state=True))
     gone = asyncio.ensure_future(live.server_gone.wait())
     await asyncio.wait({run, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -203,12 +203,14 @@ def _loop_is_running() -> bool:
 
 
 def _check_parameters(parameters: Mapping[str, Any]) -> None:
-    """Refuse wrong options before there is a flow run; Prefect would report them as that run's failure."""
+    """Refuse wrong options before a flow run starts. Otherwise Prefect reports them as a failed run."""
     try:
         batch_run.validate_parameters(dict(parameters))
     except ParameterTypeError as exc:
         cause = exc.__context__
         if not isinstance(cause, ValidationError):
             raise InvalidOptionError(str(exc)) from None
-        problems = [f"{'.'.join(map(str, e['loc']))} is {e['input']!r}. {e['msg']}" for e in cause.errors()]
+        problems = [
+            f"{'.'.join(map(str, e['loc']))} is {e['input']!r}. {e['msg'].rstrip('.')}." for e in cause.errors()
+        ]
         raise InvalidOptionError(" ".join(problems)) from None

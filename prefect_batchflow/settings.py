@@ -561,7 +561,7 @@ OPTION_NAMES: Final = tuple(item.name for item in fields(RunOptions))
 def positive_number(name: str, default: float | None) -> float | None:
     """A number from the environment; unset, unreadable or not above zero gives the default.
 
-    Source: promptflow `batch/_batch_engine.py`, `PF_LINE_TIMEOUT_SEC` and its kin.
+    Source: promptflow `batch/_batch_engine.py`, `PF_LINE_TIMEOUT_SEC` and similar variables.
     """
     try:
         value = float(os.environ.get(name, ""))

@@ -548,7 +548,7 @@ def test_a_second_run_of_a_running_id_is_refused(storage: Path, write_rows: Call
 @pytest.mark.parametrize(
     ("given", "error", "text"),
     [
-        ({"options": {"workers": 3}}, InvalidOptionError, "takes no workers"),
+        ({"options": {"workers": 3}}, InvalidOptionError, "has no workers"),
         ({"options": {"worker_count": -1}}, InvalidOptionError, "worker_count"),
         ({"options": {"granularity": "lines"}}, InvalidOptionError, "granularity.*'lines'"),
         ({"run": {"run_id": "../x"}}, InvalidRunIdError, "'../x' is not valid"),
