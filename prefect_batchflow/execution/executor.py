@@ -67,7 +67,7 @@ def outcome_of(line: Line, attempt: int, run: LineRun, scrubber: Scrubber = _NO_
 
 
 def failed_outcome(
-    line: Line, *, attempt: int, error: dict[str, Any], duration_sec: float, logs: str = ""
+    line: Line, *, attempt: int, error: dict[str, Any], duration_sec: float = 0.0, logs: str = ""
 ) -> LineOutcome:
     """The outcome of a line whose process could not report it."""
     ended = datetime.now(UTC)

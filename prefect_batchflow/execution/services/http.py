@@ -6,7 +6,6 @@ docs/other-languages.md describes the protocol and what a service can rely on.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -75,7 +74,6 @@ class HttpExecutorProxy(AbstractExecutorProxy):
     ) -> None:
         self._flow = flow
         self._service = flow.service or Service()
-        command = self._filled_command()
         environment = {**os.environ, **resolved(environment_variables or {}, connections or {})}
         for variable, name, values in (
             (INIT_KWARGS_VARIABLE, "init_kwargs", init_kwargs),
@@ -85,7 +83,7 @@ class HttpExecutorProxy(AbstractExecutorProxy):
                 environment[variable] = _as_json(name, values)
         self._keeper = ServiceKeeper(
             flow.name,
-            command,
+            self._filled_command(),
             cwd=flow.working_dir,
             environment=environment,
             start_timeout_sec=self._service.start_timeout_sec or self.start_timeout_sec,
@@ -110,9 +108,8 @@ class HttpExecutorProxy(AbstractExecutorProxy):
             InvalidOptionError: `init_kwargs` or `connections` cannot be written as JSON.
             WorkerStartError: The service does not start, ends early, or is not healthy in time.
         """
-        flow = load_flow(flow_file, working_dir)
         proxy = cls(
-            flow,
+            load_flow(flow_file, working_dir),
             init_kwargs=kwargs.get("init_kwargs"),
             connections=connections,
             environment_variables=kwargs.get("environment_variables"),
@@ -162,11 +159,7 @@ class HttpExecutorProxy(AbstractExecutorProxy):
         self, batch_inputs: Mapping[str, Any], aggregation_inputs: Mapping[str, Any], run_id: str | None = None
     ) -> Any:
         """Send `POST /aggregation`. The service's error is in `error`; this raises what `exec_line_async` raises."""
-        body = {
-            "run_id": run_id,
-            "batch_inputs": dict(batch_inputs),
-            "aggregation_inputs": dict(aggregation_inputs),
-        }
+        body = {"run_id": run_id, "batch_inputs": dict(batch_inputs), "aggregation_inputs": dict(aggregation_inputs)}
         answer = await self._post("/aggregation", body, "The aggregation")
         return {**answer, "error": _error_in(answer)}
 
@@ -198,11 +191,9 @@ class HttpExecutorProxy(AbstractExecutorProxy):
     async def _broken_call(self, served: Served, what: str, exc: Exception) -> ProcessCrashError | UnexpectedError:
         """Why a call that the service accepted was not answered."""
         process = served.process
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_NOTICE_EXIT_SEC):
-                await process.exited.wait()
-        how = served.ended_because or process.how_it_ended
+        await process.exits_within(_NOTICE_EXIT_SEC)
         if process.exited.is_set():
+            how = served.ended_because or process.how_it_ended
             return ProcessCrashError(
                 f"{what}: the service of the flow {self._flow.name!r} {how} while it had the line. {process.said}",
                 target="Executor",

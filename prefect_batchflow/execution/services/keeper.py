@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import re
 import socket
@@ -44,16 +43,12 @@ class Served:
 
 
 class ServiceKeeper:
-    """Keeps the service of a flow running.
+    """Keeps the service of a flow running, within the time limits that `HttpExecutorProxy` documents.
 
     Args:
         name: The flow's name, for messages.
         command: The command that starts the service; `{port}` is filled in.
-        cwd: Its working directory.
-        environment: Its whole environment except `PORT`.
-        start_timeout_sec: How long the service can take until it answers `GET /health`.
-        answer_timeout_sec: How long `GET /health` can take when the service is in doubt; then it is replaced.
-        stop_timeout_sec: How long the service can take to end after SIGTERM; then it is killed.
+        environment: The service's whole environment except `PORT`.
     """
 
     def __init__(
@@ -139,8 +134,7 @@ class ServiceKeeper:
 
     async def _new(self) -> Served:
         """Start a process and wait until it is healthy."""
-        attempt = 1
-        while True:
+        for _ in range(_PORTS):
             served = self._launch()
             try:
                 trouble = await _until_healthy(served, self._start_timeout_sec)
@@ -150,15 +144,16 @@ class ServiceKeeper:
             if not trouble:
                 return served
             await self._give_up(served)
-            if attempt == _PORTS or not _PORT_TAKEN.search(served.process.tail):
+            if not _PORT_TAKEN.search(served.process.tail):
                 break
-            attempt += 1
         raise WorkerStartError(f"The service of the flow {self._name!r} {trouble}. {served.process.said}")
 
     def _launch(self) -> Served:
         import httpx
 
-        port = _free_port()
+        with socket.socket() as probe:
+            probe.bind((HOST, 0))
+            port = probe.getsockname()[1]
         command = [argument.replace("{port}", str(port)) for argument in self._command]
         try:
             process = ServiceProcess(
@@ -190,13 +185,6 @@ class ServiceKeeper:
         await served.client.aclose()
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 async def _health(client: httpx.AsyncClient, timeout_sec: float) -> str:
     """How `GET /health` failed, for messages; empty if the answer is 200 to 299."""
     import httpx
@@ -224,8 +212,6 @@ async def _until_healthy(served: Served, timeout_sec: float) -> str:
         trouble = await _health(served.client, min(_HEALTH_SEC, left))
         if not trouble and not process.exited.is_set():
             return ""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(pause):
-                await process.exited.wait()
+        await process.exits_within(pause)
         pause = min(pause * 1.5, 0.5)
     return f"{process.how_it_ended} before it was healthy"

@@ -127,34 +127,31 @@ class ProxyExecutor:
         Raises:
             WorkerStartError: `create` raised an exception that is not this package's own.
         """
-        self._proxy = await self._create(self._given) if isinstance(self._given, type) else self._given
+        flow, given = self._flow, self._given
+        if isinstance(given, type):
+            file = flow.definition_file or flow.working_dir
+            try:
+                proxy = await given.create(file, flow.working_dir, worker_count=self.slots, **self._create_kwargs)
+            except BatchflowException:
+                raise
+            except Exception as exc:
+                raise WorkerStartError(
+                    f"{given.__name__}.create failed for the flow {flow.name!r}: ({type(exc).__name__}) {exc}"
+                ) from exc
+        else:
+            proxy = given
+        self._proxy = proxy
         inputs = {
             name: FlowInput(name, **{k: v for k, v in dict(definition).items() if k in ("type", "default")})
-            for name, definition in self._proxy.get_inputs_definition().items()
+            for name, definition in proxy.get_inputs_definition().items()
         }
-        return FlowDescription(inputs or self._flow.inputs, is_async=True, has_aggregation=self._proxy.has_aggregation)
-
-    async def _create(self, proxy_class: type[AbstractExecutorProxy]) -> AbstractExecutorProxy:
-        flow = self._flow
-        try:
-            return await proxy_class.create(
-                flow.definition_file or flow.working_dir,
-                flow.working_dir,
-                worker_count=self.slots,
-                **self._create_kwargs,
-            )
-        except BatchflowException:
-            raise
-        except Exception as exc:
-            raise WorkerStartError(
-                f"{proxy_class.__name__}.create failed for the flow {flow.name!r}: ({type(exc).__name__}) {exc}"
-            ) from exc
+        return FlowDescription(inputs or flow.inputs, is_async=True, has_aggregation=proxy.has_aggregation)
 
     async def run_line(self, line: Line, *, attempt: int, timeout_sec: float) -> LineOutcome:
         """Call the proxy for one line. If it raises, is late or answers nonsense, the line fails."""
         assert self._proxy is not None, "start() comes first"
         if line.error is not None:
-            return failed_outcome(line, attempt=attempt, error=line.error, duration_sec=0.0)
+            return failed_outcome(line, attempt=attempt, error=line.error)
         async with self._free:
             await self._proxy.wait_until_ready()
             clock = Clock()
@@ -184,10 +181,9 @@ class ProxyExecutor:
             nodes = [_node(info, started) for info in (result.get("node_run_infos") or {}).values()]
         except Exception as exc:  # noqa: BLE001 - the border around code that is not ours
             return failed_aggregation(aggregation_timed_out(timeout_sec) if limit.expired() else _known(exc))
-        metrics = result.get("metrics") or {}
         run: AggregationRun = {
             "output": result.get("output") or {},
-            "metrics": metrics,
+            "metrics": result.get("metrics") or {},
             "nodes": nodes,
             "error": result.get("error"),
         }

@@ -62,7 +62,7 @@ class ServiceProcess:
 
     @property
     def returncode(self) -> int | None:
-        """Its exit code, once it has ended; `None` before."""
+        """Its exit code, once it has ended."""
         return self._process.returncode
 
     @property
@@ -86,26 +86,21 @@ class ServiceProcess:
             if not self.exited.is_set():
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(self.pid, signal.SIGTERM)
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(grace_sec):
-                        await self.exited.wait()
+                await self.exits_within(grace_sec)
         finally:
-            self._kill()
-        await self._gone()
+            await self.kill()
 
     async def kill(self) -> None:
         """Kill it with everything it started."""
-        self._kill()
-        await self._gone()
-
-    def _kill(self) -> None:
         if not self.exited.is_set():
             end_session(self.pid)
             end_with_token(self.token)
+            await self.exits_within(KILLED_WITHIN_SEC)
 
-    async def _gone(self) -> None:
+    async def exits_within(self, seconds: float) -> None:
+        """Wait until it has exited, at most so long."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(KILLED_WITHIN_SEC):
+            async with asyncio.timeout(seconds):
                 await self.exited.wait()
 
     def _on_output(self) -> bool:

@@ -57,9 +57,12 @@ ALONE_AT_ONCE = 4
 """How many suspect lines run at once, each in its own process."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Given:
-    """What a flow is called with, in a form for pools in other processes: they keep the caller's objects pickled."""
+    """What a flow is called with, in a form for pools in other processes: they keep the caller's objects pickled.
+
+    Its `repr` shows no values, because they can be secret.
+    """
 
     packed: bytes
     """`init_kwargs` and `connections`. Only worker processes unpickle them."""
@@ -67,10 +70,6 @@ class Given:
     """The run's environment variables over those of the flow."""
     sys_path: Sequence[str]
     scrubber: Scrubber
-
-    def __repr__(self) -> str:
-        """Show no values, because they can be secret."""
-        return "Given(…)"
 
 
 class WorkerPool:
@@ -131,7 +130,9 @@ class WorkerPool:
         """
         self._supervisor.start()
         worker = self._new_worker()
-        description = _description(await self._load(worker))
+        head = await self._load(worker)
+        inputs = {i["name"]: FlowInput(**i) for i in head["inputs"]}
+        description = FlowDescription(inputs, is_async=head["is_async"], has_aggregation=head["has_aggregation"])
         if description.is_async:
             self._worker_count, self.slots = 1, self._max_concurrency
         self._queue.offer(worker)
@@ -140,7 +141,7 @@ class WorkerPool:
     async def run_line(self, line: Line, *, attempt: int, timeout_sec: float) -> LineOutcome:
         """Run one attempt of one line once a worker is free; its time starts then."""
         if line.error is not None:
-            return failed_outcome(line, attempt=attempt, error=line.error, duration_sec=0.0)
+            return failed_outcome(line, attempt=attempt, error=line.error)
         number = line.line_number
         head = {"op": "line", "line_number": number, "attempt": attempt, "input_hash": line.input_hash}
         if line.images is not None:
@@ -258,15 +259,16 @@ class WorkerPool:
 
     def _load_message(self) -> bytes:
         given = self.given()
-        job = {
-            "flow": self._flow,
-            "packed": given.packed,
-            "environment_variables": given.environment,
-            "sys_path": given.sys_path,
-            "line_memory_mb": self._line_memory_mb,
-            "lines_at_once": self._max_concurrency,
-        }
-        return pickle.dumps(job)
+        return pickle.dumps(
+            {
+                "flow": self._flow,
+                "packed": given.packed,
+                "environment_variables": given.environment,
+                "sys_path": given.sys_path,
+                "line_memory_mb": self._line_memory_mb,
+                "lines_at_once": self._max_concurrency,
+            }
+        )
 
     def given(self) -> Given:
         """What the caller gave this pool, for pools of the same flow in other processes.
@@ -359,11 +361,6 @@ class WorkerPool:
             else:
                 job.answer.set_exception(crash_error(worker, job.what, self._oom_kills))
         self._queue.put_back([*lost, *unbegun])
-
-
-def _description(head: dict[str, Any]) -> FlowDescription:
-    inputs = {i["name"]: FlowInput(**i) for i in head["inputs"]}
-    return FlowDescription(inputs, is_async=head["is_async"], has_aggregation=head["has_aggregation"])
 
 
 def _rebuilt(error: dict[str, Any]) -> BatchflowException:
