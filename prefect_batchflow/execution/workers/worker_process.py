@@ -65,7 +65,6 @@ class WorkerProcess:
 
     Args:
         token: Put into its environment, so that every process it starts can be found.
-        cwd: Its working directory.
         scrubber: Takes secrets out of what it printed.
         on_room: Called when it can take another job.
         on_exit: Called once it is gone, with the jobs it had not begun and the jobs it had begun but not answered.
@@ -94,7 +93,6 @@ class WorkerProcess:
         """Its event loop does not answer."""
         self.retiring = False
         """It gets no more lines and ends after those it has."""
-        self._gone = False
         self._tail = bytearray()
         self._tail_of: Job | None = None
         """The job that printed the tail; `None` if several jobs did."""
@@ -139,11 +137,10 @@ class WorkerProcess:
             # For example, no descriptors are left. Nothing would ever see its end.
             self.end()
             self._process.wait()
-            self._gone = True
+            self.exited.set()
             self._permits.close()
             for transport in self._transports:
                 transport.close()
-            self.exited.set()
             self._on_exit(self, [], [])
             raise
 
@@ -176,14 +173,14 @@ class WorkerProcess:
         Args:
             fair_share: At most this many are sent ahead, because other workers want jobs too.
         """
-        if self.ending or self.retiring or self._gone or self._stdin.is_closing():
+        if self.ending or self.retiring or self.exited.is_set() or self._stdin.is_closing():
             return 0
         ahead = self._permits.most_ahead(fair_share) if self._takes_permits else 0
         return self.lines_at_once + ahead - len(self.jobs)
 
     def take(self, jobs: list[Job]) -> None:
         """Send it jobs, at most its room. If it is already gone, they come back through `on_exit`."""
-        if self._gone:
+        if self.exited.is_set():
             self._on_exit(self, jobs, [])
             return
         if self._takes_permits:
@@ -227,7 +224,7 @@ class WorkerProcess:
     def end(self) -> None:
         """Kill the process, its session, and every process it started outside its session."""
         self.ending = True
-        if not self._gone:
+        if not self.exited.is_set():
             end_session(self.pid)
             end_with_token(self.token)
 
@@ -303,7 +300,7 @@ class WorkerProcess:
             return
         if job.deadline is not None:
             job.deadline.cancel()
-        if self.ending or self._gone:
+        if self.ending or self.exited.is_set():
             return
         if self.retiring and not self.jobs:
             self.end()
@@ -319,7 +316,7 @@ class WorkerProcess:
         loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
         self._process.wait()
-        self._gone = True
+        self.exited.set()
         # Processes that it started may still run and write, inside its session or outside.
         end_session(self.pid)
         end_with_token(self.token)
@@ -340,7 +337,6 @@ class WorkerProcess:
         for job in jobs:
             if job.deadline is not None:
                 job.deadline.cancel()
-        self.exited.set()
         self._on_exit(self, jobs[begun:], [job for job in jobs[:begun] if not job.answer.done()])
 
 
