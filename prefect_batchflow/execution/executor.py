@@ -80,11 +80,8 @@ def failed_outcome(
 
 def timed_out(line: Line, timeout_sec: float) -> dict[str, Any]:
     """The error of a line that met its limit. Source: promptflow `executor/_errors.py`, `LineExecutionTimeoutError`."""
-    return error_dict(
-        LineExecutionTimeoutError(
-            f"Line {line.line_number} execution timeout for exceeding {timeout_sec:g} seconds", target="Executor"
-        )
-    )
+    message = f"Line {line.line_number} execution timeout for exceeding {timeout_sec:g} seconds"
+    return error_dict(LineExecutionTimeoutError(message, target="Executor"))
 
 
 def failed_aggregation(exc: BatchflowException) -> AggregationRun:
@@ -94,7 +91,5 @@ def failed_aggregation(exc: BatchflowException) -> AggregationRun:
 
 def aggregation_timed_out(timeout_sec: float) -> LineExecutionTimeoutError:
     """The error of an aggregation that met its limit, which is the line timeout."""
-    return LineExecutionTimeoutError(
-        f"The aggregation did not end within {timeout_sec:g} seconds. Raise the line timeout, or find out why it takes long.",
-        target="Executor",
-    )
+    message = f"The aggregation did not end within {timeout_sec:g} seconds. Raise the line timeout, or find out why it is slow."
+    return LineExecutionTimeoutError(message, target="Executor")

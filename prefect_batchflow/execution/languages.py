@@ -18,9 +18,7 @@ if TYPE_CHECKING:
     from prefect_batchflow.execution.services.proxy import AbstractExecutorProxy
     from prefect_batchflow.settings import RunOptions
 
-_REGISTRY: dict[str, type[AbstractExecutorProxy]] = {}
-_BUILT_IN: Mapping[str, type[AbstractExecutorProxy]] = {"javascript": JavaScriptExecutorProxy}
-"""The classes that need no registration."""
+_REGISTRY: dict[str, type[AbstractExecutorProxy]] = {"javascript": JavaScriptExecutorProxy}
 
 
 def register_executor(language: str, executor_proxy_cls: type[AbstractExecutorProxy]) -> None:
@@ -29,14 +27,13 @@ def register_executor(language: str, executor_proxy_cls: type[AbstractExecutorPr
 
 
 def registered_executor(language: str) -> type[AbstractExecutorProxy] | None:
-    """The class registered for a language, or else the built-in one; `None` if there is neither."""
-    language = language.lower()
-    return _REGISTRY.get(language) or _BUILT_IN.get(language)
+    """The class for a language, if there is one."""
+    return _REGISTRY.get(language.lower())
 
 
 def registered_languages() -> list[str]:
     """All languages that have a class, sorted."""
-    return sorted({*_REGISTRY, *_BUILT_IN})
+    return sorted(_REGISTRY)
 
 
 def executor_for(flow: Flow) -> type[AbstractExecutorProxy] | None:

@@ -54,11 +54,7 @@ class Scrubber:
 
     @classmethod
     def of_run(
-        cls,
-        flow: Flow,
-        connections: Mapping[str, Any],
-        init_kwargs: Mapping[str, Any],
-        variables: Mapping[str, str],
+        cls, flow: Flow, connections: Mapping[str, Any], init_kwargs: Mapping[str, Any], variables: Mapping[str, str]
     ) -> Scrubber:
         """The scrubber of a run, for this process's environment and the run's variables."""
         given = {**init_kwargs, "": flow.program.model}

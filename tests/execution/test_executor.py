@@ -106,7 +106,7 @@ async def answered(flow: Flow, answer: Any) -> Any:
 class TestRegistry:
     @pytest.fixture(autouse=True)
     def _empty(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(languages, "_REGISTRY", {})
+        monkeypatch.setattr(languages, "_REGISTRY", dict(languages._REGISTRY))
 
     def test_a_language_is_known_however_it_is_written(self) -> None:
         register_executor("CSharp", Proxy)

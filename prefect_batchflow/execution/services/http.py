@@ -75,12 +75,10 @@ class HttpExecutorProxy(AbstractExecutorProxy):
         self._flow = flow
         self._service = flow.service or Service()
         environment = {**os.environ, **resolved(environment_variables or {}, connections or {})}
-        for variable, name, values in (
-            (INIT_KWARGS_VARIABLE, "init_kwargs", init_kwargs),
-            (CONNECTIONS_VARIABLE, "connections", connections),
-        ):
-            if values:
-                environment[variable] = _as_json(name, values)
+        if init_kwargs:
+            environment[INIT_KWARGS_VARIABLE] = _as_json("init_kwargs", init_kwargs)
+        if connections:
+            environment[CONNECTIONS_VARIABLE] = _as_json("connections", connections)
         self._keeper = ServiceKeeper(
             flow.name,
             self._filled_command(),
@@ -222,11 +220,9 @@ class HttpExecutorProxy(AbstractExecutorProxy):
                 f"{place}: the flow has no 'entry', but the command of {flow.language!r} needs one: {list(command)}. Give "
                 "the service's file as 'entry', or write a 'service' with a 'command'."
             )
-        for name, value in (
-            ("{entry}", entry),
-            ("{flow_file}", str(flow.definition_file or "")),
-            ("{working_dir}", str(flow.working_dir)),
-        ):
+        file = str(flow.definition_file or "")
+        values = {"{entry}": entry, "{flow_file}": file, "{working_dir}": str(flow.working_dir)}
+        for name, value in values.items():
             command = tuple(argument.replace(name, value) for argument in command)
         return list(command)
 

@@ -73,11 +73,7 @@ class ServiceKeeper:
         self._closed = False
 
     async def start(self) -> None:
-        """Start the service and wait until it is healthy. Call `stop` even if this raises.
-
-        Raises:
-            WorkerStartError: It does not start, ends early, or is not healthy in time.
-        """
+        """Start the service and wait until it is healthy; if it fails, raise `WorkerStartError`. Call `stop` even then."""
         self.supervisor.start()
         self.served = await self._new()
 

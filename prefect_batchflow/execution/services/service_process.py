@@ -30,8 +30,7 @@ class ServiceProcess:
     Args:
         command: The program and its arguments.
         token: Put into its environment, so that every process it starts can be found.
-        cwd: Its working directory.
-        environment: Its whole environment except the token.
+        environment: The rest of its environment.
 
     Raises:
         OSError: The program does not exist or cannot be started.
