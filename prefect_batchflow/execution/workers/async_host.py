@@ -61,21 +61,19 @@ class AsyncHost:
         """The jobs that the engine has cancelled."""
         self._outputs: dict[int, Printed] = {}
         self._unpacker = wire.Unpacker()
-        self._closed = asyncio.Event()
 
     async def run(self) -> None:
         """Run lines until the engine closes the pipe, then exit the process."""
         loop = asyncio.get_running_loop()
         loop.set_default_executor(self._threads)
         loop.add_reader(self._fd, self._on_readable)
-        await self._closed.wait()
-        # Do not return through asyncio, which would wait for lines and threads that never end.
-        os._exit(0)
+        await loop.create_future()
 
     def _on_readable(self) -> None:
         data = os.read(self._fd, 1 << 20)
         if not data:
-            self._closed.set()
+            # Do not return through asyncio, which would wait for lines and threads that never end.
+            os._exit(0)
         for head, body in self._unpacker.feed(data):
             key = head["id"]
             if head["op"] == "cancel":

@@ -62,16 +62,10 @@ class Permits:
         return min(int(AHEAD_SEC / max(self._line_sec, 1e-6)), MOST_AHEAD, fair_share)
 
     def recall(self, jobs: int) -> int:
-        """Take back the permits of all jobs that the worker has not begun, except the first job's.
+        """Take back the permits of all `jobs` that the worker has not begun, except the first job's; how many it keeps.
 
         That one keeps its permit and its limit, even if the system has not let the worker begin it yet: a worker without
         jobs counts as one that waits for some, and this one could not be told from it.
-
-        Args:
-            jobs: How many the worker has.
-
-        Returns:
-            How many of them it keeps.
         """
         untaken = self._take_back()
         begun = jobs - untaken.count(wire.RUN)

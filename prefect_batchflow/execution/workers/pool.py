@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import pickle
@@ -112,7 +113,7 @@ class WorkerPool:
         self._worker_count = worker_count
         self._max_concurrency = max_concurrency
         self._line_memory_mb = line_memory_mb
-        self._jobs = 0
+        self._keys = itertools.count()
         self._workers: set[WorkerProcess] = set()
         self._queue = JobQueue(self._workers, self._on_shortage)
         self._loading: set[asyncio.Task[None]] = set()
@@ -192,8 +193,7 @@ class WorkerPool:
             await self._supervisor.close()
 
     def _job(self, what: str, head: dict[str, Any], body: bytes, timeout_sec: float) -> Job:
-        self._jobs += 1
-        return Job(self._jobs, head, body, timeout_sec, what, asyncio.get_running_loop().create_future())
+        return Job(next(self._keys), head, body, timeout_sec, what, asyncio.get_running_loop().create_future())
 
     async def _run(self, job: Job) -> wire.Frame:
         """Have a worker run a job; the answer, or an exception for its time limit or the worker's end."""
@@ -217,7 +217,7 @@ class WorkerPool:
             try:
                 await self._load(worker)
                 worker.retiring = True
-                job.answer, job.timed_out = asyncio.get_running_loop().create_future(), False
+                job.answer = asyncio.get_running_loop().create_future()
                 worker.take([job])
                 return await job.answer
             finally:
@@ -240,7 +240,16 @@ class WorkerPool:
     async def _load(self, worker: WorkerProcess) -> dict[str, Any]:
         """Have a new worker load the flow; the head of its answer."""
         await worker.connect()
-        worker.load(self._load_message())
+        given = self.given()
+        job = {
+            "flow": self._flow,
+            "packed": given.packed,
+            "environment_variables": given.environment,
+            "sys_path": given.sys_path,
+            "line_memory_mb": self._line_memory_mb,
+            "lines_at_once": self._max_concurrency,
+        }
+        worker.load(pickle.dumps(job))
         try:
             async with asyncio.timeout(START_TIMEOUT_SEC):
                 head, _ = await worker.ready
@@ -256,19 +265,6 @@ class WorkerPool:
         self._scrubber = worker.scrubber = self._scrubber.knowing(head["secrets"])
         worker.loaded(self._max_concurrency if head["is_async"] else 1, is_async=head["is_async"])
         return head
-
-    def _load_message(self) -> bytes:
-        given = self.given()
-        return pickle.dumps(
-            {
-                "flow": self._flow,
-                "packed": given.packed,
-                "environment_variables": given.environment,
-                "sys_path": given.sys_path,
-                "line_memory_mb": self._line_memory_mb,
-                "lines_at_once": self._max_concurrency,
-            }
-        )
 
     def given(self) -> Given:
         """What the caller gave this pool, for pools of the same flow in other processes.

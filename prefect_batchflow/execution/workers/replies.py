@@ -55,13 +55,10 @@ class PrintedOutput(io.TextIOBase):
     only: ClassVar[Printed | None] = None
     """For the line that runs, if lines run one at a time: its threads do not have its context."""
 
+    encoding = "utf-8"
+
     def __init__(self, fd: int) -> None:
         self._fd = fd
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        """Always UTF-8."""
-        return "utf-8"
 
     def writable(self) -> bool:
         """Yes."""

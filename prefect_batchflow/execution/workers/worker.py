@@ -7,6 +7,7 @@ moved to other descriptors before user code is imported: what user code prints g
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import fcntl
 import json
@@ -64,12 +65,10 @@ def _ready(program: Program, scrubber: Scrubber) -> bytes:
 def _end_output() -> None:
     """Mark the end of a line's output, including native code's, if the engine has not read all of it yet."""
     waiting = bytearray(4)
-    try:
+    with contextlib.suppress(OSError):  # user code has replaced standard error
         fcntl.ioctl(2, termios.FIONREAD, waiting)
         if any(waiting):
             os.write(2, wire.NEXT_LINE)
-    except OSError:
-        return  # user code has replaced standard error
 
 
 def _run_sync(program: Program, frames: Iterator[wire.Frame], permits: int, write: Writer, scrubber: Scrubber) -> None:

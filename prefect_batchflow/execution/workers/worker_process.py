@@ -168,11 +168,7 @@ class WorkerProcess:
         self._tail.clear()
 
     def room(self, fair_share: int) -> int:
-        """How many more jobs it can be sent: those it runs at once, and short ones ahead.
-
-        Args:
-            fair_share: At most this many are sent ahead, because other workers want jobs too.
-        """
+        """How many more jobs it can be sent: those it runs at once, and short ones ahead, at most its fair share."""
         if self.ending or self.retiring or self.exited.is_set() or self._stdin.is_closing():
             return 0
         ahead = self._permits.most_ahead(fair_share) if self._takes_permits else 0
@@ -190,9 +186,7 @@ class WorkerProcess:
             self.jobs[job.key] = job
             if len(self.jobs) == 1:
                 self._tail.clear()
-                self._begin(job)
-            elif self.lines_at_once > 1:
-                self._tail_of = None
+            if len(self.jobs) == 1 or self.lines_at_once > 1:
                 self._begin(job)
         self._stdin.write(b"".join(wire.pack({**job.head, "id": job.key}, job.body) for job in jobs))
 
@@ -236,8 +230,7 @@ class WorkerProcess:
             self._stdin.write(wire.pack({"op": "cancel", "id": job.key}))
 
     def _begin(self, job: Job) -> None:
-        if self.lines_at_once == 1 or len(self.jobs) == 1:
-            self._tail_of = job
+        self._tail_of = job if self.lines_at_once == 1 or len(self.jobs) == 1 else None
         job.began, job.timed_out = time.monotonic(), False
         job.deadline = asyncio.get_running_loop().call_later(job.timeout_sec, self._on_deadline, job)
 
