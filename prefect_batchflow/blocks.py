@@ -27,6 +27,11 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    # `prefect block register` registers all block classes that it finds, base classes too.
+    return __all__
+
+
 class RunStorageBlock(WritableFileSystem):
     """Where batch runs are kept: one folder per run, readable with `ls`, `jq` and `cat`.
 

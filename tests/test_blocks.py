@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import subprocess
@@ -293,6 +294,17 @@ asyncio.run(RunStorageBlock(url={str(tmp_path / "runs")!r}).write_path("run-1/x"
         await local.write_path("run-1/x", b"")
 
         assert (tmp_path / "runs" / "run-1" / "x").stat().st_mode & 0o777 == 0o644
+
+
+def test_prefect_registers_the_blocks_and_no_base_class() -> None:
+    found = [name for name, value in inspect.getmembers(blocks) if Block.is_block_class(value)]
+
+    assert found == [
+        "AzureOpenAIConnectionBlock",
+        "CustomConnectionBlock",
+        "OpenAIConnectionBlock",
+        "RunStorageBlock",
+    ]
 
 
 def test_prefect_keeps_keys_as_they_are() -> None:
