@@ -33,7 +33,7 @@ from prefect_batchflow.exceptions import (
 from prefect_batchflow.tools.usage import count_model_calls
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Iterator, Mapping
     from types import ModuleType
 
 Api = Literal["chat", "completion"]
@@ -57,13 +57,9 @@ _OWN_CAUSES = {"UnsupportedProtocol", "LocalProtocolError", "InvalidURL"}  # a r
 _UNREACHED = {"ConnectError", "ConnectTimeout"}
 _FILTERED = {"content_filter", "content_policy_violation"}
 _STATUS_OF_CODE = {
-    "rate_limit_exceeded": 429,
-    "rate_limit_error": 429,
-    "insufficient_quota": 429,
-    "server_error": 500,
-    "internal_error": 500,
-    "overloaded": 503,
-    "overloaded_error": 503,
+    **dict.fromkeys(("rate_limit_exceeded", "rate_limit_error", "insufficient_quota"), 429),
+    **dict.fromkeys(("server_error", "internal_error"), 500),
+    **dict.fromkeys(("overloaded", "overloaded_error"), 503),
 }
 
 
@@ -120,10 +116,8 @@ def answer_of(response: Any, api: Api, *, whole_message: bool = False) -> Any:
     Source: promptflow-tools `common.py`, `post_process_chat_api_response`.
     """
     if isinstance(response, list):
-        choices = [chunk.choices[0] for chunk in response if chunk.choices and chunk.choices[0].index == 0]
-        texts = [choice.delta.content if api == "chat" else choice.text for choice in choices]
-        content = "".join(text for text in texts if text)
-        reason = next((choice.finish_reason for choice in reversed(choices) if choice.finish_reason), None)
+        content = "".join(texts_of(response, api))
+        reason = next((choice.finish_reason for choice in reversed(_choices(response)) if choice.finish_reason), None)
     else:
         choice = response.choices[0]
         if whole_message and api == "chat":
@@ -135,16 +129,23 @@ def answer_of(response: Any, api: Api, *, whole_message: bool = False) -> Any:
     return content
 
 
-def delay_before_retry(error: OpenAIError, retries: int) -> float | None:
-    """Seconds before the next retry of a call; `None` for no retry.
+def texts_of(chunks: list[Any], api: Api) -> Iterator[str]:
+    """The texts of the first choice in a stream."""
+    for choice in _choices(chunks):
+        if text := choice.delta.content if api == "chat" else choice.text:
+            yield text
 
-    Args:
-        error: The call's error.
-        retries: Retries so far.
-    """
-    if not is_transient(error) or retries >= (MAX_CONNECT_RETRIES if _fact(error, "unreached") else MAX_RETRIES):
+
+def _choices(chunks: list[Any]) -> list[Any]:
+    return [chunk.choices[0] for chunk in chunks if chunk.choices and chunk.choices[0].index == 0]
+
+
+def delay_before_retry(error: OpenAIError, retries: int) -> float | None:
+    """Seconds until the next retry of a call, after so many retries; `None` for no retry."""
+    most = MAX_CONNECT_RETRIES if getattr(error, "unreached", False) else MAX_RETRIES
+    if retries >= most or not _is_transient(error):
         return None
-    asked: float | None = _fact(error, "retry_after_sec")
+    asked: float | None = getattr(error, "retry_after_sec", None)
     if asked is None:
         delay = min(FIRST_DELAY_SEC * 2**retries, MAX_DELAY_SEC)
         # Random, so that not all lines come back at once.
@@ -154,12 +155,11 @@ def delay_before_retry(error: OpenAIError, retries: int) -> float | None:
     return asked + random.uniform(0.0, min(1.0, asked / 10))  # noqa: S311
 
 
-def is_transient(error: OpenAIError) -> bool:
-    """Whether a retry can help."""
-    if _fact(error, "final"):
+def _is_transient(error: OpenAIError) -> bool:
+    if getattr(error, "final", False):
         return False
-    status = _fact(error, "status")
-    return isinstance(error, APIConnectionError | InternalServerError | RateLimitError) or status in (408, 409)
+    passes = isinstance(error, APIConnectionError | InternalServerError | RateLimitError)
+    return passes or getattr(error, "status", None) in (408, 409)
 
 
 def kind_of(connection: Any) -> str | None:
@@ -169,9 +169,6 @@ def kind_of(connection: Any) -> str | None:
     """
     names = [base.__name__ for base in type(connection).__mro__]
     return next((n for n in names if n in ("AzureOpenAIConnection", "OpenAIConnection", "ServerlessConnection")), None)
-
-
-# --- one call --------------------------------------------------------------------------------------------------------
 
 
 async def _ask(openai: ModuleType, client: Any, api: Api, parameters: Mapping[str, Any]) -> Any:
@@ -192,9 +189,8 @@ def _checked(response: Any) -> Any:
     """Check that a response has an answer; some services send errors with status 200."""
     if getattr(response, "choices", None):
         return response
-    body = getattr(response, "error", None)
-    if body:
-        raise _error_of_body(body, f"The service answered with an error and status 200: {_said(body)}", 200)
+    if body := getattr(response, "error", None):
+        raise _error_of_body(body, f"The service answered with an error and status 200: {_said(body)}")
     raise APIResponseValidationError(
         f"The service's response is not a model's answer: {str(response)[:200]!r}. Check the connection's address.",
         target="Tool",
@@ -224,7 +220,7 @@ def _classified(openai: ModuleType, exc: Exception) -> OpenAIError | None:
             unreached=name in _UNREACHED,
         )
     if isinstance(exc, openai.APIError):  # an error in the middle of a stream, or an unknown form of answer
-        return _error_of_body(exc.body, f"The service stopped with an error: {exc.message}", 200)
+        return _error_of_body(exc.body, f"The service stopped with an error: {exc.message}")
     if isinstance(exc, json.JSONDecodeError):
         text = f"The service's response is not JSON: {exc}. Check the connection's address."
         return APIResponseValidationError(text, target="Tool", status=200, retry_after_sec=None)
@@ -234,15 +230,15 @@ def _classified(openai: ModuleType, exc: Exception) -> OpenAIError | None:
 def _status_error(exc: Any) -> OpenAIError:
     body, headers = exc.body, exc.response.headers
     code = getattr(exc, "code", None)
-    details = {"status": exc.status_code, "code": code, "request_id": headers.get("x-request-id")}
-    asked = retry_after_sec(headers)
+    asked, request_id = retry_after_sec(headers), headers.get("x-request-id")
+    details = {"status": exc.status_code, "code": code, "request_id": request_id, "retry_after_sec": asked}
     cls = ContentFilterError if code in _FILTERED else getattr(exceptions, type(exc).__name__, OpenAIError)
     if not issubclass(cls, OpenAIError):
         cls = OpenAIError
     error: OpenAIError = cls(
         f"Error code: {exc.status_code}. {_said(body) or exc.message}",
         target="Tool",
-        additional_info={"OpenAIErrorDetails": {**details, "retry_after_sec": asked}},
+        additional_info={"OpenAIErrorDetails": details},
         status=exc.status_code,
         retry_after_sec=asked,
         final=_is_spent(body) or headers.get("x-should-retry") == "false",
@@ -259,8 +255,8 @@ def _address(exc: Exception) -> str:
         return ""
 
 
-def _error_of_body(body: Any, message: str, status: int) -> OpenAIError:
-    """An error that only the body of the response shows."""
+def _error_of_body(body: Any, message: str) -> OpenAIError:
+    """An error that only the body of the response shows, whose status is 200."""
     found = body if isinstance(body, dict) else {}
     codes = [found.get("code"), found.get("type"), found.get("status")]
     told = next((s for code in codes if (s := _STATUS_OF_CODE.get(str(code)) or _as_status(code))), None)
@@ -271,7 +267,7 @@ def _error_of_body(body: Any, message: str, status: int) -> OpenAIError:
         cls = RateLimitError
     elif told is not None and told >= 500:
         cls = InternalServerError
-    return cls(message, target="Tool", status=told or status, retry_after_sec=None, final=_is_spent(body))
+    return cls(message, target="Tool", status=told or 200, retry_after_sec=None, final=_is_spent(body))
 
 
 def _as_status(code: Any) -> int | None:
@@ -289,12 +285,6 @@ def _said(body: Any) -> str:
     return str(text) if text else ""
 
 
-def _fact(error: OpenAIError, name: str) -> Any:
-    return getattr(error, name, None)
-
-
-# --- clients --------------------------------------------------------------------------------------------------------
-
 _clients: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[Any, ...], tuple[Any, AsyncIterator[None]]]]
 _clients = WeakKeyDictionary()
 """For each event loop and service, the client and the generator that closes it."""
@@ -311,8 +301,7 @@ async def _shared_client(openai: ModuleType, connection: Any) -> Any:
         )
     names = ("name", "api_key", "api_base", "base_url", "api_version", "organization")
     key = (kind, *(getattr(connection, name, None) for name in names))
-    loop = asyncio.get_running_loop()
-    clients = _clients.setdefault(loop, {})
+    clients = _clients.setdefault(asyncio.get_running_loop(), {})
     if key not in clients:
         client = _new_client(openai, kind, connection)
         clients[key] = client, _closed_with_its_loop(client)
@@ -341,10 +330,9 @@ def _new_client(openai: ModuleType, kind: str, connection: Any) -> Any:
     }
     key = getattr(connection, "api_key", None)
     if kind == "AzureOpenAIConnection":
-        azure = {"azure_endpoint": connection.api_base, "api_version": connection.api_version}
-        if key:
-            return openai.AsyncAzureOpenAI(api_key=key, **azure, **shared)
-        return openai.AsyncAzureOpenAI(azure_ad_token_provider=connection.get_token, **azure, **shared)
+        login = {"api_key": key} if key else {"azure_ad_token_provider": connection.get_token}
+        address = {"azure_endpoint": connection.api_base, "api_version": connection.api_version}
+        return openai.AsyncAzureOpenAI(**login, **address, **shared)
     if not key:
         raise ToolValidationError(
             f"The connection '{getattr(connection, 'name', None) or kind}' has no api_key. Give it one; for a service "
@@ -359,11 +347,7 @@ def _new_client(openai: ModuleType, kind: str, connection: Any) -> Any:
 
 
 def import_openai() -> ModuleType:
-    """The openai package, with its calls counted.
-
-    Raises:
-        PythonLoadError: It is not installed.
-    """
+    """The openai package, with its calls counted; if it is not installed, this raises `PythonLoadError`."""
     count_model_calls()
     try:
         return importlib.import_module("openai")

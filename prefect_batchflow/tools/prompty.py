@@ -22,11 +22,11 @@ from prefect_batchflow.exceptions import (
     UnsupportedFeatureError,
 )
 from prefect_batchflow.tools.context import connection_named
-from prefect_batchflow.tools.llm import answer_of, call_model, call_model_sync, kind_of
+from prefect_batchflow.tools.llm import answer_of, call_model, call_model_sync, kind_of, texts_of
 from prefect_batchflow.tools.prompt import Template, without_image_marks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
     from os import PathLike
 
     from prefect_batchflow.definition.flow import Flow
@@ -60,12 +60,7 @@ class Prompty:
     """
 
     def __init__(self, path: str | PathLike[str], model: Mapping[str, Any] | None = None) -> None:
-        """Read a file.
-
-        Args:
-            path: The `.prompty` file.
-            model: As for `load`.
-        """
+        """Read a `.prompty` file; `load` describes `model`."""
         self._set(load_flow(os.fspath(path)), model, connection_named)
 
     @classmethod
@@ -104,14 +99,11 @@ class Prompty:
         prompt = flow.program
         if not isinstance(prompt, Prompt):
             raise FlowDefinitionError(f"{flow.source} is not a .prompty file. Give the path of one.")
-        self._flow = flow
-        self._prompt = prompt
-        self._given = model
+        self._flow, self._prompt, self._given = flow, prompt, model
         self._model = _merged_model(prompt, model)
         self._get_connection = get_connection
         self._call: tuple[Any, dict[str, Any]] | None = None
-        place = str(prompt.file)
-        self._template = Template(without_image_marks(prompt.template), place)
+        self._template = Template(without_image_marks(prompt.template), str(prompt.file))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A worker that gets it reads the file again.
@@ -173,9 +165,7 @@ class Prompty:
         return {name: inputs.get(name, found.default) for name, found in declared.items()}
 
     def _rendered(self, inputs: dict[str, Any]) -> Any:
-        if self._api == "completion":
-            return self._template.render(inputs)
-        return self._template.render_chat(inputs)
+        return self._template.render(inputs) if self._api == "completion" else self._template.render_chat(inputs)
 
     def _connect(self) -> tuple[Any, dict[str, Any]]:
         """The connection and the model's parameters, made once."""
@@ -204,7 +194,7 @@ class Prompty:
         if isinstance(response_format, dict) and response_format.get("type") == "json_object":
             return self._picked(answer_of(response, self._api))
         if isinstance(response, list):
-            return _pieces(response, self._api)
+            return texts_of(response, self._api)
         if self._api == "chat":
             message = response.choices[0].message
             if getattr(message, "tool_calls", None) or getattr(message, "function_call", None):
@@ -355,12 +345,3 @@ def _kind(configuration: Mapping[str, Any], place: str) -> str:
     if kind is None:
         raise InvalidConnectionError(f"{place}: the type is {said!r}, expected 'azure_openai' or 'openai'.")
     return kind
-
-
-def _pieces(chunks: list[Any], api: Api) -> Iterator[str]:
-    """The texts of a stream's first choice."""
-    for chunk in chunks:
-        if chunk.choices and chunk.choices[0].index == 0:
-            text = chunk.choices[0].delta.content if api == "chat" else chunk.choices[0].text
-            if text:
-                yield text
