@@ -7,10 +7,10 @@ imported for the first template, so flows without prompts do not need it.
 from __future__ import annotations
 
 import ast
-import functools
 import re
 import secrets
 import sys
+import traceback
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -95,26 +95,24 @@ def as_chat_lists(value: Any) -> Any:
 
 
 class Template:
-    """A template, read once and rendered for each line.
+    """A template, read once and rendered for each line; a variable without a value is empty, as in promptflow.
 
-    A variable without a value is empty, as in promptflow; `variables` has the names of all variables.
+    Args:
+        text: The template's text.
+        place: Where it is from, for messages: `Node 'ask': ask.jinja2`.
+
+    Raises:
+        JinjaTemplateError: It is not valid jinja2; the message has the line.
     """
 
     def __init__(self, text: str, place: str) -> None:
-        """Read a template.
-
-        Args:
-            text: The template's text.
-            place: Where it is from, for messages: `Node 'ask': ask.jinja2`.
-
-        Raises:
-            JinjaTemplateError: It is not valid jinja2; the message has the line.
-        """
         import jinja2
         from jinja2 import meta
 
         self.place = place
-        environment = _environment()
+        from prefect_batchflow.tools.sandbox import sandbox
+
+        environment = sandbox(MAX_PROMPT_CHARS)
         try:
             self._template: jinja2.Template = environment.from_string(text)
             self.variables = frozenset(meta.find_undeclared_variables(environment.parse(text)))
@@ -150,12 +148,7 @@ class Template:
         return "".join(parts)
 
     def render_prompt(self, variables: Mapping[str, Any], untrusted: Collection[str]) -> PromptResult:
-        """Render the template as a value for other prompts.
-
-        Args:
-            variables: Name to value.
-            untrusted: Names of variables that come from a row: a role header in them is plain text.
-        """
+        """Render the template as a value for other prompts; `render_chat` describes the arguments."""
         return PromptResult(self.render(_marked_variables(variables, untrusted)))
 
     def render_chat(
@@ -244,8 +237,7 @@ def _message(role: str, body: str, images: Mapping[str, Mapping[str, Any]], plac
 
 def _tool_calls(body: str) -> Any:
     """The calls in an assistant's message, written as a Python literal; `None` without calls."""
-    found = _TOOL_CALLS.search(body)
-    if found is None:
+    if (found := _TOOL_CALLS.search(body)) is None:
         return None
     try:
         return _unmarked_value(ast.literal_eval(found[1]))
@@ -299,18 +291,8 @@ def _unmarked_value(value: Any) -> Any:
     return value
 
 
-@functools.cache
-def _environment() -> jinja2.Environment:
-    from prefect_batchflow.tools.sandbox import sandbox
-
-    return sandbox(MAX_PROMPT_CHARS)
-
-
 def _line_of(exc: BaseException) -> int | None:
     """The template's line where an error occurred, from jinja2's entry in the traceback."""
-    line, frame = None, exc.__traceback__
-    while frame is not None:
-        if frame.tb_frame.f_code.co_filename == _FILE:
-            line = frame.tb_lineno
-        frame = frame.tb_next
-    return line
+    walk = traceback.walk_tb(exc.__traceback__)
+    lines = [line for frame, line in walk if frame.f_code.co_filename == _FILE]
+    return lines[-1] if lines else None

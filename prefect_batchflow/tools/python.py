@@ -24,11 +24,7 @@ def tool(
     streaming_option_parameter: str | None = None,
     **extra: Any,
 ) -> Callable[[Function], Function]: ...
-def tool(
-    function: Callable[..., Any] | None = None,
-    /,
-    **described: Any,
-) -> Any:
+def tool(function: Callable[..., Any] | None = None, /, **described: Any) -> Any:
     """Mark a function, plain or async, as the tool of its file; use it as `@tool` or `@tool(name=…)`.
 
     Args:

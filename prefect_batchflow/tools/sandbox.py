@@ -25,12 +25,9 @@ _BRACES = re.compile(r"\{[^{}]*:[^{}]*?(\d+)(?:\.(\d+))?")
 """Widths and precisions in formats, without leading zeros."""
 
 
+@functools.cache
 def sandbox(most: int) -> ImmutableSandboxedEnvironment:
-    """Make an environment.
-
-    Args:
-        most: Most characters, items or digits of one result.
-    """
+    """An environment whose results have at most so many characters, items or digits each."""
     environment = _Sandbox(trim_blocks=True, keep_trailing_newline=True)
     environment.most = most
     for name in ("format", "indent", "join", "replace", *_SIZED):

@@ -116,7 +116,8 @@ def _noted_sync(chunks: Iterator[Any], context: RunContext) -> Iterator[Any]:
         for chunk in chunks:
             usage = _usage_of(chunk) or usage
             yield chunk
-        _miss(usage)
+        if usage is None:
+            _say_that_streams_do_not_tell()
     finally:
         _add(context, usage)
 
@@ -127,7 +128,8 @@ async def _noted_async(chunks: AsyncIterator[Any], context: RunContext) -> Async
         async for chunk in chunks:
             usage = _usage_of(chunk) or usage
             yield chunk
-        _miss(usage)
+        if usage is None:
+            _say_that_streams_do_not_tell()
     finally:
         _add(context, usage)
 
@@ -148,11 +150,6 @@ def _add(context: RunContext, usage: tuple[int, int] | None) -> None:
     if usage is not None:
         with _counting:
             context.add_tokens(*usage)
-
-
-def _miss(usage: tuple[int, int] | None) -> None:
-    if usage is None:
-        _say_that_streams_do_not_tell()
 
 
 @functools.cache

@@ -15,7 +15,6 @@ from prefect_batchflow.exceptions import (
 )
 from prefect_batchflow.tools import prompt
 from prefect_batchflow.tools.prompt import ROLES, PromptResult, Template, as_chat_lists, parse_chat, without_image_marks
-from prefect_batchflow.tools.sandbox import sandbox
 
 
 def template(text: str) -> Template:
@@ -93,7 +92,6 @@ def test_a_template_that_cannot_be_rendered_fails_its_line(
     text: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prompt, "MAX_PROMPT_CHARS", 1_000)
-    monkeypatch.setattr(prompt, "_environment", lambda: sandbox(1_000))
 
     with pytest.raises(JinjaTemplateError, match=said) as raised:
         template(text).render({"x": [1], "n": 9_999})
