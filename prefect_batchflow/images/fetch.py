@@ -18,6 +18,7 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 
 from prefect_batchflow.errors.classes import ErrorClass, class_of_exception, class_of_status
 from prefect_batchflow.exceptions import InvalidImageInput
+from prefect_batchflow.images.places import shown_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,20 +75,13 @@ def fetch(
     raise InvalidImageInput(f"{shown} redirects more than {MAX_REDIRECTS} times. Give the final address.")
 
 
-def shown_url(url: str) -> str:
-    """Give an address for messages: without credentials and query."""
-    start, _, rest = url.partition("://")
-    host, slash, path = rest.partition("/")
-    return f"{start}://{host.rpartition('@')[2]}{slash}{path}".partition("?")[0].partition("#")[0][:200]
-
-
 def _ask(
     url: str, max_bytes: int, resolve: Resolver, private_hosts: frozenset[str], deadline: float
 ) -> tuple[bytes, str] | str:
     """Send one request; give the content and its type, or the address that it redirects to."""
     parts, shown = urlsplit(url), shown_url(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise InvalidImageInput(f"{shown} is not an http or https address. Give one, or a path.")
+        raise InvalidImageInput(f"{shown[:200]} is not an http or https address. Give one, or a path.")
     if parts.username is not None:
         raise InvalidImageInput(f"{shown} contains credentials, which are never sent. Give an address without them.")
     connection = _connection(parts, resolve, private_hosts, deadline, shown)

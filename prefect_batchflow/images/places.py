@@ -36,21 +36,21 @@ def read_within(path: str, folder: str | None) -> bytes:
         raise
     except FileNotFoundError:
         raise InvalidImageInput(
-            f"There is no image {shorten(path)} in {shown_folder(folder)}. Paths are relative to the data's folder."
+            f"There is no image {shorten(path)} in {shown_url(folder)}. Paths are relative to the data's folder."
         ) from None
     except Exception as exc:
         raise InvalidImageInput(
-            f"The image {shorten(path)} in {shown_folder(folder)} cannot be read: ({type(exc).__name__}) {exc}."
+            f"The image {shorten(path)} in {shown_url(folder)} cannot be read: ({type(exc).__name__}) {exc}."
         ) from exc
 
 
-def shown_folder(folder: str) -> str:
-    """Give a folder for messages."""
-    if "://" not in folder:
-        return folder
-    from prefect_batchflow.images.fetch import shown_url
-
-    return shown_url(folder)
+def shown_url(url: str) -> str:
+    """Give an address for messages: without credentials and query. A path stays as it is."""
+    start, scheme, rest = url.partition("://")
+    if not scheme:
+        return url
+    host, slash, path = rest.partition("/")
+    return f"{start}://{host.rpartition('@')[2]}{slash}{path}".partition("?")[0].partition("#")[0][:200]
 
 
 def place_within(path: str, folder: str) -> str:
@@ -109,7 +109,7 @@ def _read_remote(path: str, folder: str) -> bytes:
 
 def _leads_out(path: str, folder: str) -> InvalidImageInput:
     return InvalidImageInput(
-        f"The path {shorten(path)} leads out of {shown_folder(folder)}. Put the image inside that folder."
+        f"The path {shorten(path)} leads out of {shown_url(folder)}. Put the image inside that folder."
     )
 
 
@@ -128,7 +128,7 @@ def fetched(url: str) -> bytes:
         InvalidImageInput: It cannot be fetched, or is not an image.
     """
     # Imported here, because importing TLS takes a worker longer than loading most images.
-    from prefect_batchflow.images.fetch import fetch, shown_url
+    from prefect_batchflow.images.fetch import fetch
 
     content, content_type = fetch(url, MAX_IMAGE_BYTES)
     if not content_type.startswith("image/") and guess_mime_type(content) is None:

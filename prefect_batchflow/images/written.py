@@ -17,11 +17,6 @@ MAX_OUTPUT_BYTES = 32 * 1024 * 1024
 """The size limit of all images in one line's record."""
 
 
-def placeholder(image: Any) -> str:
-    """Give the text that replaces an image in a node's record: type, size, and the name of its file if it is an output."""
-    return f"Image({image._mime_type}, {len(image):,} bytes, {file_name(image)})"
-
-
 class ImageWriter:
     """Turns values with images into plain JSON, and remembers where the images are.
 
@@ -65,9 +60,9 @@ class ImageWriter:
 
 
 def placeheld(value: Any) -> Any:
-    """Give the value with a short text in place of each image."""
+    """Give the value with a text in place of each image: type, size, and the name of its file if it is an output."""
     if is_image(value):
-        return placeholder(value)
+        return f"Image({value._mime_type}, {len(value):,} bytes, {file_name(value)})"
     if type(value) in (list, tuple):
         return type(value)(map(placeheld, value))
     if type(value) is dict:

@@ -21,14 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from prefect_batchflow.errors.packages import pip_install
 from prefect_batchflow.exceptions import InvalidUserData
 from prefect_batchflow.inputs import columnar, compression
-from prefect_batchflow.inputs.formats import (
-    PhysicalLines,
-    Row,
-    read_csv,
-    read_json,
-    read_jsonl,
-    shorten,
-)
+from prefect_batchflow.inputs.formats import PhysicalLines, Row, read_csv, read_json, read_jsonl, shorten
 from prefect_batchflow.inputs.places import OBJECT_STORES, fixed_folder, fresh_listings, locate
 
 if TYPE_CHECKING:
@@ -36,16 +29,16 @@ if TYPE_CHECKING:
 
     from prefect_batchflow.inputs.formats import Update
 
-TEXT_SUFFIXES = (".jsonl", ".csv", ".tsv", ".json")
+_TEXT_SUFFIXES = (".jsonl", ".csv", ".tsv", ".json")
 """The text formats. Each can also be compressed; upper and lower case are the same."""
 
 _BLOCK_BYTES = 1 << 18
 _SUFFIXES = (
-    *(text + compressed for text in TEXT_SUFFIXES for compressed in ("", *compression.COMPRESSIONS)),
+    *(text + compressed for text in _TEXT_SUFFIXES for compressed in ("", *compression.COMPRESSIONS)),
     *columnar.SUFFIXES,
 )
 _KNOWN = (
-    f"{', '.join(TEXT_SUFFIXES)}, each also with {' or '.join(compression.COMPRESSIONS)}, "
+    f"{', '.join(_TEXT_SUFFIXES)}, each also with {' or '.join(compression.COMPRESSIONS)}, "
     f"and {', '.join(columnar.SUFFIXES)}"
 )
 _MODULES = {**OBJECT_STORES, **dict.fromkeys(("http", "https"), "aiohttp")}
@@ -121,32 +114,26 @@ class RowsSource:
 
     def rows(self, update: Update | None = None) -> Iterator[Row]:
         """See `Source.rows`. The hash is over the rows as JSON, one per line, with sorted keys."""
-        for number, values in enumerate(self._again, 1):
+        for number, values in enumerate(self._again(), 1):
             if not isinstance(values, Mapping):
                 raise InvalidUserData(f"{self.name}, row {number}: expected a mapping, found {shorten(values)}.")
             if update:
                 update(_json_line(self.name, number, values, sort_keys=True))
             yield Row(dict(values), self.name, number)
 
-    @cached_property
-    def _again(self) -> Iterable[Any]:
+    def _again(self) -> Iterator[Any]:
         if not isinstance(self._given, Iterator):
-            return self._given
+            yield from self._given
+            return
+        with self._copy.open("rb") as file:
+            yield from map(json.loads, file)
+
+    @cached_property
+    def _copy(self) -> Path:
         path = _temporary_file(self)
         with path.open("wb") as file:
             file.writelines(_json_line(self.name, number, row) for number, row in enumerate(self._given, 1))
-        return _JsonLines(path)
-
-
-class _JsonLines:
-    """The temporary file; each loop over it reads it from the start."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __iter__(self) -> Iterator[Any]:
-        with self._path.open("rb") as file:
-            yield from map(json.loads, file)
+        return path
 
 
 class _File(NamedTuple):
@@ -193,17 +180,16 @@ class _FileSource:
                     table = columnar.open_table(file.shown, raw, file.suffix, partial(self._border, file.shown))
                 yield from table.rows(update)
                 return
-            stem, _, compressed = file.suffix.removeprefix(".").partition(".")
-            zipped = f".{compressed}" if compressed else ""
-            with self._border(file.shown, module=compression.MODULES.get(zipped)):
-                read = compression.reader(raw, zipped)
+            kind, compressed = Path(file.suffix).stem, Path(file.suffix).suffix
+            with self._border(file.shown, module=compression.MODULES.get(compressed)):
+                read = compression.reader(raw, compressed)
             blocks = self._blocks(read, file.shown)
-            if stem == "json":
+            if kind == ".json":
                 yield from read_json(file.shown, blocks, update)
-            elif stem == "jsonl":
+            elif kind == ".jsonl":
                 yield from read_jsonl(PhysicalLines(file.shown, blocks, update))
             else:
-                yield from read_csv(PhysicalLines(file.shown, blocks, update), "\t" if stem == "tsv" else ",")
+                yield from read_csv(PhysicalLines(file.shown, blocks, update), "\t" if kind == ".tsv" else ",")
 
     def _blocks(self, read: Callable[[int], bytes], shown: str) -> Iterator[bytes]:
         while True:
@@ -226,17 +212,21 @@ class _FileSource:
                     raise
                 return self._files_that_fit(path, pattern)
         if info["type"] == "directory":
-            files = self._files_below(info["name"], self.url.rstrip("/"))
-            if not files:
-                raise InvalidUserData(
-                    f"Source '{self.name}': the folder {self.url} has no file with a known suffix; expected {_KNOWN}."
-                )
-            return files
+            if files := self._files_below(info["name"], self.url.rstrip("/")):
+                return files
+            raise InvalidUserData(
+                f"Source '{self.name}': the folder {self.url} has no file with a known suffix; expected {_KNOWN}."
+            )
         is_pipe = info["type"] == "other"  # only for local paths
         suffix = _suffix(self.url) or _suffix(path) or (".jsonl" if is_pipe or self.url == "-" else "")
         file = _File(path, self.url, suffix)
         self._refuse_unknown([file])
-        return [file._replace(path=str(self._copy(path)))] if is_pipe else [file]
+        if not is_pipe:
+            return [file]
+        copy = _temporary_file(self)
+        with self._border(self.url), copy.open("wb") as to, Path(path).open("rb") as pipe:
+            shutil.copyfileobj(pipe, to, _BLOCK_BYTES)
+        return [file._replace(path=str(copy))]
 
     def _files_that_fit(self, path: str, folder: str) -> list[_File]:
         """Give the files that match a pattern or are below a folder that does; `folder` is the pattern's fixed part."""
@@ -270,12 +260,6 @@ class _FileSource:
                 f"Source '{self.name}': {unknown[0]} has no known suffix{more}; expected one of {_KNOWN}. "
                 "Rename or convert the file, or narrow the pattern."
             )
-
-    def _copy(self, path: str) -> Path:
-        copy = _temporary_file(self)
-        with self._border(self.url), copy.open("wb") as file, Path(path).open("rb") as pipe:
-            shutil.copyfileobj(pipe, file, _BLOCK_BYTES)
-        return copy
 
     @cached_property
     def _target(self) -> tuple[Any, str]:
