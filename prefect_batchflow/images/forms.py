@@ -12,6 +12,7 @@ import binascii
 import re
 import sys
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from prefect_batchflow.definition.flow import MESSAGE_FORMATS
@@ -162,16 +163,16 @@ class ImageForm(ABC):
         content = _decoded(value) if _BASE64.fullmatch(value.strip()) else None
         if content is not None and guess_mime_type(content):
             return _image(content)
-        problem: InvalidImageInput | None = None
-        for folder in dict.fromkeys(folders):
-            try:
+        *others, own = dict.fromkeys(folders)
+        for folder in others:
+            with suppress(InvalidImageInput):
                 return _image(read_within(value, folder))
-            except InvalidImageInput as exc:
-                problem = exc
-        if content:
-            return _image(content)
-        assert problem is not None, "there is at least one folder"
-        raise problem
+        try:
+            return _image(read_within(value, own))
+        except InvalidImageInput:
+            if content:
+                return _image(content)
+            raise
 
     def _load_dict(self, value: dict[str, Any], folder: str | None) -> Any:
         mime_type, resource, content = self._parts(value)

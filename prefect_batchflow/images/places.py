@@ -31,7 +31,7 @@ def read_within(path: str, folder: str | None) -> bytes:
             "Put the data in a file, or give the image as base64 text."
         )
     try:
-        return _read_local(path, folder) if _is_local(folder) else _read_remote(path, folder)
+        content = _read_local(path, folder) if _is_local(folder) else _read_remote(path, folder)
     except InvalidImageInput:
         raise
     except FileNotFoundError:
@@ -42,6 +42,11 @@ def read_within(path: str, folder: str | None) -> bytes:
         raise InvalidImageInput(
             f"The image {shorten(path)} in {shown_url(folder)} cannot be read: ({type(exc).__name__}) {exc}."
         ) from exc
+    if len(content) > MAX_IMAGE_BYTES:
+        raise InvalidImageInput(
+            f"The image {shorten(path)} is larger than {MAX_IMAGE_BYTES:,} bytes. Give a smaller one."
+        )
+    return content
 
 
 def shown_url(url: str) -> str:
@@ -83,7 +88,7 @@ def _read_local(path: str, folder: str) -> bytes:
     with open(descriptor, "rb") as file:  # noqa: PTH123 - it is open already
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise InvalidImageInput(f"{shorten(path)} in {folder} is not a file. Give the path of an image.")
-        return _within_limit(file.read(MAX_IMAGE_BYTES + 1), path)
+        return file.read(MAX_IMAGE_BYTES + 1)
 
 
 def _url_within(path: str, folder: str) -> str:
@@ -104,21 +109,13 @@ def _read_remote(path: str, folder: str) -> bytes:
 
     file_system, place = url_to_fs(url, **fresh_listings(url))
     with file_system.open(place, "rb") as file:
-        return _within_limit(file.read(MAX_IMAGE_BYTES + 1), path)
+        return bytes(file.read(MAX_IMAGE_BYTES + 1))
 
 
 def _leads_out(path: str, folder: str) -> InvalidImageInput:
     return InvalidImageInput(
         f"The path {shorten(path)} leads out of {shown_url(folder)}. Put the image inside that folder."
     )
-
-
-def _within_limit(content: bytes, path: str) -> bytes:
-    if len(content) > MAX_IMAGE_BYTES:
-        raise InvalidImageInput(
-            f"The image {shorten(path)} is larger than {MAX_IMAGE_BYTES:,} bytes. Give a smaller one."
-        )
-    return content
 
 
 def fetched(url: str) -> bytes:

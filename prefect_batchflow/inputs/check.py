@@ -6,6 +6,7 @@ import difflib
 import json
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from prefect_batchflow.exceptions import EmptyInputsData, InputMappingError, InvalidUserData
@@ -90,9 +91,8 @@ class Checker:
         problems.extend(self._bad_mapping)
         text = f"{what}: {problems}"
         if self._may_fail:
-            text += (
-                "\n" if problems.count > 1 else " "
-            ) + "Or set bad_rows='fail' to turn such rows into failed lines."
+            gap = "\n" if problems.count > 1 else " "
+            text += f"{gap}Or set bad_rows='fail' to turn such rows into failed lines."
         raise error(text, problems=problems.texts, problem_count=problems.count)
 
     def _check_mapping(self) -> None:
@@ -204,10 +204,8 @@ class Checker:
 
     def _check_columns(self, numbers: Collection[int]) -> None:
         for name, expression in self.mapping.items():
-            if isinstance(expression, maps.ColumnReference) and expression.columns:
-                lacking = self._lacking(expression, numbers)
-                if lacking:
-                    self._check_column(name, expression, lacking, len(numbers))
+            if isinstance(expression, maps.ColumnReference) and (lacking := self._lacking(expression, numbers)):
+                self._check_column(name, expression, lacking, len(numbers))
 
     def _check_column(self, name: str, expression: maps.ColumnReference, lacking: list[int], lines: int) -> None:
         source_name, column = expression.columns[-1]
@@ -231,14 +229,10 @@ class Checker:
             self._may_fail = True
 
     def _lacking(self, expression: maps.ColumnReference, numbers: Collection[int]) -> list[int]:
-        """Give the lines that have none of the columns that a reference can mean."""
-        (source_name, column), *others = expression.columns
-        lacking: Collection[int] = self.surveys[source_name].lacking[column]
-        for other_name, other_column in others:
-            lacking = set(self.surveys[other_name].lacking[other_column]).intersection(lacking)
-        if len(self.surveys) > 1:
-            lacking = [number for number in lacking if number in numbers]
-        return sorted(lacking) if others else list(lacking)
+        """Give the lines that have none of the columns that a reference can mean; no lines if it can mean none."""
+        lists: list[Sequence[int]] = [self.surveys[source].lacking[column] for source, column in expression.columns]
+        lacking = sorted(set(lists[0]).intersection(*lists[1:])) if len(lists) > 1 else [*chain(*lists)]
+        return lacking if len(self.surveys) == 1 else [number for number in lacking if number in numbers]
 
     def _check_unread_columns(self) -> None:
         """Note columns of unmapped inputs with a default: users expect them to be read, but they are not."""

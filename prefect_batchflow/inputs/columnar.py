@@ -143,25 +143,29 @@ def open_table(file: str, raw: IO[bytes], suffix: str, border: Border) -> Table:
 
     try:
         opened = pa.PythonFile(_Watched(raw, border), mode="r")
-        return _open_parquet(file, opened) if suffix == ".parquet" else _open_arrow(file, opened)
+        name, schema, batches = _open_parquet(opened) if suffix == ".parquet" else _open_arrow(file, opened)
     except _faults() as exc:
         raise InvalidUserData(
             f"{file}: not a complete {suffix} file: {_told(exc)}. Copy it again, or rename it to the suffix of its format.",
             file=file,
         ) from exc
+    try:
+        columns = {field.name: _converter(field.type, repr(field.name), 1) for field in _distinct(schema, "columns")}
+    except ValueError as exc:
+        raise InvalidUserData(f"{file}: {exc}", file=file) from exc
+    return Table(file, name, columns, batches)
 
 
-def _open_parquet(file: str, raw: Any) -> Table:
+def _open_parquet(raw: Any) -> tuple[str, Any, Iterable[Any]]:
     from pyarrow.parquet import ParquetFile
 
     parquet = ParquetFile(raw, pre_buffer=False, buffer_size=_BUFFER_BYTES, page_checksum_verification=True)
     groups = map(parquet.metadata.row_group, range(parquet.metadata.num_row_groups))
     step = min((_step_rows(group.total_byte_size, group.num_rows) for group in groups), default=1)
-    batches = parquet.iter_batches(batch_size=step, use_threads=False)
-    return Table(file, "parquet", _columns(file, parquet.schema_arrow), batches)
+    return "parquet", parquet.schema_arrow, parquet.iter_batches(batch_size=step, use_threads=False)
 
 
-def _open_arrow(file: str, raw: Any) -> Table:
+def _open_arrow(file: str, raw: Any) -> tuple[str, Any, Iterable[Any]]:
     from pyarrow import ipc
 
     start = raw.read(6)
@@ -174,7 +178,7 @@ def _open_arrow(file: str, raw: Any) -> Table:
     else:
         opened = ipc.open_stream(raw)
         batches = iter(opened)
-    return Table(file, "Arrow", _columns(file, opened.schema), map(_validated, batches))
+    return "Arrow", opened.schema, map(_validated, batches)
 
 
 def _validated(batch: Any) -> Any:
@@ -197,13 +201,6 @@ def _told(exc: Exception) -> str:
 def _step_rows(size: int, rows: int) -> int:
     """Give how many of these rows become Python objects at once."""
     return max(1, min(_MAX_STEP_ROWS, _STEP_BYTES * rows // max(1, size)))
-
-
-def _columns(file: str, schema: Any) -> dict[str, Convert]:
-    try:
-        return {field.name: _converter(field.type, repr(field.name), 1) for field in _distinct(schema, "columns")}
-    except ValueError as exc:
-        raise InvalidUserData(f"{file}: {exc}", file=file) from exc
 
 
 def _distinct(fields: Iterable[Any], what: str) -> list[Any]:

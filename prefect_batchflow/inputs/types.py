@@ -17,7 +17,7 @@ CONVERSION_ERRORS = (TypeError, ValueError, OverflowError, RecursionError)
 """What a converter raises for a value that does not fit; `json.JSONDecodeError` for text that is not JSON."""
 
 
-def to_bool(value: Any) -> bool:
+def _to_bool(value: Any) -> bool:
     """Convert a boolean, or the text true or false in any case. 0, 1 and empty text do not fit."""
     if isinstance(value, bool):
         return value
@@ -27,7 +27,7 @@ def to_bool(value: Any) -> bool:
     return text == "true"
 
 
-def to_list(value: Any) -> list[Any]:
+def _to_list(value: Any) -> list[Any]:
     """Convert a list, or the JSON text of one."""
     value = _from_json(value) if isinstance(value, str) else value
     if not isinstance(value, list):
@@ -35,7 +35,7 @@ def to_list(value: Any) -> list[Any]:
     return value
 
 
-def to_object(value: Any) -> Any:
+def _to_object(value: Any) -> Any:
     """Convert any value: text that is JSON is parsed, other text stays text."""
     if not isinstance(value, str):
         return value
@@ -48,10 +48,10 @@ def to_object(value: Any) -> Any:
 CONVERTERS: Mapping[str, Callable[[Any], Any]] = {
     "int": int,
     "double": float,
-    "bool": to_bool,
+    "bool": _to_bool,
     "string": str,
-    "list": to_list,
-    "object": to_object,
+    "list": _to_list,
+    "object": _to_object,
 }
 """By type name; values of other types are not converted. `int` cuts 4.7 to 4, `string` turns null into "None".
 Null for a nullable input is not converted."""
