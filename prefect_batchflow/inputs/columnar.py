@@ -21,14 +21,12 @@ from prefect_batchflow.inputs.formats import MAX_DEPTH, Row, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from contextlib import AbstractContextManager
+    from contextlib import ContextDecorator
 
     from prefect_batchflow.inputs.formats import Update
 
     Convert = Callable[[Any], list[Any]]
     """Turns a pyarrow array into plain values."""
-    Border = Callable[[], AbstractContextManager[None]]
-    """Turns the errors of a file system into ours."""
 
 SUFFIXES = (".parquet", ".arrow", ".feather")
 """`.arrow` and `.feather` are the same: Arrow's IPC format, as a file or a stream."""
@@ -50,21 +48,8 @@ class _Watched:
 
     closed = False
 
-    def __init__(self, raw: IO[bytes], border: Border) -> None:
-        self._raw = raw
-        self._border = border
-
-    def read(self, size: int = -1) -> bytes:
-        with self._border():
-            return self._raw.read(size)
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        with self._border():
-            return self._raw.seek(offset, whence)
-
-    def tell(self) -> int:
-        with self._border():
-            return self._raw.tell()
+    def __init__(self, raw: IO[bytes], border: ContextDecorator) -> None:
+        self.read, self.seek, self.tell = border(raw.read), border(raw.seek), border(raw.tell)
 
     def close(self) -> None:
         """Leave the file open: its opener closes it."""
@@ -126,14 +111,14 @@ class Table:
         raise AssertionError("the row can be converted after all")
 
 
-def open_table(file: str, raw: IO[bytes], suffix: str, border: Border) -> Table:
+def open_table(file: str, raw: IO[bytes], suffix: str, border: ContextDecorator) -> Table:
     """Open a file and read its schema.
 
     Args:
         file: The file's name for messages.
         raw: The file, which can seek.
         suffix: One of `SUFFIXES`.
-        border: Entered around each access to the file; its errors pass through.
+        border: Turns the errors of a file system into ours; wraps each access to the file.
 
     Raises:
         ImportError: pyarrow is not installed.

@@ -25,7 +25,7 @@ from prefect_batchflow.inputs.formats import PhysicalLines, Row, read_csv, read_
 from prefect_batchflow.inputs.places import OBJECT_STORES, fixed_folder, fresh_listings, locate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from prefect_batchflow.inputs.formats import Update
 
@@ -177,27 +177,19 @@ class _FileSource:
         with opened as raw:
             if file.suffix in columnar.SUFFIXES:
                 with self._border(file.shown, module=columnar.MODULE):
-                    table = columnar.open_table(file.shown, raw, file.suffix, partial(self._border, file.shown))
+                    table = columnar.open_table(file.shown, raw, file.suffix, self._border(file.shown))
                 yield from table.rows(update)
                 return
             kind, compressed = Path(file.suffix).stem, Path(file.suffix).suffix
             with self._border(file.shown, module=compression.MODULES.get(compressed)):
                 read = compression.reader(raw, compressed)
-            blocks = self._blocks(read, file.shown)
+            blocks = iter(partial(self._border(file.shown)(read), _BLOCK_BYTES), b"")
             if kind == ".json":
                 yield from read_json(file.shown, blocks, update)
             elif kind == ".jsonl":
                 yield from read_jsonl(PhysicalLines(file.shown, blocks, update))
             else:
                 yield from read_csv(PhysicalLines(file.shown, blocks, update), "\t" if kind == ".tsv" else ",")
-
-    def _blocks(self, read: Callable[[int], bytes], shown: str) -> Iterator[bytes]:
-        while True:
-            with self._border(shown):
-                block = read(_BLOCK_BYTES)
-            if not block:
-                return
-            yield block
 
     @cached_property
     def _files(self) -> list[_File]:
@@ -274,12 +266,7 @@ class _FileSource:
 
     @contextmanager
     def _border(self, shown: str, module: str | None = None) -> Iterator[None]:
-        """Turn any error of a file system into ours, with its text but without URL queries.
-
-        Args:
-            shown: The file's name for messages.
-            module: The module that can be missing; `None` is the file system's.
-        """
+        """Turn any error into ours, without URL queries. `module` can be missing; `None` is the file system's."""
         try:
             yield
         except (InvalidUserData, compression.CutOffError):

@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 MAX_LISTED = 20
 """Faults listed in a message; the others are counted."""
 
-ROWS_UNASKED = 1_000
-"""Rows between two checks whether reading was stopped."""
-
 _MAX_COLUMNS = 10_000
 
 
@@ -108,7 +105,7 @@ class Survey:
 
         Args:
             max_rows: Rows to read; `None` is all. One more row is read, to see whether there are more.
-            is_stopped: Asked every `ROWS_UNASKED` rows; reading ends once it returns true.
+            is_stopped: Asked every 1,000 rows; reading ends once it returns true.
 
         Raises:
             InvalidUserData: The source as a whole cannot be read, or reading was stopped.
@@ -117,7 +114,7 @@ class Survey:
         rows = self.source.rows(digest.update)
         count = 0
         for count, row in enumerate(islice(rows, max_rows), 1):
-            if count % ROWS_UNASKED == 0 and is_stopped():
+            if count % 1_000 == 0 and is_stopped():
                 raise InvalidUserData(f"Source '{self.source.name}': reading was stopped after {count} rows.")
             self._add(count - 1, row)
         sha256 = digest.hexdigest()
