@@ -31,7 +31,6 @@ HOSTS_VARIABLE = "BATCHFLOW_IMAGE_HOSTS"
 MAX_REDIRECTS = 5
 TIMEOUT_SEC = 30.0
 _BLOCK_BYTES = 1 << 16
-_REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
@@ -62,8 +61,6 @@ def fetch(
     for _ in range(MAX_REDIRECTS + 1):
         try:
             answer = _ask(url, max_bytes, resolve, private_hosts, deadline)
-        except InvalidImageInput:
-            raise
         except (OSError, http.client.HTTPException, ValueError) as exc:
             raise InvalidImageInput(
                 f"{shown} cannot be fetched: ({type(exc).__name__}) {exc}. Check the address, or give the image as a file.",
@@ -89,7 +86,7 @@ def _ask(
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         connection.request("GET", target, headers={"Accept": "image/*", "User-Agent": "prefect-batchflow"})
         response = connection.getresponse()
-        if response.status in _REDIRECTS and (location := response.getheader("Location")):
+        if response.status in (301, 302, 303, 307, 308) and (location := response.getheader("Location")):
             return location
         if response.status != 200:
             raise InvalidImageInput(

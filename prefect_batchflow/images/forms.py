@@ -73,9 +73,7 @@ class ImageForm(ABC):
     def load_images(self, value: Any, folder: str | None) -> Any:
         """Give the value with each image dictionary, at any depth, as an `Image` and each text dictionary as a `Text`.
 
-        Args:
-            value: JSON.
-            folder: The folder that paths are relative to and cannot leave; `None` if there is none.
+        Paths are relative to the folder and cannot leave it; `None` if there is none.
 
         Raises:
             InvalidImageInput: An image cannot be read, or is outside the folder.
@@ -93,9 +91,7 @@ class ImageForm(ABC):
     def place_images(self, value: Any, folder: str | None) -> Any:
         """Give the value with full paths, which code can open, in its image dictionaries; nothing is read.
 
-        Args:
-            value: JSON.
-            folder: The folder that paths are relative to and cannot leave; `None` leaves them as they are.
+        Paths are relative to the folder and cannot leave it; `None` leaves them as they are.
 
         Raises:
             InvalidImageInput: A path leads out of the folder, or is not valid.
@@ -106,14 +102,13 @@ class ImageForm(ABC):
             return value
         if not self.is_image_dict(value):
             return {key: self.place_images(part, folder) for key, part in value.items()}
-        mime_type, resource, content = self._parts(value)
-        if resource != "path" or folder is None or not isinstance(content, str):
+        path = self.path_in(value)
+        if path is None or folder is None:
             return value
         try:
-            place = place_within(content, folder)
+            return self.with_path(value, place_within(path, folder))
         except ValueError as exc:  # a null byte
-            raise InvalidImageInput(f"The path {shorten(content)} is not valid: {exc}.") from exc
-        return self.path_dict(mime_type or ANY_TYPE, place)
+            raise InvalidImageInput(f"The path {shorten(path)} is not valid: {exc}.") from exc
 
     def path_in(self, value: Any) -> str | None:
         """Give the path in a value that stands for an image; `None` if it holds an address, the image itself, or no image.

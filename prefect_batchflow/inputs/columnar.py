@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 SUFFIXES = (".parquet", ".arrow", ".feather")
 """`.arrow` and `.feather` are the same: Arrow's IPC format, as a file or a stream."""
 
-MODULE = "pyarrow"
-"""The module that these formats need."""
-
 _STEP_BYTES = 4 << 20
 _MAX_STEP_ROWS = 1024
 _BUFFER_BYTES = 1 << 18
@@ -285,14 +282,11 @@ def _lists(convert: Convert) -> Convert:
 def _maps(as_list: Any, convert: Convert) -> Convert:
     """Convert maps to objects. A key that is not text becomes its JSON; of equal keys the last counts."""
 
-    def maps(array: Any) -> list[Any]:
-        return [None if pairs is None else dict(map(pair, pairs)) for pairs in convert(array.cast(as_list))]
-
     def pair(entry: dict[str, Any]) -> tuple[str, Any]:
         key = entry["key"]
         return key if isinstance(key, str) else json.dumps(key), entry["value"]
 
-    return maps
+    return lambda array: [None if pairs is None else dict(map(pair, pairs)) for pairs in convert(array.cast(as_list))]
 
 
 def _structs(names: list[str], converters: list[Convert]) -> Convert:

@@ -23,9 +23,7 @@ class CutOffError(Exception):
 def reader(raw: IO[bytes], compression: str) -> Callable[[int], bytes]:
     """Give a function that reads a file's decompressed bytes: at most as many as asked for, none at the end.
 
-    Args:
-        raw: The compressed file.
-        compression: One of `COMPRESSIONS`, or empty.
+    `compression` is one of `COMPRESSIONS`, or empty.
 
     Raises:
         ImportError: A package is not installed. The returned function raises `CutOffError`.

@@ -31,13 +31,9 @@ def absolute(path: str, base_dir: str | Path | None = None) -> str:
 
 
 def locate(place: str | Path, base_dir: str | Path | None = None) -> str:
-    """Make the path of data absolute, with `$NAME` and `${NAME}` filled in too. A URL or `-` stays as it is.
+    """Make the path of data absolute, as `absolute` does, with `$NAME` and `${NAME}` filled in too. `-` stays as it is.
 
     If the path exists exactly as written, a `$` in it is not a variable.
-
-    Args:
-        place: A path, a URL, or `-`.
-        base_dir: The folder that relative paths start from; `None` is the current directory.
 
     Raises:
         InvalidUserData: A variable is not set in the environment; the message names it.

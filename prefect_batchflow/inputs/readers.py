@@ -176,7 +176,7 @@ class _FileSource:
             opened = self._target[0].open(file.path, "rb")
         with opened as raw:
             if file.suffix in columnar.SUFFIXES:
-                with self._border(file.shown, module=columnar.MODULE):
+                with self._border(file.shown, module="pyarrow"):
                     table = columnar.open_table(file.shown, raw, file.suffix, self._border(file.shown))
                 yield from table.rows(update)
                 return
