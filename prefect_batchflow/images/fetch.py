@@ -18,7 +18,7 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 
 from prefect_batchflow.errors.classes import ErrorClass, class_of_exception, class_of_status
 from prefect_batchflow.exceptions import InvalidImageInput
-from prefect_batchflow.images.places import shown_url
+from prefect_batchflow.inputs.places import shown_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable

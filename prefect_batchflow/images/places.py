@@ -10,6 +10,7 @@ from urllib.parse import unquote
 from prefect_batchflow.exceptions import InvalidImageInput
 from prefect_batchflow.images.image import guess_mime_type
 from prefect_batchflow.inputs.formats import shorten
+from prefect_batchflow.inputs.places import fresh_listings, shown_url
 
 MAX_IMAGE_BYTES = 20 * 1024 * 1024
 """The size limit of one image, read or fetched."""
@@ -47,15 +48,6 @@ def read_within(path: str, folder: str | None) -> bytes:
             f"The image {shorten(path)} is larger than {MAX_IMAGE_BYTES:,} bytes. Give a smaller one."
         )
     return content
-
-
-def shown_url(url: str) -> str:
-    """Give an address for messages: without credentials and query. A path stays as it is."""
-    start, scheme, rest = url.partition("://")
-    if not scheme:
-        return url
-    host, slash, path = rest.partition("/")
-    return f"{start}://{host.rpartition('@')[2]}{slash}{path}".partition("?")[0].partition("#")[0][:200]
 
 
 def place_within(path: str, folder: str) -> str:
@@ -104,8 +96,6 @@ def _read_remote(path: str, folder: str) -> bytes:
     if url.startswith(("http://", "https://")):
         return fetched(url)
     from fsspec.core import url_to_fs
-
-    from prefect_batchflow.inputs.places import fresh_listings
 
     file_system, place = url_to_fs(url, **fresh_listings(url))
     with file_system.open(place, "rb") as file:

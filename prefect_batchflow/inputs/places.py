@@ -56,6 +56,15 @@ def locate(place: str | Path, base_dir: str | Path | None = None) -> str:
     return absolute(path, base_dir)
 
 
+def shown_url(url: str) -> str:
+    """Give an address for messages: without credentials and query. A path stays as it is."""
+    start, scheme, rest = url.partition("://")
+    if not scheme:
+        return url
+    host, slash, path = rest.partition("/")
+    return f"{start}://{host.rpartition('@')[2]}{slash}{path}".partition("?")[0].partition("#")[0][:200]
+
+
 def fresh_listings(url: str) -> dict[str, Any]:
     """Give the fsspec options that stop a URL's file system from caching listings.
 

@@ -11,7 +11,7 @@ import pytest
 from prefect_batchflow.exceptions import InvalidImageInput
 from prefect_batchflow.images import fetch as fetching
 from prefect_batchflow.images.fetch import fetch, is_public
-from prefect_batchflow.images.places import shown_url
+from prefect_batchflow.inputs.places import shown_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
