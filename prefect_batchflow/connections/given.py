@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow.exceptions import GetConnectionError, InvalidConnectionError
@@ -11,17 +12,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 from prefect_batchflow.connections.environment import filled_in, is_variable
-from prefect_batchflow.connections.kinds import KINDS, MODULE, is_connection
+from prefect_batchflow.connections.kinds import KINDS, MODULE, is_connection_type, parts_of
 
 MISSING = "MissingConnection"
 """The key in an error's additional information for the name of a connection that was not given."""
 
 
 def make_connection(
-    name: str,
-    spec: Any,
-    environ: Mapping[str, str],
-    kind_of: Callable[[str], type[Any] | None] = KINDS.get,
+    name: str, spec: Any, environ: Mapping[str, str], kind_of: Callable[[str], type[Any] | None] = KINDS.get
 ) -> Any:
     """Make a connection from promptflow's dictionary.
 
@@ -35,8 +33,7 @@ def make_connection(
         InvalidConnectionError: The dictionary's type, keys or variables are wrong; the message shows no value.
     Source: promptflow `core/_connection_provider/_dict_connection_provider.py`, and `core/_utils.py` for the variables.
     """
-    if is_connection(spec):
-        spec = connection_spec(spec)
+    spec = connection_spec(spec)
     if not isinstance(spec, dict):
         raise InvalidConnectionError(
             f"The connection {name!r} is a {type(spec).__name__}. Expected {{'type': …, 'value': {{…}}}}, or a connection."
@@ -53,17 +50,16 @@ def make_connection(
             f"The 'value' of the connection {name!r} is a {type(value).__name__}. Expected its keys and their values."
         )
     value = {key: _from_environment(name, key, found, environ) for key, found in value.items()}
-    module = spec.get("module") or MODULE
     if type_name in ("CustomConnection", "CustomStrongTypeConnection"):
         secret_keys = set(spec.get("secret_keys") or ())
-        secrets = {key: found for key, found in value.items() if key in secret_keys}
-        configs = {key: found for key, found in value.items() if key not in secret_keys}
-        return kind(secrets=secrets, configs=configs, name=name, module=module)
+        return kind(**parts_of(value, secret_keys), name=name, module=spec.get("module") or MODULE)
     return _strong(name, kind, value)
 
 
-def connection_spec(connection: Any) -> dict[str, Any]:
-    """A connection as promptflow's dictionary; a type that a flow defines becomes a custom connection."""
+def connection_spec(connection: Any) -> Any:
+    """A connection as promptflow's dictionary; a type that a flow defines becomes custom, other values stay as they are."""
+    if not is_connection_type(type(connection)):
+        return connection
     name = type(connection).__name__
     return {
         "type": name if name in KINDS else "CustomConnection",
@@ -79,22 +75,16 @@ def connection_value(name: str, spec: Any, key: str, environ: Mapping[str, str])
     Raises:
         InvalidConnectionError: The value is a variable that is not set.
     """
-    spec = connection_spec(spec) if is_connection(spec) else spec
-    values = spec.get("value") if isinstance(spec, dict) else None
-    if not isinstance(values, dict) or key not in values:
-        return None
-    return _from_environment(name, key, values[key], environ)
+    values = _values(connection_spec(spec))
+    return _from_environment(name, key, values[key], environ) if key in values else None
 
 
 def _strong(name: str, kind: type[Any], value: dict[str, Any]) -> Any:
     """A connection of a type with fields; other keys are left out, as in promptflow."""
     import inspect
 
-    fields = {
-        field: parameter
-        for field, parameter in inspect.signature(kind).parameters.items()
-        if parameter.kind is not parameter.VAR_KEYWORD
-    }
+    parameters = inspect.signature(kind).parameters.items()
+    fields = {field: parameter for field, parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD}
     given = {key: found for key, found in value.items() if key in fields}
     missing = [key for key, parameter in fields.items() if parameter.default is parameter.empty and key not in given]
     if missing:
@@ -103,6 +93,11 @@ def _strong(name: str, kind: type[Any], value: dict[str, Any]) -> Any:
             f"{', '.join(value) or 'no keys'}. It takes {', '.join(fields)}."
         )
     return kind(**given, name=name)
+
+
+def _values(spec: Any) -> dict[str, Any]:
+    values = spec.get("value") if isinstance(spec, dict) else None
+    return values if isinstance(values, dict) else {}
 
 
 def _from_environment(name: str, key: str, value: Any, environ: Mapping[str, str]) -> Any:
@@ -118,15 +113,11 @@ def secret_values(specs: Mapping[str, Any], environ: Mapping[str, str]) -> set[s
     """The secrets of connections, as texts: `api_key` and all secret keys, also of connections that cannot be made."""
     found: set[str] = set()
     for name, given in specs.items():
-        spec = connection_spec(given) if is_connection(given) else given
-        value = spec.get("value") if isinstance(spec, dict) else None
-        if not isinstance(value, dict):
-            continue
-        for key in {"api_key", *(spec.get("secret_keys") or ())} & value.keys():
-            try:
-                found.add(str(_from_environment(name, key, value[key], environ) or ""))
-            except InvalidConnectionError:
-                continue  # a variable that is not set holds no secret
+        spec = connection_spec(given)
+        if values := _values(spec):
+            for key in {"api_key", *(spec.get("secret_keys") or ())} & values.keys():
+                with suppress(InvalidConnectionError):  # a variable that is not set holds no secret
+                    found.add(str(_from_environment(name, key, values[key], environ) or ""))
     return found - {""}
 
 
@@ -154,9 +145,7 @@ class Connections:
     def get(self, name: str, needed_by: str = "") -> Any:
         """Give a connection: of promptflow's class if promptflow is installed, else of this package's.
 
-        Args:
-            name: Its name in the flow.
-            needed_by: Who needs it, for the message: `node 'answer'`.
+        The message says who needs it: `needed_by`, such as `node 'answer'`.
 
         Raises:
             GetConnectionError: It was not given, or cannot be made; a `ResolveToolError`.

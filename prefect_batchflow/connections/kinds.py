@@ -11,7 +11,7 @@ from prefect_batchflow.errors.packages import pip_install
 from prefect_batchflow.exceptions import InvalidConnectionError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
 MODULE = "promptflow.connections"
 """The `module` of a connection whose type no other package defines."""
@@ -32,9 +32,13 @@ class Connection:
     """
 
     TYPE: ClassVar[str] = ""
-    """promptflow's short name."""
+    """promptflow's short name: the name of a class of this module without `Connection`; a flow's class inherits its base's."""
     configs: dict[str, Any]
     secrets: dict[str, Any]
+
+    def __init_subclass__(cls) -> None:
+        if cls.__module__ == __name__:
+            cls.TYPE = cls.__name__.removesuffix("Connection")
 
     def __init__(
         self,
@@ -115,8 +119,6 @@ class _EntraIdConnection(Connection):
 class AzureOpenAIConnection(_EntraIdConnection):
     """An Azure OpenAI resource."""
 
-    TYPE = "AzureOpenAI"
-
     def __init__(
         self,
         api_base: str,
@@ -140,8 +142,6 @@ class AzureOpenAIConnection(_EntraIdConnection):
 class OpenAIConnection(Connection):
     """OpenAI, or a service with the same interface."""
 
-    TYPE = "OpenAI"
-
     def __init__(
         self, api_key: str, organization: str | None = None, base_url: str | None = None, **kwargs: Any
     ) -> None:
@@ -151,8 +151,6 @@ class OpenAIConnection(Connection):
 
 class SerpConnection(Connection):
     """SerpAPI, a web search."""
-
-    TYPE = "Serp"
 
     def __init__(self, api_key: str, **kwargs: Any) -> None:
         super().__init__(secrets={"api_key": api_key}, **kwargs)
@@ -168,25 +166,17 @@ class _AddressConnection(Connection):
 class ServerlessConnection(_AddressConnection):
     """A model's serverless endpoint."""
 
-    TYPE = "Serverless"
-
 
 class QdrantConnection(_AddressConnection):
     """A Qdrant vector database."""
-
-    TYPE = "Qdrant"
 
 
 class WeaviateConnection(_AddressConnection):
     """A Weaviate vector database."""
 
-    TYPE = "Weaviate"
-
 
 class CognitiveSearchConnection(_EntraIdConnection):
     """Azure AI Search."""
-
-    TYPE = "CognitiveSearch"
 
     def __init__(
         self,
@@ -203,16 +193,12 @@ class CognitiveSearchConnection(_EntraIdConnection):
 class AzureAIServicesConnection(_EntraIdConnection):
     """Azure AI services."""
 
-    TYPE = "AzureAIServices"
-
     def __init__(self, endpoint: str, api_key: str | None = None, auth_mode: str = "key", **kwargs: Any) -> None:
         super().__init__(configs={"endpoint": endpoint, "auth_mode": auth_mode}, secrets={"api_key": api_key}, **kwargs)
 
 
 class AzureContentSafetyConnection(Connection):
     """Azure AI Content Safety."""
-
-    TYPE = "AzureContentSafety"
 
     def __init__(
         self,
@@ -229,8 +215,6 @@ class AzureContentSafetyConnection(Connection):
 class FormRecognizerConnection(AzureContentSafetyConnection):
     """Azure AI Document Intelligence."""
 
-    TYPE = "FormRecognizer"
-
     def __init__(
         self,
         api_key: str,
@@ -242,33 +226,26 @@ class FormRecognizerConnection(AzureContentSafetyConnection):
         super().__init__(api_key, endpoint, api_version, api_type, **kwargs)
 
 
-class CustomConnection(Connection):
-    """Any keys and values."""
-
-    TYPE = "Custom"
-
+class _AnyKeysConnection(Connection):
     def __init__(
         self, secrets: Mapping[str, Any] | None = None, configs: Mapping[str, Any] | None = None, **kwargs: Any
     ) -> None:
         super().__init__(secrets=secrets, configs=configs, **kwargs)
+
+
+class CustomConnection(_AnyKeysConnection):
+    """Any keys and values."""
 
     def is_secret(self, key: str) -> bool:
         """Whether a key is in `secrets`."""
         return key in self.secrets
 
 
-class CustomStrongTypeConnection(Connection):
+class CustomStrongTypeConnection(_AnyKeysConnection):
     """The base of types that flows define: fields are annotations, secret ones `Secret`; made from custom connections.
 
     Unlike in promptflow, a field can have a default in the class.
     """
-
-    TYPE = "Custom"
-
-    def __init__(
-        self, secrets: Mapping[str, Any] | None = None, configs: Mapping[str, Any] | None = None, **kwargs: Any
-    ) -> None:
-        super().__init__(secrets=secrets, configs=configs, **kwargs)
 
     def __getattribute__(self, name: str) -> Any:
         # A default in the class must not hide the connection's own value.
@@ -279,35 +256,31 @@ class CustomStrongTypeConnection(Connection):
         return object.__getattribute__(self, name)
 
 
+CustomStrongTypeConnection.TYPE = CustomConnection.TYPE
+
+
 def strong_connection(custom: Any, kind: type[Any]) -> Any:
     """Make a connection of a type that the flow defines from a custom connection; missing keys get the fields' defaults.
 
     Raises:
         InvalidConnectionError: A field without a default is missing.
     """
+    fields = _annotations(kind)
     values = {**custom.configs, **custom.secrets}
-    secret_keys = set(custom.secrets)
-    missing = []
-    for name, annotation in _annotations(kind).items():
-        if _is_secret(annotation):
-            secret_keys.add(name)
-        if name in values:
-            continue
-        if hasattr(kind, name):
-            values[name] = getattr(kind, name)
-        else:
-            missing.append(name)
-    if missing:
+    values |= {name: getattr(kind, name) for name in fields if name not in values and hasattr(kind, name)}
+    secret_keys = {*custom.secrets, *(name for name, annotation in fields.items() if _is_secret(annotation))}
+    if missing := [name for name in fields if name not in values]:
         raise InvalidConnectionError(
             f"The connection {custom.name!r} has no {', '.join(missing)}, which {kind.__name__} needs; it has "
             f"{', '.join(values) or 'no keys'}. Add the missing keys to the connection."
         )
-    return kind(
-        secrets={key: value for key, value in values.items() if key in secret_keys},
-        configs={key: value for key, value in values.items() if key not in secret_keys},
-        name=custom.name,
-        module=kind.__module__,
-    )
+    return kind(**parts_of(values, secret_keys), name=custom.name, module=kind.__module__)
+
+
+def parts_of(values: Mapping[str, Any], secret_keys: Collection[str]) -> dict[str, dict[str, Any]]:
+    """Give the `secrets` and `configs` of a connection with any keys."""
+    secrets = {key: value for key, value in values.items() if key in secret_keys}
+    return {"secrets": secrets, "configs": {key: value for key, value in values.items() if key not in secrets}}
 
 
 def _annotations(cls: type) -> dict[str, Any]:
@@ -345,11 +318,6 @@ KINDS: Mapping[str, type[Connection]] = {
     )
 }
 """The classes by the `type` of a connection's dictionary."""
-
-
-def is_connection(value: Any) -> bool:
-    """Whether a value is a connection, of this package or of promptflow."""
-    return is_connection_type(type(value))
 
 
 def is_connection_type(kind: Any) -> bool:

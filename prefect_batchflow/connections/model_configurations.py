@@ -61,10 +61,7 @@ class OpenAIModelConfiguration(ModelConfiguration):
         """Make the configuration from a connection and a model."""
         _expect(cls, connection, "OpenAIConnection")
         return cls(
-            model=model,
-            base_url=connection.base_url,
-            api_key=connection.api_key,
-            organization=connection.organization,
+            model=model, base_url=connection.base_url, api_key=connection.api_key, organization=connection.organization
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from prefect_batchflow.connections.kinds import is_connection
+from prefect_batchflow.connections.kinds import is_connection_type
 from prefect_batchflow.definition.flow import Constant, Reference
 from prefect_batchflow.exceptions import InputNotFound, InvalidReferenceProperty, error_dict
 from prefect_batchflow.execution.program.program import Program, copied
@@ -47,7 +47,9 @@ class NodeTool:
         self.name = name
         self.function = function
         self._constants = {key: value.value for key, value in inputs.items() if isinstance(value, Constant)}
-        self.connections = {key: value.name for key, value in self._constants.items() if is_connection(value)}
+        self.connections = {
+            key: value.name for key, value in self._constants.items() if is_connection_type(type(value))
+        }
         """The names of constants that are connections; a record shows only these."""
         self.references = [(key, value) for key, value in inputs.items() if isinstance(value, Reference)]
         self.optional = frozenset(optional)
