@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import KW_ONLY, MISSING, asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, get_args, get_origin, get_type_hints
 
@@ -68,7 +69,12 @@ class Option:
     def flags(self) -> tuple[str, ...]:
         """Its names on the command line; a duration has a short one and the full one."""
         full = f"--{self.name.replace('_', '-')}"
-        return (self.flag, full) if self.flag and self.name.endswith("_sec") else (self.flag or full,)
+        return (full.removesuffix("-sec"), full) if full.endswith("-sec") else (self.flag or full,)
+
+    @property
+    def unit(self) -> str:
+        """What stands for its value in the command line's help; nothing for choices."""
+        return self.metavar or ("SEC" if self.name.endswith("_sec") else {int: "N", float: "X"}.get(self.kind, ""))
 
     @property
     def description(self) -> str:
@@ -155,6 +161,9 @@ class Option:
         return handler(schema) | {name: bound for name, bound in bounds.items() if bound is not None}
 
 
+Limit, Retry = partial(Option, group=LIMITS), partial(Option, group=RETRIES)
+
+
 def check_options(values: Mapping[str, Any]) -> None:
     """Refuse options that are out of bounds.
 
@@ -213,147 +222,93 @@ class RunOptions:
 
     max_lines_count: Annotated[
         int,
-        Option(
+        Limit(
             "Read only this many rows of each source, the first ones.",
             empty="all",
             at_least=0,
-            group=LIMITS,
             flag="--limit",
             metavar="ROWS",
         ),
     ] = 0
     worker_count: Annotated[
         int,
-        Option(
-            "Worker processes for sync code. Each runs one line at a time.",
-            at_least=1,
-            at_most=1024,
-            group=LIMITS,
-            flag="--workers",
-            metavar="N",
+        Limit(
+            "Worker processes for sync code. Each runs one line at a time.", at_least=1, at_most=1024, flag="--workers"
         ),
     ] = 4
     max_concurrency: Annotated[
-        int,
-        Option(
-            "Lines of async code that run at once, all in one process.",
-            at_least=1,
-            at_most=10_000,
-            group=LIMITS,
-            metavar="N",
-        ),
+        int, Limit("Lines of async code that run at once, all in one process.", at_least=1, at_most=10_000)
     ] = 64
-    line_timeout_sec: Annotated[
-        float,
-        Option(
-            "Seconds a line may run, counted from when a worker has it.",
-            above=0,
-            group=LIMITS,
-            flag="--line-timeout",
-            metavar="SEC",
-        ),
-    ] = 600.0
+    line_timeout_sec: Annotated[float, Limit("Seconds a line may run, counted from when a worker has it.", above=0)] = (
+        600.0
+    )
     line_memory_mb: Annotated[
         int,
-        Option(
-            "MiB a line may add to the memory of its worker, at least 16.",
-            empty="no limit",
-            at_least=16,
-            group=LIMITS,
-            metavar="MIB",
+        Limit(
+            "MiB a line may add to the memory of its worker, at least 16.", empty="no limit", at_least=16, metavar="MIB"
         ),
     ] = 0
-    batch_timeout_sec: Annotated[
-        float,
-        Option(
-            "Seconds the whole run may take.",
-            empty="no limit",
-            at_least=0,
-            group=LIMITS,
-            flag="--batch-timeout",
-            metavar="SEC",
-        ),
-    ] = 0.0
+    batch_timeout_sec: Annotated[float, Limit("Seconds the whole run may take.", empty="no limit", at_least=0)] = 0.0
     max_failures: Annotated[
         str,
-        Option(
+        Limit(
             "End the run at this number of failed lines, such as 1 or 50, or when more than this share of the lines that have "
             "ended failed, such as 5%. A share counts once 20 lines or all have ended.",
             empty="no limit",
             pattern=r"([1-9][0-9]*|(100|[1-9][0-9]?(\.[0-9]+)?|0\.[0-9]*[1-9][0-9]*)%)?",
             allowed="a number of lines, such as 1 or 50, a share, such as 5%, or empty for no limit",
-            group=LIMITS,
             metavar="N|N%",
         ),
     ] = ""
     max_same_errors: Annotated[
         int,
-        Option(
-            "End the run when this many lines in a row failed with the same error.",
-            empty="no limit",
-            at_least=0,
-            group=LIMITS,
-            metavar="N",
-        ),
+        Limit("End the run when this many lines in a row failed with the same error.", empty="no limit", at_least=0),
     ] = 0
-    retries: Annotated[int, Option("More attempts for a line that failed.", at_least=0, group=RETRIES, metavar="N")] = 0
-    retry_delay_sec: Annotated[
-        float,
-        Option("Seconds before the first retry.", at_least=0, group=RETRIES, flag="--retry-delay", metavar="SEC"),
-    ] = 0.0
-    retry_backoff: Annotated[
-        float, Option("Each further delay is this many times the one before.", at_least=1, group=RETRIES, metavar="X")
-    ] = 2.0
+    retries: Annotated[int, Retry("More attempts for a line that failed.", at_least=0)] = 0
+    retry_delay_sec: Annotated[float, Retry("Seconds before the first retry.", at_least=0)] = 0.0
+    retry_backoff: Annotated[float, Retry("Each further delay is this many times the one before.", at_least=1)] = 2.0
     retry_jitter: Annotated[
         float,
-        Option(
+        Retry(
             "Vary each delay at random. With 0.5 it is 0.63 to 1.5 times as long, with 1 it is 0.42 to 2 times as long. The "
             "average stays about the same.",
             at_least=0,
             at_most=1,
-            group=RETRIES,
-            metavar="X",
         ),
     ] = 0.0
     retry_on: Annotated[
         str,
-        Option(
+        Retry(
             "Errors to retry, separated by commas: classes (rate_limit, transient, timeout, crash, out_of_memory, user_code, "
             "bad_input, refused), codes such as LineExecutionTimeoutError, or types of exceptions.",
             empty="all but bad_input and refused, which would fail again",
             errors=retried_errors,
-            group=RETRIES,
             metavar="CLASS",
         ),
     ] = ""
     granularity: Annotated[
         Granularity,
-        Option(
+        Limit(
             "One Prefect task run per line, or one per chunk of lines. auto is line up to 1,000 lines. A cluster always gets "
-            "chunks.",
-            group=LIMITS,
+            "chunks."
         ),
     ] = "auto"
     task_runner: Annotated[
         TaskRunnerName,
-        Option(
-            "Where lines run: on this machine, or as tasks on a Dask or Ray cluster (docs/scaling.md).", group=LIMITS
-        ),
+        Limit("Where lines run: on this machine, or as tasks on a Dask or Ray cluster (docs/scaling.md)."),
     ] = "local"
     task_runner_address: Annotated[
         str,
-        Option(
+        Limit(
             "Address of the cluster: tcp://host:8786 for dask; ray://host:10001 or auto for ray.",
             empty="a cluster on this machine, started for this run",
-            group=LIMITS,
             metavar="ADDRESS",
         ),
     ] = ""
     bad_rows: Annotated[
         BadRows,
-        Option(
-            "When a row cannot be read, or lacks a column that other rows have: refuse to start, or fail that line only.",
-            group=LIMITS,
+        Limit(
+            "When a row cannot be read, or lacks a column that other rows have: refuse to start, or fail that line only."
         ),
     ] = "refuse"
     on_change: Annotated[

@@ -33,7 +33,7 @@ def flag(name: str) -> Parameter:
     return Parameter(
         name=option.flags,
         group=_GROUPS[option.group],
-        metavar=option.metavar or None,
+        metavar=option.unit or None,
         validator=_checked_by(option) if name in OPTION_NAMES else None,
         help=" ".join(filter(None, (option.help, option.typed, _default_text(option)))),
     )

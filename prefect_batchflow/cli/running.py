@@ -36,8 +36,7 @@ EXIT_STATUSES: Final[tuple[tuple[type[BaseException], int], ...]] = (
 """The exit status of a command that ends with an error: that of the first class that fits, else 1."""
 
 OWN_SERVER_TEXT: Final = (
-    "Starting a Prefect server for this run, which takes some seconds. To save them, keep one running: `prefect server start`, "
-    "and set PREFECT_API_URL to its address."
+    "Starting a Prefect server. To skip this wait, keep one running (`prefect server start`) and set PREFECT_API_URL."
 )
 
 ENDS_TEXT: Final = "Running lines are stopped. Finished lines are kept."

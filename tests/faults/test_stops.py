@@ -107,7 +107,7 @@ def test_the_first_ctrl_c_lets_lines_that_run_end_and_begins_no_other(granularit
     begun = run.begun()
     process.send_signal(signal.SIGINT)
     wait_until(
-        lambda: "have some seconds to end" in (tmp_path / "log").read_text(), description="it drains", timeout_sec=4
+        lambda: "get some seconds to finish" in (tmp_path / "log").read_text(), description="it drains", timeout_sec=4
     )
     (tmp_path / "go").touch()
 
