@@ -1,4 +1,4 @@
-"""The README says what is so: its Python runs and prints what it says, its commands and links exist."""
+"""The README and the docs are true: the Python example prints what the page shows, and every command, link and name exists."""
 
 from __future__ import annotations
 
