@@ -8,7 +8,6 @@ Source: promptflow `_utils/multimedia_utils.py`.
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 import sys
 from abc import ABC, abstractmethod
@@ -263,12 +262,11 @@ def _decoded(text: str) -> bytes | None:
         )
     try:
         return base64.b64decode("".join(text.split()), validate=True)
-    except (binascii.Error, ValueError):
+    except ValueError:
         return None
 
 
 def _image(content: bytes, mime_type: str | None = None, source_url: str | None = None) -> Any:
     """Make an image of the class that the flow's code imports."""
-    theirs = sys.modules.get("promptflow.contracts.multimedia")
-    made = getattr(theirs, "Image", Image)
-    return made(content, mime_type, source_url)
+    kind = getattr(sys.modules.get("promptflow.contracts.multimedia"), "Image", Image)
+    return kind(content, mime_type, source_url)

@@ -30,8 +30,6 @@ def reader(raw: IO[bytes], compression: str) -> Callable[[int], bytes]:
     """
     if not compression:
         return raw.read
-    unzipped: gzip.GzipFile
-    faults: tuple[type[Exception], ...]
     if compression == ".gz":
         name, unzipped, faults = "gzip", gzip.GzipFile(fileobj=raw), (zlib.error, gzip.BadGzipFile)
     else:
