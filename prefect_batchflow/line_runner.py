@@ -31,15 +31,7 @@ FLUSH_BYTES = 4 * 1024 * 1024
 
 
 class LineRunner:
-    """Shared by the tasks of one run: runs attempts, writes records, reports to the run.
-
-    Args:
-        executor: Runs the lines.
-        records: Keeps their records.
-        policy: Time limit and retries of a line.
-        events: The run's callbacks.
-        printed: The log for output of lines; `None` makes a new one.
-    """
+    """Shared by the tasks of one run: runs attempts, writes records, reports to the run."""
 
     def __init__(
         self,
@@ -74,8 +66,7 @@ class LineRunner:
     def stop(self, *, drain: bool = False) -> None:
         """Begin no line and no further attempt, and end the lines that run. Idempotent.
 
-        Args:
-            drain: Let the lines that run end by themselves, until a call without it.
+        With `drain`, the lines that run end by themselves, until a call without it.
         """
         self.stopped = True
         self._stopping.set()
@@ -175,11 +166,9 @@ class ChunkRun:
         self._keeping = asyncio.Lock()
 
     async def run(self, lines: Sequence[Line], attempts: Mapping[int, int] | None = None) -> None:
-        """Run the lines until they end, or until the run is stopped.
+        """Run the lines until they end, or until the run is stopped. `attempts` has the attempts to begin with, by line number.
 
-        Args:
-            lines: The lines.
-            attempts: By line number, the attempt to begin with, if it is not the first.
+        A line that is not in `attempts` begins with its first.
         """
         first = attempts or {}
         pending = {asyncio.create_task(self._run_line(line, first.get(line.line_number, 1))) for line in lines}

@@ -47,9 +47,7 @@ class LostTaskError(Exception):
 class Cluster(ABC):
     """A cluster that a run is connected to.
 
-    Args:
-        address: The cluster's address; empty starts one on this machine for the time of the run.
-        lines_at_once: Lines of the whole run at once. A cluster that starts here gets no more places than that.
+    An empty address starts one on this machine for the time of the run, with at most one place per line that runs at once.
     """
 
     def __init__(self, address: str, lines_at_once: int) -> None:

@@ -41,13 +41,7 @@ AHEAD = 2
 
 
 class Shares:
-    """Spreads the lines that may run at once over the places of a cluster.
-
-    Args:
-        lines_at_once: Lines of the whole run that may run at once.
-        places: Tasks that the cluster runs at once.
-        total_lines: Lines of the data.
-    """
+    """Spreads the lines of a run that may run at once over a cluster, which runs one task per place."""
 
     def __init__(self, lines_at_once: int, places: int, total_lines: int) -> None:
         self.places = places
@@ -63,16 +57,7 @@ class Shares:
 
 
 class ClusterFeed:
-    """Runs lines in tasks of a cluster, one chunk per task.
-
-    Args:
-        cluster: Where tasks run.
-        driver: Gives orders to the tasks.
-        description: The run as a task needs it.
-        records: The run's records, read only.
-        shares: How the lines are spread over the cluster.
-        events: The run's callbacks; called when a chunk has ended.
-    """
+    """Runs lines in tasks of a cluster, one chunk per task. Calls `events` when a chunk has ended; only reads `records`."""
 
     stop_grace_sec = 2.0 + LOOK_EVERY_SEC + STOP_GRACE_SEC / 2
     """Longer than on this machine, because tasks hear of a stop with a delay."""

@@ -37,11 +37,8 @@ async def end_abandoned(flow_run_id: UUID, current: UUID) -> None:
     """Set flow and task runs of a killed, earlier start to Crashed, because nobody else does.
 
     Call it with the run's lease held and before the first line: then nothing of an earlier start is alive. It only corrects
-    what Prefect shows, so it takes 10 s at most and fails silently.
-
-    Args:
-        flow_run_id: The flow run of the earlier start.
-        current: The flow run of this start; the same one after a Retry.
+    what Prefect shows, so it takes 10 s at most and fails silently. `current` is the flow run of this start, which after a
+    Retry is the same one.
     """
     killed: State[Any] = Crashed(message="Its process was gone when the run was started again.")
     of_flow_run = FlowRunFilter.model_validate({"id": {"any_": [flow_run_id]}})

@@ -76,11 +76,7 @@ class ProgressArtifact:
 
     `update` only notes the numbers. They are written in the background, one request at a time and at most every
     `PROGRESS_INTERVAL_SEC`, so that a slow server delays no line. The end of the block writes the last numbers.
-
-    Args:
-        run_id: The run's id.
-        total_lines: Lines of the data.
-        clock: A monotonic clock, in seconds.
+    `clock` is monotonic, in seconds.
     """
 
     def __init__(self, run_id: str, total_lines: int, *, clock: Callable[[], float] = time.monotonic) -> None:

@@ -67,12 +67,7 @@ def _unlinked(text: str) -> str:
 
 
 def failed_table(failures: Iterable[Receipt], cap: int = MAX_FAILED_ROWS) -> list[dict[str, Any]]:
-    """The rows of the table of failed lines.
-
-    Args:
-        failures: Receipts of failed lines, in the order of the table, as `Tally.failures` has them.
-        cap: The most rows.
-    """
+    """The rows of the table of failed lines, at most `cap`, in the order of their receipts."""
     return [
         {
             "line_number": receipt.line_number,
@@ -96,17 +91,10 @@ def summary_markdown(
     next_command: str = "",
     reused_lines: int = 0,
 ) -> str:
-    """The summary of a run, at most `MAX_MARKDOWN_BYTES` of UTF-8.
+    """The summary of a run, at most `MAX_MARKDOWN_BYTES` of UTF-8. It leaves out a user name or password in the URLs.
 
-    Args:
-        result: The result of the run.
-        tally: The counts behind it, with durations and error groups.
-        run_id: The run's id.
-        flow_name: The flow's name.
-        storage_url: The place of the records. The summary leaves out a user name or password in it.
-        outputs_url: The place of the outputs file; `""` for none.
-        next_command: The command that resumes or repeats the run; `""` for none.
-        reused_lines: Lines that an earlier run had completed. They do not count for the speed.
+    `outputs_url` and `next_command`, which resumes or repeats the run, are `""` for none. Reused lines, which an earlier run
+    had completed, do not count for the speed.
     """
     places = {"Records": storage_url, "Outputs": outputs_url}
     facts = {

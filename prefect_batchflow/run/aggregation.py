@@ -25,14 +25,10 @@ async def aggregate(
     timeout_sec: float,
     image_folders: Mapping[str, str | None] | None = None,
 ) -> AggregationResult:
-    """Run the flow's aggregation over the completed lines.
+    """Run the flow's aggregation over the completed lines, within the time limit of a line, as in promptflow.
 
-    Args:
-        executor: Runs the aggregation.
-        records: The newest record of each line of the data, by line_number.
-        run_id: The run's id, for the ids of node runs.
-        timeout_sec: The time limit; as in promptflow, it is the limit of a line.
-        image_folders: By source, the folder of the relative image paths in its inputs.
+    `records` has the newest record of each line of the data, by line_number; `image_folders` has, by source, the folder of the
+    relative image paths in its inputs. The ids of node runs contain `run_id`.
     """
     folders = image_folders or {}
     completed = [_kept(record, folders) async for record in records if record["status"] == "Completed"]

@@ -19,11 +19,7 @@ if TYPE_CHECKING:
 
 
 async def run_stages(request: BatchRequest, live: LiveRun) -> BatchResult:
-    """Run a batch: prepare, open the records, feed the lines, aggregate, report.
-
-    Args:
-        request: The run as it was asked for.
-        live: The run as its caller holds it; also gets the result as soon as there is one.
+    """Run a batch: prepare, open the records, feed the lines, aggregate, report. `live` gets the result as soon as it exists.
 
     Raises:
         BatchflowException: There is no result.

@@ -85,11 +85,9 @@ class LiveRun:
         return self._drains
 
     def cancel(self, reason: str = "Canceled by the caller.", *, drain: bool = False) -> None:
-        """Ask the run to end, from any thread. The first reason stays.
+        """Ask the run to end, from any thread. `reason` says who asks; the first one stays.
 
-        Args:
-            reason: Who asks.
-            drain: Give running lines some seconds to end; a second call without it ends them.
+        With `drain`, running lines get some seconds to end; a second call without it ends them.
         """
         with self._lock:
             if self._reason is not None and (drain or not self._drains):

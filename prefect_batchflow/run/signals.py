@@ -24,9 +24,7 @@ def signals_cancel(cancel: Callable[[str, bool], None], abandon: Callable[[], ob
     SIGTERM and SIGHUP do so at once. The third abandons the run, and the fourth goes to the caller's own handlers.
     Works in the main thread only, which alone gets signals. Signals that are ignored, such as under `nohup`, stay ignored.
 
-    Args:
-        cancel: Ends the run with a partial result; gets the reason, and whether to drain.
-        abandon: Ends the run without a result.
+    `cancel` gets the reason, and whether to drain; the run has a partial result. After `abandon` it has none.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

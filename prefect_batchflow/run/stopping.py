@@ -24,10 +24,7 @@ DRAIN_SEC = 5.0
 class Stop:
     """Whether and why a run is stopped, and how to stop what it is doing.
 
-    Args:
-        live: The run as its caller holds it, and cancels it.
-        limit_sec: Seconds that the run may take; `None` means no limit.
-        clock: When the run started, on the monotonic clock.
+    The run can take `limit_sec` seconds after `clock`, a time of the monotonic clock; `None` means no limit.
     """
 
     def __init__(self, live: LiveRun, limit_sec: float | None, clock: float) -> None:

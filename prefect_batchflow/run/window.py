@@ -16,12 +16,7 @@ MOST_BESIDE = 1_000
 
 
 class Window:
-    """Begins work while the load is below `width`.
-
-    Args:
-        width: The load at which no more work begins.
-        load: The current load, in lines for example; `None` counts the pieces of work.
-    """
+    """Begins work while the load is below `width`. `load` counts it, in lines for example; `None` counts pieces of work."""
 
     def __init__(self, width: int, load: Callable[[], int] | None = None) -> None:
         self._width = width

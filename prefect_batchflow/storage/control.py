@@ -41,13 +41,7 @@ Verdict = Literal["run", "drain", "stop", "end", "superseded", "orphaned"]
 
 
 class Driver:
-    """A context manager that gives a run's tasks their orders, and `end` when it exits.
-
-    Args:
-        files: The storage's file system.
-        keys: The run's keys.
-        session: Number of this start, from 1.
-    """
+    """A context manager that gives a run's tasks their orders, and `end` when it exits. `session` counts starts, from 1."""
 
     def __init__(self, files: RunFiles, keys: RunKeys, session: int) -> None:
         self.owner = uuid.uuid4().hex
@@ -107,14 +101,7 @@ class Driver:
 
 
 class Follower:
-    """Reads a run's orders on a task's machine.
-
-    Args:
-        files: The storage's file system, as this machine sees it.
-        keys: The run's keys.
-        session: The session of the run that started the task.
-        owner: The `Driver`'s `owner`.
-    """
+    """Reads a run's orders on a task's machine. `session` and `owner` are those of the `Driver` that started the task."""
 
     def __init__(self, files: RunFiles, keys: RunKeys, session: int, owner: str) -> None:
         self._files = files

@@ -77,13 +77,9 @@ class RunFiles(Protocol):
 
 @contextlib.contextmanager
 def storage_errors(files: RunFiles, verb: str, key: str = "", cure: str = "") -> Iterator[None]:
-    """Turn any error of the storage into a `StorageError` that says what failed, where and why.
+    """Turn any error of the storage into a `StorageError` that says what failed, where and why, and what to do (`cure`).
 
-    Args:
-        files: The storage's file system.
-        verb: `read`, `write` or `list`.
-        key: The file or folder.
-        cure: What to do, in whole sentences.
+    `verb` is `read`, `write` or `list`; `cure` has whole sentences.
     """
     try:
         yield
@@ -95,13 +91,9 @@ def storage_errors(files: RunFiles, verb: str, key: str = "", cure: str = "") ->
 
 
 def write_beside(folder: Path, name: str, write: Callable[[Path], object], *, again: bool = True) -> None:
-    """Write a file of an output folder under a temporary name, then rename it.
+    """Write a file of an output folder under a temporary name, then rename it. The folder is created.
 
-    Args:
-        folder: The folder; it is created.
-        name: The file's name.
-        write: Writes the content to the path that it gets.
-        again: Whether to replace a file that exists.
+    `write` writes the content to the path that it gets. Without `again`, a file that exists stays.
 
     Raises:
         StorageError: The file cannot be written.
@@ -138,11 +130,7 @@ def folder_url(url: str) -> str:
 
 
 def open_files(url: str, options: Mapping[str, Any]) -> RunFiles:
-    """Open the file system of a storage.
-
-    Args:
-        url: As returned by `folder_url`.
-        options: Options for fsspec.
+    """Open the file system of a storage, by a URL from `folder_url` and with fsspec's options.
 
     Raises:
         InvalidOptionError: It cannot be opened. If a package is missing, the message says how to install it.

@@ -44,23 +44,10 @@ class ImageInputs:
 
 
 class ImageFiles:
-    """Writes images to the run's folder, and to the output folder if there is one.
-
-    Args:
-        files: The storage's file system.
-        keys: The run's keys.
-        output_dir: A folder on this machine.
-        form: How the flow writes images.
-        inputs: How inputs name images.
-    """
+    """Writes images to the run's folder, and to `output_dir`, a folder on this machine, if there is one."""
 
     def __init__(
-        self,
-        files: RunFiles,
-        keys: RunKeys,
-        output_dir: Path | None,
-        form: ImageForm,
-        inputs: ImageInputs,
+        self, files: RunFiles, keys: RunKeys, output_dir: Path | None, form: ImageForm, inputs: ImageInputs
     ) -> None:
         self._files = files
         self._inputs = inputs

@@ -49,10 +49,7 @@ WATCH_SEC = 25.0
 class Lease:
     """A context manager that holds a run for this process.
 
-    Args:
-        files: The storage's file system.
-        keys: The run's keys.
-        on_lost: Called once if another process took the run over, such as while this one was suspended. The run must end.
+    It calls `on_lost` once if another process took the run over, such as while this one was suspended. The run must end.
 
     Raises:
         RunInUseError: On entry, when another process, or another engine of this one, holds the run.

@@ -130,13 +130,7 @@ def versions() -> dict[str, str]:
 
 
 async def read_model(files: RunFiles, key: str, model: type[M], what: str) -> M | None:
-    """Read one JSON file of a run; `None` if there is none.
-
-    Args:
-        files: The storage's file system.
-        key: The file's key.
-        model: The model of its content.
-        what: The model's name for messages, such as `manifest`.
+    """Read one JSON file of a run; `None` if there is none. Messages call it `what`, such as `manifest`.
 
     Raises:
         StorageError: The file cannot be read, or does not fit the model.

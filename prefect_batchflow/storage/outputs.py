@@ -79,15 +79,9 @@ async def write_outputs(
 ) -> int:
     """Write all three files to the run's folder, and to `output_dir` if there is one.
 
-    Args:
-        files: The storage's file system.
-        keys: The run's keys.
-        records: The newest record of each line of the data, by line_number.
-        result: The run's result.
-        output_dir: A folder on this machine; it is created.
-        image_form: How the flow writes images. Images in outputs, and image files named by inputs of failed lines, become
-            files in `images/` before the rows that name them are written.
-        image_inputs: How inputs name images; `None` leaves their paths unchanged.
+    `records` has the newest record of each line of the data, by line_number. `output_dir` is on this machine, and is created.
+    Images in outputs, and image files named by inputs of failed lines, become files in `images/` before the rows that name
+    them are written. Without `image_inputs`, the paths in inputs stay unchanged.
 
     Returns:
         How many input images were not copied because time had run out.

@@ -56,11 +56,8 @@ class SegmentSerializer(Serializer):  # `Serializer[bytes]` would not register w
 class RunRecords:
     """Reads and appends the line records of one run.
 
-    Args:
-        files: The storage's file system.
-        keys: The run's keys.
-        session: Number of this start, from 1; 0 for records taken over from another run.
-        since: The first session whose records count. Earlier ones are ignored after a full rerun.
+    `session` counts starts, from 1; it is 0 for records taken over from another run. `since` is the first session whose
+    records count: a full rerun ignores earlier ones.
     """
 
     def __init__(self, files: RunFiles, keys: RunKeys, session: int, since: int = 0) -> None:

@@ -37,12 +37,7 @@ class Segment:
 
 
 def encode_segment(outcomes: Iterable[LineOutcome], session: int) -> bytes:
-    """Make the text of one segment.
-
-    Args:
-        outcomes: Sorted by line_number.
-        session: The session that writes it.
-    """
+    """Make the text of one segment. The outcomes are sorted by line_number."""
     outcomes = list(outcomes)
     body = b"".join(outcome.record + b"\n" for outcome in outcomes)
     header = {

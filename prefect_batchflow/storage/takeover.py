@@ -26,10 +26,7 @@ _LINES_A_SEGMENT = 500
 async def take_over_run(other: RunRecords, into: RunRecords, rerun: Collection[str] = ()) -> int:
     """Copy the completed lines of another run. Their inputs are compared later, when lines are fed.
 
-    Args:
-        other: The other run's records.
-        into: The records of this run.
-        rerun: Errors whose lines run again. If it names any, failed lines with other errors are copied too.
+    If `rerun` names errors, failed lines with other errors are copied too.
 
     Returns:
         How many lines were copied.
@@ -51,12 +48,8 @@ async def take_over_storage(
 ) -> int:
     """Copy the completed lines that a storage has, looked up by line_number.
 
-    Args:
-        storage: Where to look.
-        lines: The lines of this run.
-        into: The records of this run.
-        on_other_inputs: Called with the number of each completed line that is not copied because the storage has other
-            inputs for it. Inputs that only one side has are not compared.
+    A completed line is not copied if the storage has other inputs for it; `on_other_inputs` gets its number. Inputs that only
+    one side has are not compared.
 
     Raises:
         StorageError: The storage raised; promptflow's `ResumeCopyError`.

@@ -25,10 +25,7 @@ class _Group:
 class RecordWriter:
     """Writes one segment at a time, so that a slow storage gets fewer, larger segments and does not delay lines.
 
-    Args:
-        records: Where the segments go.
-        kept: Called with the outcomes of each segment once they are safe.
-        failed: Called when a segment cannot be written, or when `kept` raises.
+    It calls `kept` with the outcomes of each segment once they are safe, and `failed` if the write or `kept` raises.
     """
 
     def __init__(
