@@ -57,7 +57,8 @@ class PromptflowRunStorage(AbstractBatchRunStorage):
             if (match := _LINES_FILE.fullmatch(file.name))
         )
         self._single = {first: file for first, last, file in self._files if first == last}
-        self._nodes = sorted(folder for folder in self._node_folders() if folder.is_dir())
+        nodes = self.path / NODES
+        self._nodes = sorted(folder for folder in nodes.iterdir() if folder.is_dir()) if nodes.is_dir() else []
 
     def load_flow_run_info(self, line_number: int) -> FlowRunInfo | None:
         """The run of a line; `None` if promptflow never finished it.
@@ -89,29 +90,17 @@ class PromptflowRunStorage(AbstractBatchRunStorage):
         return list(infos.values())
 
     def persist_flow_run(self, run_info: FlowRunInfo) -> NoReturn:
-        """Always refused.
-
-        Raises:
-            StorageError: Always.
-        """
+        """Always raises a `StorageError`: the folder is only read."""
         self._refuse()
 
     def persist_node_run(self, run_info: RunInfo) -> NoReturn:
-        """Always refused.
-
-        Raises:
-            StorageError: Always.
-        """
+        """Always raises a `StorageError`: the folder is only read."""
         self._refuse()
 
     def _refuse(self) -> NoReturn:
         raise StorageError(
             f"{self.path} is a run folder of promptflow and only read. Give it as resume_from_run_storage, not as storage."
         )
-
-    def _node_folders(self) -> list[Path]:
-        folder = self.path / NODES
-        return list(folder.iterdir()) if folder.is_dir() else []
 
 
 def _records(file: Path, line_number: int) -> Iterator[dict[str, Any]]:

@@ -16,7 +16,7 @@ from prefect_batchflow.results.records import Receipt
 from prefect_batchflow.storage.index import Stored
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from prefect_batchflow.execution.executor import LineOutcome
     from prefect_batchflow.results.records import NodeStates
@@ -36,9 +36,8 @@ class Segment:
     records: list[bytes]
 
 
-def encode_segment(outcomes: Iterable[LineOutcome], session: int) -> bytes:
+def encode_segment(outcomes: Sequence[LineOutcome], session: int) -> bytes:
     """Make the text of one segment. The outcomes are sorted by line_number."""
-    outcomes = list(outcomes)
     body = b"".join(outcome.record + b"\n" for outcome in outcomes)
     header = {
         "format": FORMAT,
