@@ -86,8 +86,7 @@ class Opening:
     async def open(self) -> Opened | None:
         """Compare the run with its earlier starts, write its manifest and find the lines that are done. Needs the lease.
 
-        Returns:
-            The records; `None` if the run is stopped first.
+        Gives `None` if the run is stopped first.
         """
         state = self._state
         before = await read_manifest(self._files, self._keys)

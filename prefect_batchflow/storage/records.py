@@ -112,19 +112,14 @@ class RunRecords:
         return decode_segment(segment_text(content, self._files.location(key)), name, self._files.location(key))
 
     async def scan(self) -> tuple[RecordIndex, list[str]]:
-        """Index the newest record of each line.
-
-        Returns:
-            The index, and a note for each damaged segment, whose lines count as not done.
-        """
+        """An index of the newest record of each line, and a note for each damaged segment, whose lines count as not done."""
         index, _, damaged = await self._scan(await self.segments())
         return index, damaged
 
     async def scan_between(self, first: int, last: int) -> tuple[RecordIndex, list[SegmentName]]:
-        """Index the segments that overlap a range of lines.
+        """An index of the segments that overlap a range of lines, and their names.
 
-        Returns:
-            The index, and the names of the segments. Damaged ones are left out: their lines run again.
+        Damaged segments are left out: their lines run again.
         """
         overlapping = [name for name in await self.segments() if name.first <= last and name.last >= first]
         index, sound, _ = await self._scan(overlapping)

@@ -24,12 +24,9 @@ _LINES_A_SEGMENT = 500
 
 
 async def take_over_run(other: RunRecords, into: RunRecords, rerun: Collection[str] = ()) -> int:
-    """Copy the completed lines of another run. Their inputs are compared later, when lines are fed.
+    """Copy the completed lines of another run, and return how many. Their inputs are compared later, when lines are fed.
 
     If `rerun` names errors, failed lines with other errors are copied too.
-
-    Returns:
-        How many lines were copied.
     """
     copier = _Copier(into)
     async for stored, record in other.newest():
@@ -46,16 +43,13 @@ async def take_over_storage(
     into: RunRecords,
     on_other_inputs: Callable[[int], object] = lambda _: None,
 ) -> int:
-    """Copy the completed lines that a storage has, looked up by line_number.
+    """Copy the completed lines that a storage has, looked up by line_number, and return how many.
 
     A completed line is not copied if the storage has other inputs for it; `on_other_inputs` gets its number. Inputs that only
     one side has are not compared.
 
     Raises:
         StorageError: The storage raised; promptflow's `ResumeCopyError`.
-
-    Returns:
-        How many lines were copied.
     """
     copier = _Copier(into)
     for line in lines:
