@@ -124,11 +124,6 @@ class RemoteRun:
         self._loading = asyncio.Lock()
         self._idle_since = time.monotonic()
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether no chunk runs here."""
-        return not self._chunks
-
     async def run(self, chunk: ChunkWork) -> Report:
         """Run the lines of a chunk that are not in the storage yet. The report has any error; nothing is raised."""
         self._chunks.add(chunk)
@@ -203,7 +198,7 @@ class RemoteRun:
             verdict = await self._look()
             self._obey(verdict)
             is_over = verdict in ("end", "superseded", "orphaned")
-            if self.is_idle and (is_over or time.monotonic() - self._idle_since > IDLE_SEC):
+            if not self._chunks and (is_over or time.monotonic() - self._idle_since > IDLE_SEC):
                 return
 
     async def close(self) -> None:

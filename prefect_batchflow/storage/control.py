@@ -124,16 +124,12 @@ class Follower:
         except Exception as exc:  # noqa: BLE001 - the next look can succeed; STALE_AFTER_SEC bounds the wait
             logger.warning("Cannot read %s: (%s) %s", self._files.location(self._keys.control), type(exc).__name__, exc)
         else:
-            self._check(control)
+            session = control["session"]
+            if session < self._session or (session == self._session and control["owner"] != self._owner):
+                raise self._unseen("the file there is another run's")
             if control != self._last:
                 self._last, self._fresh_at = control, time.monotonic()
         return self._verdict()
-
-    def _check(self, control: dict[str, Any]) -> None:
-        if control["session"] < self._session or (
-            control["session"] == self._session and control["owner"] != self._owner
-        ):
-            raise self._unseen("the file there is another run's")
 
     def _verdict(self) -> Verdict:
         control = self._last
