@@ -19,10 +19,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
+    from pydantic_core import ErrorDetails
+
     from prefect_batchflow.storage.files import RunFiles
     from prefect_batchflow.storage.keys import RunKeys
 
 FORMAT = 1
+
+_CURE = "Use the version that started the run, or start a new run."
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -57,7 +61,7 @@ class Manifest(BaseModel):
     node_connections: dict[str, dict[str, str]] = {}
     """Node to the connections, deployment and model chosen for it."""
     environment_names: list[str] = []
-    """Names of the run's environment variables. Their values can be secret, so they are not kept."""
+    """Names of the run's environment variables. Their values can be secret, so they are not stored."""
     data: dict[str, str]
     """Source name to URL."""
     run: str | None = None
@@ -66,7 +70,7 @@ class Manifest(BaseModel):
     init_names: list[str]
     """Names of the class entry's arguments."""
     init_kwargs: dict[str, Any] | None
-    """Their values, if they came as plain parameters; values from Python are not kept."""
+    """Their values, if they came as plain parameters; values from Python are not stored."""
     connections: dict[str, str] = {}
     """Connection name to the block that the user named for it."""
     options: RunOptions
@@ -143,7 +147,22 @@ async def read_model(files: RunFiles, key: str, model: type[M], what: str) -> M 
     try:
         return model.model_validate_json(content)
     except ValidationError as exc:
-        raise StorageError(f"The {what} at {files.location(key)} is damaged or of another version: {exc}") from exc
+        problems = [_problem(error) for error in exc.errors(include_url=False, include_context=False)]
+        more = f" and {len(problems) - 3} more problems" if len(problems) > 3 else ""
+        raise StorageError(
+            f"The {what} at {files.location(key)} is damaged, or another version of prefect-batchflow wrote it: "
+            f"{'; '.join(problems[:3])}{more}. {_CURE}"
+        ) from exc
+
+
+def _problem(error: ErrorDetails) -> str:
+    place = ".".join(map(str, error["loc"])) or "the file"
+    known = {
+        "missing": "is missing",
+        "unexpected_keyword_argument": "is unknown to this version",
+        "json_invalid": "is not JSON",
+    }
+    return f"{place} {known.get(error['type'], 'has an unexpected value')}"
 
 
 async def read_manifest(files: RunFiles, keys: RunKeys) -> Manifest | None:
@@ -155,7 +174,8 @@ async def read_manifest(files: RunFiles, keys: RunKeys) -> Manifest | None:
     manifest = await read_model(files, keys.manifest, Manifest, "manifest")
     if manifest is not None and manifest.format != FORMAT:
         raise StorageError(
-            f"The manifest at {files.location(keys.manifest)} has format {manifest.format}; this version reads format {FORMAT}."
+            f"The manifest at {files.location(keys.manifest)} has format {manifest.format}; this version reads format "
+            f"{FORMAT}. {_CURE}"
         )
     return manifest
 

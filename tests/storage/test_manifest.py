@@ -81,7 +81,10 @@ class TestKeeping:
             (b'{"run_id": "run-1"', "damaged"),
             (b"[]", "damaged"),
             (b"\xff", "damaged"),
-            (b'{"format": 1, "run_id": "run-1"}', "damaged or of another version"),
+            (
+                b'{"format": 1, "run_id": "run-1"}',
+                "damaged, or another version .* wrote it: flow_name is missing; flow is missing",
+            ),
         ],
         ids=["empty", "torn", "no object", "no UTF-8", "keys are missing"],
     )
@@ -94,12 +97,26 @@ class TestKeeping:
             await read_manifest(files, keys)
         assert files.location(keys.manifest) in str(caught.value)
 
+    async def test_an_unknown_option_is_named_with_a_cure(self, files: RunStorageBlock, keys: RunKeys) -> None:
+        content = json.loads(manifest_of().model_dump_json())
+        content["options"]["new_limit"] = 3
+        await files.write_path(keys.manifest, json.dumps(content).encode())
+
+        with pytest.raises(StorageError) as caught:
+            await read_manifest(files, keys)
+        assert str(caught.value) == (
+            f"The manifest at {files.location(keys.manifest)} is damaged, or another version of prefect-batchflow wrote it: "
+            "options.new_limit is unknown to this version. Use the version that started the run, or start a new run."
+        )
+
     async def test_a_manifest_of_another_format_is_not_read_as_this_one(
         self, files: RunStorageBlock, keys: RunKeys
     ) -> None:
         await files.write_path(keys.manifest, manifest_of(format=9).model_dump_json().encode())
 
-        with pytest.raises(StorageError, match="format 9; this version reads format 1"):
+        with pytest.raises(
+            StorageError, match=r"format 9; this version reads format 1\. Use the version that started the run"
+        ):
             await read_manifest(files, keys)
 
     async def test_cannot_tell_is_never_absent(
