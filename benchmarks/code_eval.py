@@ -87,7 +87,7 @@ def main() -> int:
         "each failed as it must": (run.codes, expected),
     }
     per_sec = len(lines) / run.seconds
-    print(f"{len(lines)} lines, {given.workers} workers: {run.seconds:.1f} s, {per_sec:.1f} lines a second")
+    print(f"{len(lines)} lines, {given.workers} workers: {run.seconds:.1f} s, {per_sec:.1f} lines per second")
     print(f"failed: {dict(Counter(run.codes.values())) or 'none'}")
     for name, (found, must) in checks.items():
         shown = found if isinstance(found, int) else len(found)

@@ -78,7 +78,7 @@ def main() -> int:
         "prompt tokens": (tokens.prompt_tokens, server.prompt_tokens),
         "completion tokens": (tokens.completion_tokens, server.completion_tokens),
     }
-    print(f"{len(rows)} lines, {given.at_once} calls at once: {took:.1f} s, {len(rows) / took:.1f} lines a second")
+    print(f"{len(rows)} lines, {given.at_once} calls at once: {took:.1f} s, {len(rows) / took:.1f} lines per second")
     print(f"{server.call_count} calls, {server.answered} answered, {server.most_at_once} at once at most")
     for name, (ours, expected) in checks.items():
         print(f"{name:<18} {ours} (expected {expected}){'' if ours == expected else '  WRONG'}")

@@ -248,7 +248,7 @@ class ResolveToolError(UserErrorException):
 
 
 class GetConnectionError(InvalidRequest, ResolveToolError):
-    """Raised by the loader for a connection that was not given, or that cannot be made from the given values."""
+    """Raised by the loader for a connection that was not given, or that cannot be created from the given values."""
 
 
 class NoToolDefined(PythonParsingError, ResolveToolError):  # noqa: N818 - promptflow's name
@@ -284,7 +284,7 @@ class CoreError(UserErrorException):
 
 
 class InvalidConnectionError(CoreError):
-    """Raised for a connection or model configuration that cannot be made from the given values; never shows a value."""
+    """Raised for a connection or model configuration that cannot be created from the given values; never shows a value."""
 
 
 class MissingRequiredInputError(CoreError):

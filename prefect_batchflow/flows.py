@@ -104,8 +104,8 @@ async def batch_run(*args: Any, **parameters: Any) -> State[Any]:
         return Failed(message=str(exc))
     except Exception as exc:  # noqa: BLE001 - the border of the run
         # Prefect failed, or this package has a bug. The log gets the traceback, the caller gets the cause.
-        get_run_logger().exception("The batch run broke")
-        live.failure = UnexpectedError(f"The batch run broke: ({type(exc).__name__}) {exc}")
+        get_run_logger().exception("The batch run stopped on an unexpected error")
+        live.failure = UnexpectedError(f"The batch run stopped on an unexpected error: ({type(exc).__name__}) {exc}")
         live.failure.__cause__ = exc
         return Failed(message=str(live.failure))
     live.result = result

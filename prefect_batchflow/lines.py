@@ -246,12 +246,12 @@ class _Preparation:
             if name not in self._flow_inputs:
                 return (
                     InputMappingError,
-                    f"'{name}' is mapped to {text}, which this row lacks. Add it; null is a value, too.",
+                    f"'{name}' is mapped to {text}, which this row does not have. Add it; null is a valid value.",
                 )
             if self._flow_inputs[name].required:
                 return (
                     InputNotFound,
-                    f"input '{name}' has no value: this row lacks {text}. Add it; null is a value, too.",
+                    f"input '{name}' has no value, because this row has no {text}. Add the column; null is a valid value.",
                 )
         return None
 

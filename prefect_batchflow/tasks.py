@@ -194,7 +194,7 @@ def chunk_state(lines: int, completed: int, failed: int, failure: BatchflowExcep
     if failure is not None:
         return Failed(message=f"{message}; {failure}")
     if completed + failed < lines:
-        return Cancelled(message=f"{message}; the others were stopped before they ended.")
+        return Cancelled(message=f"{message}; the others were stopped before they finished.")
     return Completed(message=message)
 
 

@@ -168,7 +168,7 @@ class TestFailedLines:
         messages = [line.error["message"] for line in lines if line.error]
         assert messages[0].startswith(f"Line 0 ({path}, line 1 (byte 0)): 'r' is mapped to ${{data.r}}, which this row")
         assert messages[1].startswith(f"{path}, line 2 (byte 11): not JSON")
-        assert "input 'q' has no value: this row lacks ${data.q}" in messages[2]
+        assert "input 'q' has no value, because this row has no ${data.q}. Add the column" in messages[2]
 
     @pytest.mark.parametrize("inputs", [[flow_input("q")], [flow_input("q", default="none")]], ids=["", "default"])
     def test_a_row_that_a_former_run_could_not_read_fails_again_as_it_did(

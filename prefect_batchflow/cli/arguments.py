@@ -170,7 +170,7 @@ def assignments(option: str, texts: Iterable[str]) -> dict[str, Any]:
                 + ("question='${data.q}'." if option == "--map" else "name=value.")
             )
         if name.strip() in values:
-            raise InvalidOptionError(f"{option} gives {name.strip()!r} twice: keep one of them.")
+            raise InvalidOptionError(f"{option} gives {name.strip()!r} twice. Give it once.")
         values[name.strip()] = value_of(value)
     return values
 
@@ -210,7 +210,7 @@ def node_connections_of(texts: Iterable[str]) -> dict[str, dict[str, str]]:
                 "Give the option once per input. To name the Prefect block of a connection, use --connection NAME=BLOCK."
             )
         if name in chosen.setdefault(node, {}):
-            raise InvalidOptionError(f"--node-connections gives '{node}.{name}' twice: keep one of them.")
+            raise InvalidOptionError(f"--node-connections gives '{node}.{name}' twice. Give it once.")
         chosen[node][name] = value
     return chosen
 

@@ -180,13 +180,13 @@ def resume(
         names = " ".join(f"--init {name}=…" for name in manifest.init_names)
         raise InvalidOptionError(
             f"The run {run_id!r} was started from Python with values for {', '.join(manifest.init_names)}, which are not "
-            f"kept. Give them again, {names}, or resume it from Python."
+            f"stored. Give them again ({names}), or resume the run from Python."
         )
     environment = environment_of(environment_variables or [])
     if missing := [name for name in manifest.environment_names if name not in environment]:
         names = " ".join(f"--environment-variables {name}=…" for name in missing)
         raise InvalidOptionError(
-            f"The run {run_id!r} was started with values for {', '.join(missing)}, which are not kept. Give them again: "
+            f"The run {run_id!r} was started with values for {', '.join(missing)}, which are not stored. Give them again: "
             f"{names}"
         )
     parameters = {

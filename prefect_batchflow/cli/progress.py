@@ -24,7 +24,7 @@ _BAR_FROM_COLUMNS = 60
 
 
 def progress_text(report: ProgressReport) -> str:
-    """The progress in one line: `40 of 136 lines, 2 failed, 4 running, 12.3 a second, 8 s left`."""
+    """The progress in one line: `40 of 136 lines, 2 failed, 4 running, 12.3 per second, 8 s left`."""
     ended = report.completed_lines + report.failed_lines
     parts = [f"{ended} of {report.total_lines} lines"]
     if report.failed_lines:
@@ -34,7 +34,7 @@ def progress_text(report: ProgressReport) -> str:
     ran = ended - report.reused_lines
     if ran > 0 and report.elapsed_sec > 0:
         rate = ran / report.elapsed_sec
-        parts.append(f"{rate:.3g} a second")
+        parts.append(f"{rate:.3g} per second")
         if ended < report.total_lines:
             parts.append(f"{seconds_text(max(1, round((report.total_lines - ended) / rate)))} left")
     if ended >= report.total_lines:

@@ -157,7 +157,7 @@ def _facts(run: StoredRun, reused_lines: int) -> dict[str, str]:
     facts["Started"] = f"{result.start_time.astimezone():%Y-%m-%d %H:%M:%S}"
     if run.is_finished:
         ran = result.completed_lines + result.failed_lines - reused_lines
-        speed = f", {ran / metrics.duration:.3g} lines a second" if ran > 0 and metrics.duration > 0 else ""
+        speed = f", {ran / metrics.duration:.3g} lines per second" if ran > 0 and metrics.duration > 0 else ""
         facts["Duration"] = seconds_text(metrics.duration) + speed
     if metrics.total_tokens:
         facts["Tokens"] = (

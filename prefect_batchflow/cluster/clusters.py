@@ -111,8 +111,8 @@ class Cluster(ABC):
             raise
         except ImportError as exc:
             raise ClusterError(
-                f"A worker of {self._name} cannot import what a run needs: {exc}. Install prefect-batchflow[{self.kind}] "
-                "there, in the same version as here."
+                f"A worker of {self._name} cannot import a package that the run needs: {exc}. Install "
+                f"prefect-batchflow[{self.kind}] there, in the same version as here."
             ) from exc
         except Exception as exc:
             raise LostTaskError(f"({type(exc).__name__}) {exc}") from exc

@@ -120,7 +120,7 @@ class ClusterFeed:
         try:
             await self._driver.tell(order)
         except Exception as exc:  # noqa: BLE001 - the next beat writes it again
-            logger.warning("Cannot tell the cluster's tasks to %s: (%s) %s", order, type(exc).__name__, exc)
+            logger.warning("Cannot send the cluster's tasks the signal to %s: (%s) %s", order, type(exc).__name__, exc)
 
     def run(self, lines: Sequence[Line]) -> Coroutine[Any, Any, None]:
         """Run one chunk: submit it until its report comes, or until it was lost too often."""

@@ -34,7 +34,8 @@ def filled_in(text: str, environ: Mapping[str, str], place: str) -> str:
         name = match[1].strip()
         if name not in environ:
             raise InvalidConnectionError(
-                f"{place} is {match[0]}, and the environment has no {name}. Set it for the process that runs the flow."
+                f"{place} is {match[0]}, but the environment variable {name} is not set. Set it for the process that "
+                "runs the flow."
             )
         return environ[name]
 

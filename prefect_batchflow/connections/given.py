@@ -89,8 +89,8 @@ def _strong(name: str, kind: type[Any], value: dict[str, Any]) -> Any:
     missing = [key for key, parameter in fields.items() if parameter.default is parameter.empty and key not in given]
     if missing:
         raise InvalidConnectionError(
-            f"The connection {name!r} has no {', '.join(missing)}, which {kind.__name__} needs; it has "
-            f"{', '.join(value) or 'no keys'}. It takes {', '.join(fields)}."
+            f"The connection {name!r} has no {', '.join(missing)}, which {kind.__name__} requires. It has "
+            f"{', '.join(value) or 'no keys'}. Allowed keys: {', '.join(fields)}."
         )
     return kind(**given, name=name)
 
@@ -110,7 +110,7 @@ def _from_environment(name: str, key: str, value: Any, environ: Mapping[str, str
 
 
 def secret_values(specs: Mapping[str, Any], environ: Mapping[str, str]) -> set[str]:
-    """The secrets of connections, as texts: `api_key` and all secret keys, also of connections that cannot be made."""
+    """The secrets of connections, as texts: `api_key` and all secret keys, also of connections that cannot be created."""
     found: set[str] = set()
     for name, given in specs.items():
         spec = connection_spec(given)
@@ -148,7 +148,7 @@ class Connections:
         The message says who needs it: `needed_by`, such as `node 'answer'`.
 
         Raises:
-            GetConnectionError: It was not given, or cannot be made; a `ResolveToolError`.
+            GetConnectionError: It was not given, or cannot be created; a `ResolveToolError`.
         """
         if name not in self._made:
             place = f" for {needed_by}" if needed_by else ""
@@ -164,7 +164,7 @@ class Connections:
                 self._made[name] = make_connection(name, self._specs[name], self._environ, installed_kind)
             except InvalidConnectionError as exc:
                 raise GetConnectionError(
-                    f"The connection {name!r}{place} cannot be made. {exc}", target="Tool"
+                    f"The connection {name!r}{place} cannot be created. {exc}", target="Tool"
                 ) from exc
         return self._made[name]
 

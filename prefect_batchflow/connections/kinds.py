@@ -271,7 +271,7 @@ def strong_connection(custom: Any, kind: type[Any]) -> Any:
     secret_keys = {*custom.secrets, *(name for name, annotation in fields.items() if _is_secret(annotation))}
     if missing := [name for name in fields if name not in values]:
         raise InvalidConnectionError(
-            f"The connection {custom.name!r} has no {', '.join(missing)}, which {kind.__name__} needs; it has "
+            f"The connection {custom.name!r} has no {', '.join(missing)}, which {kind.__name__} requires. It has "
             f"{', '.join(values) or 'no keys'}. Add the missing keys to the connection."
         )
     return kind(**parts_of(values, secret_keys), name=custom.name, module=kind.__module__)

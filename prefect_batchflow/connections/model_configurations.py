@@ -76,4 +76,4 @@ def _refuse_both(connection: str | None, **inline: str | None) -> None:
 def _expect(cls: type, connection: Any, kind: str) -> None:
     # By name, because connections are of promptflow's classes if promptflow is installed.
     if type(connection).__name__ != kind:
-        raise InvalidConnectionError(f"{cls.__name__} is made from an {kind}, found {type(connection).__name__}.")
+        raise InvalidConnectionError(f"{cls.__name__} needs an {kind}, found {type(connection).__name__}.")

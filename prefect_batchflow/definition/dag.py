@@ -119,7 +119,7 @@ def parse_value(value: Any) -> Reference | Constant:
     """Parse the value of a node's input or a flow's output: a reference, or a constant.
 
     Raises:
-        ValueError: A `${…}` is no reference; the text says what is expected.
+        ValueError: A `${…}` is not a reference; the text says what is expected.
     Source: promptflow `contracts/flow.py`, `InputAssignment.deserialize`, and `executor/_input_assignment_parser.py`.
     """
     if not (isinstance(value, str) and value.startswith("${") and value.endswith("}")):
@@ -130,7 +130,7 @@ def parse_value(value: Any) -> Reference | Constant:
         return Reference(value, "inputs", name)
     match = re.fullmatch(r"(?P<node>[^.\[\]]+)(?:\.(?P<section>\w+)(?P<path>.*))?", inner)
     if match is None:
-        raise ValueError(f"{value} is no reference. Expected ${{inputs.name}} or ${{node.output}}.")
+        raise ValueError(f"{value} is not a reference. Expected ${{inputs.name}} or ${{node.output}}.")
     if match["section"] is None:
         return Reference(f"${{{inner}.output}}", "node", match["node"])
     if match["section"] != "output":

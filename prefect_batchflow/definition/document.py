@@ -99,7 +99,7 @@ def read_document(file: Path, kind: str = "flow", keys: str = "`nodes` or `entry
         keys: Its usual keys, for messages.
 
     Raises:
-        FlowDefinitionError: The file is too large, not UTF-8, no valid YAML (with line and column), or no mapping.
+        FlowDefinitionError: The file is too large, not UTF-8, not valid YAML (with line and column), or not a mapping.
     """
     return parse_document(read_text(file, kind), file, kind, keys)
 
@@ -126,7 +126,7 @@ def parse_document(text: str, file: Path, kind: str, keys: str) -> dict[str, Any
     document = parse_yaml(text, file, kind)
     if not isinstance(document, dict):
         found = "an empty file" if document is None else f"a {type(document).__name__}"
-        raise FlowDefinitionError(f"{file}: expected the keys of a {kind} ({keys}), found {found}.")
+        raise FlowDefinitionError(f"{file}: expected a mapping with the keys of a {kind} ({keys}), found {found}.")
     return document
 
 
@@ -134,16 +134,16 @@ def parse_yaml(text: str, file: Path, kind: str) -> Any:
     """Parse a yaml text.
 
     Raises:
-        FlowDefinitionError: It is no valid YAML (with line and column), or exceeds the limits.
+        FlowDefinitionError: It is not valid YAML (with line and column), or exceeds the limits.
     """
     try:
         return _load(text)
     except yaml.MarkedYAMLError as exc:
         mark = exc.problem_mark or exc.context_mark
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise FlowDefinitionError(f"{file}{place}: no valid YAML: {exc.problem or exc.context}.") from exc
+        raise FlowDefinitionError(f"{file}{place}: not valid YAML: {exc.problem or exc.context}.") from exc
     except yaml.YAMLError as exc:
-        raise FlowDefinitionError(f"{file}: no valid YAML: {exc}.") from exc
+        raise FlowDefinitionError(f"{file}: not valid YAML: {exc}.") from exc
     except RecursionError as exc:
         raise FlowDefinitionError(f"{file}: nested too deeply for a {kind}'s yaml.") from exc
 
@@ -278,7 +278,7 @@ def read_message_format(given: dict[str, Any], problems: Problems, known: tuple[
     found = given.get("message_format") or MESSAGE_FORMATS[0]
     message_format = found.lower() if isinstance(found, str) else ""
     if message_format not in known:
-        text = f"the key 'message_format' is supported as {' or '.join(map(repr, known))} only, found {found!r}."
+        text = f"the key 'message_format' must be {' or '.join(map(repr, known))}, found {found!r}."
         problems.add("top level", text, UnsupportedFeatureError)
     return message_format
 

@@ -113,8 +113,8 @@ def merged_copy(flow: Flow, folder: Path) -> tuple[Flow, list[str]]:
     own = flow.definition_file.parent
     if not flow.working_dir.samefile(own):
         raise InvalidOptionError(
-            f"{flow.definition_file}: its additional_includes are merged with the folder {own}, but the run's working_dir "
-            f"is {flow.working_dir}. Leave the working_dir out."
+            f"{flow.definition_file}: its additional_includes are merged into a copy of {own}, so the flow cannot run "
+            f"in {flow.working_dir}. Leave the working_dir out."
         )
     folder = folder.resolve()
     notes = merge(own, flow.additional_includes, folder)

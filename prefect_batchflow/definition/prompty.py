@@ -114,7 +114,7 @@ class _References:
         try:
             file = (self._folder / name).resolve()
             if not file.is_relative_to(self._folder):
-                expected = f"It must be in {self._folder} or below. Copy it there"
+                expected = f"Expected a file inside {self._folder}. Copy it there"
                 self._problems.add(place, f"the file '{name}' is at {file}. {expected}.")
                 return None
             text = read_text(file, "prompty")

@@ -89,7 +89,7 @@ def start_own_server() -> None:
         thread.join()
     if failure is not None or server.server_process is None:
         raise UnexpectedError(
-            f"Prefect's own server did not start: ({type(failure).__name__}) {failure}. Start one that keeps running with "
+            f"The Prefect server of this run did not start: ({type(failure).__name__}) {failure}. Start one yourself with "
             "`prefect server start`, and set its address: `prefect config set PREFECT_API_URL=http://127.0.0.1:4200/api`."
         ) from failure
     _guard(server.server_process.pid)

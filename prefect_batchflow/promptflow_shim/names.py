@@ -113,8 +113,8 @@ REPLACED: Final[dict[str, dict[str, str]]] = {
         "add_metric_logger": "BatchResult.metrics has the logged metrics.",
         "remove_metric_logger": "BatchResult.metrics has the logged metrics.",
     },
-    "promptflow._core.tool": {"ToolInvoker": "Call the tool's function: it stays what it is."},
-    "promptflow._internal": {"ToolInvoker": "Call the tool's function: it stays what it is."},
+    "promptflow._core.tool": {"ToolInvoker": "Call the tool's function directly; @tool leaves it unchanged."},
+    "promptflow._internal": {"ToolInvoker": "Call the tool's function directly; @tool leaves it unchanged."},
     "promptflow._sdk.entities": {"FlowContext": _CALL, "Run": _RUNS, "ValidationResult": _BATCH},
     "promptflow.client": _SERVICE,
     "promptflow.connections": {"ConnectionProvider": _CONNECTION_SOURCE},
@@ -141,6 +141,6 @@ MODULE_HINTS: Final[dict[str, str]] = {
     "promptflow.executor": _BATCH,
     "promptflow.client": _BATCH,
     "promptflow.contracts": "Annotate with plain types.",
-    "promptflow.tracing": "Leave tracing out: tokens are counted without it.",
+    "promptflow.tracing": "Remove tracing; tokens are counted without it.",
 }
 """Advice for all other names in a module or below it."""

@@ -146,7 +146,7 @@ class Follower:
         place = self._files.location(self._keys.control)
         return StorageError(
             f"The cluster worker on {socket.gethostname()} does not see the run's file {place}: {found}. A run on a cluster "
-            "needs a storage that every worker reaches under the same name: a bucket, or a folder on a shared disk."
+            "needs a storage that every worker reaches by the same name: a bucket, or a folder on a shared disk."
         )
 
 

@@ -96,7 +96,7 @@ def connection_named(name: str) -> Any:
     """The run's connection with this name.
 
     Raises:
-        GetConnectionError: It was not given, or cannot be made; or this is outside a run.
+        GetConnectionError: It was not given, or cannot be created; or this is outside a run.
     """
     if _connections is None:
         raise GetConnectionError(

@@ -158,7 +158,7 @@ class Prompty:
         missing = [name for name, found in declared.items() if found.required and name not in inputs]
         if missing:
             raise MissingRequiredInputError(
-                f"{self._prompt.file}: missing required inputs: {', '.join(missing)}; given: "
+                f"{self._prompt.file}: required inputs are missing: {', '.join(missing)}. Given: "
                 f"{', '.join(inputs) or 'none'}. Give them by name, or add a default.",
                 target="Core",
             )
@@ -179,7 +179,7 @@ class Prompty:
             self._call = connection, {"model": name, **parameters} if name else parameters
             if not self._call[1].get("model"):
                 raise InvalidConnectionError(
-                    f"{place}.configuration names no model. Write `model: …`, or `azure_deployment: …` for Azure OpenAI."
+                    f"{place}.configuration does not name a model. Write `model: …`, or `azure_deployment: …` for Azure OpenAI."
                 )
         return self._call
 
@@ -216,7 +216,7 @@ class Prompty:
         if missing:
             found = ", ".join(value) if isinstance(value, dict) else f"a {type(value).__name__}"
             raise InvalidOutputKeyError(
-                f"{self._prompt.file}: the answer has no {', '.join(missing)}, which `outputs` names; it has "
+                f"{self._prompt.file}: the answer has no {', '.join(missing)}, which `outputs` requires. It has "
                 f"{found or 'no keys'}. Ask for these keys in the prompt.",
                 target="Core",
             )
@@ -316,7 +316,7 @@ def _connection(configuration: Mapping[str, Any], place: str, get_connection: Ca
         found = get_connection(given) if isinstance(given, str) else given
         if kind_of(found) is None:
             raise InvalidConnectionError(
-                f"{place}: the connection is a {type(found).__name__}. Name one of the type AzureOpenAI or OpenAI."
+                f"{place}: the connection has the type {type(found).__name__}, expected AzureOpenAI or OpenAI."
             )
         return found
     kind = _kind(configuration, place)
@@ -330,7 +330,7 @@ def _connection(configuration: Mapping[str, Any], place: str, get_connection: Ca
     if not fields[needed]:
         shown = "azure_endpoint" if needed == "api_base" else needed
         raise InvalidConnectionError(
-            f"{place} has no {shown}. Write it there, as ${{env:NAME}} if it is a secret, set {variables[needed]} for the "
+            f"{place} has no {shown}. Write it there (as ${{env:NAME}} if it is a secret), set {variables[needed]} for the "
             "process that runs the flow, or name a connection."
         )
     return getattr(kinds, kind)(**{name: value for name, value in fields.items() if value})

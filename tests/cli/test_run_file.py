@@ -103,8 +103,8 @@ def test_keys_without_a_meaning_and_unknown_ones_are_notes(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("text", "kind", "part"),
     [
-        ("- flow\n", FlowDefinitionError, "expected the keys of a run"),
-        ("flow: [a\n", FlowDefinitionError, "no valid YAML"),
+        ("- flow\n", FlowDefinitionError, "expected a mapping with the keys of a run"),
+        ("flow: [a\n", FlowDefinitionError, "not valid YAML"),
         ("flow: [a]\n", InvalidOptionError, "'flow' is ['a'], expected a text"),
         ("data: {a: b}\n", InvalidOptionError, "'data' is {'a': 'b'}, expected a text"),
         (

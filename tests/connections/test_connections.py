@@ -120,7 +120,9 @@ class TestStrongTypes:
         assert mine.region == "west"
 
     def test_a_field_that_is_missing_is_named(self) -> None:
-        with pytest.raises(InvalidConnectionError, match="'my' has no url, which Mine needs; it has api_key") as caught:
+        with pytest.raises(
+            InvalidConnectionError, match=r"'my' has no url, which Mine requires\. It has api_key"
+        ) as caught:
             strong_connection(CustomConnection({"api_key": CANARY}, name="my"), Mine)
         assert CANARY not in str(caught.value)
 
@@ -145,7 +147,7 @@ class TestEnvironment:
         ({"type": ["x"]}, "has the type"),
         (
             {"type": "OpenAIConnection", "value": {"base_url": CANARY}},
-            "has no api_key, which OpenAIConnection needs; it has",
+            "has no api_key, which OpenAIConnection requires. It has",
         ),
         ({"type": "OpenAIConnection", "value": CANARY}, "'value' of the connection 'my' is a str"),
         (CANARY, "The connection 'my' is a str"),
@@ -168,9 +170,7 @@ class TestModelConfigurations:
         assert (configured.base_url, configured.organization, configured.api_key) == ("url", "org", CANARY)
 
     def test_one_of_another_type_is_refused(self) -> None:
-        with pytest.raises(
-            InvalidConnectionError, match="is made from an OpenAIConnection, found AzureOpenAIConnection"
-        ):
+        with pytest.raises(InvalidConnectionError, match="needs an OpenAIConnection, found AzureOpenAIConnection"):
             OpenAIModelConfiguration.from_connection(AzureOpenAIConnection("base"), model="m")
 
     def test_a_connection_and_keys_at_once_are_refused(self) -> None:
@@ -205,5 +205,5 @@ class TestLookUp:
         assert CANARY not in str(error)
 
     def test_one_that_cannot_be_made_is_told_as_such(self) -> None:
-        with pytest.raises(GetConnectionError, match=r"'b' cannot be made\. The connection 'b' is a int"):
+        with pytest.raises(GetConnectionError, match=r"'b' cannot be created\. The connection 'b' is a int"):
             Connections({"b": 1}).get("b")

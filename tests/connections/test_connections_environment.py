@@ -27,5 +27,7 @@ def test_references_are_found_and_filled_in(text: str, names: list[str], filled:
 
 
 def test_a_variable_that_is_not_set_is_named_with_its_place() -> None:
-    with pytest.raises(InvalidConnectionError, match=r"^'key' of 'my' is \$\{env:NOPE\}, .* has no NOPE\. Set it"):
+    with pytest.raises(
+        InvalidConnectionError, match=r"^'key' of 'my' is \$\{env:NOPE\}, .* variable NOPE is not set\. Set it"
+    ):
         filled_in("${env:HOST}${env:NOPE}", ENVIRON, "'key' of 'my'")

@@ -90,8 +90,8 @@ class TestValues:
             ("${n.output.}", "cannot read '.'"),
             ("${n.output.a-b}", "cannot read '-b'"),
             ("${n.output[x]}", r"cannot read '\[x\]'"),
-            ("${}", "is no reference"),
-            ("${n[0]}", "is no reference"),
+            ("${}", "is not a reference"),
+            ("${n[0]}", "is not a reference"),
         ],
     )
     def test_what_looks_like_a_reference_but_is_none_is_refused(self, text: str, expected: str) -> None:

@@ -88,7 +88,7 @@ def test_a_syntax_error_names_line_and_column(yaml_file: Path) -> None:
 
 
 def test_a_key_given_twice_is_refused(yaml_file: Path) -> None:
-    assert "line 3, column 1: no valid YAML: the key 'nodes' twice" in refusal(
+    assert "line 3, column 1: not valid YAML: the key 'nodes' twice" in refusal(
         yaml_file, "nodes: []\ninputs: {}\nnodes: []\n"
     )
 

@@ -179,21 +179,21 @@ class TestReferences:
 
         message = refusal(folder / "inner", "---\nmodel: ${file:../secret.json}\n---\n")
 
-        assert f"model: the file '../secret.json' is at {folder / 'secret.json'}. It must be in" in message
+        assert f"model: the file '../secret.json' is at {folder / 'secret.json'}. Expected a file inside" in message
 
     def test_a_link_that_leads_outside_is_refused(self, folder: Path) -> None:
         (folder / "inner").mkdir()
         (folder / "secret.json").write_text("{}")
         (folder / "inner" / "link.json").symlink_to(folder / "secret.json")
 
-        assert "It must be in" in refusal(folder / "inner", "---\nmodel: ${file:link.json}\n---\n")
+        assert "Expected a file inside" in refusal(folder / "inner", "---\nmodel: ${file:link.json}\n---\n")
 
     @pytest.mark.parametrize(
         ("name", "content", "told"),
         [
             ("absent.json", None, "No such file"),
             ("bad.json", b"{", "Expecting property name"),
-            ("bad.yaml", b"a: [", "no valid YAML"),
+            ("bad.yaml", b"a: [", "not valid YAML"),
             ("bad.txt", b"\xff", "not UTF-8 at byte 0"),
             ("deep.json", b"[" * 200_000, "recursion"),
         ],
@@ -231,7 +231,7 @@ class TestRefusals:
         assert re.search(r"line 5: no valid template: unexpected '}'", message)
 
     def test_no_mapping(self, folder: Path) -> None:
-        assert "expected the keys of a prompty" in refusal(folder, "---\n---\nuser:\n")
+        assert "expected a mapping with the keys of a prompty" in refusal(folder, "---\n---\nuser:\n")
 
     def test_the_limits_of_a_flows_yaml_hold(self, folder: Path) -> None:
         lines = ["a0: &a0 [1,1,1,1,1,1,1,1,1,1]"]

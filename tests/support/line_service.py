@@ -35,7 +35,7 @@ def act(do: str, value: Any) -> Any:
     if do == "raise":
         raise Failed("(ValueError) as told", "ScriptExecutionError")
     if do == "unserialisable":
-        raise Failed("'value' is no JSON", "FlowOutputUnserializable")
+        raise Failed("'value' is not JSON", "FlowOutputUnserializable")
     if do == "hang":
         FOREVER.wait()
     if do == "hang all":

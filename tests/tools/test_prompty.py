@@ -99,7 +99,7 @@ class TestResults:
 
         assert Prompty.load(write(model=json_format))(question="a") == {"a": 1, "b": 2}
         assert Prompty.load(write(INPUTS + "outputs: {b: {type: int}}\n", json_format))(question="a") == {"b": 2}
-        with pytest.raises(InvalidOutputKeyError, match="the answer has no c, which `outputs` names; it has a, b"):
+        with pytest.raises(InvalidOutputKeyError, match=r"the answer has no c, which `outputs` requires\. It has a, b"):
             Prompty.load(write(INPUTS + "outputs: {c: {type: int}}\n", json_format))(question="a")
 
     @pytest.mark.parametrize("text", ["no json", "[1]"])
@@ -158,7 +158,7 @@ class TestResults:
 
 class TestInputs:
     def test_missing_ones_are_named(self, write: Any) -> None:
-        with pytest.raises(MissingRequiredInputError, match=r"missing required inputs: question; given: tone"):
+        with pytest.raises(MissingRequiredInputError, match=r"required inputs are missing: question. Given: tone"):
             Prompty.load(write())(tone="a")
 
     def test_none_at_all_are_those_of_the_sample(self, write: Any) -> None:
@@ -215,7 +215,7 @@ class TestModel:
     def test_a_variable_that_is_not_set_is_named(self, write: Any) -> None:
         prompty = Prompty.load(write(configuration="{type: openai, model: m, api_key: '${env:NOT_SET}'}"))
 
-        with pytest.raises(InvalidConnectionError, match=r"configuration\.api_key is \$\{env:NOT_SET\}, and the env"):
+        with pytest.raises(InvalidConnectionError, match=r"configuration\.api_key is \$\{env:NOT_SET\}, but the env"):
             prompty(question="a")
 
     @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ class TestModel:
             ),
             ("{type: other, model: m}", "the type is 'other', expected 'azure_openai' or 'openai'"),
             ("{connection: c, api_key: canary, model: m}", "has `connection` and also api_key"),
-            ("{type: openai, api_key: canary}", "names no model"),
+            ("{type: openai, api_key: canary}", "does not name a model"),
         ],
     )
     def test_a_configuration_that_is_not_enough_says_what_is_missing(

@@ -55,7 +55,7 @@ class _CalledFlow:
                 inputs[declared.name] = CONVERTERS.get(declared.type, _as_it_is)(value)
             except CONVERSION_ERRORS as exc:
                 raise InputTypeError(
-                    f"Input {declared.name!r} of the flow {name!r} should be {declared.type}, found {value!r}: {exc}"
+                    f"Input {declared.name!r} of the flow {name!r} must be {declared.type}, found {value!r}: {exc}"
                 ) from exc
         return inputs
 

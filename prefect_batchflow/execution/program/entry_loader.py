@@ -186,7 +186,7 @@ def _aggregate_of(target: Any) -> UserFunction | None:
 def _described_inputs(declared: Mapping[str, FlowInput], parameters: Any, *, takes_any: bool) -> dict[str, FlowInput]:
     """A callable's inputs: names of its signature; types and defaults of the yaml, otherwise of the signature.
 
-    Without a type in the yaml, null stays null. A parameter whose default is no JSON is left out, so Python applies the
+    Without a type in the yaml, null stays null. A parameter whose default is not JSON is left out, so Python applies the
     default, unless the mapping names the parameter.
     """
     inputs = {}

@@ -128,5 +128,5 @@ def install_hint(name: str) -> str:
     """A sentence on how to install the package of a tool, with a leading space."""
     for module in PACKAGES:
         if name.startswith(f"{module}."):
-            return f" Install the package that has it: {pip_install(module)}"
-    return " Install the package that has it, in the Python that runs the flow."
+            return f" Install the package that contains it: {pip_install(module)}"
+    return " Install the package that contains it, in the Python that runs the flow."

@@ -43,7 +43,7 @@ def encode_record(record: LineRun) -> bytes:
             except Exception as exc:  # noqa: BLE001 - objects of user code
                 what = f"'{name}' of the output" if part == "output" else f"{name}, which the aggregation needs,"
                 message = (
-                    f"{what} is no JSON: ({type(exc).__name__}) {exception_text(exc)}. Return text, numbers, booleans, "
+                    f"{what} is not JSON: ({type(exc).__name__}) {exception_text(exc)}. Return text, numbers, booleans, "
                     "None, or lists and dicts of these."
                 )
                 fail_run(record, error_dict(FlowOutputUnserializable(message, target="Executor")))
@@ -52,7 +52,7 @@ def encode_record(record: LineRun) -> bytes:
 
 
 def _takes_any_output() -> bool:
-    """Whether a line may have an output that is no JSON; its repr is kept.
+    """Whether a line may have an output that is not JSON; its repr is kept.
 
     Source: promptflow `_core/run_tracker.py`, `_skip_serialization_check`.
     """
@@ -84,7 +84,7 @@ def _to_json(value: Any) -> Any:
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, bytes) and hasattr(value, "_mime_type"):
-        # An image inside an object that is no JSON; all other images are dictionaries by now.
+        # An image inside an object that is not JSON; all other images are dictionaries by now.
         return {f"data:{value._mime_type};base64": value.to_base64()}  # type: ignore[attr-defined]
     if isinstance(value, type):
         pass
@@ -92,7 +92,7 @@ def _to_json(value: Any) -> Any:
         return {name: getattr(value, name) for name in value.__dataclass_fields__}
     elif hasattr(value, "model_dump") and hasattr(value, "model_fields_set"):
         return value.model_dump()
-    raise TypeError(f"a {type(value).__name__} is no JSON")
+    raise TypeError(f"a {type(value).__name__} is not JSON")
 
 
 def _to_json_or_repr(value: Any) -> Any:

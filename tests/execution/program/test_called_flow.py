@@ -80,7 +80,7 @@ def test_an_async_flow_is_called_from_sync_code_inside_a_running_loop(tmp_path: 
             "'inner' failed: Execution failure in 'double': \\(ValueError\\) no 13",
         ),
         ({"n": 1}, InputNotFound, "needs the input 'note'"),
-        ({"note": "", "n": "x"}, InputTypeError, "'n' of the flow 'inner' should be int, found 'x'"),
+        ({"note": "", "n": "x"}, InputTypeError, "'n' of the flow 'inner' must be int, found 'x'"),
     ],
     ids=["node", "missing", "type"],
 )

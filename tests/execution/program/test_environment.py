@@ -44,7 +44,10 @@ def test_a_whole_reference_is_filled_in(text: str, value: str) -> None:
             "The environment variable A refers to the connection 'lost', which was not given. Given: 'plain'",
         ),
         ("${plain.lost}", "A refers to 'lost' of the connection 'plain', which has no such key"),
-        ("${mine.lost}", "variable A: 'lost' of the connection 'mine' is .*, and the environment has no LOST"),
+        (
+            "${mine.lost}",
+            "variable A: 'lost' of the connection 'mine' is .*, but the environment variable LOST is not set",
+        ),
         ("${object.lost}", "A refers to 'lost' of the connection 'object', which has no such key"),
     ],
 )

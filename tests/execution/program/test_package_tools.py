@@ -62,7 +62,7 @@ def test_an_unknown_id_is_refused_with_those_that_there_are(site: Path) -> None:
 
     assert str(caught.value) == (
         "No installed package has the tool 'shout_package.tools.shot'. Existing tools: shout_package.tools.shout. "
-        "Install the package that has it, in the Python that runs the flow."
+        "Install the package that contains it, in the Python that runs the flow."
     )
 
 

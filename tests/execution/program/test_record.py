@@ -91,7 +91,7 @@ class TestEncoding:
 
         assert given["status"] == stored["status"] == "Failed"
         assert innermost_code(stored["error"]) == "FlowOutputUnserializable"
-        assert stored["error"]["message"].startswith("'bad' of the output is no JSON: (TypeError) a set is no JSON.")
+        assert stored["error"]["message"].startswith("'bad' of the output is not JSON: (TypeError) a set is not JSON.")
         assert given["error"] == stored["error"]
         assert (stored["output"], stored["aggregation_inputs"]) == (None, {})
         assert stored["nodes"][0]["node"] == "a"
@@ -101,7 +101,7 @@ class TestEncoding:
 
         assert stored["status"] == "Failed"
         assert stored["error"]["message"].startswith(
-            "${a.output}, which the aggregation needs, is no JSON: (TypeError)"
+            "${a.output}, which the aggregation needs, is not JSON: (TypeError)"
         )
 
     def test_an_output_that_contains_itself_fails_the_line(self) -> None:

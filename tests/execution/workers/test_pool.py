@@ -301,7 +301,7 @@ class TestSyncLines:
             "talk of memory",
             "sys.exit",
             "recursion",
-            "output is no JSON",
+            "output is not JSON",
         ],
     )
     async def test_what_a_line_does_to_itself_costs_that_line(
