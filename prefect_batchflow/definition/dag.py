@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from prefect_batchflow.definition.document import (
     DISPLAY_KEYS,
     Problems,
+    listed,
     mapping_at,
     read_environment,
     read_inputs,
@@ -71,14 +72,7 @@ def flow_of_document(
     """Give the flow of a parsed flow.dag.yaml.
 
     For a flow in another language, only inputs, outputs, `service` and the nodes' `aggregation` are read. Its executor
-    knows the rest.
-
-    Args:
-        document: The content of the file.
-        file: The yaml.
-        working_dir: The folder of its sources.
-        variant: `${node.variant}` for this run; empty: the default of each node.
-        node_connections: Node to its connections in this run, as for `load_flow`.
+    knows the rest. `variant` and `node_connections` are as for `load_flow`.
 
     Raises:
         InvalidOptionError: The node or variant does not exist, or the node takes no such connection.
@@ -184,8 +178,7 @@ def _read_node(entry: Any, number: int, working_dir: Path, includes: Sequence[Pa
     kind = entry.get("type")
     if kind not in NODE_TYPES:
         found = f"the type '{kind}' is not supported" if kind else "no 'type'"
-        expected = ", ".join(f"'{name}'" for name in NODE_TYPES)
-        problems.add(place, f"{found}. Expected one of {expected}.", UnsupportedFeatureError)
+        problems.add(place, f"{found}. Expected one of {listed(NODE_TYPES)}.", UnsupportedFeatureError)
     if kind == "llm" and not (isinstance(entry.get("connection"), str) and entry["connection"]):
         problems.add(place, f"expected 'connection' with the name of one, found {entry.get('connection')!r}.")
     inputs = {}
@@ -322,8 +315,8 @@ def _check_outputs(
 
 
 def _unknown(value: Reference, what: str, known: Iterable[str]) -> str:
-    names = ", ".join(f"'{name}'" for name in known) or "none"
-    return f"{value.text} refers to the {what} '{value.name}', which does not exist. Existing: {names}."
+    there = listed(known) or "none"
+    return f"{value.text} refers to the {what} '{value.name}', which does not exist. Existing: {there}."
 
 
 def _in_order(nodes: list[Node], problems: Problems) -> tuple[Node, ...]:

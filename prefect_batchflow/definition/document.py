@@ -193,6 +193,11 @@ def says_nothing(value: Any) -> bool:
     return value is None or value is False or value in ("", [], {})
 
 
+def listed(names: Iterable[str]) -> str:
+    """The names in quotes, separated by commas."""
+    return ", ".join(f"'{name}'" for name in names)
+
+
 def refuse_other_keys(given: dict[str, Any], known: Iterable[str], place: str, problems: Problems) -> None:
     """Note every unknown key that has a value."""
     known = set(known)
@@ -219,14 +224,7 @@ def mapping_at(given: dict[str, Any], key: str, place: str, problems: Problems) 
 def read_inputs(
     given: dict[str, Any], key: str, problems: Problems, *, empty_is_none: bool = False
 ) -> dict[str, FlowInput]:
-    """Read `inputs` or `init`.
-
-    Args:
-        given: The document.
-        key: `inputs` or `init`.
-        problems: Takes problems.
-        empty_is_none: Whether an empty text as default means no default, as in flex flows.
-    """
+    """Read the key `inputs` or `init`. With `empty_is_none`, an empty text as default means no default, as in flex flows."""
     inputs = {}
     for name, spec in mapping_at(given, key, "top level", problems).items():
         place = f"{key} '{name}'"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from prefect_batchflow.definition.document import listed
 from prefect_batchflow.exceptions import InvalidOptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from prefect_batchflow.definition.document import Problems
 
@@ -47,12 +48,7 @@ def with_node_connections(
     """Give the document with the choices written into its nodes.
 
     For an `llm` node, `connection` becomes its own, `deployment_name` and `model` become inputs. For any other tool, all
-    choices become inputs; whether they are connections is checked once the tool is imported.
-
-    Args:
-        document: A parsed flow.dag.yaml, variants already applied.
-        node_connections: Node to its choices: `connection`, `deployment_name`, `model` or an input, each to a name.
-        problems: Those of the yaml; they know its file.
+    choices become inputs; whether they are connections is checked once the tool is imported. Variants are applied before.
 
     Raises:
         InvalidOptionError: The node does not exist or takes no such choice; the message lists the possible ones.
@@ -66,7 +62,7 @@ def with_node_connections(
         if node not in names:
             raise InvalidOptionError(
                 f"{problems.file}: a connection was chosen for the node '{node}', which does not exist. Nodes: "
-                f"{_listed(names)}."
+                f"{listed(names)}."
             )
     nodes = []
     for entry in entries:
@@ -79,7 +75,7 @@ def _with_chosen(entry: dict[str, Any], chosen: Mapping[str, str], problems: Pro
     kind, place = entry.get("type"), f"{problems.file}, node '{entry['name']}'"
     if kind == "prompt":
         raise InvalidOptionError(
-            f"{place}: {_listed(chosen)} was chosen, but a prompt node asks no model and takes no connection. Choose it for "
+            f"{place}: {listed(chosen)} was chosen, but a prompt node asks no model and takes no connection. Choose it for "
             "the node that asks the model."
         )
     inputs = dict(chosen)
@@ -87,7 +83,7 @@ def _with_chosen(entry: dict[str, Any], chosen: Mapping[str, str], problems: Pro
     if kind == "llm":
         if unknown := [name for name in chosen if name not in (CONNECTION, *MODEL_INPUTS)]:
             raise InvalidOptionError(
-                f"{place}: {_listed(unknown)} was chosen, but for an llm node only {_listed((CONNECTION, *MODEL_INPUTS))} can "
+                f"{place}: {listed(unknown)} was chosen, but for an llm node only {listed((CONNECTION, *MODEL_INPUTS))} can "
                 "be chosen. Leave the others out, or write them into the flow."
             )
         if CONNECTION in inputs:
@@ -96,7 +92,3 @@ def _with_chosen(entry: dict[str, Any], chosen: Mapping[str, str], problems: Pro
     if isinstance(own, dict) or own is None:  # anything else is reported as a problem of the yaml
         written["inputs"] = {**(own or {}), **inputs}
     return written
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names)

@@ -46,10 +46,7 @@ def flow_of_prompty(file: Path, working_dir: Path) -> Flow:
     """Give the flow of a `.prompty` file.
 
     Its inputs are those under `inputs`, otherwise those under `sample`, otherwise the variables of the template.
-
-    Args:
-        file: An existing file.
-        working_dir: As for any flow. `${file:…}` is relative to the prompty.
+    `${file:…}` is relative to the prompty.
 
     Raises:
         InvalidFlowRequest: The message lists every problem; the class is theirs if they share one.

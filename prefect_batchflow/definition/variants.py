@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from prefect_batchflow.definition.document import mapping_at
+from prefect_batchflow.definition.document import listed, mapping_at
 from prefect_batchflow.exceptions import InvalidOptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from prefect_batchflow.definition.document import Problems
 
@@ -31,12 +31,9 @@ def parse_variant(text: str) -> tuple[str, str]:
 
 
 def with_variants(document: dict[str, Any], variant: str, problems: Problems) -> dict[str, Any]:
-    """Give the document with each node that has `use_variants` replaced by its variant.
+    """Give a parsed flow.dag.yaml with each node that has `use_variants` replaced by its variant.
 
-    Args:
-        document: A parsed flow.dag.yaml.
-        variant: `${node.variant}` for this run; empty: the default of each node.
-        problems: Takes the problems of the yaml.
+    An empty `variant` is the default of each node.
 
     Raises:
         InvalidOptionError: The chosen node or variant does not exist; the message lists the existing ones.
@@ -60,7 +57,7 @@ def with_variants(document: dict[str, Any], variant: str, problems: Problems) ->
 def _choice(text: str, all_variants: Mapping[str, Any], varied: set[str], problems: Problems) -> dict[str, str]:
     node, variant = parse_variant(text)
     if node not in varied:
-        there = _listed(sorted(varied)) or "none"
+        there = listed(sorted(varied)) or "none"
         raise InvalidOptionError(
             f"{problems.file}: the variant {text!r} was chosen, but no node '{node}' has `use_variants: true`. Nodes that "
             f"have it: {there}."
@@ -68,7 +65,7 @@ def _choice(text: str, all_variants: Mapping[str, Any], varied: set[str], proble
     known = _variants_of(all_variants.get(node))
     if variant not in known:
         raise InvalidOptionError(
-            f"{problems.file}: the node '{node}' has no variant '{variant}'. It has {_listed(known) or 'none'}."
+            f"{problems.file}: the node '{node}' has no variant '{variant}'. It has {listed(known) or 'none'}."
         )
     return {node: variant}
 
@@ -84,12 +81,12 @@ def _written_out(
     given = all_variants.get(name)
     known = _variants_of(given)
     if not isinstance(given, dict) or not known:
-        there = _listed(all_variants) or "none"
+        there = listed(all_variants) or "none"
         problems.add(place, f"it has `use_variants`, but 'node_variants' has no variants for it, only for: {there}.")
         return None
     variant = chosen.get(name) or given.get("default_variant_id")
     if variant not in known:
-        text = f"'default_variant_id' is {variant!r}, expected one of {_listed(known)}. Or choose one for the run."
+        text = f"'default_variant_id' is {variant!r}, expected one of {listed(known)}. Or choose one for the run."
         problems.add(f"node_variants of '{name}'", text)
         return None
     node = known[variant].get("node") if isinstance(known[variant], dict) else None
@@ -103,7 +100,3 @@ def _written_out(
 def _variants_of(given: Any) -> dict[str, Any]:
     variants = given.get("variants") if isinstance(given, dict) else None
     return variants if isinstance(variants, dict) else {}
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names)
