@@ -152,11 +152,7 @@ def _finite(number: str) -> float:
 
 
 def assignments(option: str, texts: Iterable[str]) -> dict[str, Any]:
-    """Read `name=value` texts; `value_of` reads the values.
-
-    Args:
-        option: The option's name for messages, such as `--map`.
-        texts: As typed, `question=${data.q}`.
+    """Read the `name=value` texts of an option such as `--map`; `value_of` reads the values.
 
     Raises:
         InvalidOptionError: A text lacks a name or a value, or two have the same name.

@@ -33,12 +33,7 @@ from prefect_batchflow.cli.arguments import (
 )
 from prefect_batchflow.cli.process import end_soon, quiet_prefect
 from prefect_batchflow.cli.running import COMPLETED, EXIT_STATUSES, RUN_FAILED, run_and_show, show_run
-from prefect_batchflow.exceptions import (
-    BatchflowException,
-    InvalidOptionError,
-    UnexpectedError,
-    error_dict,
-)
+from prefect_batchflow.exceptions import BatchflowException, InvalidOptionError, UnexpectedError, error_dict
 from prefect_batchflow.settings import PARAMETERS, RUN_FILE_KEYS
 
 if TYPE_CHECKING:
@@ -346,7 +341,9 @@ def _status(words: list[str], screen: Screen) -> int:
     except (BatchflowException, KeyboardInterrupt) as exc:
         return _failed(exc, screen)
     except Exception as exc:  # noqa: BLE001 - the border: show any error
-        return _failed(_unexpected(exc), screen)
+        error = UnexpectedError(f"({type(exc).__name__}) {exc}. Add --debug for the traceback.")
+        error.__cause__ = exc
+        return _failed(error, screen)
     return status
 
 
@@ -379,9 +376,3 @@ def _failed(exc: BaseException, screen: Screen) -> int:
     if screen.json:
         print_json({"error": error_dict(exc, debug=screen.debug) | {"message": message}})
     return next((status for kind, status in EXIT_STATUSES if isinstance(exc, kind)), RUN_FAILED)
-
-
-def _unexpected(exc: Exception) -> UnexpectedError:
-    error = UnexpectedError(f"({type(exc).__name__}) {exc}. Add --debug for the traceback.")
-    error.__cause__ = exc
-    return error

@@ -82,13 +82,7 @@ def check_flow(
     variant: str = "",
     node_connections: Mapping[str, Mapping[str, str]] | None = None,
 ) -> FlowCheck:
-    """Read a flow and its source files, without importing them.
-
-    Args:
-        source: As for `load_flow`.
-        working_dir: As for `load_flow`.
-        variant: As for `load_flow`.
-        node_connections: As for `load_flow`.
+    """Read a flow and its source files, without importing them. The arguments are those of `load_flow`.
 
     Raises:
         FlowNotFoundError: There is nothing to check.

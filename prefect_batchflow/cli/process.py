@@ -49,13 +49,6 @@ def signals_interrupt() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def is_signal(cause: BaseException | None) -> bool:
-    """Whether this is Prefect's exception for a signal that came outside of `batch_run`."""
-    from prefect.exceptions import TerminationSignal
-
-    return isinstance(cause, TerminationSignal)
-
-
 def end_soon(status: int, *, debug: bool) -> None:
     """End within `EXIT_GRACE_SEC` and without output, even if Prefect's threads still have something to send."""
     for stream in (sys.stdout, sys.stderr):

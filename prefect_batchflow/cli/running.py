@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from prefect_batchflow.cli.process import is_signal, quiet_prefect, signals_interrupt
+from prefect_batchflow.cli.process import quiet_prefect, signals_interrupt
 from prefect_batchflow.exceptions import (
     BatchRunTimeoutError,
     LineFailureError,
@@ -58,6 +58,8 @@ def run_and_show(
 
     run_id = parameters["run_id"]
     with signals_interrupt(), Progress(living=False if screen.debug else None) as progress:
+        from prefect.exceptions import TerminationSignal
+
         from prefect_batchflow.flows import run_batch
         from prefect_batchflow.prefect_runtime.flow_runs import flow_run_url
         from prefect_batchflow.prefect_runtime.own_server import has_own_server
@@ -77,7 +79,7 @@ def run_and_show(
         try:
             result = run_batch({**parameters, "storage": storage}, live)
         except UnexpectedError as exc:
-            if live.cancel_reason or is_signal(exc.__cause__):
+            if live.cancel_reason or isinstance(exc.__cause__, TerminationSignal):  # a signal outside of `batch_run`
                 raise KeyboardInterrupt from exc
             raise
         try:

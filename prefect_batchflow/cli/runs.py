@@ -141,11 +141,7 @@ async def read_run(files: RunStorageBlock, manifest: Manifest) -> StoredRun:
 
 
 async def list_runs(files: RunStorageBlock, limit: int | None = None) -> Listing:
-    """The runs of a storage, by their last start, newest first.
-
-    Args:
-        files: The storage's file system.
-        limit: The number of runs to read; `None` is all.
+    """The runs of a storage, by their last start, newest first: `limit` of them, or all.
 
     Raises:
         StorageError: The storage cannot be listed. A run that cannot be read becomes one of the problems.

@@ -37,9 +37,8 @@ def print_check(checked: FlowCheck) -> None:
     colour = "red" if problems else "yellow" if needs else "green"
     name = one_line(checked.name or checked.source, 200)
     out.print(Text.assemble((f"{name}{kind} {verdict}", f"bold {colour}")))
-    inputs = {item.name: _input_text(item) for item in checked.inputs}
-    print_facts(out, inputs, "Inputs")
-    print_facts(out, {item.name: _init_text(item) for item in checked.init}, "Constructor")
+    print_facts(out, {item.name: _text_of(item, "mapped") for item in checked.inputs}, "Inputs")
+    print_facts(out, {item.name: _text_of(item, "given") for item in checked.init}, "Constructor")
     nodes = {
         node.name: f"{node.type:<10}  {node.source}" + f"  ({node.how})" * bool(node.how) for node in checked.nodes
     }
@@ -72,22 +71,16 @@ def check_document(checked: FlowCheck) -> dict[str, Any]:
         "name": checked.name,
         "kind": checked.kind,
         "runs": checked.runs,
-        "inputs": [
-            {"name": item.name, "type": item.type} | ({} if item.required else {"default": item.default})
-            for item in checked.inputs
-        ],
-        "init": [
-            {"name": item.name, "type": item.type} | ({} if item.required else {"default": item.default})
-            for item in checked.init
-        ],
+        "inputs": list(map(_input_document, checked.inputs)),
+        "init": list(map(_input_document, checked.init)),
         "nodes": [asdict(node) for node in checked.nodes],
         "findings": [asdict(finding) for finding in checked.findings],
     }
 
 
-def _input_text(item: FlowInput) -> str:
-    return item.type if item.required else f"{item.type}, {value_text(item.default)} unless it is mapped"
+def _input_document(item: FlowInput) -> dict[str, Any]:
+    return {"name": item.name, "type": item.type} | ({} if item.required else {"default": item.default})
 
 
-def _init_text(item: FlowInput) -> str:
-    return item.type if item.required else f"{item.type}, {value_text(item.default)} unless it is given"
+def _text_of(item: FlowInput, done: str) -> str:
+    return item.type if item.required else f"{item.type}, {value_text(item.default)} unless it is {done}"

@@ -16,7 +16,7 @@ from prefect_batchflow.results.models import summary_line
 from prefect_batchflow.results.records import Status
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from rich.console import Console
 
@@ -52,7 +52,11 @@ def print_run(
     if len(result.metrics) > MAX_METRICS:
         out.print(f"  and {len(result.metrics) - MAX_METRICS} more")
     _print_errors(out, run)
-    _print_notes(out, run.notes)
+    if run.notes:
+        out.print()
+        out.print(Text("Notes", style="bold"))
+    for note in run.notes:
+        out.print(indented(2, printable(note)))
     places = {
         "Folder": run.folder,
         "Outputs": run.outputs,
@@ -114,7 +118,9 @@ def next_commands(run: StoredRun, storage_option: str = "") -> list[tuple[str, s
     # Rows that could not be read have no inputs to run with, so there is none for them either.
     codes = {group.code for group in run.error_groups}
     if run.failed and not is_secret and codes != {InvalidUserData.__name__}:
-        mapping = [part for name in _mapped(manifest.inputs_mapping) for part in ("--map", f"{name}=${{data.{name}}}")]
+        # The file of failed lines has a column for each mapped input.
+        mapped = [name for name in manifest.inputs_mapping if name != "line_number"]
+        mapping = [part for name in mapped for part in ("--map", f"{name}=${{data.{name}}}")]
         again = [
             "batchflow",
             "run",
@@ -136,11 +142,6 @@ def _node_connections(chosen: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
     for node, inputs in chosen.items():
         for name, value in inputs.items():
             yield from ("--node-connections", f"{node}.{name}={value}")
-
-
-def _mapped(inputs_mapping: Iterable[str]) -> Iterator[str]:
-    """The mapped inputs. The file of failed lines has a column for each of them."""
-    return (name for name in inputs_mapping if name != "line_number")
 
 
 def _headline_colour(run: StoredRun) -> str:
@@ -197,11 +198,3 @@ def _errors_beside_lines(result: BatchResult) -> Iterator[tuple[str, dict[str, A
         yield "the run", summary.batch_error_dict
     for name, error in summary.aggr_error_dict.items():
         yield f"aggregation, {name}", error or {}
-
-
-def _print_notes(out: Console, notes: Iterable[str]) -> None:
-    for number, note in enumerate(notes):
-        if not number:
-            out.print()
-            out.print(Text("Notes", style="bold"))
-        out.print(indented(2, printable(note)))
