@@ -81,10 +81,7 @@ class BatchEngine:
         if unknown:
             raise InvalidOptionError(f"BatchEngine has no {', '.join(unknown)}. It has {', '.join(sorted(OPTIONS))}.")
         self._flow: Flow = load_flow(
-            flow_file,
-            working_dir,
-            variant=kwargs.get("variant", ""),
-            node_connections=kwargs.get("node_connections"),
+            flow_file, working_dir, variant=kwargs.get("variant", ""), node_connections=kwargs.get("node_connections")
         )
         self._flow_object = None if isinstance(flow_file, str | os.PathLike) else flow_file
         self._connections = connections

@@ -18,11 +18,7 @@ from prefect.states import Cancelled, Completed, Failed
 from pydantic import ValidationError
 
 from prefect_batchflow.definition.document import environment_texts
-from prefect_batchflow.exceptions import (
-    BatchflowException,
-    InvalidOptionError,
-    UnexpectedError,
-)
+from prefect_batchflow.exceptions import BatchflowException, InvalidOptionError, UnexpectedError
 from prefect_batchflow.prefect_runtime.flow_runs import current_flow_run, is_cancelled_in_prefect
 from prefect_batchflow.prefect_runtime.gone_server import give_up, let_go_of_server
 from prefect_batchflow.prefect_runtime.own_server import start_own_server

@@ -165,10 +165,7 @@ Limit, Retry = partial(Option, group=LIMITS), partial(Option, group=RETRIES)
 
 
 def check_options(values: Mapping[str, Any]) -> None:
-    """Refuse options that are out of bounds.
-
-    Args:
-        values: Name to value.
+    """Refuse options, by name, that are out of bounds.
 
     Raises:
         InvalidOptionError: The message names each such option, its value and what is allowed.
@@ -513,26 +510,26 @@ RUN_FILE_KEYS: Final = {option.run_file: option.name for option in PARAMETERS.va
 OPTION_NAMES: Final = tuple(item.name for item in fields(RunOptions))
 
 
-def positive_number(name: str, default: float | None) -> float | None:
-    """A number from the environment; unset, unreadable or not above zero gives the default.
-
-    Source: promptflow `batch/_batch_engine.py`, `PF_LINE_TIMEOUT_SEC` and similar variables.
-    """
-    try:
-        value = float(os.environ.get(name, ""))
-    except ValueError:
-        return default
-    return value if value > 0 else default
-
-
 def given_by_promptflows_variables() -> dict[str, Any]:
-    """The parameters of `batch_run` that `PF_LINE_TIMEOUT_SEC`, `PF_BATCH_TIMEOUT_SEC` and `PF_WORKER_COUNT` set."""
+    """The parameters of `batch_run` that `PF_LINE_TIMEOUT_SEC`, `PF_BATCH_TIMEOUT_SEC` and `PF_WORKER_COUNT` set.
+
+    A variable that is unset, unreadable or not above zero sets nothing.
+    Source: promptflow `batch/_batch_engine.py`.
+    """
     found = {
-        "line_timeout_sec": positive_number("PF_LINE_TIMEOUT_SEC", None),
-        "batch_timeout_sec": positive_number("PF_BATCH_TIMEOUT_SEC", None),
-        "worker_count": int(positive_number("PF_WORKER_COUNT", None) or 0),
+        "line_timeout_sec": _number_from("PF_LINE_TIMEOUT_SEC"),
+        "batch_timeout_sec": _number_from("PF_BATCH_TIMEOUT_SEC"),
+        "worker_count": int(_number_from("PF_WORKER_COUNT")),
     }
-    return {name: value for name, value in found.items() if value}
+    return {name: value for name, value in found.items() if value > 0}
+
+
+def _number_from(variable: str) -> float:
+    try:
+        value = float(os.environ.get(variable, ""))
+    except ValueError:
+        return 0
+    return value if value > 0 else 0
 
 
 def default_home() -> Path:

@@ -27,23 +27,14 @@ def rerun_errors(text: str) -> tuple[str, ...]:
     Raises:
         InvalidOptionError: A name looks like an error class but is not one.
     """
-    names = error_names(text, (FAILED, TIMED_OUT))
+    names = retried_errors(text, (FAILED, TIMED_OUT))
     if FAILED in names and len(names) > 1:
         raise InvalidOptionError(f"{FAILED!r} means all failed lines. Remove it, or remove the other names.")
     return () if FAILED in names else names
 
 
-def retried_errors(text: str) -> tuple[str, ...]:
-    """Read the errors, separated by commas, that are retried.
-
-    Raises:
-        InvalidOptionError: A name looks like an error class but is not one.
-    """
-    return error_names(text)
-
-
-def error_names(text: str, words: Sequence[str] = ()) -> tuple[str, ...]:
-    """Read a list of errors, separated by commas: error classes, codes and exception types.
+def retried_errors(text: str, words: Sequence[str] = ()) -> tuple[str, ...]:
+    """Read the errors, separated by commas, that are retried: error classes, codes and exception types.
 
     Args:
         text: The list as typed.

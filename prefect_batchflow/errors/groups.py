@@ -116,11 +116,9 @@ _CAUSES: tuple[tuple[re.Pattern[str], str], ...] = (
 
 
 def advice_for(code: str, message: str) -> str:
-    """What to do about an error, in one or two sentences.
+    """What to do about an error with this innermost code, in one or two sentences.
 
-    Args:
-        code: Its innermost code, such as `LineExecutionTimeoutError`.
-        message: Its message; for errors of the flow's own code it names the exception.
+    The message of an error of the flow's own code names the exception.
     """
     if code in _ADVICE:
         return _ADVICE[code]
@@ -175,21 +173,13 @@ class ErrorGroups:
         return iter(sorted(self._groups.values(), key=lambda group: (-group.count, group.line_numbers[0])))
 
     def add(self, line_number: int, error: dict[str, Any]) -> None:
-        """Count the error of one line.
-
-        Args:
-            line_number: The line's number.
-            error: Its error dictionary.
-        """
+        """Count the error dictionary of one line."""
         message = str(error.get("message", ""))
-        self._group(innermost_code(error), message_template(message)).add(line_number, message)
-
-    def _group(self, code: str, template: str) -> ErrorGroup:
+        code, template = innermost_code(error), message_template(message)
         group = self._groups.get((code, template))
-        if group is not None:
-            return group
-        if len(self._groups) < MAX_GROUPS:
-            return self._groups.setdefault((code, template), ErrorGroup(code, template, sample=""))
-        if self.other is None:
-            self.other = ErrorGroup("Other", f"errors beyond the first {MAX_GROUPS} groups", sample="")
-        return self.other
+        if group is None and len(self._groups) < MAX_GROUPS:
+            group = self._groups[code, template] = ErrorGroup(code, template, sample="")
+        if group is None:
+            self.other = self.other or ErrorGroup("Other", f"errors beyond the first {MAX_GROUPS} groups", sample="")
+            group = self.other
+        group.add(line_number, message)

@@ -69,10 +69,9 @@ MAX_NOT_BEFORE_SEC = 300.0
 
 
 def not_before_sec(error: dict[str, Any]) -> float:
-    """The wait in seconds before a line's next attempt, from `Retry-After`; 0 if the error asks for none.
+    """The wait in seconds before a line's next attempt, from `Retry-After`; 0 if the error dictionary asks for none.
 
-    Args:
-        error: An error dictionary; `retry_after_sec` in its `additionalInfo` counts, up to `MAX_NOT_BEFORE_SEC`.
+    `retry_after_sec` in its `additionalInfo` counts, up to `MAX_NOT_BEFORE_SEC`.
     """
     asked = [info.get("retry_after_sec") for info in infos(error)]
     return min(max((sec for sec in asked if isinstance(sec, int | float) and sec > 0), default=0.0), MAX_NOT_BEFORE_SEC)

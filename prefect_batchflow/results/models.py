@@ -314,15 +314,9 @@ class BatchResult(ResultModel):
         status: Status = Status.Completed,
         batch_error: dict[str, Any] | None = None,
     ) -> Self:
-        """Give the result of a run from its tally.
+        """Give the result of a run from its tally. Lines of the data without a receipt have not started.
 
-        Args:
-            tally: The counts so far.
-            total_lines: Lines in the data; lines without a receipt have not started.
-            start_time: When the run began.
-            end_time: When the run ended.
-            status: The run's; a batch error makes it `Failed`.
-            batch_error: The error dictionary of the error that stopped the run.
+        A `batch_error`, the error dictionary of the error that stopped the run, makes it `Failed`.
         """
         if tally.ended_lines > total_lines:
             raise ValueError(
@@ -387,12 +381,7 @@ class BatchResult(ResultModel):
 
 
 def line_result(record: LineRecord, run_id: str) -> LineResult:
-    """Give promptflow's result of a line from its record.
-
-    Args:
-        record: The line's newest record.
-        run_id: The batch run's id; the line's id is `{run_id}_{line_number}`.
-    """
+    """Give promptflow's result of a line from its newest record. The line's id is `{run_id}_{line_number}`."""
     line_number = record["line_number"]
     line_run_id = f"{run_id}_{line_number}"
     info = FlowRunInfo(
@@ -424,12 +413,7 @@ def line_result(record: LineRecord, run_id: str) -> LineResult:
 
 
 def aggregation_result(run: AggregationRun, run_id: str) -> AggregationResult:
-    """Give promptflow's result of an aggregation from the executor's.
-
-    Args:
-        run: The aggregation's output, metrics, nodes and error.
-        run_id: The batch run's id; a node's id is `{run_id}_{node}_reduce`.
-    """
+    """Give promptflow's result of an aggregation from the executor's. A node's id is `{run_id}_{node}_reduce`."""
     nodes = {
         node["node"]: _node_run_info(node, run_id, suffix="reduce", parent_run_id=run_id, index=None)
         for node in run["nodes"]
