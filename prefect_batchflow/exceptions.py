@@ -1,4 +1,6 @@
-"""Every error of the package, and the error dictionary of promptflow made from one.
+"""Every exception of the package, and the error dictionary of promptflow made from one.
+
+Which errors are retried is in `errors.classes`.
 
 Classes below a class, or after its colon, derive from it. Each class says when it is raised::
 

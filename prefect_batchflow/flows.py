@@ -1,4 +1,7 @@
-"""`batch_run`: the Prefect flow of a batch run, and `run_batch`, which runs it from Python."""
+"""`batch_run`: the Prefect flow of a batch run, and `run_batch`, which runs it from Python.
+
+The texts of its form are in `settings`, beside the options.
+"""
 
 import asyncio
 import inspect

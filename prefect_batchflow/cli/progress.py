@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prefect_batchflow.cli.screen import console, printable
-from prefect_batchflow.report.markdown import seconds_text
+from prefect_batchflow.report.summary import seconds_text
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from prefect_batchflow.report.markdown import one_line
+from prefect_batchflow.report.summary import one_line
 
 STATUS_COLOURS = {
     "Completed": "green",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from rich.text import Text
 
 from prefect_batchflow.cli.screen import console, indented, print_facts, printable
-from prefect_batchflow.report.markdown import one_line, value_text
+from prefect_batchflow.report.summary import one_line, value_text
 
 if TYPE_CHECKING:
     from prefect_batchflow.cli.flow_check import FlowCheck, Level

@@ -11,7 +11,7 @@ from prefect_batchflow.cli.arguments import words_of
 from prefect_batchflow.cli.screen import STATUS_COLOURS, console, indented, print_facts, printable
 from prefect_batchflow.errors.groups import advice_for
 from prefect_batchflow.exceptions import InvalidUserData, innermost_code
-from prefect_batchflow.report.markdown import one_line, seconds_text, value_text
+from prefect_batchflow.report.summary import one_line, seconds_text, value_text
 from prefect_batchflow.results.models import summary_line
 from prefect_batchflow.results.records import Status
 

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prefect_batchflow.cli.screen import STATUS_COLOURS, console, print_note, printable
-from prefect_batchflow.report.markdown import one_line, seconds_text
+from prefect_batchflow.report.summary import one_line, seconds_text
 
 if TYPE_CHECKING:
     from prefect_batchflow.cli.runs import Listing, StoredRun

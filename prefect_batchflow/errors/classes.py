@@ -1,5 +1,7 @@
 """Error classes, which decide whether a failed line is retried: the list of them, and the errors in each.
 
+The exceptions that the package raises are in `exceptions`.
+
 The class comes from the exception itself in a worker, and from the error dictionary elsewhere, where nothing else is left.
 Exceptions are recognised by name, so that no library is imported for it.
 """

@@ -22,7 +22,7 @@ from prefect.artifacts import (
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_logger, get_run_logger
 
-from prefect_batchflow.report.markdown import escaped
+from prefect_batchflow.report.summary import escaped
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

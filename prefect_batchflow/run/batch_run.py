@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from prefect_batchflow.run.ending import Ending, ended_before_lines
 from prefect_batchflow.run.feeding import Feeding
-from prefect_batchflow.run.opening import Opening
 from prefect_batchflow.run.preparation import preparation
+from prefect_batchflow.run.resuming import Resuming
 from prefect_batchflow.run.state import RunState
 from prefect_batchflow.storage.lease import Lease
 
@@ -46,10 +46,10 @@ async def run_stages(request: BatchRequest, live: LiveRun) -> BatchResult:
             return await ending.report()
 
 
-async def _prepare(state: RunState, preparing: Preparation) -> tuple[Prepared, Opening, int]:
+async def _prepare(state: RunState, preparing: Preparation) -> tuple[Prepared, Resuming, int]:
     """Do everything that can refuse the run, before anything is in the storage."""
     prepared = await preparing.prepare()
-    opening = Opening(state, prepared)
+    opening = Resuming(state, prepared)
     await opening.check_before_writing()
     places = await prepared.cluster.connect() if prepared.cluster is not None else 0
     return prepared, opening, places

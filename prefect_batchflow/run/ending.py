@@ -9,7 +9,7 @@ from prefect_batchflow.images.forms import form_of
 from prefect_batchflow.prefect_runtime.gone_server import let_go_of_server, server_answers
 from prefect_batchflow.prefect_runtime.own_server import has_own_server, wait_until_recorded
 from prefect_batchflow.report.artifacts import write_failed_lines, write_summary
-from prefect_batchflow.report.markdown import failed_table, summary_markdown
+from prefect_batchflow.report.summary import failed_table, summary_markdown
 from prefect_batchflow.results.models import summary_line
 from prefect_batchflow.run.aggregation import aggregate
 from prefect_batchflow.settings import default_storage_url
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from prefect_batchflow.results.models import BatchResult
     from prefect_batchflow.results.records import LineRecord
     from prefect_batchflow.run.handle import LiveRun
-    from prefect_batchflow.run.opening import Opened
     from prefect_batchflow.run.preparation import Prepared
+    from prefect_batchflow.run.resuming import Resumed
     from prefect_batchflow.run.state import RunState
     from prefect_batchflow.storage.index import Stored
 
@@ -40,7 +40,7 @@ class Ending:
     `counts` tells whether the newest record of a line belongs to this run's data and is final.
     """
 
-    def __init__(self, state: RunState, prepared: Prepared, opened: Opened, counts: Callable[[Stored], bool]) -> None:
+    def __init__(self, state: RunState, prepared: Prepared, opened: Resumed, counts: Callable[[Stored], bool]) -> None:
         self._state = state
         self._prepared = prepared
         self._opened = opened

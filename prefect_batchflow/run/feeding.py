@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from prefect_batchflow.execution.executor import LineOutcome
     from prefect_batchflow.execution.line_feed import LineFeed
     from prefect_batchflow.lines import Line
-    from prefect_batchflow.run.opening import Opened
     from prefect_batchflow.run.preparation import Prepared
+    from prefect_batchflow.run.resuming import Resumed
     from prefect_batchflow.run.state import RunState
     from prefect_batchflow.storage.index import Stored
 
@@ -52,7 +52,7 @@ class Feeding:
     `places` is the number of tasks that the cluster, if there is one, runs at once.
     """
 
-    def __init__(self, state: RunState, prepared: Prepared, opened: Opened, places: int) -> None:
+    def __init__(self, state: RunState, prepared: Prepared, opened: Resumed, places: int) -> None:
         self._state = state
         self._options, self._live, self._tally = state.options, state.live, state.tally
         self._prepared = prepared

@@ -27,7 +27,7 @@ from prefect_batchflow.inputs.places import absolute
 from prefect_batchflow.inputs.readers import open_source
 from prefect_batchflow.lines import check, read_lines
 from prefect_batchflow.run.roots import ROOTS_VARIABLE, check_roots_of
-from prefect_batchflow.storage.previous_run import (
+from prefect_batchflow.storage.source_run import (
     INPUTS,
     OUTPUTS,
     open_previous_inputs,

@@ -15,7 +15,7 @@ from prefect_batchflow.exceptions import RunInUseError
 from prefect_batchflow.flows import run_batch
 from prefect_batchflow.run import batch_run, ending
 from prefect_batchflow.run.handle import LiveRun
-from prefect_batchflow.run.opening import Opening
+from prefect_batchflow.run.resuming import Resuming
 from prefect_batchflow.storage.lease import Lease
 from prefect_batchflow.storage.records import RunRecords
 
@@ -71,7 +71,7 @@ def test_a_run_that_is_cancelled_while_its_records_are_read_ends_at_once(
     if during == "scan":
         monkeypatch.setattr(RunRecords, "scan", long)
     else:
-        monkeypatch.setattr(Opening, "_take_over", long)
+        monkeypatch.setattr(Resuming, "_take_over", long)
         parameters |= {"run_id": "another", "resume_from": "r"}
     outputs = (storage / "r" / "outputs.jsonl").read_bytes()
 
@@ -103,7 +103,7 @@ def test_the_command_line_ends_as_canceled_too(
         os.kill(os.getpid(), signal.SIGTERM)
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(Opening, "_take_over", long)
+    monkeypatch.setattr(Resuming, "_take_over", long)
     monkeypatch.setattr(RunRecords, "scan", long)
     options = [parameters["flow"], "--data", parameters["data"], "--storage", parameters["storage"], *another]
 

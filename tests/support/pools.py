@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow.definition.load import load_flow
+from prefect_batchflow.execution.workers.killing import with_token
 from prefect_batchflow.execution.workers.pool import WorkerPool
-from prefect_batchflow.execution.workers.processes import with_token
 from prefect_batchflow.lines import Line
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from pools import CLOSE_WITHIN_SEC
 from prefect_batchflow.definition.load import load_flow
 from prefect_batchflow.execution.services.http import HttpExecutorProxy
 from prefect_batchflow.execution.services.proxy import ProxyExecutor
-from prefect_batchflow.execution.workers.processes import with_token
+from prefect_batchflow.execution.workers.killing import with_token
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

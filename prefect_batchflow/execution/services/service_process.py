@@ -10,7 +10,7 @@ import subprocess
 from typing import TYPE_CHECKING
 
 from prefect_batchflow.execution.workers.crashes import how_it_ended
-from prefect_batchflow.execution.workers.processes import TOKEN_VARIABLE, end_session, end_with_token
+from prefect_batchflow.execution.workers.killing import TOKEN_VARIABLE, end_session, end_with_token
 from prefect_batchflow.execution.workers.worker_process import TAIL_BYTES
 
 if TYPE_CHECKING:

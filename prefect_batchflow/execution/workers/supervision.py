@@ -8,7 +8,7 @@ import subprocess
 import sys
 import uuid
 
-from prefect_batchflow.execution.workers.processes import TOKEN_VARIABLE, end_with_token
+from prefect_batchflow.execution.workers.killing import TOKEN_VARIABLE, end_with_token
 
 _ENDS_WITHIN_SEC = 5.0
 

@@ -11,7 +11,7 @@ import select
 import sys
 import time
 
-from prefect_batchflow.execution.workers.processes import end_with_token
+from prefect_batchflow.execution.workers.killing import end_with_token
 
 _LOOK_EVERY_SEC = 1.0
 _END_WITHIN_SEC = 4.0

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
 from prefect_batchflow.execution.workers import wire
+from prefect_batchflow.execution.workers.killing import TOKEN_VARIABLE, end_session, end_with_token
 from prefect_batchflow.execution.workers.permits import Permits
-from prefect_batchflow.execution.workers.processes import TOKEN_VARIABLE, end_session, end_with_token
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -23,7 +23,7 @@ from prefect_batchflow.exceptions import FlowDefinitionError, InvalidOptionError
 from prefect_batchflow.execution.languages import executor_for, registered_executor
 from prefect_batchflow.execution.services.http import HttpExecutorProxy, JavaScriptExecutorProxy
 from prefect_batchflow.execution.services.proxy import ProxyExecutor
-from prefect_batchflow.execution.workers.processes import with_token
+from prefect_batchflow.execution.workers.killing import with_token
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -26,8 +26,8 @@ from prefect_batchflow.exceptions import (
 from prefect_batchflow.execution.scrubbing import MASK
 from prefect_batchflow.execution.workers import pool as pool_module
 from prefect_batchflow.execution.workers import worker_process
+from prefect_batchflow.execution.workers.killing import TOKEN_VARIABLE, with_token
 from prefect_batchflow.execution.workers.pool import WorkerPool
-from prefect_batchflow.execution.workers.processes import TOKEN_VARIABLE, with_token
 
 if TYPE_CHECKING:
     from pathlib import Path

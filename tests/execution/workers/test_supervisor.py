@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from pools import is_alive
 from waiting import wait_until
 
-from prefect_batchflow.execution.workers.processes import TOKEN_VARIABLE, with_token
+from prefect_batchflow.execution.workers.killing import TOKEN_VARIABLE, with_token
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

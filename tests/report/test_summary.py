@@ -18,7 +18,7 @@ from prefect_batchflow.exceptions import (
     ToolExecutionError,
     error_dict,
 )
-from prefect_batchflow.report.markdown import (
+from prefect_batchflow.report.summary import (
     MAX_MARKDOWN_BYTES,
     escaped,
     failed_table,

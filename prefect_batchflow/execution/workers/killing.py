@@ -1,4 +1,6 @@
-"""Ending processes for good: a worker's session, and processes that left it, found by a token in their environment.
+"""What a timeout kills: a worker's session, and processes that left it, found by a token in their environment.
+
+`worker_process` and `services.service_process` decide when.
 
 A process that started its own session *and* cleared its environment is not found. This is best effort.
 """

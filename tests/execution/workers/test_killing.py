@@ -13,7 +13,7 @@ import pytest
 from pools import is_alive
 from waiting import wait_until
 
-from prefect_batchflow.execution.workers.processes import TOKEN_VARIABLE, end_session, end_with_token, with_token
+from prefect_batchflow.execution.workers.killing import TOKEN_VARIABLE, end_session, end_with_token, with_token
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -85,7 +85,7 @@ def test_what_is_gone_already_is_no_error(token: str) -> None:
 
 def test_the_caller_is_never_found(token: str) -> None:
     script = f"""
-from prefect_batchflow.execution.workers.processes import end_with_token, with_token
+from prefect_batchflow.execution.workers.killing import end_with_token, with_token
 print(with_token({token!r}), end_with_token({token!r}))
 """
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""A previous run of the same storage, whose outputs and data are sources of a new run.
+"""A run that a new run is built on (`run=`): its outputs and its data are sources of rows.
 
 Source: promptflow-devkit `_sdk/_orchestrator/run_submitter.py`, `_resolve_input_dirs`: `run.outputs` are the lines that
 completed, `run.inputs` are the rows of its source `data`.

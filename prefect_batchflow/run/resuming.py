@@ -1,4 +1,8 @@
-"""The second stage: compare the run with its earlier starts, write its manifest and open its records."""
+"""The second stage: how a resume decides.
+
+A run is compared with its earlier starts, by fingerprint; its manifest is written and its records are opened. `feeding` then
+runs the lines that have no completed record, and `errors.chosen` says which failed lines run again.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +44,7 @@ FLOW_PARTS = frozenset({"flow", "init", "variant", "node_connections", "environm
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class Resumed:
     """The records of a run, open for this start."""
 
     session: int
@@ -52,8 +56,8 @@ class Opened:
     """The lines that already have records."""
 
 
-class Opening:
-    """Opens the records of a run."""
+class Resuming:
+    """Opens the records of a run, for its first start or a later one."""
 
     def __init__(self, state: RunState, prepared: Prepared) -> None:
         self._state = state
@@ -83,7 +87,7 @@ class Opening:
                     "Give another folder."
                 ) from exc
 
-    async def open(self) -> Opened | None:
+    async def open(self) -> Resumed | None:
         """Compare the run with its earlier starts, write its manifest and find the lines that are done. Needs the lease.
 
         Gives `None` if the run is stopped first.
@@ -135,7 +139,7 @@ class Opening:
         index, damaged = scanned
         for damage in damaged:
             state.note(f"{damage} Its lines run again.")
-        return Opened(session, since, records, index)
+        return Resumed(session, since, records, index)
 
     async def _take_over(self) -> None:
         """Copy completed lines of another run, or of a storage that the caller gave, into this run."""
