@@ -450,7 +450,7 @@ class BatchRequest:
         ),
     ] = ""
     working_dir: Annotated[
-        str, Option("Folder in which the flow's code runs.", empty="the flow's own folder", metavar="FOLDER")
+        str, Option("Folder where the flow's code runs.", empty="the flow's own folder", metavar="FOLDER")
     ] = ""
     variant: Annotated[
         str,

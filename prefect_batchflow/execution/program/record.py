@@ -70,7 +70,7 @@ def own_failure(exc: BaseException) -> dict[str, Any]:
         return error_dict(exc)
     text = f"({type(exc).__name__}) {exception_text(exc)}"
     if isinstance(exc, MemoryError):
-        return error_dict(LineOutOfMemoryError(f"The line's record cannot be made: {text}", target="Executor"))
+        return error_dict(LineOutOfMemoryError(f"The line's record cannot be created: {text}", target="Executor"))
     return error_dict(UnexpectedError(f"The line cannot be run: {text}", target="Executor"))
 
 
