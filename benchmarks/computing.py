@@ -1,4 +1,4 @@
-"""Lines that compute, about 20 ms of pure Python each: how close each engine comes to the machine's limit.
+"""Lines that compute, about 15 ms of pure Python each: how close each engine comes to the machine's limit.
 
     python benchmarks/computing.py --full
 

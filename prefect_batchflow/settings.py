@@ -77,10 +77,14 @@ class Option:
         return self.metavar or ("SEC" if self.name.endswith("_sec") else {int: "N", float: "X"}.get(self.kind, ""))
 
     @property
+    def meaning_of_empty(self) -> str:
+        """What 0 or an empty text means, as a sentence."""
+        return f"{'0' if self.kind in (int, float) else 'Empty'} means {self.empty}." if self.empty else ""
+
+    @property
     def description(self) -> str:
         """What the form says."""
-        empty = f"{'0' if self.kind in (int, float) else 'Empty'} is {self.empty}." if self.empty else ""
-        return " ".join(filter(None, (self.help, self.written, empty)))
+        return " ".join(filter(None, (self.help, self.written, self.meaning_of_empty)))
 
     @property
     def rule(self) -> str:
@@ -242,15 +246,15 @@ class RunOptions:
     line_memory_mb: Annotated[
         int,
         Limit(
-            "MiB a line may add to the memory of its worker, at least 16.", empty="no limit", at_least=16, metavar="MIB"
+            "MiB a line can add to the memory of its worker, at least 16.", empty="no limit", at_least=16, metavar="MIB"
         ),
     ] = 0
     batch_timeout_sec: Annotated[float, Limit("Seconds the whole run may take.", empty="no limit", at_least=0)] = 0.0
     max_failures: Annotated[
         str,
         Limit(
-            "End the run at this number of failed lines, such as 1 or 50, or when more than this share of the lines that have "
-            "ended failed, such as 5%. A share counts once 20 lines or all have ended.",
+            "End the run at this number of failed lines, such as 1 or 50, or when more than this percentage of the ended lines "
+            "failed, such as 5%. A percentage applies after 20 lines, or all lines, have ended.",
             empty="no limit",
             pattern=r"([1-9][0-9]*|(100|[1-9][0-9]?(\.[0-9]+)?|0\.[0-9]*[1-9][0-9]*)%)?",
             allowed="a number of lines, such as 1 or 50, a share, such as 5%, or empty for no limit",
@@ -286,8 +290,8 @@ class RunOptions:
     granularity: Annotated[
         Granularity,
         Limit(
-            "One Prefect task run per line, or one per chunk of lines. auto is line up to 1,000 lines. A cluster always gets "
-            "chunks."
+            "One Prefect task run per line, or one per chunk of lines. auto means line for up to 1,000 lines, and chunk "
+            "above. A cluster always gets chunks."
         ),
     ] = "auto"
     task_runner: Annotated[
@@ -311,8 +315,9 @@ class RunOptions:
     on_change: Annotated[
         OnChange,
         Option(
-            "When a run resumes and its data, mapping or flow have changed: refuse, reuse the lines whose inputs are the "
-            "same, or rerun all lines.",
+            "When a run resumes and its data, mapping, flow, variant, node connections, constructor arguments or environment "
+            "variables have changed: refuse, reuse the lines whose inputs are the same, or rerun all lines. With resume_from, "
+            "reuse also allows a run of another flow.",
             is_kept=False,
         ),
     ] = "refuse"
@@ -375,7 +380,7 @@ class BatchRequest:
     inputs_mapping: Annotated[
         dict[str, Any],
         Option(
-            "Input name to ${data.column} or a value. An input without a mapping comes from the column of its name.",
+            "Set an input from a column (${data.column}) or to a value. Other inputs come from the column with the same name.",
             group="",
             flag="--map",
             metavar="NAME=VALUE",
@@ -396,8 +401,8 @@ class BatchRequest:
     run: Annotated[
         str,
         Option(
-            "Another run in the same storage to build on. Its outputs are the source run.outputs, its data the source "
-            "run.inputs, for mappings such as ${run.outputs.answer}.",
+            "Build on another run in the same storage: its outputs become the source run.outputs and its data run.inputs, for "
+            "mappings such as ${run.outputs.answer}.",
             metavar="RUN",
             run_file="run",
         ),
@@ -405,7 +410,8 @@ class BatchRequest:
     resume_from: Annotated[
         str,
         Option(
-            "Another run whose completed lines are taken over where their inputs are the same.",
+            "Start with the completed lines of another run, where their inputs are the same. A run of another flow is refused "
+            "unless on_change is reuse.",
             metavar="RUN",
             typed="Its id, or the folder of a run of promptflow, such as ~/.promptflow/.runs/NAME.",
         ),
@@ -426,8 +432,8 @@ class BatchRequest:
     connections: Annotated[
         dict[str, str],
         Option(
-            "Saved Prefect block that has a connection, by the connection's name: openai-connection/NAME, or NAME alone. "
-            "Other connections are looked up among the blocks by their own name.",
+            "Use this saved Prefect block for the connection NAME: openai-connection/BLOCK, or BLOCK alone. Other connections "
+            "come from the block with the connection's own name.",
             flag="--connection",
             metavar="NAME=BLOCK",
             typed="Repeatable.",
@@ -464,8 +470,7 @@ class BatchRequest:
     node_connections: Annotated[
         dict[str, dict[str, str]],
         Option(
-            "What a node of a flow.dag.yaml gets in place of its own connection, deployment_name, model, or parameter that "
-            "takes a connection.",
+            "Override a node's connection, deployment_name, model or connection parameter, in a flow.dag.yaml.",
             metavar="NODE.INPUT=NAME",
             written='For example {"answer": {"connection": "other_ai"}}.',
             typed="Repeatable, for example answer.connection=other_ai.",

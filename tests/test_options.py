@@ -208,7 +208,10 @@ def test_the_commands_help_is_the_declaration(command: str) -> None:
         assert set(option.flags) <= flags
         assert f" {option.help}" in shown
         assert option.typed in shown
-        assert option.kind not in (int, float) or f"[default: {option.default:g}" in shown
+        if command == "resume" and option.is_kept:
+            assert f"{option.help} {option.meaning_of_empty}".strip() + " [default: kept from the run]" in shown
+        else:
+            assert option.kind not in (int, float) or f"[default: {option.default:g}" in shown
 
 
 def test_a_run_file_gives_parameters() -> None:
@@ -234,7 +237,7 @@ def test_the_manifest_keeps_every_option() -> None:
 
 def row(option: Option) -> str:
     """An option's row of the table in docs/options.md."""
-    flag = "`FLOW`" if option.name == "flow" else f"`{option.flags[0]}`" if option.name != "more_data" else "`--data`"
+    flag = {"flow": "`FLOW`", "more_data": "`--data NAME=URL`"}.get(option.name, f"`{option.flags[0]}`")
     default = f"{option.default:g}" if option.kind in (int, float) else option.default
     shown = f"`{default}`" if default and isinstance(default, str) else ""
     text = re.sub(r"(\$\{[\w.]+\}|\{\".*\"\}\}|[\w./-]*\*\.\w+)", r"`\1`", option.description)

@@ -27,15 +27,18 @@ _GROUPS = {
 SCREEN = Group.create_ordered("Screen")
 
 
-def flag(name: str) -> Parameter:
+def flag(name: str, *, of_resume: bool = False) -> Parameter:
     """The flag for a parameter of `batch_run`."""
     option = PARAMETERS[name]
+    default = _default_text(option)
+    if of_resume and option.is_kept:
+        default = f"{option.meaning_of_empty} [default: kept from the run]".strip()
     return Parameter(
         name=option.flags,
         group=_GROUPS[option.group],
         metavar=option.unit or None,
         validator=_checked_by(option) if name in OPTION_NAMES else None,
-        help=" ".join(filter(None, (option.help, option.typed, _default_text(option)))),
+        help=" ".join(filter(None, (option.help, option.typed, default))),
     )
 
 
@@ -76,23 +79,29 @@ class Flags:
         return values
 
 
-def _flag_type(name: str) -> Any:
+def _flag_type(name: str, *, of_resume: bool) -> Any:
     option = PARAMETERS[name]
-    return Annotated[(list[str] if option.errors else option.kind) | None, flag(name)]
+    return Annotated[(list[str] if option.errors else option.kind) | None, flag(name, of_resume=of_resume)]
 
 
-if TYPE_CHECKING:
-    OptionFlags = Flags
-else:
-    OptionFlags = make_dataclass(
-        "OptionFlags",
-        [(name, _flag_type(name), None) for name in OPTION_NAMES],
+def _flags_class(class_name: str, *, of_resume: bool) -> Any:
+    made = make_dataclass(
+        class_name,
+        [(name, _flag_type(name, of_resume=of_resume), None) for name in OPTION_NAMES],
         bases=(Flags,),
         namespace={"__module__": __name__},  # cyclopts skips the fields of classes in the standard library
         frozen=True,
         kw_only=True,
     )
-    OptionFlags = Parameter(name="*")(OptionFlags)
+    return Parameter(name="*")(made)
+
+
+if TYPE_CHECKING:
+    OptionFlags = Flags
+    ResumeFlags = Flags
+else:
+    OptionFlags = _flags_class("OptionFlags", of_resume=False)
+    ResumeFlags = _flags_class("ResumeFlags", of_resume=True)
 
 
 @Parameter(name="*")

@@ -20,6 +20,7 @@ from cyclopts.validators import Number
 
 from prefect_batchflow.cli.arguments import (
     OptionFlags,
+    ResumeFlags,
     Screen,
     assignments,
     blocks_of,
@@ -55,7 +56,7 @@ app = App(
 
 
 _PLAIN = Screen()
-_NO_FLAGS = OptionFlags()
+_NO_FLAGS, _RESUME_AS_BEFORE = OptionFlags(), ResumeFlags()
 
 Texts = list[str] | None
 Storage = Annotated[str, flag("storage")]
@@ -80,7 +81,7 @@ def run(
         str,
         Parameter(
             metavar="YAML",
-            help=f"A run file of promptflow, with {', '.join(RUN_FILE_KEYS)}. What you type wins over it.",
+            help=f"A run file of promptflow, with {', '.join(RUN_FILE_KEYS)}. Options on the command line override it.",
         ),
     ] = "",
     data: Annotated[Texts, flag("data")] = None,
@@ -153,12 +154,12 @@ def resume(
     init: Init = None,
     environment_variables: EnvironmentVariables = None,
     connection: ConnectionBlocks = None,
-    flags: OptionFlags = _NO_FLAGS,
+    flags: ResumeFlags = _RESUME_AS_BEFORE,
     screen: Screen = _PLAIN,
 ) -> int:
     """Resume a run: its lines that are not completed, with the same flow, data, mapping and options.
 
-    An option that you give replaces the run's own. The defaults shown here are those of `batchflow run`.
+    An option that you give replaces the run's own.
     """
     quiet_prefect(debug=screen.debug)
     from prefect_batchflow.cli.runs import find_stored
@@ -206,7 +207,7 @@ def list_command(
     *,
     storage: Storage = "",
     limit: Annotated[
-        int, Parameter(show_default=True, validator=Number(gte=0), help="Show this many runs. 0 is all.")
+        int, Parameter(show_default=True, validator=Number(gte=0), help="Show this many runs. 0 shows all.")
     ] = 20,
     screen: Screen = _PLAIN,
 ) -> int:
@@ -255,7 +256,8 @@ def check(
 ) -> int:
     """Check what a flow needs to run here, such as connections and packages. None of its code runs.
 
-    Exit status: 0 it can run, 1 it cannot.
+    Exit status: 0 nothing in the flow stops it (you may still have to give what is listed), 1 the flow cannot run, 2 wrong
+    use, such as a flow that does not exist.
     """
     from prefect_batchflow.cli.flow_check import check_flow
     from prefect_batchflow.cli.screen import print_json

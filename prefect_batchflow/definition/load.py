@@ -142,8 +142,8 @@ def _existing(text: str, folder: Path | None) -> Path:
         return path
     nearest = next(parent for parent in path.parents if parent.is_dir())
     raise FlowNotFoundError(
-        f"No flow at {path}. Expected a flow folder, a .yaml or .prompty file, 'module:callable', 'file.py:callable' or a "
-        f"callable. {nearest} contains {_candidates(nearest)}."
+        f"No flow at {path}. Expected a flow folder, a .yaml or .prompty file, 'module:callable' or 'file.py:callable'. "
+        f"{nearest} contains {_candidates(nearest)}."
     )
 
 

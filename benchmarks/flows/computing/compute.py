@@ -5,7 +5,7 @@ from __future__ import annotations
 from promptflow.core import tool
 
 STEPS = 200_000
-"""About 20 ms on a processor of 2024."""
+"""About 15 ms on the machine of the figures in docs/performance.md."""
 
 
 @tool
