@@ -29,6 +29,9 @@ BadRows = Literal["refuse", "fail"]
 LIMITS, RETRIES, RUN = "Workers and limits", "Retries", "The run"
 """Groups of options in the command line's help."""
 
+_WHOLE = r"-?[0-9]{1,18}"
+_DECIMAL = r"-?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?"
+
 
 @dataclass(frozen=True, slots=True)
 class Option:
@@ -125,6 +128,16 @@ class Option:
                 return str(exc)
         return ""
 
+    def number(self, text: str) -> int | float:
+        """The number that a text spells in plain digits.
+
+        Raises:
+            ValueError: It spells none, or not a whole number for an option that takes one.
+        """
+        if not re.fullmatch(_WHOLE if self.kind is int else _DECIMAL, text):
+            raise ValueError(f"found {text!r}. {self.rule}")
+        return self.kind(text)  # type: ignore[no-any-return]
+
     def _is_within(self, value: float) -> bool:
         if self.empty and value == 0:
             return True
@@ -136,14 +149,19 @@ class Option:
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
         """Let pydantic convert a value as it does, and refuse it as the command line would."""
-        from pydantic_core import PydanticCustomError, ValidationError, core_schema
+        from pydantic_core import PydanticCustomError, core_schema
 
         option = replace(self, kind=source)
 
         def checked(value: Any, convert: Callable[[Any], Any]) -> Any:
             try:
+                if isinstance(value, str) and option.kind in (int, float):
+                    value = option.number(value)
+                # Pydantic would take True as 1, and bytes as text.
+                if option.rule and isinstance(value, bool | bytes | bytearray):
+                    raise ValueError
                 value = convert(value)
-            except ValidationError:
+            except ValueError:
                 if option.rule:
                     raise PydanticCustomError("option", "{rule}", {"rule": option.rule}) from None
                 raise

@@ -139,6 +139,35 @@ def test_a_value_within_bounds_is_taken(name: str, value: Any) -> None:
     assert app.parse_args(words, exit_on_error=False, print_error=False)
 
 
+NOT_PLAIN = ["1_0", "0x4", "٣", "+3", " 4", "inf", "nan", True, b"4"]
+
+
+@pytest.mark.parametrize("text", NOT_PLAIN, ids=lambda text: ascii(text)[:10])
+@pytest.mark.parametrize("name", ["worker_count", "line_timeout_sec"])
+def test_a_number_is_written_in_plain_digits(name: str, text: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(InvalidOptionError) as caught:
+        run_batch({"flow": "f", name: text}, LiveRun())
+    assert str(caught.value) == f"{name} is {text!r}. {PARAMETERS[name].rule}"
+
+    if isinstance(text, str):
+        assert main(["run", "f", "--data", "rows.jsonl", f"{PARAMETERS[name].flags[0]}={text}"]) == 2
+        said = " ".join(capsys.readouterr().err.split())
+        assert f"found {text!r}. {PARAMETERS[name].rule}" in said
+
+
+@pytest.mark.parametrize("text", ["0.4", "1e0", "9" * 30], ids=lambda text: text[:4])
+@pytest.mark.parametrize("name", [name for name in OPTION_NAMES if PARAMETERS[name].kind is int])
+def test_the_command_line_rounds_no_decimals(name: str, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "f", "--data", "rows.jsonl", f"{PARAMETERS[name].flags[0]}={text}"]) == 2
+    assert f"found '{text}'. {PARAMETERS[name].rule}" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("name", [name for name in PARAMETERS if PARAMETERS[name].kind is str])
+def test_bytes_are_no_text(name: str) -> None:
+    with pytest.raises(InvalidOptionError, match=f"{name} is b'5'. It must be "):
+        run_batch({"flow": "f", name: b"5"}, LiveRun())
+
+
 def answer(text: str) -> str:
     return text
 

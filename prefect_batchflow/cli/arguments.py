@@ -37,9 +37,15 @@ def flag(name: str, *, of_resume: bool = False) -> Parameter:
         name=option.flags,
         group=_GROUPS[option.group],
         metavar=option.unit or None,
+        converter=number_of(option) if option.kind in (int, float) else None,
         validator=_checked_by(option) if name in OPTION_NAMES else None,
         help=" ".join(filter(None, (option.help, option.typed, default))),
     )
+
+
+def number_of(option: Option) -> Callable[[Any, Any], int | float]:
+    """Reads the typed number. cyclopts itself would round 0.4 to 0."""
+    return lambda _, tokens: option.number(tokens[0].value)
 
 
 def _default_text(option: Option) -> str:
@@ -134,7 +140,7 @@ def words_of(options: RunOptions) -> list[str]:
     words: list[str] = []
     for name, value in parameters_of(options).items():
         if value != PARAMETERS[name].default and name != "max_lines_count":
-            words += [PARAMETERS[name].flags[0], f"{value:g}" if isinstance(value, float) else str(value)]
+            words += [PARAMETERS[name].flags[0], str(value).removesuffix(".0")]
     return words
 
 

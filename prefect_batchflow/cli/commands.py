@@ -29,6 +29,7 @@ from prefect_batchflow.cli.arguments import (
     flag,
     joined,
     node_connections_of,
+    number_of,
     parameters_of_resume,
     sources,
 )
@@ -207,7 +208,13 @@ def list_command(
     *,
     storage: Storage = "",
     limit: Annotated[
-        int, Parameter(show_default=True, validator=Number(gte=0), help="Show this many runs. 0 shows all.")
+        int,
+        Parameter(
+            show_default=True,
+            converter=number_of(PARAMETERS["max_lines_count"]),
+            validator=Number(gte=0),
+            help="Show this many runs. 0 shows all.",
+        ),
     ] = 20,
     screen: Screen = _PLAIN,
 ) -> int:

@@ -169,6 +169,18 @@ def test_the_words_of_options_are_read_as_those_options() -> None:
     assert words_of(RunOptions()) == []
 
 
+@pytest.mark.parametrize(
+    ("value", "word"),
+    [(12345.678, "12345.678"), (1234567.5, "1234567.5"), (5.0, "5"), (1e-05, "1e-05"), (1e22, "1e+22")],
+)
+def test_a_number_in_a_command_is_the_whole_number(value: float, word: str) -> None:
+    words = words_of(RunOptions(line_timeout_sec=value))
+
+    assert words == ["--line-timeout", word]
+    _, bound, _ = app.parse_args(["run", "flow", *words], exit_on_error=False, print_error=False)
+    assert bound.arguments["flags"].given() == {"line_timeout_sec": value}
+
+
 def test_flags_are_parameters_of_the_flow_and_only_the_given_ones() -> None:
     from prefect_batchflow.flows import batch_run
 

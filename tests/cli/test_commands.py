@@ -171,6 +171,7 @@ def test_help_imports_neither_prefect_nor_pydantic() -> None:
         (["show", "nothing"], "There is no run 'nothing'"),
         (["resume", "nothing"], "There is no run 'nothing'"),
         (["list", "--storage", "nope://x"], "nope"),
+        (["list", "--limit", "0.4"], "found '0.4'. It must be a whole number of at least 0."),
         (["shwo"], "shwo"),
     ],
     ids=lambda value: " ".join(value)[:50] if isinstance(value, list) else "",
