@@ -79,7 +79,9 @@ def main() -> int:
                 outputs = (folder / "runs" / kind / "outputs.jsonl").read_bytes()
                 hashes[kind] = hashlib.sha256(outputs).hexdigest()
                 per_line = 1_000 * said["seconds"] / given.lines
-                print(f"{kind:6} {said['seconds']:8.2f} s  {per_line:7.3f} ms a line  {hashes[kind][:16]}", flush=True)
+                print(
+                    f"{kind:6} {said['seconds']:8.2f} s  {per_line:7.3f} ms per line  {hashes[kind][:16]}", flush=True
+                )
                 if said["completed"] != given.lines:
                     print(f"{kind}: {said['completed']} of {given.lines} lines completed")
                     return 1

@@ -39,7 +39,7 @@ def main() -> int:
     given = command_line(__doc__, QUICK, FULL)
     results = measure_all(NAME, given, Work("computing"))
     return results.tell(
-        table("ms a line", results.rows(ms_a_line)), table("times the ideal", results.rows(of_ideal(results)))
+        table("ms per line", results.rows(ms_a_line)), table("times the ideal", results.rows(of_ideal(results)))
     )
 
 

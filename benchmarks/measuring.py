@@ -130,7 +130,7 @@ class Bench:
             print(f"  {_name(cell)}FAILED: {measured['failed']}", flush=True)
             return measured
         measured["server"]["end_sec"] = None if settled is None else max(0.0, settled - measured.pop("ended"))
-        figure = f"{measured['seconds']:9.2f} s, {1000 * measured['seconds'] / cell.lines:8.3f} ms a line"
+        figure = f"{measured['seconds']:9.2f} s, {1000 * measured['seconds'] / cell.lines:8.3f} ms per line"
         note = "" if settled else f"   (the server had not settled {limit_sec:.0f} s later: mind the next figure)"
         print(f"  {_name(cell)}{figure}{note}", flush=True)
         return measured

@@ -68,7 +68,7 @@ def main() -> int:
         table("parent's memory grown, MB", results.rows(grown_mb), 1),
         table("parent over its life, MB", over_the_run(results), 1),
         table("largest child's peak, MB", results.rows(worker_peak_mb), 1),
-        table("ms a line", results.rows(ms_a_line)),
+        table("ms per line", results.rows(ms_a_line)),
     )
 
 

@@ -26,7 +26,7 @@ def main() -> int:
     """Measure, and print a table of ms per line and one of ratios."""
     given = command_line(__doc__, QUICK, FULL)
     results = measure_all(NAME, given, Work())
-    return results.tell(table("ms a line", results.rows(ms_a_line)), table("ratio, pair by pair", results.pairs()))
+    return results.tell(table("ms per line", results.rows(ms_a_line)), table("ratio, pair by pair", results.pairs()))
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def panels_of(results: Results) -> tuple[str, list[Bars | Lines]]:
     """The chart's title and its panels."""
     match results.benchmark:
         case overhead.NAME:
-            return "What a line costs that does nothing", [*bars(results, ms_a_line, "ms a line")]
+            return "What a line costs that does nothing", [*bars(results, ms_a_line, "ms per line")]
         case concurrency.NAME:
             title = f"Lines that wait {results.facts['wait_sec']:g} s, as for a model's answer"
             return title, [*bars(results, concurrency.of_ideal(results), "times the ideal", IDEAL_MARK)]
@@ -99,7 +99,7 @@ def panels_of(results: Results) -> tuple[str, list[Bars | Lines]]:
             return "Memory, and the cost of a line, as the data grows", [
                 *growth(results, memory.peak_mb, "the engine's process, peak in MB"),
                 *growth(results, memory.worker_peak_mb, "its largest child, peak in MB"),
-                *growth(results, ms_a_line, "ms a line", is_log=True),
+                *growth(results, ms_a_line, "ms per line", is_log=True),
             ]
         case first_line.NAME:
             return "How long until the first line runs", [*bars(results, first_line.first_line_sec, "seconds")]

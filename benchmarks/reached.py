@@ -64,9 +64,9 @@ def plain(value: Callable[[Measurement], float | None]) -> Value:
 
 
 TARGETS = [
-    Target("trivial node, 2,000 lines, ms a line", overhead.NAME, "auto", 2_000, plain(ms_a_line), 0.8),
+    Target("trivial node, 2,000 lines, ms per line", overhead.NAME, "auto", 2_000, plain(ms_a_line), 0.8),
     Target("the same, 20,000 lines, chunks", overhead.NAME, "chunk", 20_000, plain(ms_a_line), 0.35),
-    Target("a task run a line, 1,000 lines, ms a line", overhead.NAME, "line", 1_000, plain(ms_a_line), 3.8),
+    Target("a task run a line, 1,000 lines, ms per line", overhead.NAME, "line", 1_000, plain(ms_a_line), 3.8),
     Target("lines that wait, 200 at once, x ideal", concurrency.NAME, "auto", 2_000, concurrency.of_ideal, 1.15, 200),
     Target(
         "the same, 64 at once, which promptflow can do", concurrency.NAME, "auto", 2_000, concurrency.of_ideal, None, 64
