@@ -94,7 +94,7 @@ def given(picture: Image, more: list) -> dict:
 
 def plain(text: str) -> dict:
     import sys
-    return {"image_code": [name for name in sys.modules if "multimedia" in name]}
+    return {"image_code": [name for name in sys.modules if name.startswith("prefect_batchflow.images")]}
 """
 
 AGAIN = """

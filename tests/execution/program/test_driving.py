@@ -94,7 +94,7 @@ def test_a_traceback_begins_in_user_code_and_names_causes(results: Callable[...,
     assert (described["type"], described["message"]) == ("ValueError", "outer")
     trace = described["traceback"]
     assert trace.index("KeyError: 'inner'") < trace.index("direct cause") < trace.index("ValueError: outer")
-    assert "calls.py" not in trace.replace("test_calls.py", "")
+    assert "prefect_batchflow/" not in trace
 
 
 def test_an_endless_recursion_has_a_short_traceback(results: Callable[..., list[Any]]) -> None:
