@@ -7,6 +7,7 @@ import pickle
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,13 @@ def test_every_public_name_is_there_and_every_name_has_a_home() -> None:
     assert prefect_batchflow.__all__ == sorted(homes)
     for name in prefect_batchflow.__all__:
         assert getattr(prefect_batchflow, name).__name__ == name
+
+
+def test_no_two_classes_have_the_same_name() -> None:
+    sources = Path(prefect_batchflow.__file__).parent.rglob("*.py")
+    found = Counter(n.name for s in sources for n in ast.walk(ast.parse(s.read_text())) if isinstance(n, ast.ClassDef))
+    assert found["Flow"] == 1
+    assert [name for name, count in found.items() if count > 1] == []
 
 
 def test_what_the_docs_import_is_public() -> None:

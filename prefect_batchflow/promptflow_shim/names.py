@@ -66,7 +66,7 @@ PROVIDED: Final[dict[str, dict[str, str]]] = {
         "AsyncFlow": "execution.program.called_flow:AsyncFlow",
         "AsyncPrompty": "tools.prompty:AsyncPrompty",
         "AzureOpenAIModelConfiguration": "connections.model_configurations:AzureOpenAIModelConfiguration",
-        "Flow": "execution.program.called_flow:Flow",
+        "Flow": "execution.program.called_flow:CallableFlow",
         "ModelConfiguration": "connections.model_configurations:ModelConfiguration",
         "OpenAIModelConfiguration": "connections.model_configurations:OpenAIModelConfiguration",
         "Prompty": "tools.prompty:Prompty",

@@ -70,11 +70,11 @@ class _CalledFlow:
         return run["output"] or {}
 
 
-class Flow(_CalledFlow):
-    """A flow to call from sync code. It runs in the caller's thread; if it is async, in another thread on its own loop."""
+class CallableFlow(_CalledFlow):
+    """promptflow's `Flow`, for sync code. It runs in the caller's thread; if it is async, in another thread on its own loop."""
 
     @classmethod
-    def load(cls, source: str | PathLike[str]) -> Flow:
+    def load(cls, source: str | PathLike[str]) -> CallableFlow:
         """Load a flow folder, yaml, `.prompty` or callable, as `load_flow` does.
 
         Raises:
@@ -106,11 +106,11 @@ class AsyncFlow(_CalledFlow):
 
     @classmethod
     def load(cls, source: str | PathLike[str]) -> AsyncFlow:
-        """Load it as `Flow.load` does."""
+        """Load it as `CallableFlow.load` does."""
         return cls(source)
 
     async def __call__(self, *positional: Any, **inputs: Any) -> dict[str, Any]:
-        """Run it as `Flow` does."""
+        """Run it as `CallableFlow` does."""
         return self._output(await self._program.run_line_async(_line_number(), self._inputs(positional, inputs)))
 
 

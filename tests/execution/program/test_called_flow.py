@@ -9,7 +9,7 @@ import pytest
 
 from prefect_batchflow.definition.load import load_flow
 from prefect_batchflow.exceptions import InputNotFound, InputTypeError, InvalidOptionError, ToolExecutionError
-from prefect_batchflow.execution.program.called_flow import AsyncFlow, Flow
+from prefect_batchflow.execution.program.called_flow import AsyncFlow, CallableFlow
 from prefect_batchflow.execution.program.loader import load_program
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def inner(tmp_path: Path) -> Path:
 
 
 def test_it_gives_its_outputs_with_defaults_and_types(inner: Path) -> None:
-    flow = Flow.load(inner)
+    flow = CallableFlow.load(inner)
 
     assert flow(n=4, note="") == {"doubled": 8}
     assert flow(note="") == {"doubled": 6}
@@ -63,7 +63,7 @@ def test_it_is_awaited_also_many_times_at_once(inner: Path) -> None:
 
 def test_an_async_flow_is_called_from_sync_code_inside_a_running_loop(tmp_path: Path) -> None:
     (tmp_path / "later.py").write_text("async def later(n: int):\n    return {'n': n + 1}\n")
-    flow = Flow.load(f"{tmp_path / 'later.py'}:later")
+    flow = CallableFlow.load(f"{tmp_path / 'later.py'}:later")
 
     async def call() -> dict[str, Any]:
         return flow(n=1)
@@ -86,12 +86,12 @@ def test_an_async_flow_is_called_from_sync_code_inside_a_running_loop(tmp_path: 
 )
 def test_what_goes_wrong_is_raised(inner: Path, given: dict[str, Any], kind: type[Exception], said: str) -> None:
     with pytest.raises(kind, match=said):
-        Flow.load(inner)(**given)
+        CallableFlow.load(inner)(**given)
 
 
 def test_inputs_by_position_are_refused(inner: Path) -> None:
     with pytest.raises(InvalidOptionError, match="by name"):
-        Flow.load(inner)(1)
+        CallableFlow.load(inner)(1)
 
 
 def test_a_flow_of_a_run_has_its_connections_and_its_tokens_count_for_the_line(
