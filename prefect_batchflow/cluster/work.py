@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from prefect_batchflow.definition.flow import Flow
     from prefect_batchflow.exceptions import BatchflowException
-    from prefect_batchflow.execution.workers.pool import Given
+    from prefect_batchflow.execution.executor import Given
     from prefect_batchflow.lines import Line
     from prefect_batchflow.results.records import Receipt
     from prefect_batchflow.settings import LinePolicy

@@ -12,7 +12,7 @@ from prefect_batchflow.execution.scrubbing import Scrubber
 from prefect_batchflow.results.records import Receipt, in_log, line_record, line_run
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from prefect_batchflow.definition.flow import FlowDescription
     from prefect_batchflow.lines import Line
@@ -36,6 +36,21 @@ class LineOutcome:
     def parsed(self) -> Any:
         """The record as values."""
         return json.loads(self.record)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Given:
+    """What a flow is called with, in a form for pools in other processes: they keep the caller's objects pickled.
+
+    Its `repr` shows no values, because they can be secret.
+    """
+
+    packed: bytes
+    """`init_kwargs` and `connections`. Only worker processes unpickle them."""
+    environment: Mapping[str, str]
+    """The run's environment variables over those of the flow."""
+    sys_path: Sequence[str]
+    scrubber: Scrubber
 
 
 class Executor(Protocol):

@@ -13,7 +13,6 @@ import json
 import os
 import pickle
 import sys
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow import exceptions
@@ -28,6 +27,7 @@ from prefect_batchflow.exceptions import (
     innermost_code,
 )
 from prefect_batchflow.execution.executor import (
+    Given,
     LineOutcome,
     aggregation_timed_out,
     failed_aggregation,
@@ -56,21 +56,6 @@ _END_WITHIN_SEC = 5.0
 _CLOSED = "The workers are gone: the run was closed."
 ALONE_AT_ONCE = 4
 """How many suspect lines run at once, each in its own process."""
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Given:
-    """What a flow is called with, in a form for pools in other processes: they keep the caller's objects pickled.
-
-    Its `repr` shows no values, because they can be secret.
-    """
-
-    packed: bytes
-    """`init_kwargs` and `connections`. Only worker processes unpickle them."""
-    environment: Mapping[str, str]
-    """The run's environment variables over those of the flow."""
-    sys_path: Sequence[str]
-    scrubber: Scrubber
 
 
 class WorkerPool:
