@@ -117,8 +117,8 @@ def _shown(node: Node) -> CheckedNode:
 
 
 def _findings(flow: Flow) -> Iterator[Finding]:
-    if not flow.is_python:
-        yield from _of_service(flow)
+    if flow.service is not None:
+        yield from _of_service(flow, flow.service.command)
         return
     yield from _of_models(flow)
     yield from _of_packages(flow)
@@ -132,11 +132,10 @@ def _findings(flow: Flow) -> Iterator[Finding]:
 # --- other languages, models, environment ---------------------------------------------------------------------------
 
 
-def _of_service(flow: Flow) -> Iterator[Finding]:
+def _of_service(flow: Flow, command: Sequence[str]) -> Iterator[Finding]:
     from prefect_batchflow.execution.languages import executor_for, no_executor
 
     place = _name(flow.definition_file, flow)
-    command = flow.service.command if flow.service is not None else ()
     if executor_for(flow) is None:
         yield Finding("needs", place, no_executor(flow))
     elif command and shutil.which(command[0]) is None and not (flow.working_dir / command[0]).is_file():

@@ -20,7 +20,7 @@ from prefect_batchflow.definition.document import (
     refuse_other_keys,
     says_nothing,
 )
-from prefect_batchflow.definition.flow import PYTHON, Activate, Constant, Dag, Flow, FlowOutput, Node, Reference
+from prefect_batchflow.definition.flow import Activate, Constant, Dag, Flow, FlowOutput, Node, Reference
 from prefect_batchflow.definition.includes import is_there, read_includes
 from prefect_batchflow.definition.node_connections import with_node_connections
 from prefect_batchflow.definition.other_language import with_service
@@ -84,8 +84,6 @@ def flow_of_document(
     if says_nothing(document.get("inputs")):
         problems.add("top level", "no 'inputs'. Declare the inputs that each line has.", InputNotFound)
     outputs = _read_outputs(document, problems)
-    if language == PYTHON:
-        refuse_other_keys(document, FLOW_KEYS, "top level", problems)
     flow = Flow(
         file.parent.name,
         working_dir,
@@ -99,6 +97,7 @@ def flow_of_document(
     )
     if not flow.is_python:
         return with_service(flow, document, problems)
+    refuse_other_keys(document, FLOW_KEYS, "top level", problems)
     document = with_variants(document, variant, problems)
     document = with_node_connections(document, node_connections, problems)
     nodes = _read_nodes(document, working_dir, flow.additional_includes, problems)

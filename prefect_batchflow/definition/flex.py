@@ -23,7 +23,7 @@ from prefect_batchflow.definition.document import (
     read_message_format,
     refuse_other_keys,
 )
-from prefect_batchflow.definition.flow import PYTHON, Entry, Flow
+from prefect_batchflow.definition.flow import Entry, Flow
 from prefect_batchflow.definition.includes import is_there, read_includes
 from prefect_batchflow.definition.other_language import with_service
 from prefect_batchflow.exceptions import FlowDefinitionError, InvalidFlexFlowEntry, PythonLoadError
@@ -51,8 +51,6 @@ def flow_of_document(document: dict[str, Any], file: Path, working_dir: Path) ->
     # promptflow reads it only in DAG flows: a callable's images are always in the basic form.
     read_message_format(document, problems, known=("basic",))
     inputs = read_inputs(document, "inputs", problems, empty_is_none=True)
-    if language == PYTHON:
-        refuse_other_keys(document, FLOW_KEYS, "top level", problems)
     flow = Flow(
         file.parent.name,
         working_dir,
@@ -65,6 +63,7 @@ def flow_of_document(document: dict[str, Any], file: Path, working_dir: Path) ->
     )
     if not flow.is_python:
         return with_service(flow, document, problems)
+    refuse_other_keys(document, FLOW_KEYS, "top level", problems)
     init = read_inputs(document, "init", problems, empty_is_none=True)
     sample = mapping_at(document, "sample", "top level", problems)
     refuse_other_keys(sample, {"inputs", "init"}, "sample", problems)

@@ -291,7 +291,7 @@ class Flow:
     definition_file: Path | None = None
     """The flow's yaml, absolute; `None` for a callable."""
     service: Service | None = None
-    """For a flow in another language: its `service`."""
+    """How to run a flow in another language; `None` for Python."""
     variant: str = ""
     """The chosen `${node.variant}`, if any."""
     node_connections: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -323,7 +323,7 @@ class Flow:
         """
         found = {file.resolve() for file in self.program.sources(self.working_dir)}
         if self.definition_file is not None:
-            suffixes = SOURCE_SUFFIXES if self.is_python else OTHER_SOURCE_SUFFIXES
+            suffixes = SOURCE_SUFFIXES if self.service is None else OTHER_SOURCE_SUFFIXES
             found |= {self.definition_file.resolve(), *_source_files(self.working_dir, suffixes)}
         if self.service is not None:
             arguments = (self.working_dir / argument for argument in self.service.command if argument)

@@ -68,6 +68,13 @@ class Executor(Protocol):
     async def aggregate(self, lines: Sequence[CompletedLine], *, timeout_sec: float) -> AggregationRun:
         """Run the flow's aggregation over completed lines, sorted by line_number."""
 
+    def given(self) -> Given | None:
+        """What pools in other processes need to run the same lines; `None` if the lines can run here only.
+
+        Raises:
+            InvalidOptionError: It contains objects that cannot be pickled.
+        """
+
     def running(self) -> set[int]:
         """The numbers of the lines that have a slot now."""
 

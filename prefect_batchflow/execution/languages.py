@@ -37,7 +37,7 @@ def registered_languages() -> list[str]:
 
 
 def executor_for(flow: Flow) -> type[AbstractExecutorProxy] | None:
-    """The class for a flow's language, or else the one that starts the command in its yaml; `None` for Python."""
+    """The class for a flow's language, or else the one that starts the command in its yaml; `None` if it has neither."""
     has_command = flow.service is not None and flow.service.command
     return registered_executor(flow.language) or (HttpExecutorProxy if has_command else None)
 

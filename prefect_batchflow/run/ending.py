@@ -96,11 +96,11 @@ class Ending:
         return {"": str(self._prepared.flow.working_dir), **folders}
 
     def _image_inputs(self) -> ImageInputs | None:
-        """How lines name images; `None` for flows in other languages, which find their images in their own way."""
+        """How lines name images; `None` if a service runs them: it finds its images in its own way."""
         flow = self._prepared.flow
-        if not flow.is_python:
+        if flow.service is not None:
             return None
-        # Whoever stops a run waits for its end.
+        # The person who stopped the run waits for its end.
         remote_sec = 0.0 if self._state.stop.is_stopped else COPY_IMAGES_SEC
         return ImageInputs(self._image_folders(), flow.program.loads_images, remote_sec)
 

@@ -13,7 +13,6 @@ from prefect_batchflow.cluster.work import RunDescription
 from prefect_batchflow.errors.chosen import runs_again
 from prefect_batchflow.exceptions import UnexpectedError
 from prefect_batchflow.execution.line_feed import STOP_GRACE_SEC, LineEvents
-from prefect_batchflow.execution.workers.pool import WorkerPool
 from prefect_batchflow.lines import chunks
 from prefect_batchflow.prefect_runtime.flow_runs import is_cancelled_in_prefect
 from prefect_batchflow.prefect_runtime.logs import completed_lines_unlogged
@@ -122,8 +121,8 @@ class Feeding:
 
     def _description(self, driver: Driver, shares: Shares) -> RunDescription:
         """The run as the tasks on a cluster need it."""
-        assert isinstance(self._executor, WorkerPool), "checked with the options"
-        files, options = self._prepared.files, self._options
+        files, options, given = self._prepared.files, self._options, self._executor.given()
+        assert given is not None, "checked with the options"
         return RunDescription(
             run_id=self._state.request.run_id,
             session=self._opened.session,
@@ -132,7 +131,7 @@ class Feeding:
             storage_url=files.url,
             storage_options={name: value.get_secret_value() for name, value in files.storage_options.items()},
             flow=self._prepared.loaded_flow,
-            given=self._executor.given(),
+            given=given,
             policy=options.policy,
             ends_on_failure=options.max_failures == "1",
             lines_at_once=shares.lines_at_once,

@@ -117,8 +117,8 @@ class Preparation:
         self._loaded_flow = loaded_flow
         self._connections = connections
         self._output_dir = _local_folder(self._request.output_dir)
-        self._check_cluster_options()
         self._executor = self._new_executor()
+        self._check_cluster_options()
         self._cluster: Cluster | None = None
 
     async def prepare(self) -> Prepared:
@@ -215,7 +215,7 @@ class Preparation:
                 f"granularity='line' does not work with task_runner={runner!r}: submitting a task to a cluster takes as long "
                 "as running many lines. Leave granularity out, and the cluster gets chunks of lines."
             )
-        if not self._flow.is_python or self._state.live.executor_proxy is not None:
+        if self._executor.given() is None:
             raise UnsupportedFeatureError(
                 f"The flow {self._flow.name!r} has its own executor; task_runner={runner!r} runs Python flows only. "
                 "Leave task_runner out."

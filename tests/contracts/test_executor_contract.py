@@ -13,6 +13,7 @@ from services import running_service, served_flow
 from waiting import eventually
 
 from prefect_batchflow.exceptions import InputTypeError, error_dict
+from prefect_batchflow.execution.executor import Given
 from prefect_batchflow.execution.services.proxy import AbstractExecutorProxy, ProxyExecutor
 from prefect_batchflow.lines import Line, input_hash
 
@@ -242,6 +243,13 @@ class TestExecutorContract:
             after = await asyncio.gather(*(run(executor, n, do="return", value=n) for n in range(SLOTS)))
 
         assert [outcome.receipt.status for outcome in after] == ["Completed"] * SLOTS
+
+    async def test_another_process_can_have_what_a_pool_was_given_and_a_proxy_stays_here(self, opened: Opened) -> None:
+        async with opened() as executor:
+            given = pickle.loads(pickle.dumps(executor.given()))  # noqa: S301 - our own
+
+        assert (given is None) == isinstance(executor, ProxyExecutor)
+        assert given is None or isinstance(given, Given)
 
     async def test_the_aggregation_gets_the_completed_lines_in_order(self, opened: Opened) -> None:
         async with opened() as executor:

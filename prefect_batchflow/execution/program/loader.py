@@ -54,7 +54,7 @@ def load_program(
 
 def program_of(flow: Flow, init_kwargs: Mapping[str, Any], connections: Connections) -> Program:
     """The same with existing connections, for a flow that another flow's code calls."""
-    if not flow.is_python:
+    if flow.service is not None:
         raise UnsupportedFeatureError(
             f"The flow '{flow.name}' is written in {flow.language}. Register an executor for it: "
             f"register_executor('{flow.language}', …)."

@@ -189,6 +189,9 @@ class ProxyExecutor:
         }
         return self._scrubber.record(run)
 
+    def given(self) -> None:
+        """`None`, because only this process has the proxy."""
+
     def running(self) -> set[int]:
         """The numbers of the lines that the proxy runs now."""
         return set(self._running)

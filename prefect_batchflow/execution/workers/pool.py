@@ -252,11 +252,7 @@ class WorkerPool:
         return head
 
     def given(self) -> Given:
-        """What the caller gave this pool, for pools of the same flow in other processes.
-
-        Raises:
-            InvalidOptionError: It contains objects that cannot be pickled.
-        """
+        """What the caller gave this pool, for pools of the same flow in other processes."""
         if self._given is not None:
             return self._given
         # Some objects need cloudpickle, such as those of a class in the caller's script. Only workers read the result.
