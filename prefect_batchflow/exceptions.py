@@ -45,7 +45,10 @@ from __future__ import annotations
 
 import traceback
 from string import Formatter
-from typing import Any, ClassVar, TypeGuard
+from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 class BatchflowException(Exception):  # noqa: N818 - promptflow's bases end in Exception, and codes drop that suffix
@@ -524,3 +527,8 @@ def innermost_code(error: dict[str, Any]) -> str:
 def told(exc: BaseException) -> str:
     """An exception as part of a sentence: its type and its text, without a full stop at the end."""
     return f"({type(exc).__name__}) {str(exc).rstrip('.')}"
+
+
+def listed(names: Iterable[str]) -> str:
+    """The names in quotes, separated by commas."""
+    return ", ".join(f"'{name}'" for name in names)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from prefect_batchflow.definition.document import (
     DISPLAY_KEYS,
     Problems,
-    listed,
     mapping_at,
     read_environment,
     read_inputs,
@@ -36,6 +35,7 @@ from prefect_batchflow.exceptions import (
     NodeReferenceNotFound,
     OutputReferenceNotFound,
     UnsupportedFeatureError,
+    listed,
 )
 
 if TYPE_CHECKING:

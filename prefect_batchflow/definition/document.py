@@ -193,11 +193,6 @@ def says_nothing(value: Any) -> bool:
     return value is None or value is False or value in ("", [], {})
 
 
-def listed(names: Iterable[str]) -> str:
-    """The names in quotes, separated by commas."""
-    return ", ".join(f"'{name}'" for name in names)
-
-
 def refuse_other_keys(given: dict[str, Any], known: Iterable[str], place: str, problems: Problems) -> None:
     """Note every unknown key that has a value."""
     known = set(known)

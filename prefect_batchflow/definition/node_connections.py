@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from prefect_batchflow.definition.document import listed
-from prefect_batchflow.exceptions import InvalidOptionError
+from prefect_batchflow.exceptions import InvalidOptionError, listed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

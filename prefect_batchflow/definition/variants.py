@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from prefect_batchflow.definition.document import listed, mapping_at
-from prefect_batchflow.exceptions import InvalidOptionError
+from prefect_batchflow.definition.document import mapping_at
+from prefect_batchflow.exceptions import InvalidOptionError, listed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

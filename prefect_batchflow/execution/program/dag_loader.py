@@ -14,6 +14,7 @@ from prefect_batchflow.exceptions import (
     InvalidOptionError,
     NodeInputValidationError,
     ResolveToolError,
+    listed,
 )
 from prefect_batchflow.execution.program.connecting import connect, connection_types
 from prefect_batchflow.execution.program.dag import DagProgram, NodeTool
@@ -31,7 +32,7 @@ from prefect_batchflow.execution.program.steps import UserFunction
 from prefect_batchflow.execution.program.user_errors import describe, exception_text, passes_through
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
     from types import ModuleType
 
@@ -139,14 +140,10 @@ def _check_choice(flow: Flow, node: Node, found: FoundTool) -> None:
     takes = [name for name, p in named.items() if connection_types(p.annotation)]
     if others := [name for name in chosen if name not in (*takes, *MODEL_INPUTS)]:
         raise InvalidOptionError(
-            f"Node '{node.name}': {_listed(others)} was chosen as a connection for this run. Parameters of its tool that take "
-            f"a connection: {_listed(takes) or 'none'}. Choose one of these, or {_listed(MODEL_INPUTS)}; other inputs are set "
+            f"Node '{node.name}': {listed(others)} was chosen as a connection for this run. Parameters of its tool that take "
+            f"a connection: {listed(takes) or 'none'}. Choose one of these, or {listed(MODEL_INPUTS)}; other inputs are set "
             "in the flow."
         )
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names)
 
 
 def _method(

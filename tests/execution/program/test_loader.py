@@ -843,7 +843,7 @@ class TestConnections:
             ("OpenAIConnection", "nope", "'nope' for node 'a', input 'c' was not given; given: custom, open"),
             ("OpenAIConnection", "custom", "'custom' is a CustomConnection, but the code takes OpenAIConnection"),
             ("OpenAIConnection", "5", "because the code takes OpenAIConnection. Found a value of type int"),
-            ("Needy", "custom", "node 'a', input 'c': The connection 'custom' has no token, which Needy needs"),
+            ("Needy", "custom", "node 'a', input 'c': The connection 'custom' has no token, which Needy requires"),
         ],
     )
     def test_a_connection_that_does_not_serve_is_refused_before_any_line(
