@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from prefect_batchflow.errors.waits import not_before_sec
@@ -189,7 +190,7 @@ class ChunkRun:
 
     async def _run_line(self, line: Line, first: int) -> None:
         policy = self._runner.policy
-        delays = policy.delays()
+        delays = islice(policy.delays(), first - 1, None)
         for attempt in range(first, policy.retries + 2):
             outcome = await self._runner.attempt(line, attempt)
             if outcome is None:
@@ -202,7 +203,7 @@ class ChunkRun:
                 self.completed += outcome.receipt.error is None
                 self.failed += outcome.receipt.error is not None
                 return
-            await self._runner.pause(jittered(delays[attempt - 1], policy.retry_jitter))
+            await self._runner.pause(jittered(next(delays), policy.retry_jitter))
             await self._runner.wait_turn(line)
 
     async def _keep(self) -> None:

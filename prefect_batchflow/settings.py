@@ -19,7 +19,7 @@ from prefect_batchflow.errors.classes import NOT_RETRIED, class_of_error, is_one
 from prefect_batchflow.exceptions import InvalidOptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 Granularity = Literal["auto", "line", "chunk"]
 OnChange = Literal["refuse", "reuse", "rerun"]
@@ -221,10 +221,13 @@ class LinePolicy:
         names = ("retries", "retry_delay_sec", "retry_backoff", "retry_jitter")
         check_options({"line_timeout_sec": self.timeout_sec, **{name: getattr(self, name) for name in names}})
 
-    def delays(self) -> list[float]:
+    def delays(self) -> Iterator[float]:
         """The seconds before each retry, `retries` of them, without jitter."""
-        delays = (self.retry_delay_sec * self.retry_backoff**n for n in range(self.retries))
-        return [min(delay, self.max_retry_delay_sec) for delay in delays]
+        delay = self.retry_delay_sec
+        for _ in range(self.retries):
+            delay = min(delay, self.max_retry_delay_sec)
+            yield delay
+            delay *= self.retry_backoff
 
     def retries_error(self, error: dict[str, Any]) -> bool:
         """Whether an error dictionary is one to retry, attempts aside."""
@@ -283,7 +286,7 @@ class RunOptions:
         int,
         Limit("End the run when this many lines in a row failed with the same error.", empty="no limit", at_least=0),
     ] = 0
-    retries: Annotated[int, Retry("More attempts for a line that failed.", at_least=0)] = 0
+    retries: Annotated[int, Retry("More attempts for a line that failed.", at_least=0, at_most=1000)] = 0
     retry_delay_sec: Annotated[float, Retry("Seconds before the first retry.", at_least=0)] = 0.0
     retry_backoff: Annotated[float, Retry("Each further delay is this many times the one before.", at_least=1)] = 2.0
     retry_jitter: Annotated[

@@ -7,6 +7,7 @@ and read back, and no retry will follow.
 from __future__ import annotations
 
 import math
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from prefect import Task, task
@@ -126,7 +127,7 @@ def _line_task(runner: LineRunner, run_tag: str) -> Task[[Chunk], Any]:
         name=LINE_TASK,
         task_run_name=lambda: f"line-{task_parameter('chunk').lines[0].line_number:06d}",
         retries=policy.retries,
-        retry_delay_seconds=policy.delays()[:_MAX_RETRY_DELAYS] if policy.retry_delay_sec else None,
+        retry_delay_seconds=list(islice(policy.delays(), _MAX_RETRY_DELAYS)) if policy.retry_delay_sec else None,
         retry_jitter_factor=policy.retry_jitter or None,
         retry_condition_fn=is_retried,
         **KEEPS_NOTHING,

@@ -116,6 +116,30 @@ def test_what_may_be_a_code_or_a_type_of_exceptions_is_taken_as_it_is(name: str)
     assert retried_errors(name) == (name,)
 
 
+@pytest.mark.parametrize(
+    ("first", "backoff", "delays"),
+    [
+        (1.0, 2.0, [1, 2, 4, 8, 16, 32, 64, 128, 256, *[300] * 991]),
+        (0.0, 2.0, [0] * 1000),
+        (5.0, 1.0, [5] * 1000),
+        (900.0, 2.0, [300] * 1000),
+        (1.0, 1e308, [1, *[300] * 999]),
+    ],
+)
+def test_delays_grow_up_to_the_longest_however_many_there_are(
+    first: float, backoff: float, delays: list[float]
+) -> None:
+    policy = LinePolicy(retries=1000, retry_delay_sec=first, retry_backoff=backoff)
+
+    assert list(policy.delays()) == delays
+
+
+def test_delays_are_made_one_at_a_time() -> None:
+    assert next(LinePolicy(retries=1000, retry_delay_sec=3).delays()) == 3
+    with pytest.raises(InvalidOptionError, match=r"retries is 1001\. It must be a whole number from 0 to 1000\."):
+        LinePolicy(retries=1001)
+
+
 @pytest.mark.parametrize("make", [tool_error, script_error])
 @pytest.mark.parametrize(
     "exc",
