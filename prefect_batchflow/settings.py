@@ -215,7 +215,7 @@ class LinePolicy:
     """How much each delay varies at random."""
     retry_on: tuple[str, ...] = ()
     """Errors to retry: an `ErrorClass` such as `rate_limit`, a code such as `LineExecutionTimeoutError`, or the type of the
-    exception that the flow raised, such as `RateLimitError`. Empty is every error that could end differently."""
+    exception that the flow raised, such as `RateLimitError`. Empty means every error that could end differently."""
 
     def __post_init__(self) -> None:
         names = ("retries", "retry_delay_sec", "retry_backoff", "retry_jitter")
