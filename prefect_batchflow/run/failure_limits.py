@@ -49,14 +49,17 @@ class FailureLimits:
             self._same = self._same + 1 if kind == self._last else 1
             self._last = kind
         if self._max_lines is not None and self._failed >= self._max_lines:
-            said, option = "a line failed" if self._failed == 1 else f"{self._failed} lines failed", "max_failures"
+            said = "a line failed" if self._failed == 1 else f"{self._failed} lines failed"
+            said += f", max_failures={self._max_lines} was reached"
         elif self._max_same and self._same >= self._max_same:
-            said, option = f"{self._same} lines in a row failed with the same error", "max_same_errors"
+            said = (
+                f"{self._same} lines in a row failed with the same error, max_same_errors={self._max_same} was reached"
+            )
         else:
             return self._exceeded_share()
         return BatchFailureLimitError(
-            f"The run gave up: {said}; line {receipt.line_number}: {code}, {shortened(message, MESSAGE_CHARS)} Fix this and "
-            f"resume the run. The limit is {option}."
+            f"The run gave up: {said}; line {receipt.line_number}: {code}, {shortened(message, MESSAGE_CHARS).rstrip('.')}. "
+            "Fix this and resume the run."
         )
 
     def _exceeded_share(self) -> BatchFailureLimitError | None:
@@ -67,6 +70,6 @@ class FailureLimits:
         if share <= most:
             return None
         return BatchFailureLimitError(
-            f"The run gave up: {self._failed} of {self._ended} lines failed ({share:.1f} %), more than max_failures={most:g}%. "
-            "Fix the cause and resume the run, or raise max_failures."
+            f"The run gave up: {self._failed} of {self._ended} lines failed ({share:.1f} %), more than max_failures={most:g}% "
+            "allows. Fix the cause and resume the run, or raise max_failures."
         )
