@@ -100,8 +100,6 @@ class BatchEngine:
         for name, value in kwargs.items():
             if name in PARAMETERS and PARAMETERS[name].errors and not isinstance(value, str):
                 kwargs[name] = ",".join(value)
-        if isinstance(kwargs.get("max_failures"), int):
-            kwargs["max_failures"] = str(kwargs["max_failures"])
         self._options = kwargs
         self._live: LiveRun | None = None
         self._is_canceled = False

@@ -7,6 +7,7 @@ Nothing here imports pydantic: it would double the time of `batchflow --help`. T
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from dataclasses import KW_ONLY, MISSING, asdict, dataclass, field, fields, replace
@@ -46,7 +47,7 @@ class Option:
     above: float | None = None
     at_most: float | None = None
     pattern: str = ""
-    """A regular expression that a text fits as a whole,"""
+    """A regular expression that a text fits as a whole, also the digits of a whole number,"""
     allowed: str = ""
     """and the same for people, after "It must be"."""
     errors: Callable[[str], tuple[str, ...]] | None = None
@@ -99,7 +100,7 @@ class Option:
             return f"It must be {self.allowed or 'a text'}."
         if self.kind not in (int, float):
             return ""
-        number = "a whole number" if self.kind is int else "a number"
+        number = "a whole number" if self.kind is int else "a finite number"
         bound = f" of at least {self.at_least:g}" if self.at_least is not None else ""
         if self.above is not None:
             bound = f" above {self.above:g}"
@@ -116,7 +117,7 @@ class Option:
         """What the value must be, as sentences; empty when it is that."""
         if self.kind in (int, float):
             is_number = isinstance(value, int if self.kind is int else int | float) and not isinstance(value, bool)
-            return "" if is_number and self._is_within(value) else self.rule
+            return "" if is_number and abs(value) < math.inf and self._is_within(value) else self.rule
         if get_origin(self.kind) is Literal:
             return "" if value in get_args(self.kind) else self.rule
         if self.kind is str and (not isinstance(value, str) or not re.fullmatch(self.pattern or "(?s:.*)", value)):
@@ -160,7 +161,7 @@ class Option:
                 # Pydantic would take True as 1, and bytes as text.
                 if option.rule and isinstance(value, bool | bytes | bytearray):
                     raise ValueError
-                value = convert(value)
+                value = convert(str(value) if option.pattern and isinstance(value, int) else value)
             except ValueError:
                 if option.rule:
                     raise PydanticCustomError("option", "{rule}", {"rule": option.rule}) from None
@@ -542,10 +543,11 @@ def given_by_promptflows_variables() -> dict[str, Any]:
     A variable that is unset, unreadable or not above zero sets nothing.
     Source: promptflow `batch/_batch_engine.py`.
     """
+    workers = _number_from("PF_WORKER_COUNT")
     found = {
         "line_timeout_sec": _number_from("PF_LINE_TIMEOUT_SEC"),
         "batch_timeout_sec": _number_from("PF_BATCH_TIMEOUT_SEC"),
-        "worker_count": int(_number_from("PF_WORKER_COUNT")),
+        "worker_count": int(workers) if math.isfinite(workers) else workers,
     }
     return {name: value for name, value in found.items() if value > 0}
 

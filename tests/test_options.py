@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import json
+import math
 import os
 import re
 import subprocess
@@ -30,11 +32,11 @@ ENGINE_ARGUMENTS = {"batch_timeout_sec", "line_timeout_sec", "worker_count", "ma
 """Options that promptflow's signature names, where 0 and `None` mean that nothing was given."""
 
 WORDS = {
-    "max_failures": ["0", "-1", "five", "120%", "100.5%", "5 %", "0%", "1.5", "01", " 1", "%"],
+    "max_failures": ["0", "-1", "five", "120%", "100.5%", "5 %", "0%", "1.5", "01", " 1", "%", 0, -1, 1.5, True, False],
     "retry_on": ["ratelimit", "rate_limit,time_out"],
     "rerun": ["faild", "failed,timed_out"],
 }
-"""Texts that cannot be."""
+"""Texts and other values that cannot be."""
 RIGHT_WORDS = {
     "max_failures": ["", "1", "50", "5%", "0.5%", "2.5%", "100%"],
     "retry_on": ["", "rate_limit,KeyError", "RateLimitError"],
@@ -54,6 +56,8 @@ def out_of_bounds(option: Option) -> list[Any]:
         wrong += [option.kind(option.at_most + step)]
     if "Literal" in str(option.kind):
         wrong += ["", "lines"]
+    if option.kind is float:
+        wrong += [math.inf, -math.inf, math.nan]
     return wrong
 
 
@@ -74,6 +78,10 @@ def test_every_option_but_addresses_has_a_bound_that_is_tried() -> None:
 @pytest.mark.parametrize(("name", "value"), WRONG, ids=str)
 class TestAValueOutOfBounds:
     def test_starts_no_run_from_the_form(self, name: str, value: Any) -> None:
+        if isinstance(value, float) and not math.isfinite(value):
+            with pytest.raises(ValueError, match="not JSON compliant"):
+                json.dumps(value, allow_nan=False)  # so no form sends it
+            return
         is_read_later = PARAMETERS[name].errors is not None
         """A list of errors is read when the run starts."""
 
@@ -139,6 +147,12 @@ def test_a_value_within_bounds_is_taken(name: str, value: Any) -> None:
     assert app.parse_args(words, exit_on_error=False, print_error=False)
 
 
+def test_a_number_of_lines_is_a_text_or_an_integer() -> None:
+    assert batch_run.validate_parameters({"flow": "f", "max_failures": 1})["max_failures"] == "1"
+    assert TypeAdapter(RunOptions).validate_python({"max_failures": 50}).max_failures == "50"
+    assert FORM["properties"]["max_failures"]["type"] == "string", "one text field"
+
+
 NOT_PLAIN = ["1_0", "0x4", "٣", "+3", " 4", "inf", "nan", True, b"4"]
 
 
@@ -186,15 +200,25 @@ def test_a_bound_is_told_with_the_option_what_was_found_and_what_is_allowed() ->
     ]
 
 
-def test_promptflows_variables_are_held_to_the_same_bounds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("PF_WORKER_COUNT", "5000")
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("PF_WORKER_COUNT", "5000", "worker_count is 5000. It must be a whole number from 1 to 1024."),
+        ("PF_WORKER_COUNT", "inf", "worker_count is inf. It must be a whole number from 1 to 1024."),
+        ("PF_LINE_TIMEOUT_SEC", "inf", "line_timeout_sec is inf. It must be a finite number above 0."),
+    ],
+)
+def test_promptflows_variables_are_held_to_the_same_bounds(
+    variable: str, value: str, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(variable, value)
 
-    with pytest.raises(InvalidOptionError, match=r"worker_count is 5000\. It must be a whole number from 1 to 1024\."):
+    with pytest.raises(InvalidOptionError, match=f"^{re.escape(said)}$"):
         BatchEngine(answer, tmp_path).run({"data": "rows.jsonl"})
 
 
 def test_a_line_policy_has_the_bounds_of_the_options() -> None:
-    with pytest.raises(InvalidOptionError, match=r"retry_jitter is 2\. It must be a number from 0 to 1\."):
+    with pytest.raises(InvalidOptionError, match=r"retry_jitter is 2\. It must be a finite number from 0 to 1\."):
         LinePolicy(retry_jitter=2)
     assert asdict(RunOptions().policy) == asdict(LinePolicy())
 
