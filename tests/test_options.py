@@ -31,7 +31,7 @@ FORM = batch_run.parameters.model_dump_for_openapi()
 ENGINE_ARGUMENTS = {"batch_timeout_sec", "line_timeout_sec", "worker_count", "max_lines_count"}
 """Options that promptflow's signature names, where 0 and `None` mean that nothing was given."""
 
-WORDS = {
+WORDS: dict[str, list[Any]] = {
     "max_failures": ["0", "-1", "five", "120%", "100.5%", "5 %", "0%", "1.5", "01", " 1", "%", 0, -1, 1.5, True, False],
     "retry_on": ["ratelimit", "rate_limit,time_out"],
     "rerun": ["faild", "failed,timed_out"],
