@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import pickle
-import re
 import subprocess
 import sys
 from collections import Counter
@@ -36,20 +35,6 @@ def test_no_two_classes_have_the_same_name() -> None:
     found = Counter(n.name for s in sources for n in ast.walk(ast.parse(s.read_text())) if isinstance(n, ast.ClassDef))
     assert found["Flow"] == 1
     assert [name for name, count in found.items() if count > 1] == []
-
-
-def test_what_the_docs_import_is_public() -> None:
-    root = Path(__file__).parent.parent
-    pages = [root / "README.md", *(root / "docs").glob("*.md"), *(root / "deployments").glob("*.md")]
-    imports = [
-        line for page in pages for line in re.findall(r"^from prefect_batchflow.*", page.read_text(), flags=re.M)
-    ]
-
-    assert imports
-    for line in imports:
-        home, names = line.removeprefix("from ").split(" import ")
-        assert home == "prefect_batchflow", line
-        assert set(names.split(", ")) <= set(prefect_batchflow.__all__), line
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

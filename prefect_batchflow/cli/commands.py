@@ -5,14 +5,15 @@ Commands that need Prefect import it themselves, after `quiet_prefect` has kept 
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import secrets
+import stat
 import sys
 import traceback
 from datetime import datetime
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, CycloptsError, Parameter
@@ -303,12 +304,16 @@ def _peek(urls: dict[str, str]) -> None:
 
     for name, url in urls.items():
         source = open_source(url, name=name)
-        path = locate(url)
-        is_pipe = os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)  # noqa: PTH110, PTH112, PTH113 - never raise
-        if "://" in url or url == "-" or is_pipe:
-            continue
-        with contextlib.closing(source.rows()) as rows:  # type: ignore[type-var] # a generator
-            next(rows, None)
+        if "://" not in url and url != "-" and not _is_pipe(locate(url)):
+            next(source.rows(), None)
+
+
+def _is_pipe(path: str) -> bool:
+    try:
+        mode = Path(path).stat().st_mode
+    except (OSError, ValueError):
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def _new_run_id() -> str:

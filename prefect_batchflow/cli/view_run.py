@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from prefect_batchflow.cli.runs import StoredRun
     from prefect_batchflow.results.models import BatchResult
 
-MAX_ERROR_GROUPS: Final = 10
+SHOWN_ERROR_GROUPS: Final = 10
 """The largest error groups are shown; `--json` has all."""
 MAX_MESSAGE_CHARS: Final = 400
 MAX_METRICS: Final = 50
@@ -173,7 +173,7 @@ def _print_errors(out: Console, run: StoredRun) -> None:
         code, message = innermost_code(error), str(error.get("message", ""))
         shown.append((place, code, message, advice_for(code, message)))
     groups = list(run.error_groups)
-    for group in groups[:MAX_ERROR_GROUPS]:
+    for group in groups[:SHOWN_ERROR_GROUPS]:
         numbers = ", ".join(map(str, group.line_numbers))
         first = "the first " if group.count > len(group.line_numbers) else ""
         place = f"line {numbers}" if group.count == 1 else f"{group.count} lines: {first}{numbers}"
@@ -186,7 +186,7 @@ def _print_errors(out: Console, run: StoredRun) -> None:
         out.print(indented(2, (one_line(code, 100), "red"), f", {one_line(place)}"))
         out.print(indented(4, one_line(message, MAX_MESSAGE_CHARS)))
         out.print(indented(4, (one_line(advice), "italic")))
-    left_out = sum(group.count for group in groups[MAX_ERROR_GROUPS:])
+    left_out = sum(group.count for group in groups[SHOWN_ERROR_GROUPS:])
     left_out += run.error_groups.other.count if run.error_groups.other else 0
     if left_out:
         out.print(f"  and {left_out} more lines with other errors, see the file of failed lines")

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 BEAT_EVERY_SEC = 2.0
 LOOK_EVERY_SEC = 1.0
-STALE_AFTER_SEC = 20.0
+ORPHANED_AFTER_SEC = 20.0
 """If `control.json` has not changed for this long, the run was killed or cannot write. Only the task's clock counts."""
 END_SEC = 3.0
 """How long the tasks of a killed run may take to end after another start has taken over."""
@@ -121,7 +121,7 @@ class Follower:
             control = json.loads(await self._files.read_path(self._keys.control))
         except FileNotFoundError:
             raise self._unseen("there is no such file") from None
-        except Exception as exc:  # noqa: BLE001 - the next look can succeed; STALE_AFTER_SEC bounds the wait
+        except Exception as exc:  # noqa: BLE001 - the next look can succeed; ORPHANED_AFTER_SEC bounds the wait
             logger.warning("Cannot read %s: (%s) %s", self._files.location(self._keys.control), type(exc).__name__, exc)
         else:
             session = control["session"]
@@ -137,7 +137,7 @@ class Follower:
             return "superseded"
         if control and control["order"] == "end":
             return "end"
-        if (control and is_dead(control)) or time.monotonic() - self._fresh_at > STALE_AFTER_SEC:
+        if (control and is_dead(control)) or time.monotonic() - self._fresh_at > ORPHANED_AFTER_SEC:
             return "orphaned"
         order: Order = control.get("order", "run")
         return order if order in get_args(Order) else "stop"

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from prefect_batchflow.storage.keys import RunKeys
 
 RENEW_EVERY_SEC = 10.0
-STALE_AFTER_SEC = 60.0
+LEASE_EXPIRES_AFTER_SEC = 60.0
 """The holder of a lease this old, or from the future, can be dead."""
 CREATE_TRIES = 5
 CREATE_AGAIN_SEC = 0.2
@@ -151,7 +151,7 @@ class Lease:
     async def _refuse_living(self, number: int, lease: dict[str, Any] | None) -> None:
         if lease is None or lease.get("released") or is_dead(lease):
             return
-        if 0 <= time.time() - float(lease.get("renewed_at", 0)) < STALE_AFTER_SEC:
+        if 0 <= time.time() - float(lease.get("renewed_at", 0)) < LEASE_EXPIRES_AFTER_SEC:
             raise self._in_use(lease)
         await asyncio.sleep(WATCH_SEC)
         now = await _newest(self._files, self._keys)
@@ -224,7 +224,7 @@ async def is_held(files: RunFiles, keys: RunKeys) -> bool:
         _, lease = await _newest(files, keys)
         if lease is None or lease["released"] or is_dead(lease):
             return False
-        return bool(time.time() - lease["renewed_at"] < STALE_AFTER_SEC)
+        return bool(time.time() - lease["renewed_at"] < LEASE_EXPIRES_AFTER_SEC)
     except Exception:  # noqa: BLE001 - any error of the storage
         return False
 

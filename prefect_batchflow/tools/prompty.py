@@ -7,7 +7,7 @@ import json
 import os
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
-from prefect_batchflow.connections import kinds as kinds
+from prefect_batchflow.connections import kinds
 from prefect_batchflow.connections.environment import filled_in
 from prefect_batchflow.definition.flow import Prompt
 from prefect_batchflow.definition.load import load_flow

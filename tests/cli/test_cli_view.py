@@ -209,7 +209,7 @@ def test_errors_of_many_kinds_are_counted(capsys: pytest.CaptureFixture[str]) ->
 
     out = capsys.readouterr().out
     assert "ToolExecutionError, 20 lines: the first 0, 1, 2, 3, 4\n    many\n" in out
-    assert f"and {40 - 20 - (view_run.MAX_ERROR_GROUPS - 1)} more lines with other errors" in out
+    assert f"and {40 - 20 - (view_run.SHOWN_ERROR_GROUPS - 1)} more lines with other errors" in out
 
 
 def test_texts_of_rows_are_neither_markup_nor_control_characters(

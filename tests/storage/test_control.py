@@ -87,7 +87,7 @@ class TestLostRuns:
         async with Driver(files, KEYS, 1) as driver:
             follower = follower_of(driver, files)
             await follower.look()
-            clock[0] = control_module.STALE_AFTER_SEC
+            clock[0] = control_module.ORPHANED_AFTER_SEC
             assert await follower.look() == "run"
             clock[0] += 1
             assert await follower.look() == "orphaned"
