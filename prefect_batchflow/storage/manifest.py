@@ -16,7 +16,7 @@ from prefect_batchflow.settings import RunOptions  # noqa: TC001 - pydantic reso
 from prefect_batchflow.storage.files import ANOTHER_STORAGE, storage_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from pydantic_core import ErrorDetails
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from prefect_batchflow.storage.files import RunFiles
     from prefect_batchflow.storage.keys import RunKeys
 
-FORMAT = 1
+FORMAT = 2
+"""Raise it with a change that older manifests do not fit. In 2, `max_failures` replaced three options."""
 
 _CURE = "Use the version that started the run, or start a new run."
 
@@ -133,8 +134,12 @@ def versions() -> dict[str, str]:
     }
 
 
-async def read_model(files: RunFiles, key: str, model: type[M], what: str) -> M | None:
+async def read_model(
+    files: RunFiles, key: str, model: type[M], what: str, check: Callable[[bytes], None] | None = None
+) -> M | None:
     """Read one JSON file of a run; `None` if there is none. Messages call it `what`, such as `manifest`.
+
+    `check` gets its content first.
 
     Raises:
         StorageError: The file cannot be read, or does not fit the model.
@@ -144,6 +149,8 @@ async def read_model(files: RunFiles, key: str, model: type[M], what: str) -> M 
             content = await files.read_path(key)
         except FileNotFoundError:
             return None
+    if check is not None:
+        check(content)
     try:
         return model.model_validate_json(content)
     except ValidationError as exc:
@@ -171,13 +178,19 @@ async def read_manifest(files: RunFiles, keys: RunKeys) -> Manifest | None:
     Raises:
         StorageError: It cannot be read, or has another format version.
     """
-    manifest = await read_model(files, keys.manifest, Manifest, "manifest")
-    if manifest is not None and manifest.format != FORMAT:
-        raise StorageError(
-            f"The manifest at {files.location(keys.manifest)} has format {manifest.format}; this version reads format "
-            f"{FORMAT}. {_CURE}"
-        )
-    return manifest
+
+    def check_format(content: bytes) -> None:
+        try:
+            found = json.loads(content)["format"]
+        except (ValueError, KeyError, TypeError):
+            return  # the model names the problem
+        if found != FORMAT:
+            raise StorageError(
+                f"The manifest at {files.location(keys.manifest)} has format {found}; this version reads format {FORMAT}. "
+                f"The versions under `sessions` in the file say which version wrote it. {_CURE}"
+            )
+
+    return await read_model(files, keys.manifest, Manifest, "manifest", check_format)
 
 
 async def run_names(files: RunFiles) -> list[str]:

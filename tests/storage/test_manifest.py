@@ -82,7 +82,7 @@ class TestKeeping:
             (b"[]", "damaged"),
             (b"\xff", "damaged"),
             (
-                b'{"format": 1, "run_id": "run-1"}',
+                b'{"format": 2, "run_id": "run-1"}',
                 "damaged, or another version .* wrote it: flow_name is missing; flow is missing",
             ),
         ],
@@ -109,15 +109,25 @@ class TestKeeping:
             "options.new_limit is unknown to this version. Use the version that started the run, or start a new run."
         )
 
+    @pytest.mark.parametrize(
+        ("content", "found"),
+        [
+            (manifest_of(format=9).model_dump_json().encode(), 9),
+            (b'{"format": 1, "options": {"max_failed_lines": 2}}', 1),
+        ],
+        ids=["newer", "older, with other options"],
+    )
     async def test_a_manifest_of_another_format_is_not_read_as_this_one(
-        self, files: RunStorageBlock, keys: RunKeys
+        self, files: RunStorageBlock, keys: RunKeys, content: bytes, found: int
     ) -> None:
-        await files.write_path(keys.manifest, manifest_of(format=9).model_dump_json().encode())
+        await files.write_path(keys.manifest, content)
 
-        with pytest.raises(
-            StorageError, match=r"format 9; this version reads format 1\. Use the version that started the run"
-        ):
+        with pytest.raises(StorageError) as caught:
             await read_manifest(files, keys)
+        assert str(caught.value) == (
+            f"The manifest at {files.location(keys.manifest)} has format {found}; this version reads format 2. The versions "
+            "under `sessions` in the file say which version wrote it. Use the version that started the run, or start a new run."
+        )
 
     async def test_cannot_tell_is_never_absent(
         self, files: RunStorageBlock, keys: RunKeys, monkeypatch: pytest.MonkeyPatch
