@@ -199,45 +199,6 @@ def check_options(values: Mapping[str, Any]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinePolicy:
-    """How one line runs: its time limit and its retries. Task runs for one line and for many follow the same policy."""
-
-    timeout_sec: float = 600.0
-    """Seconds a line may run, counted from when a worker has it."""
-    retries: int = 0
-    """More attempts after a failed one."""
-    retry_delay_sec: float = 0.0
-    """Seconds before the first retry."""
-    retry_backoff: float = 2.0
-    """Each further delay is this many times the one before."""
-    max_retry_delay_sec: float = 300.0
-    """No delay is longer, apart from jitter."""
-    retry_jitter: float = 0.0
-    """How much each delay varies at random."""
-    retry_on: tuple[str, ...] = ()
-    """Errors to retry: an `ErrorClass` such as `rate_limit`, a code such as `LineExecutionTimeoutError`, or the type of the
-    exception that the flow raised, such as `RateLimitError`. Empty means every error that could end differently."""
-
-    def __post_init__(self) -> None:
-        names = ("retries", "retry_delay_sec", "retry_backoff", "retry_jitter")
-        check_options({"line_timeout_sec": self.timeout_sec, **{name: getattr(self, name) for name in names}})
-
-    def delays(self) -> Iterator[float]:
-        """The seconds before each retry, `retries` of them, without jitter."""
-        delay = self.retry_delay_sec
-        for _ in range(self.retries):
-            delay = min(delay, self.max_retry_delay_sec)
-            yield delay
-            delay *= self.retry_backoff
-
-    def retries_error(self, error: dict[str, Any]) -> bool:
-        """Whether an error dictionary is one to retry, attempts aside."""
-        if not self.retry_on:
-            return class_of_error(error) not in NOT_RETRIED
-        return is_one_of(self.retry_on, error)
-
-
-@dataclass(frozen=True, kw_only=True)
 class RunOptions:
     """How a run runs: what its manifest keeps, and a resume takes over."""
 
@@ -374,6 +335,38 @@ class RunOptions:
     def errors_to_rerun(self) -> tuple[str, ...]:
         """The errors whose lines run again; empty is all."""
         return rerun_errors(self.rerun)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinePolicy:
+    """How one line runs: its time limit and its retries. The fields mean what they do in `RunOptions`."""
+
+    timeout_sec: float = RunOptions.line_timeout_sec
+    retries: int = RunOptions.retries
+    retry_delay_sec: float = RunOptions.retry_delay_sec
+    retry_backoff: float = RunOptions.retry_backoff
+    max_retry_delay_sec: float = 300.0
+    """No delay is longer, apart from jitter."""
+    retry_jitter: float = RunOptions.retry_jitter
+    retry_on: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = ("retries", "retry_delay_sec", "retry_backoff", "retry_jitter")
+        check_options({"line_timeout_sec": self.timeout_sec, **{name: getattr(self, name) for name in names}})
+
+    def delays(self) -> Iterator[float]:
+        """The seconds before each retry, `retries` of them, without jitter."""
+        delay = self.retry_delay_sec
+        for _ in range(self.retries):
+            delay = min(delay, self.max_retry_delay_sec)
+            yield delay
+            delay *= self.retry_backoff
+
+    def retries_error(self, error: dict[str, Any]) -> bool:
+        """Whether an error dictionary is one to retry, attempts aside."""
+        if not self.retry_on:
+            return class_of_error(error) not in NOT_RETRIED
+        return is_one_of(self.retry_on, error)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 from prefect_batchflow import BatchEngine, LinePolicy, batch_run
 from prefect_batchflow.cli.commands import app, main
 from prefect_batchflow.engine import OPTIONS
+from prefect_batchflow.errors.classes import ErrorClass
 from prefect_batchflow.exceptions import InvalidOptionError, InvalidUserData
 from prefect_batchflow.flows import run_batch
 from prefect_batchflow.run.handle import LiveRun
@@ -286,6 +287,13 @@ def test_the_manifest_keeps_every_option() -> None:
     assert TypeAdapter(RunOptions).dump_python(RunOptions(), mode="json") == {
         name: PARAMETERS[name].default for name in OPTION_NAMES
     }
+
+
+def test_the_help_names_every_class_of_errors() -> None:
+    named = re.search(r"\bclasses \(([a-z_, ]+)\)", PARAMETERS["retry_on"].help)
+
+    assert named is not None
+    assert set(named[1].split(", ")) == set(ErrorClass)
 
 
 def row(option: Option) -> str:
