@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -23,19 +24,6 @@ if TYPE_CHECKING:
     from prefect_batchflow.results.models import BatchResult
     from prefect_batchflow.storage.custom import AbstractBatchRunStorage, AbstractRunStorage
 
-OPTIONS = frozenset(
-    {
-        *OPTION_NAMES,
-        "batch_use_async",
-        "environment_variables",
-        "listener",
-        "node_connections",
-        "run_storage_url",
-        "variant",
-    }
-) - {"batch_timeout_sec", "line_timeout_sec", "max_lines_count", "worker_count"}
-"""Keyword arguments of `BatchEngine` that promptflow does not have."""
-
 
 class BatchEngine:
     """Runs a flow over a dataset, as a Prefect flow.
@@ -48,8 +36,8 @@ class BatchEngine:
             are sent to the workers only; the run does not keep them.
         storage: Gets the run infos of every line and node, in addition to the run's own records.
         batch_timeout_sec: Seconds a run may take; `None` or 0 is `PF_BATCH_TIMEOUT_SEC`, else no limit.
-        line_timeout_sec: Seconds a line may take; `None` or 0 is `PF_LINE_TIMEOUT_SEC`, else 600.
-        worker_count: Worker processes; `None` or 0 is `PF_WORKER_COUNT`, else 4.
+        line_timeout_sec: Seconds a line may take; `None` or 0 is `PF_LINE_TIMEOUT_SEC`, else the default.
+        worker_count: Worker processes; `None` or 0 is `PF_WORKER_COUNT`, else the default.
         init_kwargs: Arguments of a class flow's constructor, any picklable values. The run does not keep them.
         **kwargs: The other options of docs/options.md by their names in Python, such as `retries` or `max_failures`. `retry_on`
             and `rerun` can be lists, `max_failures` can be a number. `variant`, `node_connections` and `environment_variables`
@@ -192,3 +180,10 @@ class BatchEngine:
                 f"An executor for {language!r} must be a subclass of AbstractExecutorProxy, found {executor_proxy_cls!r}."
             )
         register_executor(language, executor_proxy_cls)
+
+
+_MORE = ("batch_use_async", "environment_variables", "listener", "node_connections", "run_storage_url", "variant")
+OPTIONS = frozenset({*OPTION_NAMES, *_MORE}).difference(
+    *(inspect.signature(method).parameters for method in (BatchEngine.__init__, BatchEngine.run))
+)
+"""Keyword arguments of `BatchEngine` that promptflow does not have."""

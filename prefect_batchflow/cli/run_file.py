@@ -9,7 +9,7 @@ import difflib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow.definition.document import environment_texts, read_document, says_nothing
 from prefect_batchflow.definition.load import NAMED_CALLABLE
@@ -17,6 +17,9 @@ from prefect_batchflow.definition.node_connections import check_node_connections
 from prefect_batchflow.exceptions import InvalidOptionError, UnsupportedFeatureError
 from prefect_batchflow.inputs.places import absolute
 from prefect_batchflow.settings import RUN_FILE_KEYS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 WITHOUT_MEANING = ("display_name", "description", "tags", "properties", "resources", "identity", "runtime")
 """Keys for people, and for Azure."""
@@ -64,21 +67,9 @@ def read_run_file(text: str) -> RunFile:
             f"--file {text}: expected a run file of promptflow (yaml), found {found}. Check the path."
         )
     document = read_document(file, "run", "`flow`, `data`, `column_mapping`")
-    flow, working_dir = _flow(file, _text(file, document, "flow"))
-    data = _text(file, document, "data")
-    return RunFile(
-        flow=flow,
-        working_dir=working_dir,
-        data={"data": _place(file, "data", data)} if data else {},
-        inputs_mapping=_named_values(file, "column_mapping", document.get("column_mapping")),
-        run_id=_text(file, document, "name"),
-        run=_text(file, document, "run"),
-        init_kwargs=_init(file, document.get("init")),
-        variant=_text(file, document, "variant"),
-        node_connections=check_node_connections(document.get("connections") or {}, f"{file}: 'connections'"),
-        environment_variables=_environment(file, document.get("environment_variables")),
-        notes=tuple(_notes(file, document)),
-    )
+    read = {name: _READERS[key](file, key, document.get(key)) for key, name in RUN_FILE_KEYS.items()}
+    flow, working_dir = read.pop("flow")
+    return RunFile(flow=flow, working_dir=working_dir, notes=tuple(_notes(file, document)), **read)
 
 
 def _notes(file: Path, document: dict[str, Any]) -> list[str]:
@@ -94,8 +85,7 @@ def _notes(file: Path, document: dict[str, Any]) -> list[str]:
     return notes
 
 
-def _text(file: Path, document: dict[str, Any], name: str) -> str:
-    value = document.get(name)
+def _text(file: Path, name: str, value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, int | float) and name in ("name", "run"):
@@ -114,11 +104,17 @@ def _place(file: Path, name: str, text: str) -> str:
     return absolute(text, file.parent)
 
 
-def _flow(file: Path, text: str) -> tuple[str, str]:
+def _data(file: Path, name: str, value: Any) -> dict[str, str]:
+    text = _text(file, name, value)
+    return {"data": _place(file, name, text)} if text else {}
+
+
+def _flow(file: Path, name: str, value: Any) -> tuple[str, str]:
     """The flow and, for a module, the folder to import it from."""
+    text = _text(file, name, value)
     if not text:
         return "", ""
-    place = _place(file, "flow", text)
+    place = _place(file, name, text)
     named = NAMED_CALLABLE.fullmatch(text)
     if named and named["module"] and not Path(place).exists():
         return text, str(file.parent)
@@ -133,14 +129,18 @@ def _named_values(file: Path, name: str, value: Any) -> dict[str, Any]:
     return value
 
 
-def _environment(file: Path, value: Any) -> dict[str, str]:
+def _connections(file: Path, name: str, value: Any) -> dict[str, dict[str, str]]:
+    return check_node_connections(value or {}, f"{file}: '{name}'")
+
+
+def _environment(file: Path, name: str, value: Any) -> dict[str, str]:
     """Variables from a mapping or a .env file. The workers resolve `${connection.key}`."""
     if not isinstance(value, str):
-        return environment_texts(_named_values(file, "environment_variables", value))
-    path = Path(_place(file, "environment_variables", value))
+        return environment_texts(_named_values(file, name, value))
+    path = Path(_place(file, name, value))
     if not path.is_file():
         raise InvalidOptionError(
-            f"{file}: 'environment_variables' names {path}, which is not a file. Expected a .env file, or "
+            f"{file}: '{name}' names {path}, which is not a file. Expected a .env file, or "
             "a mapping of names to values."
         )
     from dotenv import dotenv_values
@@ -152,15 +152,27 @@ def _environment(file: Path, value: Any) -> dict[str, str]:
     return {name: text for name, text in found.items() if text is not None}
 
 
-def _init(file: Path, value: Any) -> dict[str, Any]:
+def _init(file: Path, name: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, str):
-        return _named_values(file, "init", value)
-    path = Path(_place(file, "init", value))
+        return _named_values(file, name, value)
+    path = Path(_place(file, name, value))
     try:
         text = path.read_text(encoding="utf-8-sig")
         # promptflow takes the first row of a jsonl file.
-        return _named_values(path, "init", json.loads(text.splitlines()[0] if path.suffix == ".jsonl" else text))
+        return _named_values(path, name, json.loads(text.splitlines()[0] if path.suffix == ".jsonl" else text))
     except (OSError, ValueError, IndexError) as exc:
         raise InvalidOptionError(
-            f"{file}: 'init' names {path}, expected a json file with the constructor's arguments: {exc}."
+            f"{file}: '{name}' names {path}, expected a json file with the constructor's arguments: {exc}."
         ) from exc
+
+
+_READERS: Mapping[str, Callable[[Path, str, Any], Any]] = {
+    **dict.fromkeys(RUN_FILE_KEYS, _text),
+    "flow": _flow,
+    "data": _data,
+    "column_mapping": _named_values,
+    "init": _init,
+    "connections": _connections,
+    "environment_variables": _environment,
+}
+"""How each key of a run file is read."""

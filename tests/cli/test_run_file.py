@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from prefect_batchflow.cli import run_file
 from prefect_batchflow.cli.run_file import RunFile, read_run_file
 from prefect_batchflow.exceptions import (
     BatchflowException,
@@ -14,6 +15,7 @@ from prefect_batchflow.exceptions import (
     InvalidOptionError,
     UnsupportedFeatureError,
 )
+from prefect_batchflow.settings import RUN_FILE_KEYS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,6 +25,14 @@ def write(folder: Path, text: str) -> str:
     file = folder / "run.yaml"
     file.write_text(text)
     return str(file)
+
+
+def test_a_declared_key_is_never_skipped_in_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_file, "RUN_FILE_KEYS", {**RUN_FILE_KEYS, "attempts": "retries"})
+    monkeypatch.setattr(run_file, "_READERS", {**run_file._READERS, "attempts": run_file._text})
+
+    with pytest.raises(TypeError, match="retries"):
+        read_run_file(write(tmp_path, "attempts: '2'"))
 
 
 def test_everything_with_a_meaning_is_taken_over(tmp_path: Path) -> None:
