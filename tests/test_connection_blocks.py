@@ -13,9 +13,9 @@ from prefect_batchflow.blocks import (
     ConnectionBlock,
     CustomConnectionBlock,
     OpenAIConnectionBlock,
-    block_name,
 )
 from prefect_batchflow.connections.given import make_connection
+from prefect_batchflow.prefect_runtime.connection_blocks import block_name
 
 if TYPE_CHECKING:
     from prefect.blocks.core import Block

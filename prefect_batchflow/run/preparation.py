@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefect_batchflow.blocks import find_connections, load_connections, open_storage
+from prefect_batchflow.blocks import open_storage
 from prefect_batchflow.cluster.clusters import cluster_of
 from prefect_batchflow.connections.given import MISSING
 from prefect_batchflow.definition.load import load_flow, merged_copy
@@ -26,6 +26,7 @@ from prefect_batchflow.images.forms import form_of
 from prefect_batchflow.inputs.places import absolute
 from prefect_batchflow.inputs.readers import open_source
 from prefect_batchflow.lines import check, read_lines
+from prefect_batchflow.prefect_runtime.connection_blocks import find_connections, load_connections
 from prefect_batchflow.run.roots import ROOTS_VARIABLE, check_roots_of
 from prefect_batchflow.storage.source_run import (
     INPUTS,
