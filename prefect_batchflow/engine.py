@@ -108,7 +108,7 @@ class BatchEngine:
 
         Args:
             input_dirs: Source name to file, folder, pattern or URL.
-            inputs_mapping: Input name to `${source.column}` or a literal.
+            inputs_mapping: Input name to `${source.column}` or a constant.
             output_dir: A folder that also gets `output.jsonl`, `failed.jsonl` and `batch_result.json`.
             run_id: The run's name. A name that exists resumes that run. `None` is the id of the Prefect flow run.
             max_lines_count: Rows read from each source; `None` is all.

@@ -269,7 +269,7 @@ class InvalidAggregationFunction(UserErrorException):
 
 
 class NodeInputValidationError(InvalidFlowRequest, ResolveToolError):
-    """Raised by the loader for a literal or a connection of a type that the tool does not take."""
+    """Raised by the loader for a constant or a connection of a type that the tool does not take."""
 
 
 class InvalidConnectionType(InvalidFlowRequest, ResolveToolError):  # noqa: N818 - promptflow's name

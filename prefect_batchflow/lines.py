@@ -81,7 +81,7 @@ def check(
     Args:
         sources: The sources that mappings refer to, each with its own name; the first one gives the order of the lines.
         flow_inputs: The flow's inputs by name.
-        inputs_mapping: Input name to `${source.column}` or a literal.
+        inputs_mapping: Input name to `${source.column}` or a constant.
         max_lines_count: Rows read from each source; `None` is all.
         bad_rows: Whether a row that cannot be read, or lacks a column that other rows have, stops the run or becomes a
             failed line. An unreadable row in a source with its own line numbers always stops the run.
@@ -114,9 +114,9 @@ def read_lines(
     Args:
         sources: As for `check`, like `flow_inputs` and `inputs_mapping`.
         flow_inputs: The flow's inputs by name.
-        inputs_mapping: Input name to `${source.column}` or a literal.
+        inputs_mapping: Input name to `${source.column}` or a constant.
         inventory: The result of `check`.
-        flow_folder: The folder of images in the flow's defaults and the mapping's literals.
+        flow_folder: The folder of images in the flow's defaults and the mapping's constants.
         image_form: How the flow writes images.
 
     Raises:

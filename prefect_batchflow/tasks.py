@@ -190,7 +190,7 @@ def _state(receipt: Receipt) -> State[Any]:
 
 
 def chunk_state(lines: int, completed: int, failed: int, failure: BatchflowException | None = None) -> State[Any]:
-    """The final state of a chunk's task run. `failure` is no line's fault and ends the run."""
+    """The final state of a chunk's task run. `failure` is not the fault of a line and ends the run."""
     message = f"{completed} of {lines} lines completed" + (f", {failed} failed" if failed else "")
     if failure is not None:
         return Failed(message=f"{message}; {failure}")

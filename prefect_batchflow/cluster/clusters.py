@@ -129,7 +129,7 @@ class Cluster(ABC):
         """Connect, and disconnect on request: in one thread, because processes that Ray starts end with their thread."""
         try:
             places = self._connect()
-        except BaseException as exc:  # noqa: BLE001 - handed to whoever waits for it
+        except BaseException as exc:  # noqa: BLE001 - handed to the caller that waits for it
             self._connected.set_exception(exc)
         else:
             self._connected.set_result(places)

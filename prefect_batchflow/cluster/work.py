@@ -83,5 +83,5 @@ class Report:
     ended_by: str = ""
     """Why the chunk ended before its lines: a `Verdict`, `limit` or `leaving`. Empty if all lines have ended."""
     failure: BatchflowException | None = None
-    """An error that is no line's fault and ends the run."""
+    """An error that is not the fault of a line and ends the run."""
     host: str = ""

@@ -186,7 +186,7 @@ def _read_node(entry: Any, number: int, working_dir: Path, includes: Sequence[Pa
             inputs[parameter] = parse_value(value)
         except ValueError as exc:
             problems.add(f"{place}, input '{parameter}'", str(exc))
-    # A node without tool is kept, so that references to it are no further problems.
+    # A node without tool is kept, so that references to it do not become further problems.
     source, tool = _read_source(entry, place, working_dir, includes, problems) if kind in NODE_TYPES else ("", "")
     aggregation = bool(entry.get("aggregation") or entry.get("reduce"))
     activate = _read_activate(entry, place, problems)

@@ -204,7 +204,7 @@ def refuse_other_keys(given: dict[str, Any], known: Iterable[str], place: str, p
 
 
 def mapping_at(given: dict[str, Any], key: str, place: str, problems: Problems) -> dict[str, Any]:
-    """The mapping under a key; empty if the key is missing, or if its value is no mapping, which is noted."""
+    """The mapping under a key; empty if the key is missing, or if its value is not a mapping, which is noted."""
     value = given.get(key)
     if value is None:
         return {}
@@ -225,7 +225,7 @@ def read_inputs(
         place = f"{key} '{name}'"
         if not isinstance(spec, dict) or "type" not in spec:
             problems.add(place, f"expected `type: …` at least, found {spec!r}.")
-            # Kept, so that references to it are no further problems.
+            # Kept, so that references to it do not become further problems.
             inputs[name] = FlowInput(name, "string")
             continue
         # `enum` and the chat marks are for promptflow's editors; its engine ignores them.

@@ -95,7 +95,7 @@ def flow_of_object(target: Any, working_dir: Path | None) -> Flow:
     if not _is_callable(target):
         what = f"the class {target.__qualname__}" if isinstance(target, type) else f"{target!r}"
         raise FlowDefinitionError(
-            f"{what} is no flow. Expected a path, a function, a class with __call__, or a callable object."
+            f"{what} is not a flow. Expected a path, a function, a class with __call__, or a callable object."
         )
     definition = _definition_of(target)
     module = getattr(definition, "__module__", None)

@@ -134,7 +134,7 @@ class Node:
 
     @property
     def constants(self) -> dict[str, Any]:
-        """Parameter to value, for inputs that are no references."""
+        """Parameter to value, for inputs that are not references."""
         return {name: value.value for name, value in self.inputs.items() if isinstance(value, Constant)}
 
     @property

@@ -57,11 +57,11 @@ def load_flow(
         flow = flex.flow_of_object(source, folder)
     if variant and flow.variant != variant:
         raise InvalidOptionError(
-            f"The variant {variant!r} was chosen, but '{flow.name}' is no flow.dag.yaml and has no variants. Leave it out."
+            f"The variant {variant!r} was chosen, but '{flow.name}' is not a flow.dag.yaml and has no variants. Leave it out."
         )
     if node_connections and flow.node_connections != node_connections:
         raise InvalidOptionError(
-            f"Connections were chosen for the nodes {', '.join(map(repr, node_connections))}, but '{flow.name}' is no "
+            f"Connections were chosen for the nodes {', '.join(map(repr, node_connections))}, but '{flow.name}' is not a "
             "flow.dag.yaml of Python nodes. Leave them out; the flow's own code names its connections."
         )
     return flow
@@ -92,7 +92,7 @@ def _flow_of_text(
             flow = Flow(file.stem, folder, entry, language="csharp", definition_file=file, service=Service())
         case ".py":
             raise FlowDefinitionError(
-                f"{file}: a Python file alone is no flow. Name the function or class in it, such as {file}:my_flow."
+                f"{file}: a Python file alone is not a flow. Name the function or class in it, such as {file}:my_flow."
             )
         case suffix:
             raise FlowDefinitionError(

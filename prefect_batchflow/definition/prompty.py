@@ -162,7 +162,7 @@ def _check_engine(template: Any, problems: Problems) -> None:
 
 
 def _variables(template: str, first_line: int, problems: Problems) -> list[str]:
-    """The variables of a template, sorted; a template that is no jinja2 is noted."""
+    """The variables of a template, sorted; a template that is not valid jinja2 is noted."""
     from jinja2 import Environment, TemplateSyntaxError, meta
 
     try:

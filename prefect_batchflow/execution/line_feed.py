@@ -28,7 +28,7 @@ class LineEvents:
     persisted: Callable[[Sequence[LineOutcome]], None] | None = None
     """Called with each segment's outcomes once they are safe, failed attempts before a retry included."""
     failed: Callable[[BatchflowException], None] = lambda _: None
-    """Called when something fails that is no line's fault, such as the storage. It stops the run."""
+    """Called when something fails that is not the fault of a line, such as the storage. It stops the run."""
 
 
 class LineFeed(Protocol):

@@ -98,7 +98,7 @@ class Checker:
     def _check_mapping(self) -> None:
         for name, expression in self.mapping.items():
             if isinstance(expression, maps.FixedValue):
-                self._check_literal(name, expression.value)
+                self._check_constant(name, expression.value)
             elif not expression.columns:
                 self._bad_mapping.add(f"{self._told(name)}: {self._no_source(expression.text)}")
         for name in self.given:
@@ -108,7 +108,7 @@ class Checker:
                 known = _listed([*self.required, *self.optional])
                 self.notes.append(f"inputs_mapping: '{name}' is not an input of the flow; its inputs are {known}.")
 
-    def _check_literal(self, name: str, value: Any) -> None:
+    def _check_constant(self, name: str, value: Any) -> None:
         try:
             json.dumps(value)
         except (TypeError, ValueError, RecursionError) as exc:

@@ -1,4 +1,4 @@
-"""`inputs_mapping`, which gives each input a column or a literal; and how sources are joined.
+"""`inputs_mapping`, which gives each input a column or a constant; and how sources are joined.
 
 Values in, values out. Source: promptflow `_utils/inputs_mapping_utils.py`, `batch/_batch_inputs_processor.py`.
 """
@@ -26,7 +26,7 @@ _REFERENCE = re.compile(r"\$\{([^{}]+)\}")
 
 @dataclass(frozen=True, slots=True)
 class FixedValue:
-    """A literal: a value that every line gets."""
+    """A constant: a value that every line gets."""
 
     value: Any
 
@@ -48,7 +48,7 @@ def complete_mapping(inputs_mapping: Mapping[str, Any] | None, required: Iterabl
     """Map each input without a default to its column of the same name, unless the given mapping says otherwise.
 
     Args:
-        inputs_mapping: Input name to `${source.column}` or a literal; `None` is empty. Its `line_number` is ignored.
+        inputs_mapping: Input name to `${source.column}` or a constant; `None` is empty. Its `line_number` is ignored.
         required: The flow's inputs that have no default.
     """
     mapping: dict[str, Any] = {name: f"${{data.{name}}}" for name in required}
@@ -58,7 +58,7 @@ def complete_mapping(inputs_mapping: Mapping[str, Any] | None, required: Iterabl
 
 
 def parse_expression(value: Any, sources: Collection[str]) -> Expression:
-    """Parse a reference or a literal.
+    """Parse a reference or a constant.
 
     A reference is exactly `${…}`, not empty, without braces or anything around it, blanks included. It is split at a dot
     into a source name and a column name. If several splits match, the shorter source name is tried first.

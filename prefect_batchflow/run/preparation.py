@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from prefect_batchflow.run.state import RunState
 
 LONGEST_NAME = 100
-"""A longer literal, in characters, is not taken for the name of a connection."""
+"""A longer constant, in characters, is not taken for the name of a connection."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What ends a run before its lines have ended: a cancel, its time limit, or a failure that is no line's fault."""
+"""What ends a run before its lines have ended: a cancel, its time limit, or a failure that is not the fault of a line."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Stop:
         self._failure: BatchflowException | None = None
         self._stop_now: Callable[[], object] = lambda: None
         self.is_stopped = False
-        """Stopped by a person, by a limit of the run, or by a failure that is no line's fault."""
+        """Stopped by a person, by a limit of the run, or by a failure that is not the fault of a line."""
         self.feed: LineFeed | None = None
         """What runs the lines, once they run."""
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 CANCEL_WITHIN_SEC = 5.0
 """How long cancelled work may take to end."""
 MOST_BESIDE = 1_000
-"""Pieces of work that are allowed beyond `width` because they are no load, such as task runs that wait for a retry."""
+"""Pieces of work that are allowed beyond `width` because they do not count as load, such as task runs that wait for a retry."""
 
 
 class Window:

@@ -152,7 +152,7 @@ def test_help_imports_neither_prefect_nor_pydantic() -> None:
         (["run", "{flow}", "--data", "{data}", "--map", "text"], "--map takes name=value"),
         (["run", "{flow}", "--data", "{data}", "--init", "text"], "--init takes name=value"),
         (["run", "{flow}", "--data", "{data}", "--connections", "c=b"], "--connection NAME=BLOCK"),
-        (["run", "{flow}", "--data", "{data}", "--node-connections", "a.c=b"], "is no flow.dag.yaml"),
+        (["run", "{flow}", "--data", "{data}", "--node-connections", "a.c=b"], "is not a flow.dag.yaml"),
         (["run", "{flow}", "--data", "{data}", "--run-id", "../x"], "is not valid. Use 1 to 128"),
         (["run", "{flow}", "--run", "a/b"], "is not valid. Use 1 to 128"),
         (["run", "{flow}", "--data", "{data}", "--resume-from", "a b"], "is not valid. Use 1 to 128"),

@@ -323,7 +323,7 @@ class TestObjects:
 
     @pytest.mark.parametrize("target", [NoCall, NoCall(), 3.5, ["path"]])
     def test_what_cannot_be_called_is_refused(self, target: Any) -> None:
-        with pytest.raises(FlowDefinitionError, match="is no flow"):
+        with pytest.raises(FlowDefinitionError, match="is not a flow"):
             load_flow(target)
 
     def test_an_object_that_cannot_be_pickled_is_refused_with_a_way_out(self) -> None:

@@ -143,7 +143,7 @@ class TestNotFound:
         assert "expected a flow folder" in refusal(FlowDefinitionError, tmp_path / name)
 
     def test_what_is_neither_path_nor_callable_is_no_flow(self) -> None:
-        assert "5 is no flow" in refusal(FlowDefinitionError, 5)
+        assert "5 is not a flow" in refusal(FlowDefinitionError, 5)
 
 
 class TestOtherLanguages:

@@ -116,7 +116,7 @@ def test_what_has_no_python_nodes_has_no_such_choice(tmp_path: Path, text: str) 
     name = "flow.flex.yaml" if "entry" in text else "flow.dag.yaml"
     (tmp_path / name).write_text(text)
 
-    with pytest.raises(InvalidOptionError, match=r"chosen for the nodes 'a', but .* is no flow\.dag\.yaml"):
+    with pytest.raises(InvalidOptionError, match=r"chosen for the nodes 'a', but .* is not a flow\.dag\.yaml"):
         load_flow(tmp_path, node_connections={"a": {"connection": "c"}})
 
 

@@ -90,7 +90,7 @@ def test_what_has_no_nodes_has_no_variants(tmp_path: Path) -> None:
     (tmp_path / "m.py").write_text("def run(x): ...\n")
     (tmp_path / "flow.flex.yaml").write_text("entry: m:run\n")
 
-    with pytest.raises(InvalidOptionError, match=r"'\$\{a\.b\}' was chosen, but .* is no flow\.dag\.yaml"):
+    with pytest.raises(InvalidOptionError, match=r"'\$\{a\.b\}' was chosen, but .* is not a flow\.dag\.yaml"):
         load_flow(tmp_path, variant="${a.b}")
 
 

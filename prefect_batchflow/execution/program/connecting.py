@@ -34,7 +34,7 @@ def connect(name: Any, kinds: list[type], connections: Connections, needed_by: s
 
     Raises:
         GetConnectionError: The connection was not given or cannot be built.
-        NodeInputValidationError: It has another type, or the value is no name.
+        NodeInputValidationError: It has another type, or the value is not a name.
     Source: promptflow `executor/_tool_resolver.py`, `_convert_to_connection_value`.
     """
     takes = " or ".join(kind.__name__ for kind in kinds)

@@ -49,7 +49,7 @@ def load_entry(flow: Flow, entry: Entry, init_kwargs: Mapping[str, Any], connect
     if isinstance(target, type):
         target = _built(flow, entry, target, init_kwargs, connections)
     elif init_kwargs:
-        raise no_init(name, "no class", init_kwargs)
+        raise no_init(name, "not a class", init_kwargs)
     if not callable(target):
         raise PythonLoadError(
             f"'{name}' of {entry.module} is {target!r}. Expected a function or a class with __call__."

@@ -44,7 +44,7 @@ def load_program(
         ResolveToolError: A node's file has no tool or several, or the node's inputs do not fit it.
         GetConnectionError: A connection was not given or cannot be built; a `ResolveToolError`.
         FlowEntryInitializationError: The class entry's constructor raised.
-        InvalidOptionError: There are `init_kwargs`, but the flow is no class.
+        InvalidOptionError: There are `init_kwargs`, but the flow is not a class.
         UnsupportedFeatureError: The flow has another language, or a kind of tool that is not supported.
     """
     given = Connections(connections, os.environ)

@@ -51,7 +51,7 @@ def prompt_node(flow: Flow, node: Node) -> NodeTool:
     """Give the tool of a `prompt` node: its inputs are the template's variables.
 
     Raises:
-        JinjaTemplateError: The template is no jinja2.
+        JinjaTemplateError: The template is not valid jinja2.
         NodeInputValidationError: A variable has a reserved name.
     Source: promptflow `executor/_tool_resolver.py`, `_resolve_prompt_node`.
     """
@@ -71,7 +71,7 @@ def llm_node(flow: Flow, node: Node, connections: Connections) -> NodeTool:
     Raises:
         ResolveToolError: The connection is missing or has the wrong kind, the api is unknown, or no model is named.
         NodeInputValidationError: A constant does not fit its parameter, or a variable has a parameter's name.
-        JinjaTemplateError: The template is no jinja2.
+        JinjaTemplateError: The template is not valid jinja2.
     Source: promptflow `executor/_tool_resolver.py`, `_resolve_llm_node`.
     """
     from prefect_batchflow.tools.llm import answer_of, call_model, import_openai, kind_of
@@ -141,7 +141,7 @@ def template_of(flow: Flow, node: Node, *, with_images: bool = False) -> Templat
     """Read a node's template; `with_images` puts each `![image]({{name}})` on a separate line.
 
     Raises:
-        JinjaTemplateError: It is no jinja2.
+        JinjaTemplateError: It is not valid jinja2.
         ResolveToolError: It cannot be read.
     """
     text = template_text(flow, node)
@@ -167,7 +167,7 @@ def refuse_template_collisions(flow: Flow, node: Node, names: Collection[str]) -
 
     Raises:
         NodeInputValidationError: There is such a variable.
-        JinjaTemplateError: The template is no jinja2.
+        JinjaTemplateError: The template is not valid jinja2.
     """
     _refuse_collisions(node, template_of(flow, node), names, f"the tool '{node.package_tool}'")
 

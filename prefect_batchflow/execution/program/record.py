@@ -25,7 +25,7 @@ def encode_record(record: LineRun) -> bytes:
     """Encode a line's record as one JSON object in ASCII; NaN and infinity stay.
 
     Datetimes, enum members, dataclasses and pydantic models are written as promptflow writes them. Any other value that is
-    no JSON becomes its `repr`. But if the output or a value for the aggregation has one, the line fails. `record` is then
+    not JSON becomes its `repr`. But if the output or a value for the aggregation has one, the line fails. `record` is then
     changed in place, so make its receipt afterwards. With `PF_SKIP_SERIALIZATION_CHECK=true` the line does not fail.
     """
     try:

@@ -121,7 +121,7 @@ class Writer:
         self._pid = os.getpid()
 
     def __call__(self, message: bytes) -> None:
-        """Write a message; this waits while the pipe is full. A fork of user code exits here: it is no second worker."""
+        """Write a message; this waits while the pipe is full. A fork of user code exits here: it is not a second worker."""
         if os.getpid() != self._pid:
             os._exit(0)
         view = memoryview(message)

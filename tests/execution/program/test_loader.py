@@ -539,7 +539,7 @@ class TestEntries:
         assert "s3cret" not in str(caught.value)
 
     def test_init_kwargs_need_a_class(self, entry: Load, node: Load) -> None:
-        with pytest.raises(InvalidOptionError, match=r"init_kwargs \(n\) were given, but 'Run' is no class"):
+        with pytest.raises(InvalidOptionError, match=r"init_kwargs \(n\) were given, but 'Run' is not a class"):
             entry("def Run(x): ...", init_kwargs={"n": 1})
 
     def test_init_kwargs_need_a_flex_flow(self, node: Load) -> None:
