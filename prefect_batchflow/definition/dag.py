@@ -22,7 +22,7 @@ from prefect_batchflow.definition.document import (
 from prefect_batchflow.definition.flow import Activate, Constant, Dag, Flow, FlowOutput, Node, Reference
 from prefect_batchflow.definition.includes import is_there, read_includes
 from prefect_batchflow.definition.node_connections import with_node_connections
-from prefect_batchflow.definition.other_language import with_service
+from prefect_batchflow.definition.service import with_service
 from prefect_batchflow.definition.variants import with_variants
 from prefect_batchflow.exceptions import (
     DuplicateNodeName,

@@ -25,7 +25,7 @@ from prefect_batchflow.definition.document import (
 )
 from prefect_batchflow.definition.flow import Entry, Flow
 from prefect_batchflow.definition.includes import is_there, read_includes
-from prefect_batchflow.definition.other_language import with_service
+from prefect_batchflow.definition.service import with_service
 from prefect_batchflow.exceptions import FlowDefinitionError, InvalidFlexFlowEntry, PythonLoadError
 
 if TYPE_CHECKING:
