@@ -8,6 +8,7 @@ The code for images is imported by the first line that has one. Without images, 
 from __future__ import annotations
 
 import sys
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow.errors.classes import INFO_KEY, PASSING
@@ -42,7 +43,7 @@ class FlowImages:
         self._loads = loads
         self._image_inputs = {name for name, declared in inputs.items() if declared.type == "image"}
 
-    @property
+    @cached_property
     def _form(self) -> ImageForm:
         from prefect_batchflow.images.forms import form_of
 
