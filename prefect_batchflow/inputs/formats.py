@@ -1,4 +1,4 @@
-"""Read rows from jsonl, csv, tsv and json bytes, each row with the place it came from.
+"""The text formats of data: rows from jsonl, csv, tsv and json bytes, each row with the place it came from.
 
 Text is decoded here, line by line, so byte offsets are exact. An unreadable row is a `Row` with its `error`, so one pass
 finds them all. An error that spoils a whole file is raised.
@@ -17,7 +17,7 @@ from prefect_batchflow.exceptions import InvalidUserData
 from prefect_batchflow.inputs.compression import CutOffError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     Update = Callable[[bytes], object]
     """Gets the bytes as they are read, such as `hashlib.sha256().update`."""
@@ -176,6 +176,15 @@ def read_json(file: str, blocks: Iterable[bytes], update: Update | None = None) 
         raise _decoding_error(file, 1, start, data, exc) from None
     for number, values in enumerate(_array(file, content), 1):
         yield _object_row(values, text, file, number, None)
+
+
+TEXT_FORMATS: Mapping[str, Callable[[str, Iterable[bytes], Update | None], Iterator[Row]]] = {
+    ".jsonl": lambda file, blocks, update: read_jsonl(PhysicalLines(file, blocks, update)),
+    ".csv": lambda file, blocks, update: read_csv(PhysicalLines(file, blocks, update), ","),
+    ".tsv": lambda file, blocks, update: read_csv(PhysicalLines(file, blocks, update), "\t"),
+    ".json": read_json,
+}
+"""Each suffix and its reader; a new text format is a row here. Parquet and Arrow are in `columnar`."""
 
 
 def too_deep(text: str, values: Any) -> bool:

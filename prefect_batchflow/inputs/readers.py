@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from prefect_batchflow.errors.packages import pip_install
 from prefect_batchflow.exceptions import InvalidUserData
 from prefect_batchflow.inputs import columnar, compression
-from prefect_batchflow.inputs.formats import PhysicalLines, Row, read_csv, read_json, read_jsonl, shorten
+from prefect_batchflow.inputs.formats import TEXT_FORMATS, Row, shorten
 from prefect_batchflow.inputs.places import OBJECT_STORES, fixed_folder, fresh_listings, locate
 
 if TYPE_CHECKING:
@@ -29,16 +29,15 @@ if TYPE_CHECKING:
 
     from prefect_batchflow.inputs.formats import Update
 
-_TEXT_SUFFIXES = (".jsonl", ".csv", ".tsv", ".json")
 """The text formats. Each can also be compressed; upper and lower case are the same."""
 
 _BLOCK_BYTES = 1 << 18
 _SUFFIXES = (
-    *(text + compressed for text in _TEXT_SUFFIXES for compressed in ("", *compression.COMPRESSIONS)),
+    *(text + compressed for text in TEXT_FORMATS for compressed in ("", *compression.COMPRESSIONS)),
     *columnar.SUFFIXES,
 )
 _KNOWN = (
-    f"{', '.join(_TEXT_SUFFIXES)}, each also with {' or '.join(compression.COMPRESSIONS)}, "
+    f"{', '.join(TEXT_FORMATS)}, each also with {' or '.join(compression.COMPRESSIONS)}, "
     f"and {', '.join(columnar.SUFFIXES)}"
 )
 _MODULES = {**OBJECT_STORES, **dict.fromkeys(("http", "https"), "aiohttp")}
@@ -184,12 +183,7 @@ class _FileSource:
             with self._border(file.shown, module=compression.MODULES.get(compressed)):
                 read = compression.reader(raw, compressed)
             blocks = iter(partial(self._border(file.shown)(read), _BLOCK_BYTES), b"")
-            if kind == ".json":
-                yield from read_json(file.shown, blocks, update)
-            elif kind == ".jsonl":
-                yield from read_jsonl(PhysicalLines(file.shown, blocks, update))
-            else:
-                yield from read_csv(PhysicalLines(file.shown, blocks, update), "\t" if kind == ".tsv" else ",")
+            yield from TEXT_FORMATS[kind](file.shown, blocks, update)
 
     @cached_property
     def _files(self) -> list[_File]:
