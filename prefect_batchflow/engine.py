@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow.definition.document import environment_texts
@@ -14,10 +15,10 @@ from prefect_batchflow.execution.services.proxy import AbstractExecutorProxy
 from prefect_batchflow.flows import run_batch
 from prefect_batchflow.inputs.places import locate
 from prefect_batchflow.run.handle import LiveRun
-from prefect_batchflow.settings import OPTION_NAMES, PARAMETERS, given_by_promptflows_variables
+from prefect_batchflow.settings import MAX_FAILURES_INSTEAD, OPTION_NAMES, PARAMETERS, given_by_promptflows_variables
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from pathlib import Path
 
     from prefect_batchflow.definition.flow import Flow
@@ -48,7 +49,7 @@ class BatchEngine:
     Raises:
         FlowNotFoundError: There is no flow at `flow_file`.
         InvalidFlowRequest: The flow's definition is wrong.
-        InvalidOptionError: A keyword is unknown.
+        InvalidOptionError: A keyword is unknown, or has a value of a wrong type.
     Source: promptflow `batch/_batch_engine.py`, `BatchEngine`.
     """
 
@@ -65,7 +66,18 @@ class BatchEngine:
         init_kwargs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        _refuse_other_types(
+            storage,
+            connections=connections,
+            init_kwargs=init_kwargs,
+            environment_variables=kwargs.get("environment_variables"),
+        )
         unknown = sorted(set(kwargs) - OPTIONS)
+        for name in unknown:
+            if name in MAX_FAILURES_INSTEAD:
+                raise InvalidOptionError(
+                    f"BatchEngine has no {name}. Use max_failures, such as max_failures={MAX_FAILURES_INSTEAD[name]!r}."
+                )
         if unknown:
             raise InvalidOptionError(f"BatchEngine has no {', '.join(unknown)}. It has {', '.join(sorted(OPTIONS))}.")
         self._flow: Flow = load_flow(
@@ -86,7 +98,8 @@ class BatchEngine:
         self._run_storage_url = kwargs.pop("run_storage_url", "")
         kwargs.pop("batch_use_async", None)
         for name, value in kwargs.items():
-            if name in PARAMETERS and PARAMETERS[name].errors and not isinstance(value, str):
+            is_list = isinstance(value, list | tuple | set | frozenset) and all(isinstance(item, str) for item in value)
+            if is_list and name in PARAMETERS and PARAMETERS[name].errors:
                 kwargs[name] = ",".join(value)
         self._options = kwargs
         self._live: LiveRun | None = None
@@ -187,3 +200,15 @@ OPTIONS = frozenset({*OPTION_NAMES, *_MORE}).difference(
     *(inspect.signature(method).parameters for method in (BatchEngine.__init__, BatchEngine.run))
 )
 """Keyword arguments of `BatchEngine` that promptflow does not have."""
+
+
+def _refuse_other_types(storage: Any, **mappings: Any) -> None:
+    """Refuse arguments of other types. The messages show no values, because these can be secret."""
+    for name, value in mappings.items():
+        if value is not None and not (isinstance(value, Mapping) and all(isinstance(key, str) for key in value)):
+            raise InvalidOptionError(f"{name} is a {type(value).__name__}. It must be a mapping of names to values.")
+    if storage is not None and not callable(getattr(storage, "persist_flow_run", None)):
+        raise InvalidOptionError(
+            f"storage is a {type(storage).__name__}. It must be an AbstractRunStorage. To keep the run at a path or URL, use "
+            "run_storage_url."
+        )

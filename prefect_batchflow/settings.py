@@ -69,6 +69,10 @@ class Option:
     default: Any = ...
     """These three are the field's own, filled in by `PARAMETERS`; no default is `...`."""
 
+    def __repr__(self) -> str:
+        # Prefect prints the signature of batch_run when a call does not fit it.
+        return f"Option({self.name!r})"
+
     @property
     def flags(self) -> tuple[str, ...]:
         """Its names on the command line; a duration has a short one and the full one."""
@@ -239,7 +243,7 @@ class RunOptions:
             "End the run at this number of failed lines, such as 1 or 50, or when more than this percentage of the ended lines "
             "failed, such as 5%. A percentage applies after 20 lines, or all lines, have ended.",
             empty="no limit",
-            pattern=r"([1-9][0-9]*|(100|[1-9][0-9]?(\.[0-9]+)?|0\.[0-9]*[1-9][0-9]*)%)?",
+            pattern=r"([1-9][0-9]{0,17}|(100|[1-9][0-9]?(\.[0-9]{1,9})?|0\.[0-9]{0,9}[1-9][0-9]{0,9})%)?",
             allowed="a number of lines, such as 1 or 50, a share, such as 5%, or empty for no limit",
             metavar="N|N%",
         ),
@@ -267,6 +271,7 @@ class RunOptions:
             "bad_input, refused), codes such as LineExecutionTimeoutError, or types of exceptions.",
             empty="all but bad_input and refused, which would fail again",
             errors=retried_errors,
+            allowed="names of errors, separated by commas",
             metavar="CLASS",
         ),
     ] = ""
@@ -311,6 +316,7 @@ class RunOptions:
             "types of errors as in retry_on. The others stay failed.",
             empty="failed, which is all of them",
             errors=rerun_errors,
+            allowed="names of errors, separated by commas",
             metavar="CLASS",
             is_kept=False,
         ),
@@ -527,6 +533,8 @@ PARAMETERS: Final = _declared(BatchRequest)
 """Every parameter of `batch_run` by its name, in the form's order."""
 RUN_FILE_KEYS: Final = {option.run_file: option.name for option in PARAMETERS.values() if option.run_file}
 """Key of promptflow's run file to the parameter that it gives."""
+MAX_FAILURES_INSTEAD: Final = {"fail_fast": "1", "max_failed_lines": "50", "max_failed_percent": "5%"}
+"""Names that other tools have, to examples of `max_failures`."""
 OPTION_NAMES: Final = tuple(item.name for item in fields(RunOptions))
 
 

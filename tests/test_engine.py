@@ -546,6 +546,36 @@ def test_a_second_run_of_a_running_id_is_refused(storage: Path, write_rows: Call
 
 
 @pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"retry_on": None}, "retry_on is None. It must be names of errors, separated by commas."),
+        ({"retry_on": 3}, "retry_on is 3. It must be names of errors, separated by commas."),
+        ({"retry_on": [1]}, "retry_on is [1]. It must be names of errors, separated by commas."),
+        ({"retry_on": b"crash"}, "retry_on is b'crash'. It must be names of errors, separated by commas."),
+        ({"rerun": None}, "rerun is None. It must be names of errors, separated by commas."),
+        ({"worker_count": True}, "worker_count is True. It must be a whole number from 1 to 1024."),
+        ({"environment_variables": [1]}, "environment_variables is a list. It must be a mapping of names to values."),
+        (
+            {"environment_variables": {1: 2}},
+            "environment_variables is a dict. It must be a mapping of names to values.",
+        ),
+        ({"connections": "x"}, "connections is a str. It must be a mapping of names to values."),
+        ({"init_kwargs": "x"}, "init_kwargs is a str. It must be a mapping of names to values."),
+        ({"storage": "x"}, "storage is a str. It must be an AbstractRunStorage."),
+        (
+            {"max_failed_percent": 3},
+            "BatchEngine has no max_failed_percent. Use max_failures, such as max_failures='5%'.",
+        ),
+    ],
+    ids=str,
+)
+def test_a_value_of_a_wrong_type_is_refused_by_name(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(InvalidOptionError) as caught:
+        BatchEngine(double, **options).run({"data": "rows.jsonl"})
+    assert str(caught.value).startswith(text)
+
+
+@pytest.mark.parametrize(
     ("given", "error", "text"),
     [
         ({"options": {"workers": 3}}, InvalidOptionError, "has no workers"),

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from prefect.exceptions import ParameterTypeError
+from prefect.exceptions import ParameterBindError, ParameterTypeError
 from prefect.utilities.schema_tools import validate
 from pydantic import TypeAdapter, ValidationError
 
@@ -34,8 +34,8 @@ ENGINE_ARGUMENTS = {"batch_timeout_sec", "line_timeout_sec", "worker_count", "ma
 
 WORDS: dict[str, list[Any]] = {
     "max_failures": ["0", "-1", "five", "120%", "100.5%", "5 %", "0%", "1.5", "01", " 1", "%", 0, -1, 1.5, True, False],
-    "retry_on": ["ratelimit", "rate_limit,time_out"],
-    "rerun": ["faild", "failed,timed_out"],
+    "retry_on": ["ratelimit", "rate_limit,time_out", "rate_limit timeout", ","],
+    "rerun": ["faild", "failed,timed_out", "timed_out crash", " , "],
 }
 """Texts and other values that cannot be."""
 RIGHT_WORDS = {
@@ -181,6 +181,12 @@ def test_the_command_line_rounds_no_decimals(name: str, text: str, capsys: pytes
 def test_bytes_are_no_text(name: str) -> None:
     with pytest.raises(InvalidOptionError, match=f"{name} is b'5'. It must be "):
         run_batch({"flow": "f", name: b"5"}, LiveRun())
+
+
+def test_an_unknown_parameter_is_refused_in_a_readable_message() -> None:
+    with pytest.raises(ParameterBindError, match="unexpected keyword argument 'nonsense'") as caught:
+        _ = batch_run(flow="f", nonsense=1)
+    assert len(str(caught.value)) < 4_000
 
 
 def answer(text: str) -> str:

@@ -37,7 +37,7 @@ from prefect_batchflow.cli.arguments import (
 from prefect_batchflow.cli.process import end_soon, quiet_prefect
 from prefect_batchflow.cli.running import COMPLETED, EXIT_STATUSES, RUN_FAILED, run_and_show, show_run
 from prefect_batchflow.exceptions import BatchflowException, InvalidOptionError, UnexpectedError, error_dict
-from prefect_batchflow.settings import PARAMETERS, RUN_FILE_KEYS
+from prefect_batchflow.settings import MAX_FAILURES_INSTEAD, PARAMETERS, RUN_FILE_KEYS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -362,6 +362,11 @@ def _status(words: list[str], screen: Screen) -> int:
 
 
 def _command(words: list[str]) -> Callable[[], int]:
+    for option in (word.partition("=")[0] for word in words):
+        if instead := MAX_FAILURES_INSTEAD.get(option.removeprefix("--").replace("-", "_")):
+            raise InvalidOptionError(
+                f"There is no option {option}. Use --max-failures, such as --max-failures {instead}."
+            )
     if any(word.partition("=")[0] == "--connections" for word in words):
         raise InvalidOptionError(
             "There is no option --connections. Use --node-connections NODE.INPUT=NAME to give a node another connection, or "

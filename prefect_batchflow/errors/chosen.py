@@ -41,11 +41,16 @@ def retried_errors(text: str, words: Sequence[str] = ()) -> tuple[str, ...]:
         words: Names that are allowed beside the error classes.
 
     Raises:
-        InvalidOptionError: A name looks like an error class or one of the words, but is neither.
+        InvalidOptionError: A name looks like an error class or one of the words, but is neither; or the commas are wrong.
     """
     known = [*words, *map(str, ErrorClass)]
     names = []
-    for name in filter(None, map(str.strip, text.split(","))):
+    given = list(filter(None, map(str.strip, text.split(","))))
+    if text.strip() and not given:
+        raise InvalidOptionError(f"{text!r} names no error. Write names of errors, separated by commas.")
+    for name in given:
+        if len(name.split()) > 1:
+            raise InvalidOptionError(f"{name!r} is not the name of one error. Separate names with commas.")
         meant = _meant(name, known)
         if meant is not None and name.replace("-", "_") != meant:
             raise InvalidOptionError(
