@@ -1,4 +1,7 @@
-"""The package's Prefect blocks, for the run storage and for connections."""
+"""The package's Prefect blocks, for the run storage and for connections.
+
+A new kind of connection also goes into the table of `prefect_runtime.connection_blocks`.
+"""
 
 from __future__ import annotations
 

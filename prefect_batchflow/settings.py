@@ -1,7 +1,8 @@
 """Every option of a batch run, declared once: its name, type, bounds, default and help.
 
 The form of `batch_run`, the flags of the command line, the keywords of `BatchEngine`, the keys of run files, what the manifest
-keeps and the table in docs/options.md all come from `BatchRequest` and `RunOptions`. A new option is one field there.
+keeps and the table in docs/options.md all come from `BatchRequest` and `RunOptions`. A new option is one field of
+`RunOptions`. A new field of `BatchRequest` also needs its flag in `cli.commands` and its place in the manifest.
 Nothing here imports pydantic: it would double the time of `batchflow --help`. The file is long because it is a table.
 """
 

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
     from prefect_batchflow.inputs.formats import Update
 
-"""The text formats. Each can also be compressed; upper and lower case are the same."""
-
 _BLOCK_BYTES = 1 << 18
 _SUFFIXES = (
     *(text + compressed for text in TEXT_FORMATS for compressed in ("", *compression.COMPRESSIONS)),

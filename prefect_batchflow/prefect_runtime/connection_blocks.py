@@ -48,8 +48,8 @@ async def load_connections(named: Mapping[str, str]) -> dict[str, dict[str, Any]
         if len(fitting) != 1:
             there = " and ".join(b.get_block_type_slug() + "/" + block for b in fitting)
             raise InvalidOptionError(
-                f"Cannot load connection {name!r} from block {wanted!r}: expected one block of type openai-connection, "
-                f"azure-openai-connection or custom-connection, found {there or 'none'}. "
+                f"Cannot load connection {name!r} from block {wanted!r}: expected one block of type "
+                f"{' or '.join(sorted(_KINDS))}, found {there or 'none'}. "
                 + (
                     "Write the type in front of the name."
                     if there

@@ -1,6 +1,6 @@
-"""What a timeout kills: a worker's session, and processes that left it, found by a token in their environment.
+"""How a process is killed, by a timeout or at the end: its session, and processes that left it, found by a token.
 
-`worker_process` and `services.service_process` decide when.
+The token is in their environment. `worker_process` and `services.keeper` decide when, and which process.
 
 A process that started its own session *and* cleared its environment is not found. This is best effort.
 """
