@@ -66,20 +66,12 @@ class BatchEngine:
         init_kwargs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        _refuse_other_types(
-            storage,
-            connections=connections,
-            init_kwargs=init_kwargs,
-            environment_variables=kwargs.get("environment_variables"),
-        )
-        unknown = sorted(set(kwargs) - OPTIONS)
-        for name in unknown:
-            if name in MAX_FAILURES_INSTEAD:
-                raise InvalidOptionError(
-                    f"BatchEngine has no {name}. Use max_failures, such as max_failures={MAX_FAILURES_INSTEAD[name]!r}."
-                )
-        if unknown:
-            raise InvalidOptionError(f"BatchEngine has no {', '.join(unknown)}. It has {', '.join(sorted(OPTIONS))}.")
+        variables = kwargs.get("environment_variables")
+        _refuse_other_types(storage, connections=connections, init_kwargs=init_kwargs, environment_variables=variables)
+        if unknown := sorted(set(kwargs) - OPTIONS):
+            instead = MAX_FAILURES_INSTEAD.get(unknown[0])
+            hint = f"Use max_failures={instead!r}" if instead else f"It has {', '.join(sorted(OPTIONS))}"
+            raise InvalidOptionError(f"BatchEngine has no {', '.join(unknown)}. {hint}.")
         self._flow: Flow = load_flow(
             flow_file, working_dir, variant=kwargs.get("variant", ""), node_connections=kwargs.get("node_connections")
         )
@@ -208,7 +200,5 @@ def _refuse_other_types(storage: Any, **mappings: Any) -> None:
         if value is not None and not (isinstance(value, Mapping) and all(isinstance(key, str) for key in value)):
             raise InvalidOptionError(f"{name} is a {type(value).__name__}. It must be a mapping of names to values.")
     if storage is not None and not callable(getattr(storage, "persist_flow_run", None)):
-        raise InvalidOptionError(
-            f"storage is a {type(storage).__name__}. It must be an AbstractRunStorage. To keep the run at a path or URL, use "
-            "run_storage_url."
-        )
+        found = f"storage is a {type(storage).__name__}"
+        raise InvalidOptionError(f"{found}. It must be an AbstractRunStorage. A path or URL is a run_storage_url.")

@@ -70,8 +70,7 @@ class Option:
     default: Any = ...
     """These three are the field's own, filled in by `PARAMETERS`; no default is `...`."""
 
-    def __repr__(self) -> str:
-        # Prefect prints the signature of batch_run when a call does not fit it.
+    def __repr__(self) -> str:  # short, because Prefect prints the signature of batch_run when a call does not fit
         return f"Option({self.name!r})"
 
     @property
@@ -135,14 +134,11 @@ class Option:
         return ""
 
     def number(self, text: str) -> int | float:
-        """The number that a text spells in plain digits.
-
-        Raises:
-            ValueError: It spells none, or not a whole number for an option that takes one.
-        """
-        if not re.fullmatch(_WHOLE if self.kind is int else _DECIMAL, text):
+        """The number that a text spells in plain digits; other texts, and numbers out of bounds, raise `ValueError`."""
+        value: Any = self.kind(text) if re.fullmatch(_WHOLE if self.kind is int else _DECIMAL, text) else None
+        if self.problem(value):
             raise ValueError(f"found {text!r}. {self.rule}")
-        return self.kind(text)  # type: ignore[no-any-return]
+        return value  # type: ignore[no-any-return]
 
     def _is_within(self, value: float) -> bool:
         if self.empty and value == 0:
@@ -438,9 +434,9 @@ class BatchRequest:
             typed="Its id, or the folder of a run of promptflow, such as ~/.promptflow/.runs/NAME.",
         ),
     ] = ""
-    more_data: Annotated[dict[str, str], Option("More sources, name to URL, for mappings such as ${name.column}.")] = (
-        field(default_factory=dict)
-    )
+    more_data: Annotated[
+        dict[str, str], Option("More sources, name to URL, for mappings such as ${name.column}.", flag="--data")
+    ] = field(default_factory=dict)
     init_kwargs: Annotated[
         dict[str, Any],
         Option(
@@ -535,7 +531,7 @@ PARAMETERS: Final = _declared(BatchRequest)
 RUN_FILE_KEYS: Final = {option.run_file: option.name for option in PARAMETERS.values() if option.run_file}
 """Key of promptflow's run file to the parameter that it gives."""
 MAX_FAILURES_INSTEAD: Final = {"fail_fast": "1", "max_failed_lines": "50", "max_failed_percent": "5%"}
-"""Names that other tools have, to examples of `max_failures`."""
+"""Likely guesses, to the value of `max_failures` for each."""
 OPTION_NAMES: Final = tuple(item.name for item in fields(RunOptions))
 
 
@@ -556,10 +552,9 @@ def given_by_promptflows_variables() -> dict[str, Any]:
 
 def _number_from(variable: str) -> float:
     try:
-        value = float(os.environ.get(variable, ""))
+        return float(os.environ.get(variable, ""))
     except ValueError:
         return 0
-    return value if value > 0 else 0
 
 
 def default_home() -> Path:

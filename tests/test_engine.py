@@ -564,7 +564,7 @@ def test_a_second_run_of_a_running_id_is_refused(storage: Path, write_rows: Call
         ({"storage": "x"}, "storage is a str. It must be an AbstractRunStorage."),
         (
             {"max_failed_percent": 3},
-            "BatchEngine has no max_failed_percent. Use max_failures, such as max_failures='5%'.",
+            "BatchEngine has no max_failed_percent. Use max_failures='5%'.",
         ),
     ],
     ids=str,

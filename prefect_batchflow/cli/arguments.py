@@ -73,11 +73,7 @@ class Flags:
         def __init__(self, **options: Any) -> None: ...
 
     def given(self) -> dict[str, Any]:
-        """The options that were given, as parameters of `batch_run`.
-
-        Raises:
-            InvalidOptionError: A misspelt class of errors.
-        """
+        """The options that were given, as parameters of `batch_run`; refuses a misspelt class of errors."""
         values = {name: value for name in OPTION_NAMES if (value := getattr(self, name)) is not None}
         for name, value in values.items():
             if read_errors := PARAMETERS[name].errors:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, CycloptsError, Parameter
-from cyclopts.validators import Number
 
 from prefect_batchflow.cli.arguments import (
     OptionFlags,
@@ -213,7 +212,6 @@ def list_command(
         Parameter(
             show_default=True,
             converter=number_of(PARAMETERS["max_lines_count"]),
-            validator=Number(gte=0),
             help="Show this many runs. 0 shows all.",
         ),
     ] = 20,
@@ -364,9 +362,7 @@ def _status(words: list[str], screen: Screen) -> int:
 def _command(words: list[str]) -> Callable[[], int]:
     for option in (word.partition("=")[0] for word in words):
         if instead := MAX_FAILURES_INSTEAD.get(option.removeprefix("--").replace("-", "_")):
-            raise InvalidOptionError(
-                f"There is no option {option}. Use --max-failures, such as --max-failures {instead}."
-            )
+            raise InvalidOptionError(f"There is no option {option}. Use --max-failures {instead}.")
     if any(word.partition("=")[0] == "--connections" for word in words):
         raise InvalidOptionError(
             "There is no option --connections. Use --node-connections NODE.INPUT=NAME to give a node another connection, or "

@@ -16,7 +16,7 @@ from prefect_batchflow.definition.load import NAMED_CALLABLE
 from prefect_batchflow.definition.node_connections import check_node_connections
 from prefect_batchflow.exceptions import InvalidOptionError, UnsupportedFeatureError
 from prefect_batchflow.inputs.places import absolute
-from prefect_batchflow.settings import RUN_FILE_KEYS
+from prefect_batchflow.settings import PARAMETERS, RUN_FILE_KEYS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -81,6 +81,7 @@ def _notes(file: Path, document: dict[str, Any]) -> list[str]:
         if name not in (*known, *_SILENT):
             near = difflib.get_close_matches(str(name), known, n=1)
             meant = f" Did you mean '{near[0]}'?" if near else ""
+            meant = f" Use {PARAMETERS[name].flags[0]}." if name in PARAMETERS else meant
             notes.append(f"{file.name}: '{name}' is not a key of a run file and has no effect.{meant}")
     return notes
 
@@ -88,7 +89,7 @@ def _notes(file: Path, document: dict[str, Any]) -> list[str]:
 def _text(file: Path, name: str, value: Any) -> str:
     if value is None:
         return ""
-    if isinstance(value, int | float) and name in ("name", "run"):
+    if isinstance(value, int | float) and not isinstance(value, bool) and name in ("name", "run"):
         value = str(value)
     if not isinstance(value, str) or not value.strip():
         raise InvalidOptionError(f"{file}: '{name}' is {value!r}, expected a text. Write it as {name}: <text>.")
@@ -136,7 +137,10 @@ def _connections(file: Path, name: str, value: Any) -> dict[str, dict[str, str]]
 def _environment(file: Path, name: str, value: Any) -> dict[str, str]:
     """Variables from a mapping or a .env file. The workers resolve `${connection.key}`."""
     if not isinstance(value, str):
-        return environment_texts(_named_values(file, name, value))
+        values = _named_values(file, name, value)
+        if wrong := [key for key, part in values.items() if isinstance(part, dict | list)]:
+            raise InvalidOptionError(f"{file}: '{name}': expected a text or number for {', '.join(wrong)}.")
+        return environment_texts(values)
     path = Path(_place(file, name, value))
     if not path.is_file():
         raise InvalidOptionError(

@@ -258,12 +258,12 @@ def environment_texts(values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def read_language(given: dict[str, Any], problems: Problems) -> str:
-    """Read `language`, in lower case."""
+    """Read `language`, in lower case and without spaces around it."""
     language = given.get("language") or PYTHON
     if not isinstance(language, str):
         problems.add("top level", f"'language' should be a name, found {language!r}.")
         return PYTHON
-    return language.lower()
+    return language.strip().lower() or PYTHON
 
 
 def read_message_format(given: dict[str, Any], problems: Problems, known: tuple[str, ...] = MESSAGE_FORMATS) -> str:

@@ -22,11 +22,7 @@ def runs_again(rerun: Collection[str], error: dict[str, Any]) -> bool:
 
 
 def rerun_errors(text: str) -> tuple[str, ...]:
-    """Read the errors, separated by commas, whose failed lines run again; empty means all failed lines.
-
-    Raises:
-        InvalidOptionError: A name looks like an error class but is not one.
-    """
+    """Read the errors whose failed lines run again, as `retried_errors` does; empty means all failed lines."""
     names = retried_errors(text, (FAILED, TIMED_OUT))
     if FAILED in names and len(names) > 1:
         raise InvalidOptionError(f"{FAILED!r} means all failed lines. Remove it, or remove the other names.")
@@ -41,7 +37,7 @@ def retried_errors(text: str, words: Sequence[str] = ()) -> tuple[str, ...]:
         words: Names that are allowed beside the error classes.
 
     Raises:
-        InvalidOptionError: A name looks like an error class or one of the words, but is neither; or the commas are wrong.
+        InvalidOptionError: A name looks like an error class or one of the words, but is neither; or commas are wrong.
     """
     known = [*words, *map(str, ErrorClass)]
     names = []

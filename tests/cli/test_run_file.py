@@ -111,6 +111,24 @@ def test_keys_without_a_meaning_and_unknown_ones_are_notes(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
+    ("text", "flag"),
+    [
+        ("retries: 3", "--retries"),
+        ("max_failures: 5%", "--max-failures"),
+        ("line_timeout_sec: 5", "--line-timeout"),
+        ("inputs_mapping: {}", "--map"),
+        ("more_data: {}", "--data"),
+    ],
+)
+def test_an_option_in_a_run_file_points_to_its_flag(tmp_path: Path, text: str, flag: str) -> None:
+    name = text.partition(":")[0]
+
+    assert read_run_file(write(tmp_path, f"{text}\n")).notes == (
+        f"run.yaml: '{name}' is not a key of a run file and has no effect. Use {flag}.",
+    )
+
+
+@pytest.mark.parametrize(
     ("text", "kind", "part"),
     [
         ("- flow\n", FlowDefinitionError, "expected a mapping with the keys of a run"),
@@ -137,6 +155,9 @@ def test_keys_without_a_meaning_and_unknown_ones_are_notes(tmp_path: Path) -> No
             InvalidOptionError,
             "'connection': expected a name as text, found None",
         ),
+        ("name: true\n", InvalidOptionError, "'name' is True, expected a text"),
+        ("environment_variables: {A: [1], B: b}\n", InvalidOptionError, "expected a text or number for A."),
+        ("environment_variables: {A: {b: 1}}\n", InvalidOptionError, "expected a text or number for A."),
         ("data: azureml:rows:1\n", UnsupportedFeatureError, "Download it"),
     ],
     ids=lambda value: value.strip() if isinstance(value, str) else "",
@@ -176,9 +197,9 @@ def test_a_variant_is_taken(tmp_path: Path) -> None:
 
 
 def test_environment_variables_become_texts(tmp_path: Path) -> None:
-    written = read_run_file(write(tmp_path, "environment_variables: {A: 1, B: [x, 2], C: '${conn.key}', D: yes}\n"))
+    written = read_run_file(write(tmp_path, "environment_variables: {A: 1, B: 2.5, C: '${conn.key}', D: yes}\n"))
 
-    assert written.environment_variables == {"A": "1", "B": '["x", 2]', "C": "${conn.key}", "D": "yes"}
+    assert written.environment_variables == {"A": "1", "B": "2.5", "C": "${conn.key}", "D": "yes"}
 
 
 def test_environment_variables_may_be_a_file_beside_the_run_file(tmp_path: Path) -> None:

@@ -161,8 +161,11 @@ class TestOtherLanguages:
             ("flow.dag.yaml", f"language: Python\n{DAG}", "DAG flow"),
             ("flow.flex.yaml", f"language: Python\n{FLEX}", "flex flow"),
             ("ask.prompty", "---\nlanguage: Python\n---\nuser:\n{{x}}\n", "prompty"),
+            ("flow.dag.yaml", f"language: ' python '\n{DAG}", "DAG flow"),
+            ("flow.flex.yaml", f"language: ' Python'\n{FLEX}", "flex flow"),
+            ("flow.flex.yaml", f"language: ' '\n{FLEX}", "flex flow"),
         ],
-        ids=["dag", "flex", "prompty"],
+        ids=["dag", "flex", "prompty", "dag, spaces", "flex, spaces", "flex, only spaces"],
     )
     def test_python_may_be_written_in_capitals(self, folder: Path, name: str, content: str, kind: str) -> None:
         (folder / name).write_text(content)
