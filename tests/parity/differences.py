@@ -350,7 +350,7 @@ DIFFERENCES: dict[str, Difference] = {
                 number: {
                     "codes": ["UserError", "ScriptExecutionError"],
                     "user_code": "InvalidOutputKeyError: <folder>/ask.prompty: the answer has no other, which `outputs` "
-                    "names; it has said, count. Ask for these keys in the prompt.",
+                    "requires. It has said, count. Ask for these keys in the prompt.",
                 }
                 for number in ("0", "1")
             }
