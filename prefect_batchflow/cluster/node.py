@@ -22,8 +22,7 @@ from pydantic import SecretStr
 
 from prefect_batchflow.blocks import RunStorageBlock
 from prefect_batchflow.cluster.work import Assignment, Report, RunDescription
-from prefect_batchflow.definition.load import merged_copy
-from prefect_batchflow.definition.run_folder import run_folder
+from prefect_batchflow.definition.load import merged
 from prefect_batchflow.exceptions import BatchflowException, FlowNotFoundError, InvalidOptionError, RunInUseError
 from prefect_batchflow.execution.line_feed import LineEvents
 from prefect_batchflow.execution.workers.pool import WorkerPool
@@ -252,8 +251,7 @@ class RemoteRun:
                     "or into the workers' image."
                 )
             if flow.additional_includes:
-                folder = await asyncio.to_thread(self._merged.enter_context, run_folder())
-                flow, _ = await asyncio.to_thread(merged_copy, flow, folder)
+                flow, _ = await asyncio.to_thread(self._merged.enter_context, merged(flow))
             self._flow = flow
         return self._flow
 

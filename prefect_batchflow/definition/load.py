@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -15,10 +16,11 @@ from prefect_batchflow.definition.document import read_document
 from prefect_batchflow.definition.flow import SOURCE_SUFFIXES, Entry, Flow, Service
 from prefect_batchflow.definition.includes import merge
 from prefect_batchflow.definition.node_connections import check_node_connections
+from prefect_batchflow.definition.run_folder import run_folder
 from prefect_batchflow.exceptions import FlowDefinitionError, FlowNotFoundError, InvalidOptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 
 NAMED_CALLABLE: Final = re.compile(r"((?P<file>.+\.py)|(?P<module>\w+(\.\w+)*)):(?P<attribute>\w+(\.\w+)*)")
@@ -100,6 +102,13 @@ def _flow_of_text(
                 f"{suffix or 'plain'} file."
             )
     return replace(flow, source=str(path))
+
+
+@contextmanager
+def merged(flow: Flow) -> Iterator[tuple[Flow, list[str]]]:
+    """Merge a flow and its `additional_includes` in a temporary folder; raises and gives what `merged_copy` does."""
+    with run_folder() as folder:
+        yield merged_copy(flow, folder)
 
 
 def merged_copy(flow: Flow, folder: Path) -> tuple[Flow, list[str]]:

@@ -11,23 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow.blocks import open_storage
 from prefect_batchflow.cluster.clusters import cluster_of
-from prefect_batchflow.connections.given import MISSING
-from prefect_batchflow.definition.load import load_flow, merged_copy
-from prefect_batchflow.definition.run_folder import run_folder
-from prefect_batchflow.exceptions import (
-    FlowEntryInitializationError,
-    GetConnectionError,
-    InvalidOptionError,
-    UnsupportedFeatureError,
-)
-from prefect_batchflow.execution.languages import new_executor
-from prefect_batchflow.execution.program.environment import connections_in
+from prefect_batchflow.exceptions import InvalidOptionError, UnsupportedFeatureError
 from prefect_batchflow.images.forms import form_of
 from prefect_batchflow.inputs.places import absolute
 from prefect_batchflow.inputs.readers import open_source
 from prefect_batchflow.lines import check, read_lines
-from prefect_batchflow.prefect_runtime.connection_blocks import find_connections, load_connections
 from prefect_batchflow.run.roots import ROOTS_VARIABLE, check_roots_of
+from prefect_batchflow.run.starting import FlowRequest, starting
 from prefect_batchflow.storage.source_run import (
     INPUTS,
     OUTPUTS,
@@ -42,14 +32,12 @@ if TYPE_CHECKING:
 
     from prefect_batchflow.blocks import RunStorageBlock
     from prefect_batchflow.cluster.clusters import Cluster
-    from prefect_batchflow.definition.flow import Flow, FlowDescription
+    from prefect_batchflow.definition.flow import Flow
     from prefect_batchflow.execution.executor import Executor
     from prefect_batchflow.inputs.readers import Source
     from prefect_batchflow.lines import Inventory, Line
+    from prefect_batchflow.run.starting import FlowStart
     from prefect_batchflow.run.state import RunState
-
-LONGEST_NAME = 100
-"""A longer constant, in characters, is not taken for the name of a connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,21 +75,25 @@ class Prepared:
 @contextlib.asynccontextmanager
 async def preparation(state: RunState) -> AsyncIterator[Preparation]:
     """Load the flow. On leaving, end everything that was started for the run and remove the copy of a flow with includes."""
-    loaded_flow = load_flow(
-        state.live.flow if state.live.flow is not None else state.request.flow,
-        state.request.working_dir or None,
-        variant=state.request.variant,
-        node_connections=state.request.node_connections,
+    request, live = state.request, state.live
+    wanted = FlowRequest(
+        flow=live.flow if live.flow is not None else request.flow,
+        working_dir=request.working_dir,
+        variant=request.variant,
+        node_connections=request.node_connections,
+        init_kwargs=state.init_kwargs,
+        blocks=request.connections,
+        connections=live.connections or {},
+        environment_variables=state.environment_variables,
+        options=state.options,
+        run_id=request.run_id,
+        executor_proxy=live.executor_proxy,
+        run_storage=live.run_storage,
     )
-    with contextlib.ExitStack() as copy:
-        flow = loaded_flow
-        if flow.additional_includes:
-            folder = await asyncio.to_thread(copy.enter_context, run_folder())
-            flow, notes = await asyncio.to_thread(merged_copy, flow, folder)
-            for note in notes:
-                state.note(note)
-        connections = {**await load_connections(state.request.connections), **(state.live.connections or {})}
-        preparing = Preparation(state, flow, loaded_flow, connections)
+    async with starting(wanted) as start:
+        for note in start.notes:
+            state.note(note)
+        preparing = Preparation(state, start)
         try:
             yield preparing
         finally:
@@ -109,28 +101,25 @@ async def preparation(state: RunState) -> AsyncIterator[Preparation]:
 
 
 class Preparation:
-    """Starts and opens everything that a run needs, and checks it. `flow` is a copy if `loaded_flow` has includes."""
+    """Starts and opens everything that a run needs, and checks it."""
 
-    def __init__(self, state: RunState, flow: Flow, loaded_flow: Flow, connections: Mapping[str, Any]) -> None:
+    def __init__(self, state: RunState, start: FlowStart) -> None:
         self._state = state
         self._request, self._options = state.request, state.options
-        self._flow = flow
-        self._loaded_flow = loaded_flow
-        self._connections = connections
+        self._flow = start
         self._output_dir = _local_folder(self._request.output_dir)
-        self._executor = self._new_executor()
         self._check_cluster_options()
         self._cluster: Cluster | None = None
 
     async def prepare(self) -> Prepared:
         """Start the executor, open the storage and check the data."""
-        description = await self._start()
-        flow = self._flow.described(description)
+        description = await self._flow.start()
+        if self._flow.found:
+            self._state.logger.info("Connections from saved blocks: %s", ", ".join(self._flow.found))
+        flow, executor = self._flow.flow.described(description), self._flow.executor
         files = await open_storage(self._request.storage)
         if self._options.task_runner != "local":
-            self._cluster = cluster_of(
-                self._options.task_runner, self._options.task_runner_address, self._executor.slots
-            )
+            self._cluster = cluster_of(self._options.task_runner, self._options.task_runner_address, executor.slots)
         sources = await self._open_sources(files)
         inventory = await asyncio.to_thread(
             check,
@@ -145,9 +134,9 @@ class Preparation:
             self._state.note(note)
         return Prepared(
             flow,
-            self._loaded_flow,
+            self._flow.loaded_flow,
             description.has_aggregation,
-            self._executor,
+            executor,
             self._cluster,
             files,
             sources,
@@ -157,50 +146,9 @@ class Preparation:
         )
 
     async def close(self) -> None:
-        """End the executor and disconnect from the cluster."""
-        await self._executor.close()
+        """Disconnect from the cluster."""
         if self._cluster is not None:
             await self._cluster.close()
-
-    # --- the executor ------------------------------------------------------------------------------------------------
-
-    def _new_executor(self) -> Executor:
-        state = self._state
-        return new_executor(
-            self._flow,
-            self._options,
-            state.live.executor_proxy,
-            run_id=self._request.run_id,
-            init_kwargs=state.init_kwargs,
-            connections=self._connections,
-            environment_variables=state.environment_variables,
-            storage=state.live.run_storage,
-        )
-
-    async def _start(self) -> FlowDescription:
-        """Start the executor. If a connection is missing, start it again with the connections of saved blocks."""
-        try:
-            return await self._executor.start()
-        except (GetConnectionError, FlowEntryInitializationError) as exc:
-            missing = exc.additional_info.get(MISSING)
-            found = await find_connections(self._may_be_connections(str(missing))) if missing else {}
-            if missing not in found:
-                raise
-        self._state.logger.info("Connections from saved blocks: %s", ", ".join(found))
-        await self._executor.close()
-        self._connections = {**found, **self._connections}
-        self._executor = self._new_executor()
-        return await self._executor.start()
-
-    def _may_be_connections(self, missing: str) -> set[str]:
-        """Names in the flow, its variables and its constructor's arguments that can be connections, for one request."""
-        values: list[Any] = [missing]
-        for node in self._flow.program.nodes:
-            values += [node.connection, *node.constants.values()]
-        values += connections_in({**self._flow.environment_variables, **self._state.environment_variables})
-        for argument in self._state.init_kwargs.values():
-            values.append(argument.get("connection") if isinstance(argument, dict) else argument)
-        return {value for value in values if isinstance(value, str) and 0 < len(value) <= LONGEST_NAME}
 
     def _check_cluster_options(self) -> None:
         """Refuse options that do not work on a cluster, before anything starts."""
@@ -216,9 +164,9 @@ class Preparation:
                 f"granularity='line' does not work with task_runner={runner!r}: submitting a task to a cluster takes as long "
                 "as running many lines. Leave granularity out, and the cluster gets chunks of lines."
             )
-        if self._executor.given() is None:
+        if self._flow.executor.given() is None:
             raise UnsupportedFeatureError(
-                f"The flow {self._flow.name!r} has its own executor; task_runner={runner!r} runs Python flows only. "
+                f"The flow {self._flow.flow.name!r} has its own executor; task_runner={runner!r} runs Python flows only. "
                 "Leave task_runner out."
             )
         if self._request.storage.startswith("memory:"):
