@@ -14,6 +14,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from prefect_batchflow.report.summary import one_line
+from prefect_batchflow.results.strict_json import strict
 
 STATUS_COLOURS = {
     "Completed": "green",
@@ -50,8 +51,8 @@ def print_note(message: object) -> None:
 
 
 def print_json(document: Any) -> None:
-    """Write the one JSON document, in ASCII."""
-    sys.stdout.write(json.dumps(document, indent=2) + "\n")
+    """Write the one JSON document, in ASCII; NaN and infinity are null."""
+    sys.stdout.write(json.dumps(strict(document), indent=2, allow_nan=False) + "\n")
 
 
 def print_facts(out: Console, facts: dict[str, str], title: str = "") -> None:

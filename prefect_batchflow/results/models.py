@@ -43,13 +43,7 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class ResultModel(BaseModel):
-    """The base of the models here.
-
-    `model_dump_json` writes NaN and infinity as `NaN` and `Infinity`, as promptflow does. Python's `json` and
-    `model_validate_json` can read them, strict JSON readers cannot; `null` would mean that there is no value.
-    """
-
-    model_config = ConfigDict(ser_json_inf_nan="constants")
+    """The base of the models here. `model_dump_json` writes NaN and infinity as null, because JSON does not have them."""
 
     @classmethod
     def deserialize(cls, data: dict[str, Any]) -> Self:

@@ -69,7 +69,7 @@ class Ending:
         state, prepared = self._state, self._prepared
         state.stop.raise_failure()
         result = state.batch_result(prepared.inventory.total_lines)
-        images_left = await write_outputs(
+        written = await write_outputs(
             prepared.files,
             state.keys,
             self._newest_records(),
@@ -78,10 +78,12 @@ class Ending:
             form_of(prepared.flow.message_format),
             self._image_inputs(),
         )
-        if images_left:
+        for note in written.notes:
+            state.note(note)
+        if written.images_left:
             state.note(
-                f"{images_left} images of failed lines were not copied beside failed.jsonl, because reading them from another "
-                "machine takes too long. The lines still name the original images."
+                f"{written.images_left} images of failed lines were not copied beside failed.jsonl, because reading them from "
+                "another machine takes too long. The lines still name the original images."
             )
         state.stop.raise_failure()
         await self._write_artifacts(result)

@@ -6,17 +6,17 @@ They are merged from the records. Each is written under a temporary name and mov
 from __future__ import annotations
 
 import asyncio
-import json
 import shutil
 import tempfile
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prefect_batchflow.errors.classes import class_of_error
 from prefect_batchflow.exceptions import StorageError
 from prefect_batchflow.images.forms import BASIC
 from prefect_batchflow.results.models import BatchResult
+from prefect_batchflow.results.strict_json import StrictRows, broken_numbers
 from prefect_batchflow.storage.files import storage_errors, write_beside
 from prefect_batchflow.storage.images import RECORDS_ARE_KEPT, ImageFiles, ImageInputs
 from prefect_batchflow.storage.manifest import read_model
@@ -58,6 +58,15 @@ def failed_row(record: LineRecord) -> dict[str, Any]:
     }
 
 
+class Written(NamedTuple):
+    """What a person should know about output files that were written."""
+
+    images_left: int
+    """How many input images were not copied because time had run out."""
+    notes: tuple[str, ...]
+    """Where numbers were replaced that JSON does not have."""
+
+
 async def read_result(files: RunFiles, keys: RunKeys, manifest: Manifest) -> BatchResult | None:
     """The result of a run's last start; `None` if there is none yet.
 
@@ -76,30 +85,28 @@ async def write_outputs(
     output_dir: Path | None,
     image_form: ImageForm = BASIC,
     image_inputs: ImageInputs | None = None,
-) -> int:
+) -> Written:
     """Write all three files to the run's folder, and to `output_dir` if there is one.
 
     `records` has the newest record of each line of the data, by line_number. `output_dir` is on this machine, and is created.
     Images in outputs, and image files named by inputs of failed lines, become files in `images/` before the rows that name
     them are written. Without `image_inputs`, the paths in inputs stay unchanged.
 
-    Returns:
-        How many input images were not copied because time had run out.
-
     Raises:
         StorageError: A file cannot be written.
     """
     images = ImageFiles(files, keys, output_dir, image_form, image_inputs or ImageInputs())
+    rows, failed_rows = StrictRows("outputs.jsonl"), StrictRows("failed.jsonl", keeps_halves=True)
     with tempfile.TemporaryDirectory(prefix="batchflow-outputs-") as folder:
         outputs, failed, summary = (Path(folder, name) for name in ("outputs", "failed", "batch_result"))
         try:
-            with _writing(outputs) as out, _writing(failed) as bad, _writing(summary) as whole:
+            with outputs.open("wb") as out, failed.open("wb") as bad:
                 async for record in records:
                     if record["status"] == "Completed":
-                        out.write(_json_line(output_row(await images.with_outputs(record))))
+                        out.write(rows.line(output_row(await images.with_outputs(record))))
                     elif record["status"] == "Failed":
-                        bad.write(_json_line(failed_row(await images.with_inputs(record))))
-                whole.write(result.model_dump_json(indent=2) + "\n")
+                        bad.write(failed_rows.line(failed_row(await images.with_inputs(record))))
+            summary.write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8", newline="\n")
         except OSError as exc:
             raise StorageError(
                 f"Cannot merge the outputs in {folder}: {exc}. The line records are kept. Free some space there, or set "
@@ -111,18 +118,10 @@ async def write_outputs(
         if output_dir is not None:
             for name, source in ((OUTPUT_FILE, outputs), ("failed.jsonl", failed), ("batch_result.json", summary)):
                 await asyncio.to_thread(write_beside, output_dir, name, partial(shutil.copyfile, source))
-    return images.left
-
-
-def _writing(path: Path) -> IO[str]:
-    return path.open("w", encoding="utf-8", newline="\n")
-
-
-def _json_line(row: dict[str, Any]) -> str:
-    text = json.dumps(row, ensure_ascii=False)
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        # A lone surrogate has no UTF-8 form, but survives as an escape.
-        text = json.dumps(row)
-    return text + "\n"
+    notes = [rows.note(), failed_rows.note()]
+    if metrics := broken_numbers(result.metrics or {}):
+        notes.append(
+            f"batch_result.json: NaN and infinity are written as null, because JSON has no such numbers. "
+            f"Metrics: {', '.join(map(repr, metrics))}."
+        )
+    return Written(images.left, tuple(note for note in notes if note))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import shlex
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -302,6 +303,13 @@ def test_init_values_may_be_secret_and_are_in_no_command() -> None:
 
     assert [shlex.split(command)[1] for _, command in commands] == ["resume"]
     assert "s3cret" not in str(commands)
+
+
+def test_a_document_for_programs_is_json_for_any_parser(capsys: pytest.CaptureFixture[str]) -> None:
+    screen.print_json({"deep": [{"x": math.nan}, -math.inf], "half": "\ud800", "fine": 0.5})
+
+    told = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert told == {"deep": [{"x": None}, None], "half": r"\ud800", "fine": 0.5}
 
 
 def test_documents_for_programs_hold_what_people_see(capsys: pytest.CaptureFixture[str]) -> None:

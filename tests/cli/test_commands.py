@@ -378,6 +378,29 @@ def test_promptflows_variables_set_what_no_option_does(
 
 
 @pytest.mark.usefixtures("prefect_server")
+def test_files_and_json_of_a_run_have_null_for_nan_and_a_note_names_the_place(
+    batchflow: Callable[..., Shown], tmp_path: Path, write_rows: Callable[..., Path], storage: Path
+) -> None:
+    (tmp_path / "score.py").write_text(
+        "class Score:\n"
+        "    def __call__(self, text): return {'score': float('nan'), 'at': {text}}\n"
+        "    def __aggregate__(self, lines): return {'mean': float('inf')}\n"
+    )
+
+    ran = batchflow(
+        "run", f"{tmp_path}/score.py:Score", "--data", write_rows([{"text": "a"}]), "--run-id", "n", "--json"
+    )
+
+    document = json.loads(ran.out, parse_constant=pytest.fail)
+    assert document["result"]["metrics"] == {"mean": None}
+    assert [note.partition(":")[0] for note in document["notes"]] == ["outputs.jsonl", "batch_result.json"]
+    assert "'score' (1 line)" in document["notes"][0]
+    outputs = (storage / "n" / "outputs.jsonl").read_text()
+    assert outputs == '{"line_number": 0, "score": null, "at": ["a"]}\n'
+    assert "NaN" in "".join(path.read_text() for path in (storage / "n" / "records").glob("*.json"))
+
+
+@pytest.mark.usefixtures("prefect_server")
 def test_a_run_is_shown_listed_and_resumed(
     batchflow: Callable[..., Shown], flow: str, write_rows: Callable[..., Path], storage: Path, tmp_path: Path
 ) -> None:

@@ -19,7 +19,6 @@ _BEFORE = "Found before the first line is run and paid for."
 _NAMED = "A user error that names the place; promptflow breaks on it with an error of Python's, or one without a name."
 _DATA = "Data stays as it was written; promptflow's pandas reshapes it."
 _MAPPING = "One error lists everything that is wrong with mapping and data, whatever its kind."
-_NAN = float("nan")
 
 
 def _completed(*, outputs: list[dict[str, Any]], tokens: list[int]) -> dict[str, Any]:
@@ -76,7 +75,74 @@ def _of_both(told: list[Any]) -> dict[str, Any]:
     return _completed(outputs=outputs, tokens=[0, 0, 0])
 
 
+_TABLE = "Values that JSON does not know are written by one table (docs/values.md); promptflow fails the line."
+
+_NULL = "JSON has no NaN and no infinity, so output files have null; the records keep the numbers."
+
+
+def _written(**output: Any) -> Difference:
+    """The one line's output, where promptflow has no form for it."""
+    facts = _completed(outputs=[{"line_number": 0, **output}], tokens=[0, 0, 0])
+    return Difference(_TABLE, facts)
+
+
 DIFFERENCES: dict[str, Difference] = {
+    "flex_unserialisable": Difference(
+        _TABLE,
+        _completed(
+            outputs=[{"line_number": 0, "out": ["one"]}, {"line_number": 1, "out": ["two"]}],
+            tokens=[0, 0, 0],
+        ),
+    ),
+    "returned_dataclass_with_a_class_variable": _written(text="one", inner={"n": 1}, mode="fast"),
+    "returned_dataclasses_in_a_list": _written(output=[{"n": 1}, {"n": 2}]),
+    "returned_model": _written(output={"a": 1, "mode": "fast"}),
+    "returned_models_in_a_dict": _written(all=[{"a": 1, "mode": "fast"}]),
+    "returned_enum_member": _written(mode="fast", many=["fast"]),
+    "returned_datetime": _written(at="2026-01-02T03:04:00Z"),
+    "returned_decimal": _written(d="1.10"),
+    "returned_uuid": _written(u="<uuid>"),
+    "returned_date": _written(d="2026-01-02"),
+    "returned_path": _written(p="a/b"),
+    "returned_bytes": _written(b="YWJj"),
+    "nan_and_infinity": Difference(
+        _NULL, {"outputs": [{"line_number": number, "out": [None, None, number == 0]} for number in range(2)]}
+    ),
+    "an_output_that_is_no_json": Difference(
+        _TABLE,
+        {
+            "completed_lines": 2,
+            "errors": {},
+            "failed_lines": 0,
+            "outputs": [{"line_number": 0, "out": [1, 2]}, {"line_number": 1, "out": "two"}],
+            "user_and_system_errors": [0, 0],
+        },
+    ),
+    "returned_infinity": Difference(_NULL, {"outputs": [{"line_number": 0, "x": None, "deep": [None]}]}),
+    "flex_nan": Difference(_NULL, {"outputs": [{"line_number": 0, "x": None}, {"line_number": 1, "x": None}]}),
+    "returned_tuple_keys": _written(d={"[1, 2]": 3}),
+    "a_dataclass_from_node_to_output": Difference(
+        _TABLE,
+        {
+            "completed_lines": 1,
+            "errors": {},
+            "failed_lines": 0,
+            "outputs": [{"line_number": 0, "out": "Aone", "whole": {"a": {"text": "one"}, "n": 1}}],
+            "user_and_system_errors": [0, 0],
+        },
+    ),
+    "a_dataclass_for_an_aggregation": Difference(
+        _TABLE + " Here its worker process dies, because it cannot pickle the value.",
+        {
+            "completed_lines": 1,
+            "errors": {},
+            "failed_lines": 0,
+            "metrics": {"n": 1},
+            "node_status": {"count.completed": 1, "make.completed": 1},
+            "outputs": [{"line_number": 0, "out": "one"}],
+            "user_and_system_errors": [0, 0],
+        },
+    ),
     "an_image_given_on": Difference(_KEPT, {"outputs": [{"line_number": 0, "out": _PIXEL}]}),
     "an_image_made_for_an_aggregation": Difference(
         _KEPT,
@@ -165,7 +231,7 @@ DIFFERENCES: dict[str, Difference] = {
         _DATA,
         {
             "outputs": [
-                {"line_number": 0, "out": {"v": ["float", _NAN], "w": ["str", "nan"]}},
+                {"line_number": 0, "out": {"v": ["float", None], "w": ["str", "nan"]}},
                 {"line_number": 1, "out": {"v": ["float", 1.0], "w": ["str", "x"]}},
             ]
         },

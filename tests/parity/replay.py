@@ -19,6 +19,7 @@ from prefect_batchflow.execution.workers.pool import WorkerPool
 from prefect_batchflow.inputs.readers import open_source
 from prefect_batchflow.lines import check, read_lines
 from prefect_batchflow.results.models import line_result
+from prefect_batchflow.results.strict_json import StrictRows
 from prefect_batchflow.run.aggregation import aggregate
 from prefect_batchflow.storage.outputs import output_row
 
@@ -75,8 +76,9 @@ async def _stages(case: Case, folder: Path, sources: Mapping[str, str], model_ur
         await pool.close()
     results = [line_result(record, RUN_ID) for record in records]
     result = BatchResult.create(began, datetime.now(UTC), results, aggregated)
-    rows = [output_row(record) for record in records if record["status"] == "Completed"]
-    return described(result, json.loads(json.dumps(rows)), folder)
+    written = StrictRows("output.jsonl")
+    rows = [written.line(output_row(record)) for record in records if record["status"] == "Completed"]
+    return described(result, list(map(json.loads, rows)), folder)
 
 
 async def _each(records: Sequence[Any]) -> AsyncIterator[Any]:

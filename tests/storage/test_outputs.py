@@ -76,16 +76,43 @@ async def test_the_outputs_are_these_bytes(files: RunStorageBlock, keys: RunKeys
     )
 
     expected = (
-        '{"line_number": 0, "answer": "Grüße \u2028 \U0001f600", "score": NaN}\n'
-        '{"line_number": 4, "broken": "\\ud800", "nested": {"a": [null, true, 1.0]}}\n'
+        '{"line_number": 0, "answer": "Grüße \u2028 \U0001f600", "score": null}\n'
+        '{"line_number": 4, "broken": "\\\\ud800", "nested": {"a": [null, true, 1.0]}}\n'
     ).encode()
     assert await files.read_path(keys.outputs) == expected
     assert (out / "output.jsonl").read_bytes() == expected
     assert (out / "failed.jsonl").read_bytes() == await files.read_path(keys.failed)
     assert (out / "batch_result.json").read_bytes() == await files.read_path(keys.batch_result)
     read_back = BatchResult.model_validate_json(await files.read_path(keys.batch_result))
+    assert read_back.metrics == {"score": None, "text": r"\ud800"}
     assert (read_back.total_lines, read_back.failed_lines) == (result.total_lines, result.failed_lines) == (3, 1)
     assert sorted(path.name for path in out.iterdir()) == ["batch_result.json", "failed.jsonl", "output.jsonl"]
+
+
+async def test_every_file_is_json_for_any_parser_and_a_note_names_the_columns(
+    files: RunStorageBlock, keys: RunKeys
+) -> None:
+    infinite = {"deep": [{"x": math.inf}], "\ud800": 1, "fine": 0.5}
+    records = [record_of(0, output=infinite), record_of(1, output={"score": math.nan}), record_of(2, output=infinite)]
+    lost = record_of(3, inputs={"q": -math.inf, "text": "\udc80"}, error="no")
+
+    written = await write_outputs(files, keys, each(*records, lost), result_of(3, 1), None)
+
+    names = keys.outputs, keys.failed, keys.batch_result
+    parts = [part for name in names for part in (await files.read_path(name)).decode().splitlines() if part[0] == "{"]
+    whole = (await files.read_path(keys.batch_result)).decode()
+    for text in (*[part for part in parts if part != "{"], whole):
+        json.loads(text, parse_constant=pytest.fail)
+    rows = [json.loads(line) for line in (await files.read_path(keys.outputs)).decode().splitlines()]
+    assert rows[0] == {"line_number": 0, "deep": [{"x": None}], r"\ud800": 1, "fine": 0.5}
+    assert json.loads(await files.read_path(keys.failed))["q"] is None
+    assert written.notes == (
+        "outputs.jsonl: NaN and infinity are written as null, because JSON has no such numbers. Columns: 'deep' (2 lines), "
+        "'score' (1 line). The line records keep the numbers.",
+        "failed.jsonl: NaN and infinity are written as null, because JSON has no such numbers. Column: 'q' (1 line). The line "
+        "records keep the numbers.",
+        "batch_result.json: NaN and infinity are written as null, because JSON has no such numbers. Metrics: 'score'.",
+    )
 
 
 @pytest.mark.parametrize("output", [7, "text", None, [1], 1.5], ids=repr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow.execution.program.program import Program, copied
@@ -114,7 +115,7 @@ def _as_output(value: Any) -> tuple[dict[str, Any], bool]:
     if isinstance(value, dict):
         return dict(value), False
     if hasattr(type(value), "__dataclass_fields__"):
-        return {name: getattr(value, name) for name in value.__dataclass_fields__}, False
+        return {found.name: getattr(value, found.name) for found in fields(value)}, False
     return {"output": value}, True
 
 

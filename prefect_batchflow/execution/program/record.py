@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from datetime import datetime
-from enum import Enum
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow.exceptions import (
@@ -16,6 +15,7 @@ from prefect_batchflow.exceptions import (
     error_dict,
 )
 from prefect_batchflow.execution.program.user_errors import exception_text
+from prefect_batchflow.execution.program.values import plain, to_json
 
 if TYPE_CHECKING:
     from prefect_batchflow.results.records import LineRun
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 def encode_record(record: LineRun) -> bytes:
     """Encode a line's record as one JSON object in ASCII; NaN and infinity stay.
 
-    Datetimes, enum members, dataclasses and pydantic models are written as promptflow writes them. Any other value that is
-    not JSON becomes its `repr`. But if the output or a value for the aggregation has one, the line fails. `record` is then
-    changed in place, so make its receipt afterwards. With `PF_SKIP_SERIALIZATION_CHECK=true` the line does not fail.
+    Values that JSON does not know are written by the table in `values`. A value without a form becomes its `repr`. But if
+    the output or a value for the aggregation has one, the line fails. `record` is then changed in place, so make its receipt
+    afterwards. With `PF_SKIP_SERIALIZATION_CHECK=true` the line does not fail.
     """
     try:
         return _STRICT.encode(record).encode("ascii")
@@ -39,16 +39,16 @@ def encode_record(record: LineRun) -> bytes:
     for part, values in () if _takes_any_output() else parts.items():
         for name, value in values.items():
             try:
-                _STRICT.encode({name: value})
+                _encoded(value)
             except Exception as exc:  # noqa: BLE001 - objects of user code
                 what = f"'{name}' of the output" if part == "output" else f"{name}, which the aggregation needs,"
                 message = (
                     f"{what} is not JSON: ({type(exc).__name__}) {exception_text(exc)}. Return text, numbers, booleans, "
-                    "None, or lists and dicts of these."
+                    "None, lists and dicts of these, or another value that has a form in JSON, such as a dataclass."
                 )
                 fail_run(record, error_dict(FlowOutputUnserializable(message, target="Executor")))
-                return _lenient(record).encode("ascii")
-    return _lenient(record).encode("ascii")
+                return lenient(record).encode("ascii")
+    return lenient(record).encode("ascii")
 
 
 def _takes_any_output() -> bool:
@@ -74,30 +74,9 @@ def own_failure(exc: BaseException) -> dict[str, Any]:
     return error_dict(UnexpectedError(f"The line cannot be run: {text}", target="Executor"))
 
 
-def _to_json(value: Any) -> Any:
-    """Convert an object that JSON does not know, as promptflow does.
-
-    Source: promptflow `tracing/_utils.py`, `serialize`.
-    """
-    if isinstance(value, datetime):
-        return value.isoformat() + "Z" * (value.tzinfo is None)
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, bytes) and hasattr(value, "_mime_type"):
-        # An image inside an object that is not JSON; all other images are dictionaries by now.
-        return {f"data:{value._mime_type};base64": value.to_base64()}  # type: ignore[attr-defined]
-    if isinstance(value, type):
-        pass
-    elif hasattr(value, "__dataclass_fields__"):
-        return {name: getattr(value, name) for name in value.__dataclass_fields__}
-    elif hasattr(value, "model_dump") and hasattr(value, "model_fields_set"):
-        return value.model_dump()
-    raise TypeError(f"a {type(value).__name__} is not JSON")
-
-
 def _to_json_or_repr(value: Any) -> Any:
     try:
-        return _to_json(value)
+        return to_json(value)
     except Exception:  # noqa: BLE001 - objects of user code
         return _repr(value)
 
@@ -109,18 +88,29 @@ def _repr(value: Any) -> str:
         return f"<{type(value).__name__}, its repr raised {type(exc).__name__}>"
 
 
-_STRICT = json.JSONEncoder(separators=(",", ":"), default=_to_json)
+_STRICT = json.JSONEncoder(separators=(",", ":"), default=to_json)
 _LENIENT = json.JSONEncoder(separators=(",", ":"), default=_to_json_or_repr)
 
 
-def _lenient(value: Any, depth: int = 4) -> str:
-    """JSON of any value. A part without JSON (a circle, odd keys) becomes its repr, down to a node's inputs."""
+def _encoded(value: Any) -> str:
+    """JSON of a value. The encoder alone does not know keys that are not text."""
     try:
-        return _LENIENT.encode(value)
+        return _STRICT.encode(value)
+    except TypeError:
+        return _STRICT.encode(plain(value))
+
+
+def lenient(value: Any, depth: int = 4) -> str:
+    """JSON of any value. A part without JSON (a circle, an unknown object) becomes its repr, down to a node's inputs."""
+    try:
+        return _STRICT.encode(value)
     except Exception:  # noqa: BLE001 - objects of user code
         if depth and type(value) is dict and all(isinstance(key, str) for key in value):
-            parts = (f"{_LENIENT.encode(key)}:{_lenient(part, depth - 1)}" for key, part in value.items())
+            parts = (f"{_STRICT.encode(key)}:{lenient(part, depth - 1)}" for key, part in value.items())
             return "{" + ",".join(parts) + "}"
         if depth and type(value) is list:
-            return "[" + ",".join(_lenient(part, depth - 1) for part in value) + "]"
-        return _LENIENT.encode(_repr(value))
+            return "[" + ",".join(lenient(part, depth - 1) for part in value) + "]"
+    for encode in (_encoded, _LENIENT.encode):
+        with suppress(Exception):  # objects of user code
+            return encode(value)
+    return _STRICT.encode(_repr(value))

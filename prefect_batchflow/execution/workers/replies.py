@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from prefect_batchflow.exceptions import innermost_code
+from prefect_batchflow.execution.program.record import lenient
 from prefect_batchflow.execution.workers import wire
 from prefect_batchflow.results.records import in_log, line_record, receipt_row
 from prefect_batchflow.tools.context import travelling
@@ -108,7 +109,7 @@ def line_reply(head: dict[str, Any], run: LineRun, printed: Printed, scrubber: S
 
 def aggregate_reply(head: dict[str, Any], run: AggregationRun, scrubber: Scrubber) -> bytes:
     """The message with what the aggregation did."""
-    body = json.dumps(run, default=repr).encode()
+    body = lenient(run).encode()
     if scrubber.finds_in(body):
         body = json.dumps(scrubber.record(json.loads(body))).encode()
     return wire.pack({"op": "aggregate", "id": head["id"]}, body)

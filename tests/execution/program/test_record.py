@@ -80,18 +80,20 @@ class TestEncoding:
     ) -> None:
         monkeypatch.setenv("PF_SKIP_SERIALIZATION_CHECK", "True")
 
-        stored = json.loads(encode_record(record(output={"good": 1, "odd": {"deep": {1}}})))
+        stored = json.loads(encode_record(record(output={"good": 1, "odd": {"deep": 1j}})))
 
-        assert (stored["status"], stored["output"]) == ("Completed", {"good": 1, "odd": {"deep": "{1}"}})
+        assert (stored["status"], stored["output"]) == ("Completed", {"good": 1, "odd": {"deep": "1j"}})
 
     def test_an_output_that_is_no_json_fails_the_line_in_place(self) -> None:
-        given = record(output={"good": 1, "bad": {"deep": {1, 2}}}, nodes=[{"node": "a", "output": 1, "inputs": {}}])
+        given = record(output={"good": 1, "bad": {"deep": 1j}}, nodes=[{"node": "a", "output": 1, "inputs": {}}])
 
         stored = json.loads(encode_record(given))
 
         assert given["status"] == stored["status"] == "Failed"
         assert innermost_code(stored["error"]) == "FlowOutputUnserializable"
-        assert stored["error"]["message"].startswith("'bad' of the output is not JSON: (TypeError) a set is not JSON.")
+        assert stored["error"]["message"].startswith(
+            "'bad' of the output is not JSON: (TypeError) a complex is not JSON."
+        )
         assert given["error"] == stored["error"]
         assert (stored["output"], stored["aggregation_inputs"]) == (None, {})
         assert stored["nodes"][0]["node"] == "a"
@@ -119,16 +121,17 @@ class TestEncoding:
                 raise RuntimeError
 
         nodes = [
-            {"node": "a", "inputs": {"s": {1}, "c": circle, "k": {(1, 2): 3}, "ok": [1]}, "output": Odd()},
-            {"node": "b", "inputs": {}, "output": b"bytes"},
+            {"node": "a", "inputs": {"s": 1j, "c": circle, "k": {(1, 2): Odd}, "ok": [1]}, "output": Odd()},
+            {"node": "b", "inputs": {}, "output": {(1, 2): b"bytes", "s": {2, 1}}},
         ]
 
         stored = json.loads(encode_record(record(nodes=nodes, metrics={"m": 1j}, output={"o": 1})))
 
         assert (stored["status"], stored["output"], stored["metrics"]) == ("Completed", {"o": 1}, {"m": "1j"})
-        assert stored["nodes"][0]["inputs"] == {"s": "{1}", "c": "[[...]]", "k": "{(1, 2): 3}", "ok": [1]}
+        kept = stored["nodes"][0]["inputs"]
+        assert kept == {"s": "1j", "c": "[[...]]", "k": repr({(1, 2): Odd}), "ok": [1]}
         assert stored["nodes"][0]["output"] == "<Odd, its repr raised RuntimeError>"
-        assert stored["nodes"][1]["output"] == "b'bytes'"
+        assert stored["nodes"][1]["output"] == {"[1, 2]": "Ynl0ZXM=", "s": [1, 2]}
 
     def test_an_output_too_large_for_the_memory_fails_the_line(self) -> None:
         class Huge:
