@@ -178,6 +178,7 @@ class AzureOpenAIConnectionBlock(ConnectionBlock):
     api_base: str = Field(description="The resource's endpoint.")
     api_key: SecretStr | None = Field(default=None, description="The API key. Not needed with auth_mode meid_token.")
     api_version: str = Field(default="2024-02-01", description="The API version.")
+    api_type: str = Field(default="azure", description="promptflow's api_type, which has no effect.")
     auth_mode: str = Field(default="key", description="key, or meid_token for Microsoft Entra ID.")
     resource_id: str = Field(default="", description="The resource's id in Azure.")
 

@@ -7,13 +7,14 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from prefect_batchflow.connections.files import is_connection_file
 from prefect_batchflow.definition.document import environment_texts
 from prefect_batchflow.definition.load import load_flow
 from prefect_batchflow.exceptions import InvalidOptionError, LineFailureError
 from prefect_batchflow.execution.languages import register_executor
 from prefect_batchflow.execution.services.proxy import AbstractExecutorProxy
 from prefect_batchflow.flows import run_batch
-from prefect_batchflow.inputs.places import locate
+from prefect_batchflow.inputs.places import absolute, locate
 from prefect_batchflow.run.handle import LiveRun
 from prefect_batchflow.settings import MAX_FAILURES_INSTEAD, OPTION_NAMES, PARAMETERS, given_by_promptflows_variables
 
@@ -33,8 +34,8 @@ class BatchEngine:
         flow_file: A flow's file or folder, `module:attr`, `path.py:attr`, or a callable or class.
         working_dir: The folder where the flow's code runs, and where relative paths of `run` start; `None` is the flow's
             folder.
-        connections: The connections that the flow names, each as `{type, value, module, secret_keys}` or as an object. They
-            are sent to the workers only; the run does not keep them.
+        connections: The connections that the flow names, each as `{type, value, module, secret_keys}` or as an object, which
+            are sent to the workers only; or as the path of a file or the name of a block, which the run keeps.
         storage: Gets the run infos of every line and node, in addition to the run's own records.
         batch_timeout_sec: Seconds a run may take; `None` or 0 is `PF_BATCH_TIMEOUT_SEC`, else no limit.
         line_timeout_sec: Seconds a line may take; `None` or 0 is `PF_LINE_TIMEOUT_SEC`, else the default.
@@ -76,7 +77,9 @@ class BatchEngine:
             flow_file, working_dir, variant=kwargs.get("variant", ""), node_connections=kwargs.get("node_connections")
         )
         self._flow_object = None if isinstance(flow_file, str | os.PathLike) else flow_file
-        self._connections = connections
+        places = {n: os.fspath(c) for n, c in (connections or {}).items() if isinstance(c, str | os.PathLike)}
+        self._connections = {name: given for name, given in (connections or {}).items() if name not in places}
+        self._places = {n: absolute(place) if is_connection_file(place) else place for n, place in places.items()}
         self._storage = storage
         self._init_kwargs = init_kwargs
         limits = {
@@ -153,6 +156,7 @@ class BatchEngine:
             "output_dir": "" if output_dir is None else locate(output_dir, base),
             "run_id": run_id or "",
             "max_lines_count": max_lines_count or 0,
+            "connections": self._places,
             **self._limits,
             "storage": self._run_storage_url,
             **self._options,

@@ -450,10 +450,11 @@ class BatchRequest:
     connections: Annotated[
         dict[str, str],
         Option(
-            "Use this saved Prefect block for the connection NAME: openai-connection/BLOCK, or BLOCK alone. Other connections "
-            "come from the block with the connection's own name.",
+            "Where the connection NAME is: a connection file of promptflow (yaml, json, .env), or a saved Prefect block: "
+            "openai-connection/BLOCK, or BLOCK alone. Other connections come from the block with the connection's own name, or "
+            "from variables such as NAME_API_KEY. The run keeps the place, not the values.",
             flag="--connection",
-            metavar="NAME=BLOCK",
+            metavar="NAME=FILE|BLOCK",
             typed="Repeatable.",
         ),
     ] = field(default_factory=dict)

@@ -65,6 +65,18 @@ def _checked_by(option: Option) -> Callable[[Any, Any], None]:
     return check
 
 
+Texts = list[str] | None
+Storage = Annotated[str, flag("storage")]
+Init = Annotated[Texts, flag("init_kwargs")]
+Variant = Annotated[str, flag("variant")]
+NodeConnections = Annotated[Texts, flag("node_connections")]
+EnvironmentVariables = Annotated[Texts, flag("environment_variables")]
+Connections = Annotated[Texts, flag("connections")]
+OutputDir = Annotated[str, flag("output_dir")]
+WorkingDir = Annotated[str, flag("working_dir")]
+"""Flags that several commands have."""
+
+
 class Flags:
     """The options of a run as typed, under the names of `batch_run`; `None` was not given."""
 
@@ -214,7 +226,7 @@ def node_connections_of(texts: Iterable[str]) -> dict[str, dict[str, str]]:
             raise InvalidOptionError(
                 f"--node-connections takes NODE.INPUT=NAME, such as answer.connection=other or answer.model=gpt-4o, "
                 f"found {text!r}. "
-                "Give the option once per input. To name the Prefect block of a connection, use --connection NAME=BLOCK."
+                "Give the option once per input. To say where a connection is, use --connection NAME=FILE or NAME=BLOCK."
             )
         if name in chosen.setdefault(node, {}):
             raise InvalidOptionError(f"--node-connections gives '{node}.{name}' twice. Give it once.")
@@ -225,11 +237,6 @@ def node_connections_of(texts: Iterable[str]) -> dict[str, dict[str, str]]:
 def joined(written: Mapping[str, dict[str, str]], typed: Mapping[str, dict[str, str]]) -> dict[str, dict[str, str]]:
     """The connections of nodes from a run file, replaced by those typed, input by input."""
     return {node: {**written.get(node, {}), **typed.get(node, {})} for node in (*written, *typed)}
-
-
-def blocks_of(texts: list[str] | None) -> dict[str, str]:
-    """Read `NAME=BLOCK` texts of `--connection`."""
-    return {name: str(block) for name, block in assignments("--connection", texts or []).items()}
 
 
 def sources(texts: Iterable[str], *, needed: bool = True) -> dict[str, str]:

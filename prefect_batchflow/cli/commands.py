@@ -8,22 +8,29 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import stat
 import sys
 import traceback
 from datetime import datetime
 from importlib import metadata
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 
+from prefect_batchflow.cli import connections
 from prefect_batchflow.cli.arguments import (
+    Connections,
+    EnvironmentVariables,
+    Init,
+    NodeConnections,
     OptionFlags,
+    OutputDir,
     ResumeFlags,
     Screen,
+    Storage,
+    Texts,
+    Variant,
+    WorkingDir,
     assignments,
-    blocks_of,
     data_parameters,
     environment_of,
     flag,
@@ -33,6 +40,7 @@ from prefect_batchflow.cli.arguments import (
     parameters_of_resume,
     sources,
 )
+from prefect_batchflow.cli.places import absolute_place, peek, promptflow_run
 from prefect_batchflow.cli.process import end_soon, quiet_prefect
 from prefect_batchflow.cli.running import COMPLETED, EXIT_STATUSES, RUN_FAILED, run_and_show, show_run
 from prefect_batchflow.exceptions import BatchflowException, InvalidOptionError, UnexpectedError, error_dict
@@ -40,8 +48,6 @@ from prefect_batchflow.settings import MAX_FAILURES_INSTEAD, PARAMETERS, RUN_FIL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    from prefect_batchflow.storage.custom import AbstractBatchRunStorage
 
 app = App(
     name="batchflow",
@@ -59,15 +65,7 @@ app = App(
 _PLAIN = Screen()
 _NO_FLAGS, _RESUME_AS_BEFORE = OptionFlags(), ResumeFlags()
 
-Texts = list[str] | None
-Storage = Annotated[str, flag("storage")]
-Init = Annotated[Texts, flag("init_kwargs")]
-Variant = Annotated[str, flag("variant")]
-NodeConnections = Annotated[Texts, flag("node_connections")]
-EnvironmentVariables = Annotated[Texts, flag("environment_variables")]
-ConnectionBlocks = Annotated[Texts, flag("connections")]
-OutputDir = Annotated[str, flag("output_dir")]
-WorkingDir = Annotated[str, flag("working_dir")]
+app.command(connections.app)
 
 
 # --- commands -------------------------------------------------------------------------------------------------------
@@ -93,7 +91,7 @@ def run(
     storage: Storage = "",
     output_dir: OutputDir = "",
     init: Init = None,
-    connection: ConnectionBlocks = None,
+    connection: Connections = None,
     working_dir: WorkingDir = "",
     variant: Variant = "",
     node_connections: NodeConnections = None,
@@ -122,27 +120,29 @@ def run(
     variant = variant or written.variant
     chosen = joined(written.node_connections, node_connections_of(node_connections or []))
     loaded = load_flow(flow, working_dir or None, variant=variant, node_connections=chosen)
-    _peek(urls)
-    begun = _promptflow_run(resume_from)
+    peek(urls)
+    begun = promptflow_run(resume_from)
     run_id = run_id or written.run_id
+    environment = {**written.environment_variables, **environment_of(environment_variables or [])}
+    places = connections.places_of(connection)
     parameters = {
         "flow": loaded.source or flow,
-        "working_dir": _absolute(working_dir),
+        "working_dir": absolute_place(working_dir),
         "variant": variant,
         "node_connections": chosen,
         **data_parameters(urls),
         "inputs_mapping": {**written.inputs_mapping, **mapping},
         "init_kwargs": {**written.init_kwargs, **init_kwargs},
-        "connections": blocks_of(connection),
+        "connections": places,
         "run_id": check_run_id(run_id) if run_id else _new_run_id(),
         "run": check_run_id(run) if run else "",
         "resume_from": check_run_id(resume_from) if resume_from and not begun else "",
-        "output_dir": _absolute(output_dir),
+        "output_dir": absolute_place(output_dir),
         **given_by_promptflows_variables(),
         **flags.given(),
     }
-    environment = {**written.environment_variables, **environment_of(environment_variables or [])}
-    return run_and_show(parameters, _absolute(storage), screen, written.notes, begun, environment)
+    asked = connections.asked_for(places, environment)
+    return run_and_show(parameters, absolute_place(storage), screen, written.notes, begun, environment, asked)
 
 
 @app.command(sort_key=1)
@@ -154,7 +154,7 @@ def resume(
     output_dir: OutputDir = "",
     init: Init = None,
     environment_variables: EnvironmentVariables = None,
-    connection: ConnectionBlocks = None,
+    connection: Connections = None,
     flags: ResumeFlags = _RESUME_AS_BEFORE,
     screen: Screen = _PLAIN,
 ) -> int:
@@ -165,7 +165,7 @@ def resume(
     quiet_prefect(debug=screen.debug)
     from prefect_batchflow.cli.runs import find_stored
 
-    storage = _absolute(storage)
+    storage = absolute_place(storage)
     given = assignments("--init", init or [])
     manifest = find_stored(run_id, storage)
     if manifest.flow is None:
@@ -186,6 +186,7 @@ def resume(
             f"The run {run_id!r} was started with values for {', '.join(missing)}, which are not stored. Give them again: "
             f"{names}"
         )
+    places = {**manifest.connections, **connections.places_of(connection)}
     parameters = {
         "flow": manifest.flow,
         "working_dir": manifest.working_dir,
@@ -195,12 +196,13 @@ def resume(
         "run": manifest.run or "",
         "inputs_mapping": manifest.inputs_mapping,
         "init_kwargs": given or manifest.init_kwargs or {},
-        "connections": {**manifest.connections, **blocks_of(connection)},
+        "connections": places,
         "run_id": run_id,
-        "output_dir": _absolute(output_dir) or manifest.output_dir or "",
+        "output_dir": absolute_place(output_dir) or manifest.output_dir or "",
         **parameters_of_resume(manifest.options, flags),
     }
-    return run_and_show(parameters, storage, screen, environment=environment)
+    asked = connections.asked_for(places, environment)
+    return run_and_show(parameters, storage, screen, environment=environment, connections=asked)
 
 
 @app.command(name="list", sort_key=2)
@@ -223,7 +225,7 @@ def list_command(
     from prefect_batchflow.cli.screen import print_json, print_note
     from prefect_batchflow.cli.view_runs import print_runs, runs_document
 
-    listing, location = list_stored(_absolute(storage), limit or None)
+    listing, location = list_stored(absolute_place(storage), limit or None)
     if screen.json:
         print_json(runs_document(listing))
     else:
@@ -245,7 +247,7 @@ def show(
     quiet_prefect(debug=screen.debug)
     from prefect_batchflow.cli.runs import read_stored
 
-    storage = _absolute(storage)
+    storage = absolute_place(storage)
     show_run(read_stored(run_id, storage), screen, storage_option=storage)
     return COMPLETED
 
@@ -278,40 +280,6 @@ def check(
 
 
 # --- arguments ---------------------------------------------------------------------------------------------
-
-
-def _absolute(place: str) -> str:
-    """Make a path absolute. A URL, a saved block and an empty text stay as they are."""
-    from prefect_batchflow.inputs.places import absolute
-
-    return place if not place or place.startswith("batchflow-run-storage/") else absolute(place)
-
-
-def _promptflow_run(text: str) -> AbstractBatchRunStorage | None:
-    """The run folder of promptflow that the text names; `None` if the text is a run id."""
-    from prefect_batchflow.storage.promptflow_runs import PromptflowRunStorage, is_promptflow_run
-
-    is_path = any(mark in text for mark in "/~")
-    return PromptflowRunStorage(text) if text and (is_path or is_promptflow_run(_absolute(text))) else None
-
-
-def _peek(urls: dict[str, str]) -> None:
-    """Read the first row of each file on this machine, so that a wrong file fails at once. Skip pipes."""
-    from prefect_batchflow.inputs.places import locate
-    from prefect_batchflow.inputs.readers import open_source
-
-    for name, url in urls.items():
-        source = open_source(url, name=name)
-        if "://" not in url and url != "-" and not _is_pipe(locate(url)):
-            next(source.rows(), None)
-
-
-def _is_pipe(path: str) -> bool:
-    try:
-        mode = Path(path).stat().st_mode
-    except (OSError, ValueError):
-        return False
-    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def _new_run_id() -> str:
@@ -372,8 +340,13 @@ def _command(words: list[str]) -> Callable[[], int]:
         command, bound, _ = app.parse_args(words, print_error=False, exit_on_error=False)
     except CycloptsError as exc:
         # cyclopts says what is wrong, and guesses what you meant.
-        place = next((f"{word} " for word in words[:1] if word in app), "")
-        raise InvalidOptionError(f"{exc} See `batchflow {place}--help`.") from None
+        place: list[str] = []
+        known: Any = app
+        for word in words[:2]:
+            if known is None or word not in known:
+                break
+            place, known = [*place, word], known[word] if isinstance(known[word], App) else None
+        raise InvalidOptionError(f"{exc} See `{' '.join(['batchflow', *place])} --help`.") from None
     return lambda: command(*bound.args, **bound.kwargs) or COMPLETED
 
 

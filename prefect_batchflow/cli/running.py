@@ -50,8 +50,12 @@ def run_and_show(
     notes: Sequence[str] = (),
     begun: AbstractBatchRunStorage | None = None,
     environment: Mapping[str, str] | None = None,
+    connections: Mapping[str, Any] | None = None,
 ) -> int:
-    """Run, show progress, then show the result and the `notes`. Lines that `begun` has completed are taken over."""
+    """Run, show progress, then show the result and the `notes`. Lines that `begun` has completed are taken over.
+
+    `environment` and `connections` are not kept: only their names.
+    """
     quiet_prefect(debug=screen.debug)
     from prefect_batchflow.cli.progress import Progress
     from prefect_batchflow.cli.runs import read_stored
@@ -73,7 +77,9 @@ def run_and_show(
             if live.cancel_reason:
                 progress.say(f"{live.cancel_reason} {DRAINS_TEXT if live.drains else ENDS_TEXT}")
 
-        live = LiveRun(listener=listen, resume_storage=begun, environment_variables=environment)
+        live = LiveRun(
+            listener=listen, resume_storage=begun, environment_variables=environment, connections=connections
+        )
         if has_own_server():
             progress.say(OWN_SERVER_TEXT)
         try:

@@ -1,4 +1,4 @@
-"""`${env:NAME}` in texts: a variable from the environment of the process that runs the flow."""
+"""Variables from the environment of the process that runs the flow: `${env:NAME}` in texts, and those of connections."""
 
 from __future__ import annotations
 
@@ -40,3 +40,12 @@ def filled_in(text: str, environ: Mapping[str, str], place: str) -> str:
         return environ[name]
 
     return _REFERENCE.sub(value, text)
+
+
+def variables_of(name: str, key: str) -> list[str]:
+    """The environment variables that give a key of a connection, the usual spelling first.
+
+    A shell sets no variable with a dash or a dot in its name, so that `my-ai` is also read from `MY_AI_API_KEY`.
+    """
+    exact = f"{name.replace(' ', '_')}_{key}".upper()
+    return list(dict.fromkeys([re.sub(r"[^A-Z0-9_]", "_", exact), exact]))

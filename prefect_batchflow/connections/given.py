@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 from prefect_batchflow.exceptions import GetConnectionError, InvalidConnectionError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
-from prefect_batchflow.connections.environment import filled_in, is_variable
+from prefect_batchflow.connections.environment import filled_in, is_variable, variables_of
 from prefect_batchflow.connections.kinds import KINDS, MODULE, is_connection_type, parts_of
 
 MISSING = "MissingConnection"
-"""The key in an error's additional information for the name of a connection that was not given."""
+"""The key in an error's additional information for the name of a connection that was not given,"""
+WANTED = "WantedConnections"
+"""and for the names of the classes that the flow takes there."""
 
 
 def make_connection(
@@ -101,9 +103,7 @@ def _values(spec: Any) -> dict[str, Any]:
 
 
 def _from_environment(name: str, key: str, value: Any, environ: Mapping[str, str]) -> Any:
-    override = f"{name.replace(' ', '_')}_{key}".upper()
-    if override in environ:
-        value = environ[override]
+    value = next((environ[variable] for variable in variables_of(name, key) if variable in environ), value)
     if not isinstance(value, str) or not is_variable(value):
         return value
     return filled_in(value.strip(), environ, f"{key!r} of the connection {name!r}")
@@ -133,6 +133,7 @@ class Connections:
         self._specs = dict(specs or {})
         self._environ = environ or {}
         self._made: dict[str, Any] = {}
+        self._is_loaded = False
 
     def __bool__(self) -> bool:
         return bool(self._specs)
@@ -142,10 +143,13 @@ class Connections:
         """Their names, sorted."""
         return sorted(self._specs)
 
-    def get(self, name: str, needed_by: str = "") -> Any:
+    def get(self, name: str, needed_by: str = "", kinds: Sequence[str] = ()) -> Any:
         """Give a connection: of promptflow's class if promptflow is installed, else of this package's.
 
-        The message says who needs it: `needed_by`, such as `node 'answer'`.
+        Args:
+            name: Its name.
+            needed_by: Who needs it, for messages, such as `node 'answer'`.
+            kinds: The names of the classes that fit, if the flow says so.
 
         Raises:
             GetConnectionError: It was not given, or cannot be created; a `ResolveToolError`.
@@ -153,13 +157,7 @@ class Connections:
         if name not in self._made:
             place = f" for {needed_by}" if needed_by else ""
             if name not in self._specs:
-                there = ", ".join(self.names) or "none"
-                raise GetConnectionError(
-                    f"The connection {name!r}{place} was not given; given: {there}. Give it in `connections`, save it "
-                    "as a Prefect block, or correct the name in the flow.",
-                    target="Tool",
-                    additional_info={MISSING: name},
-                )
+                self._find(name, place, kinds)
             try:
                 self._made[name] = make_connection(name, self._specs[name], self._environ, installed_kind)
             except InvalidConnectionError as exc:
@@ -167,6 +165,27 @@ class Connections:
                     f"The connection {name!r}{place} cannot be created. {exc}", target="Tool"
                 ) from exc
         return self._made[name]
+
+    def load_is_done(self) -> None:
+        """The flow is loaded. A connection that its lines ask for can come from variables, because no block can follow."""
+        self._is_loaded = True
+
+    def _find(self, name: str, place: str, kinds: Sequence[str]) -> None:
+        # Only here, because a worker rarely needs it, and it reads yaml.
+        from prefect_batchflow.connections.variables import connection_of_variables, missing_variables
+
+        # While the flow loads, the run looks for a block first: variables alone do not show what it has.
+        if self._is_loaded and (spec := connection_of_variables(name, self._environ, kinds)) is not None:
+            self._specs[name] = spec
+            return
+        there = ", ".join(self.names) or "none"
+        raise GetConnectionError(
+            f"The connection {name!r}{place} was not given; given: {there}. Give it as a file (--connection {name}=FILE.yml) "
+            f"or in `connections`, save it (batchflow connection create), set {missing_variables(name, kinds)}, or correct "
+            "the name in the flow.",
+            target="Tool",
+            additional_info={MISSING: name, WANTED: list(kinds)},
+        )
 
 
 def installed_kind(type_name: str) -> type[Any] | None:

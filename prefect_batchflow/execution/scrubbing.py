@@ -29,8 +29,8 @@ MASK = "**data_scrubbed**"
 """Replaces a secret. Source: promptflow `_utils/credential_scrubber.py`."""
 SHORTEST_SECRET = 8
 """Characters. Shorter secrets are not searched, because ordinary texts can contain them: `test`, for example."""
-_KEYS_OF_MODELS = ("OPENAI_API_KEY", "AZURE_OPENAI_API_KEY")
-"""Environment variables with a key for the openai package, and for a prompty without a key of its own."""
+_API_KEY = "_API_KEY"
+"""How environment variables with a key end: those of the openai package, and those that give a connection."""
 _NAMES_A_SECRET = re.compile(r"(?:key|token|secret|password|passwd|credentials?)$", re.IGNORECASE)
 _DEEPEST = 8
 _PARTS = ("inputs", "output", "error", "metrics", "logs")
@@ -117,10 +117,10 @@ def secrets_of(
     Args:
         connections: The run's connections, name to dictionary or connection.
         init_kwargs: Keys in model configurations at any depth are secrets.
-        environ: The environment. It completes the connections; its keys of models are secrets.
+        environ: The environment. It completes the connections; its variables that end in `_API_KEY` are secrets.
         variables: Names of the run's environment variables. Those that end like `key`, `token` or `password` are secrets.
     """
-    names = {*_KEYS_OF_MODELS, *filter(_NAMES_A_SECRET.search, variables)}
+    names = {*filter(_NAMES_A_SECRET.search, variables), *(name for name in environ if name.endswith(_API_KEY))}
     from_environment = {environ[name] for name in names if name in environ}
     return secret_values(connections, environ) | from_environment | set(_keys_in(init_kwargs, environ))
 

@@ -1,13 +1,15 @@
-"""Loading connections from saved blocks, several in one request."""
+"""Connections as saved blocks: loading several in one request, saving, listing and deleting them."""
 
 from __future__ import annotations
 
+import contextlib
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import BlockDocument
-from pydantic import TypeAdapter
+from pydantic import SecretStr, TypeAdapter
 
 from prefect_batchflow.blocks import (
     AzureOpenAIConnectionBlock,
@@ -24,6 +26,9 @@ _KINDS: dict[str, type[ConnectionBlock]] = {
     str(kind.get_block_type_slug()): kind
     for kind in (AzureOpenAIConnectionBlock, CustomConnectionBlock, OpenAIConnectionBlock)
 }
+
+_PAGE = 200
+"""Blocks in one answer, which is what Prefect's server gives at most."""
 
 
 def block_name(connection: str) -> str:
@@ -53,7 +58,8 @@ async def load_connections(named: Mapping[str, str]) -> dict[str, dict[str, Any]
                 + (
                     "Write the type in front of the name."
                     if there
-                    else "Create it in the Prefect UI or from Python; see docs/connections.md."
+                    else "Create it with `batchflow connection create`, or give a file: "
+                    f"--connection {name}=FILE.yml. `batchflow connection list` shows the blocks."
                 )
             )
         specs[name] = fitting[0].spec()
@@ -67,20 +73,92 @@ async def find_connections(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     return {name: found[block][0].spec() for name, block in blocks.items() if len(found.get(block, ())) == 1}
 
 
-async def _blocks(names: set[str]) -> dict[str, list[ConnectionBlock]]:
-    """The connection blocks with these names, by name, in one request."""
+async def _blocks(names: set[str] | None) -> dict[str, list[ConnectionBlock]]:
+    """The connection blocks with these names, by name, in one request; without names, all of them."""
     found: dict[str, list[ConnectionBlock]] = {}
-    if not names:
-        return found
-    async with get_client() as client:
-        answer = await client.request(
-            "POST",
-            "/block_documents/filter",
-            json={"block_documents": {"name": {"any_": sorted(names)}}, "include_secrets": True},
-        )
-    for document in TypeAdapter(list[BlockDocument]).validate_python(answer.json()):
+    documents: list[BlockDocument] = []
+    async with contextlib.AsyncExitStack() as opened:
+        client = None if names is not None and not names else await opened.enter_async_context(get_client())
+        while client is not None:
+            by_name = {} if names is None else {"block_documents": {"name": {"any_": sorted(names)}}}
+            page = {"include_secrets": True, "limit": _PAGE, "offset": len(documents)}
+            answer = await client.request("POST", "/block_documents/filter", json={**by_name, **page})
+            documents += (more := TypeAdapter(list[BlockDocument]).validate_python(answer.json()))
+            if len(more) < _PAGE:
+                break
+    for document in documents:
         slug = document.block_type.slug if document.block_type is not None else ""
         kind = _KINDS.get(str(slug))
         if kind is not None:
             found.setdefault(str(document.name), []).append(kind._from_block_document(document))
     return found
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class SavedConnection:
+    """A connection in a block. Its `repr` shows no value."""
+
+    block: str
+    """Type and name, as `openai-connection/my-ai`."""
+    spec: dict[str, Any]
+    """promptflow's dictionary, with secrets in clear text."""
+
+    @property
+    def name(self) -> str:
+        """The block's name."""
+        return self.block.rpartition("/")[2]
+
+
+async def save_connection(name: str, spec: Mapping[str, Any]) -> tuple[str, bool]:
+    """Save a connection as the block of its name, in place of another one of that name, also of another type.
+
+    Args:
+        name: The connection's name in flows.
+        spec: promptflow's dictionary, `{type, value, secret_keys}`.
+
+    Returns:
+        The block, as `openai-connection/my-ai`, and whether it replaced another.
+    """
+    block = block_name(name)
+    if not block:
+        raise InvalidOptionError(
+            f"The name {name!r} has no letter or digit a-z, 0-9. Give the connection another --name."
+        )
+    before = (await _blocks({block})).get(block, [])
+    made = _block_of(spec)
+    await made.asave(block, overwrite=True)
+    slug = made.get_block_type_slug()
+    for other in before:
+        if other.get_block_type_slug() != slug:
+            # Two blocks of one name would hide each other from the flows that ask by name.
+            await type(other).adelete(block)
+    return f"{slug}/{block}", bool(before)
+
+
+async def saved_connections(names: Iterable[str] | None = None) -> list[SavedConnection]:
+    """The saved connections, by name; with `names`, only those blocks. A name can be a connection's or a block's."""
+    found = await _blocks(None if names is None else {block_name(name.rpartition("/")[2]) for name in names})
+    connections = [
+        SavedConnection(f"{block.get_block_type_slug()}/{name}", block.spec())
+        for name, blocks in found.items()
+        for block in blocks
+    ]
+    return sorted(connections, key=lambda connection: (connection.name, connection.block))
+
+
+async def delete_connection(connection: SavedConnection) -> None:
+    """Delete the block of a connection."""
+    await _KINDS[connection.block.partition("/")[0]].adelete(connection.name)
+
+
+def _block_of(spec: Mapping[str, Any]) -> ConnectionBlock:
+    value, kind = dict(spec["value"]), str(spec["type"])
+    strong = next((block for block in _KINDS.values() if block.__name__ == f"{kind}Block"), None)
+    if strong is not None and strong is not CustomConnectionBlock:
+        return strong(**value)
+    secret = set(spec.get("secret_keys") or ())
+    return CustomConnectionBlock(
+        connection_type=kind,
+        configs={key: text for key, text in value.items() if key not in secret},
+        secrets={key: SecretStr(text) for key, text in value.items() if key in secret},
+    )

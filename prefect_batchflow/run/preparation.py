@@ -115,7 +115,7 @@ class Preparation:
         """Start the executor, open the storage and check the data."""
         description = await self._flow.start()
         if self._flow.found:
-            self._state.logger.info("Connections from saved blocks: %s", ", ".join(self._flow.found))
+            self._state.logger.info("Connections from saved blocks or variables: %s", ", ".join(self._flow.found))
         flow, executor = self._flow.flow.described(description), self._flow.executor
         files = await open_storage(self._request.storage)
         if self._options.task_runner != "local":

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from prefect_batchflow.connections.files import is_connection_file
 from prefect_batchflow.definition.load import NAMED_CALLABLE
 from prefect_batchflow.exceptions import InvalidOptionError
 from prefect_batchflow.inputs.places import locate
@@ -42,6 +43,9 @@ def check_roots(request: BatchRequest, roots: str) -> None:
         path = named["file"] if named else request.flow
         first = Path(request.working_dir, path)
         places.append(("flow", str(first) if first.exists() else path))
+    places += [
+        (f"connection {name}", place) for name, place in request.connections.items() if is_connection_file(place)
+    ]
     places += [("working_dir", request.working_dir), ("output_dir", request.output_dir)]
     if request.storage != default_storage_url() and not request.storage.startswith("batchflow-run-storage/"):
         places.append(("storage", request.storage))

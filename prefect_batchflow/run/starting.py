@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from prefect_batchflow.connections.given import MISSING
+from prefect_batchflow.connections.files import connection_in_file, is_connection_file
+from prefect_batchflow.connections.given import MISSING, WANTED
+from prefect_batchflow.connections.variables import connection_of_variables
 from prefect_batchflow.definition.load import load_flow, merged
 from prefect_batchflow.exceptions import FlowEntryInitializationError, GetConnectionError
 from prefect_batchflow.execution.languages import new_executor
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
 
     from prefect_batchflow.definition.flow import Flow, FlowDescription
+    from prefect_batchflow.exceptions import BatchflowException
     from prefect_batchflow.execution.executor import Executor
     from prefect_batchflow.execution.services.proxy import AbstractExecutorProxy
 
@@ -39,7 +43,7 @@ class FlowRequest:
     node_connections: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     init_kwargs: Mapping[str, Any] = field(default_factory=dict)
     blocks: Mapping[str, str] = field(default_factory=dict)
-    """Connection name to the Prefect block that has it."""
+    """Connection name to the Prefect block or the file that has it."""
     connections: Mapping[str, Any] = field(default_factory=dict)
     """Connection name to the connection itself, or to promptflow's dictionary."""
     environment_variables: Mapping[str, str] = field(default_factory=dict)
@@ -59,21 +63,32 @@ async def starting(request: FlowRequest) -> AsyncIterator[FlowStart]:
         flow, notes = loaded_flow, list[str]()
         if flow.additional_includes:
             flow, notes = await asyncio.to_thread(copy.enter_context, merged(flow))
-        start = FlowStart(request, flow, loaded_flow, notes, await connections_of(request))
+        start = FlowStart(
+            request, flow, loaded_flow, notes, await connections_of(request, environment_of(flow, request))
+        )
         try:
             yield start
         finally:
             await start.executor.close()
 
 
-async def connections_of(request: FlowRequest) -> dict[str, Any]:
-    """The connections that the request names or gives."""
-    named = {}
-    if request.blocks:
+async def connections_of(request: FlowRequest, environ: Mapping[str, str]) -> dict[str, Any]:
+    """The connections that the request names or gives; those that it gives count."""
+    places = {name: place for name, place in request.blocks.items() if name not in request.connections}
+    blocks = {name: place for name, place in places.items() if not is_connection_file(place)}
+    found = {
+        name: connection_in_file(name, place, environ) for name, place in places.items() if is_connection_file(place)
+    }
+    if blocks:
         from prefect_batchflow.prefect_runtime.connection_blocks import load_connections
 
-        named = await load_connections(request.blocks)
-    return {**named, **request.connections}
+        found |= await load_connections(blocks)
+    return {**found, **request.connections}
+
+
+def environment_of(flow: Flow, request: FlowRequest) -> dict[str, str]:
+    """The environment of the flow's code."""
+    return {**os.environ, **flow.environment_variables, **request.environment_variables}
 
 
 class FlowStart:
@@ -87,30 +102,42 @@ class FlowStart:
         self.notes = notes
         """What the merge of includes has replaced, for people."""
         self.found: list[str] = []
-        """The connections that come from saved blocks of their name."""
+        """The connections that come from saved blocks of their name, or from variables."""
         self._request = request
         self._connections = dict(connections)
         self.executor = self._new_executor()
 
     async def start(self) -> FlowDescription:
-        """Start the executor. If a connection is missing, start it again with the connections of saved blocks."""
-        try:
-            return await self.executor.start()
-        except (GetConnectionError, FlowEntryInitializationError) as exc:
-            missing = exc.additional_info.get(MISSING)
-            found = await self._saved_connections(str(missing)) if missing else {}
-            if missing not in found:
-                raise
-        await self.executor.close()
-        self.found = list(found)
-        self._connections = {**found, **self._connections}
-        self.executor = self._new_executor()
-        return await self.executor.start()
+        """Start the executor. While a connection is missing, start it again with saved blocks, or with variables."""
+        while True:
+            try:
+                return await self.executor.start()
+            except (GetConnectionError, FlowEntryInitializationError) as exc:
+                found = await self._found(exc)
+                if not found:
+                    raise
+            await self.executor.close()
+            self.found += found
+            self._connections = {**found, **self._connections}
+            self.executor = self._new_executor()
+
+    async def _found(self, exc: BatchflowException) -> dict[str, Any]:
+        """The connection that was missing, and others that the flow may ask for next; empty if there is none."""
+        missing = exc.additional_info.get(MISSING)
+        if not missing or missing in self._connections:
+            return {}
+        found = await self._saved_connections(missing)
+        if missing not in found:
+            environ = environment_of(self.flow, self._request)
+            spec = connection_of_variables(missing, environ, exc.additional_info.get(WANTED) or ())
+            return {} if spec is None else {missing: spec}
+        return found
 
     async def _saved_connections(self, missing: str) -> dict[str, Any]:
         from prefect_batchflow.prefect_runtime.connection_blocks import find_connections
 
-        return await find_connections({missing, *may_be_connections(self.flow, self._request)})
+        names = {missing, *may_be_connections(self.flow, self._request)}
+        return await find_connections(names - self._connections.keys())
 
     def _new_executor(self) -> Executor:
         request = self._request

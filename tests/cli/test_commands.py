@@ -111,8 +111,9 @@ def flow(tmp_path: Path) -> str:
         (["list"], ["--storage", "--limit", "--json"]),
         (["show"], ["RUN", "--storage", "--json"]),
         (["check"], ["FLOW", "--variant", "--node-connections", "--working-dir", "--json"]),
+        (["connection"], ["create", "list", "show", "delete"]),
     ],
-    ids=["batchflow", "run", "resume", "list", "show", "check"],
+    ids=["batchflow", "run", "resume", "list", "show", "check", "connection"],
 )
 def test_each_command_has_help(batchflow: Callable[..., Shown], words: list[str], parts: list[str]) -> None:
     shown = batchflow(*words, "--help")
@@ -122,7 +123,9 @@ def test_each_command_has_help(batchflow: Callable[..., Shown], words: list[str]
 
 
 def test_every_command_is_in_the_help_test() -> None:
-    assert {name for name in commands.app if not name.startswith("-")} == {"run", "resume", "list", "show", "check"}
+    assert {name for name in commands.app if not name.startswith("-")} == {
+        *("run", "resume", "list", "show", "check", "connection"),
+    }
 
 
 def test_version_names_this_package_and_prefect(batchflow: Callable[..., Shown]) -> None:

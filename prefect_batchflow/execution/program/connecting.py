@@ -44,7 +44,7 @@ def connect(name: Any, kinds: list[type], connections: Connections, needed_by: s
             f"type {type(name).__name__}.",
             target="Tool",
         )
-    found = connections.get(name, needed_by)
+    found = connections.get(name, needed_by, [kind.__name__ for kind in kinds])
     if isinstance(found, tuple(kinds)):
         return found
     strong = next((kind for kind in kinds if _is_strong(kind)), None)

@@ -49,7 +49,9 @@ def load_program(
     """
     given = Connections(connections, os.environ)
     give_connections(given)
-    return program_of(flow, init_kwargs or {}, given)
+    program = program_of(flow, init_kwargs or {}, given)
+    given.load_is_done()
+    return program
 
 
 def program_of(flow: Flow, init_kwargs: Mapping[str, Any], connections: Connections) -> Program:

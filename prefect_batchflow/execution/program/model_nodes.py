@@ -80,7 +80,7 @@ def llm_node(flow: Flow, node: Node, connections: Connections) -> NodeTool:
     if node.api not in ("", *APIS):
         raise APINotFound(f"{place}: unknown api '{node.api}'. Expected chat or completion.", target="Tool")
     api: Api = "completion" if node.api == "completion" else "chat"
-    connection = connections.get(node.connection, f"node '{node.name}'")
+    connection = connections.get(node.connection, f"node '{node.name}'", _kinds_for(node))
     kind = kind_of(connection)
     if kind is None:
         raise InvalidConnectionType(
@@ -116,6 +116,15 @@ def llm_node(flow: Flow, node: Node, connections: Connections) -> NodeTool:
 
     function = UserFunction(ask, node.name, is_async=True)
     return NodeTool(node.name, function, inputs, optional=own, activate=node.activate)
+
+
+def _kinds_for(node: Node) -> list[str]:
+    """The kinds of connections that a node was written for: one that names a deployment and no model asks Azure."""
+    names_model, names_deployment = (
+        isinstance(value := node.inputs.get(name), Reference) or (value is not None and value.value not in (None, ""))
+        for name in ("model", "deployment_name")
+    )
+    return ["AzureOpenAIConnection"] if names_deployment and not names_model else list(PROVIDERS)
 
 
 def request_parameters(api: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
