@@ -55,10 +55,15 @@ _LIKE_HEADER = re.compile(
     r"|^([\s#]*(?:name|content|tool_call_id|tool_calls)\s*)(?=:)",
     re.MULTILINE,
 )
+_SYNTAX = re.compile(r"\{[{%#]")
+_LIKE_SYNTAX = re.compile(r"\{(?=[{%#]|\Z)|\A(?=[{%#])")  # also if the neighbouring text has the other half
+_NEWLINES = re.compile(r"\r\n|\r")
 
 
 class PromptResult(str):
     """A rendered prompt. In another template its own role headers count, but not those in its rows' texts.
+
+    As another node's template, its own jinja2 counts, but not that in its variables.
 
     Source: promptflow-tools `common.py`, `PromptResult`.
     """
@@ -75,48 +80,38 @@ class PromptResult(str):
         return str, (str(self),)
 
 
-class ChatList(list[Any]):
-    """A list that a template shows as its items, one per line.
-
-    Source: promptflow-tools `common.py`, `ChatInputList`.
-    """
-
-    def __str__(self) -> str:
-        return "\n".join(map(str, self))
-
-
-def as_chat_lists(value: Any) -> Any:
-    """A value with `ChatList`s for its lists at any depth, as in promptflow's Azure OpenAI tool."""
-    if type(value) is dict:
-        return {key: as_chat_lists(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return ChatList(map(as_chat_lists, value))
-    return value
-
-
 class Template:
     """A template, read once and rendered for each line; a variable without a value is empty, as in promptflow.
 
     Args:
         text: The template's text.
         place: Where it is from, for messages: `Node 'ask': ask.jinja2`.
+        of_prompts: Its results can become templates themselves; jinja2 in its variables stays text then.
 
     Raises:
         JinjaTemplateError: It is not valid jinja2; the message has the line.
     """
 
-    def __init__(self, text: str, place: str) -> None:
-        import jinja2
-        from jinja2 import meta
-
+    def __init__(self, text: str, place: str, *, of_prompts: bool = False) -> None:
         self.place = place
+        self._text = _NEWLINES.sub("\n", text)  # as jinja2 does
+        self._template: jinja2.Template | None = None
+        self.variables: frozenset[str] = frozenset()
+        """The names of its variables."""
+        if not _SYNTAX.search(text):
+            return  # plain text, as a prompt that another node rendered
+        import jinja2
+        from jinja2 import meta, nodes
+
         from prefect_batchflow.tools.sandbox import sandbox
 
-        environment = sandbox(MAX_PROMPT_CHARS)
+        environment = sandbox(MAX_PROMPT_CHARS, _without_syntax if of_prompts else None)
         try:
-            self._template: jinja2.Template = environment.from_string(text)
-            self.variables = frozenset(meta.find_undeclared_variables(environment.parse(text)))
-            """The names of its variables."""
+            self._template = environment.from_string(text)
+            tree = environment.parse(text)
+            self.variables = frozenset(meta.find_undeclared_variables(tree))
+            if any(found.name == "self" for found in tree.find_all(nodes.Name)):
+                self.variables |= {"self"}  # jinja2's own, not declared by anyone
         except jinja2.TemplateSyntaxError as exc:
             raise JinjaTemplateError(
                 f"{place}, line {exc.lineno}: this is not valid jinja2: {exc.message}. Correct the template.",
@@ -130,6 +125,8 @@ class Template:
             JinjaTemplateError: It cannot be rendered with these values, or grows past `MAX_PROMPT_CHARS`.
         Source: promptflow-tools `template_rendering.py`, `render_template_jinja2`.
         """
+        if self._template is None:
+            return self._text
         parts: list[str] = []
         length = 0
         try:
@@ -272,9 +269,14 @@ def _marked(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {_marked(key): _marked(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        kind = ChatList if isinstance(value, ChatList) else list
-        return kind(map(_marked, value))
+        return list(map(_marked, value))
     return value
+
+
+def _without_syntax(value: Any) -> str:
+    """A value's text with marks in its jinja2, so that it stays text if the prompt becomes a template."""
+    text = str(value)
+    return _LIKE_SYNTAX.sub(lambda found: found[0] + _MARK, text) if "{" in text or text[:1] in "%#" else text
 
 
 def _unmarked(text: str) -> str:

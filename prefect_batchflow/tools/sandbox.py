@@ -26,9 +26,12 @@ _BRACES = re.compile(r"\{[^{}]*:[^{}]*?(\d+)(?:\.(\d+))?")
 
 
 @functools.cache
-def sandbox(most: int) -> ImmutableSandboxedEnvironment:
-    """An environment whose results have at most so many characters, items or digits each."""
-    environment = _Sandbox(trim_blocks=True, keep_trailing_newline=True)
+def sandbox(most: int, finalize: Callable[[Any], Any] | None = None) -> ImmutableSandboxedEnvironment:
+    """An environment whose results have at most so many characters, items or digits each.
+
+    `finalize` changes each value that a template shows.
+    """
+    environment = _Sandbox(trim_blocks=True, keep_trailing_newline=True, finalize=finalize)
     environment.most = most
     for name in ("format", "indent", "join", "replace", *_SIZED):
         environment.filters[name] = environment.limited(name, environment.filters[name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +66,19 @@ _PIXEL = {
     "data:image/png;base64": "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
 }
 _KEPT = "A line's record holds its images whole; they become files, named by their content, when outputs are written."
+
+
+def _sent(**parameters: Any) -> Difference:
+    """That a model is sent these parameters alone, beside the one line's prompt."""
+    text = json.dumps({"model": "whole-request", **parameters}, sort_keys=True)
+    words = len(text.split())
+    return Difference(
+        "A request has what the flow writes and no more; reasoning models refuse the values that promptflow adds.",
+        {"outputs": [{"line_number": 0, "out": text}], "tokens": [words + 1, 1, words]},
+    )
+
+
+_ONE_MESSAGE = [{"content": "one", "role": "user"}]
 
 _BY_NAME = "The run's connections are asked for a name; promptflow asks its own store, whatever the engine was given."
 
@@ -465,6 +479,12 @@ DIFFERENCES: dict[str, Difference] = {
     "prompty_without_a_header": Difference(
         _NAMED, {"raised": ["UserError", "ValidationError", "InvalidFlowRequest", "FlowDefinitionError"]}
     ),
+    "parameters_that_nobody_wrote_of_open_ai": _sent(messages=_ONE_MESSAGE),
+    "parameters_that_nobody_wrote_of_azure": _sent(messages=_ONE_MESSAGE),
+    "parameters_that_nobody_wrote_of_open_ai_completion": _sent(prompt="one"),
+    "parameters_that_nobody_wrote_of_azure_completion": _sent(prompt="one"),
+    "parameters_that_are_unset_of_open_ai": _sent(messages=_ONE_MESSAGE),
+    "parameters_of_reasoning_models": _sent(messages=_ONE_MESSAGE, max_completion_tokens=50, reasoning_effort="low"),
     "a_chat_flow_as_editors_write_it": Difference(
         "A role in a history that comes from a row is text; promptflow keeps roles out of plain inputs only.",
         {

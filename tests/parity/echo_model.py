@@ -1,7 +1,8 @@
 """A model server that answers what it was asked: each reply follows from its request alone, as recordings need it.
 
 The reply to a chat is `model(parameters): role=text; role=text`; tokens are words. A text that is `STATUS 400` gets that
-status instead. `python echo_model.py` prints the address and serves until its standard input ends.
+status instead. The model `whole-request` replies with all that it was sent, as JSON. `python echo_model.py` prints the address
+and serves until its standard input ends.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _PARAMETERS = ("temperature", "max_tokens", "top_p", "stop", "presence_penalty", "frequency_penalty", "seed")
+WHOLE_REQUEST = "whole-request"
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -59,7 +61,11 @@ def _reply(path: str, asked: dict[str, Any]) -> tuple[int, dict[str, Any]]:
             return status, {"error": {"message": f"as asked: {status}", "type": "test", "code": "test", "param": None}}
     # Clients send defaults of their own as floats or not at all: only what differs from them is worth telling.
     given = {name: asked[name] for name in _PARAMETERS if asked.get(name) not in (None, 1, 0, [])}
+    if "/chat/" not in path and given.get("max_tokens") == 16:
+        del given["max_tokens"]
     text = f"{model}({json.dumps(given, sort_keys=True)}): {'; '.join(said)}"
+    if model == WHOLE_REQUEST:
+        text = json.dumps(asked, sort_keys=True)
     if (asked.get("response_format") or {}).get("type") == "json_object":
         text = json.dumps({"said": said, "count": len(said)})
     usage = _usage(" ".join(said), text)

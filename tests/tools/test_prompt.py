@@ -14,7 +14,7 @@ from prefect_batchflow.exceptions import (
     JinjaTemplateError,
 )
 from prefect_batchflow.tools import prompt
-from prefect_batchflow.tools.prompt import ROLES, PromptResult, Template, as_chat_lists, parse_chat, without_image_marks
+from prefect_batchflow.tools.prompt import ROLES, PromptResult, Template, parse_chat, without_image_marks
 
 
 def template(text: str) -> Template:
@@ -30,10 +30,21 @@ def template(text: str) -> Template:
         ("[{{ missing }}]{% if missing is defined %}no{% endif %}", {}, "[]"),
         ("{% for m in h %}{{ m.role }}={{ m['text'] }};{% endfor %}", {"h": [{"role": "a", "text": "b"}]}, "a=b;"),
         ("{{ x }}", {"x": [1, "a"]}, "[1, 'a']"),
-        ("{{ x }}", {"x": as_chat_lists([1, ["a", "b"]])}, "1\na\nb"),
+        ("a\r\nb\rc {", {}, "a\nb\nc {"),
+        ("a\r\nb\rc {{ x }}", {"x": 1}, "a\nb\nc 1"),
         ("{{ x }}", {"x": "{{ y }} <b> ü"}, "{{ y }} <b> ü"),
     ],
-    ids=["text", "blocks-take-their-line", "indents-stay", "missing-is-empty", "loop", "list", "chat-list", "as-it-is"],
+    ids=[
+        "text",
+        "blocks-take-their-line",
+        "indents-stay",
+        "missing-is-empty",
+        "loop",
+        "list",
+        "plain",
+        "line-ends",
+        "as-it-is",
+    ],
 )
 def test_a_template_is_rendered_as_promptflow_renders_it(
     text: str, variables: dict[str, object], rendered: str
@@ -41,7 +52,36 @@ def test_a_template_is_rendered_as_promptflow_renders_it(
     assert template(text).render(variables) == rendered
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("{{ a }}", "say {{ q }} {% raw %}{# c #}"),
+        ("{{ a }}", ["{{ q }}", {"k": "{% if %}"}]),
+        ("{{ a }}{{ a }}", "{ q }{"),
+        ("{{ '{' }}{{ a }}", "{ q }}"),
+        ("{{ a }}{{ '{ q' }}", "x {"),
+        ("{{ a|upper }}{% for c in a %}{{ c }}{% endfor %}", "{{ q }}"),
+    ],
+    ids=["text", "list", "two-halves", "half-of-a-constant", "half-before", "letter-by-letter"],
+)
+def test_jinja2_in_a_variable_of_a_prompt_is_text_also_if_the_prompt_is_a_template(text: str, value: object) -> None:
+    prompt = Template(text, "Node 'show'", of_prompts=True).render_prompt({"a": value}, ())
+
+    again = Template(prompt.marked, "Node 'ask'").render_prompt({"q": "WRONG"}, ())
+
+    assert again == prompt == template(text).render({"a": value})
+
+
+def test_jinja2_of_a_prompts_own_is_rendered_if_the_prompt_is_a_template() -> None:
+    first = Template("{{ a }} {% raw %}{{ q }}{% endraw %}", "Node 'show'", of_prompts=True)
+
+    prompt = first.render_prompt({"a": "{{ q }}"}, ())
+
+    assert Template(prompt.marked, "Node 'ask'").render_prompt({"q": "x"}, ()) == "{{ q }} x"
+
+
 def test_a_template_knows_what_it_takes() -> None:
+    assert template("{{ self.block() }}{{ a }}").variables == {"self", "a"}
     assert template("{{ a.b }}{% for c in d %}{{ c }}{% endfor %}{% set e = 1 %}{{ e }}").variables == {"a", "d"}
 
 

@@ -80,7 +80,8 @@ def _tool_of_node(
             target="Tool",
         )
     model_nodes.refuse_template_collisions(flow, node, names)
-    given = {**node.inputs, prompt: Constant(model_nodes.template_text(flow, node))}
+    # As in promptflow, an input of this name replaces the template.
+    given = {prompt: Constant(model_nodes.template_text(flow, node)), **_set_inputs(node)}
     from_rows = sorted(model_nodes.inputs_of_the_line(node))
     if from_rows and any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
         # promptflow's own tools escape these inputs, so that no row can add a chat role.
@@ -90,8 +91,7 @@ def _tool_of_node(
 
 def _node_tool(node: Node, found: FoundTool, connections: Connections, images: FlowImages) -> NodeTool:
     place = f"Node '{node.name}': {found.place}"
-    # promptflow's yaml editor writes an empty text or null for "not set". Then the tool's default applies.
-    inputs = {k: v for k, v in node.inputs.items() if not (isinstance(v, Constant) and v.value in (None, ""))}
+    inputs = _set_inputs(node)
     function = found.function
     if found.owner is not None:
         function, inputs = _method(found.owner, found, inputs, node, place, connections, images)
@@ -104,6 +104,11 @@ def _node_tool(node: Node, found: FoundTool, connections: Connections, images: F
         inputs = _converted_constants(inputs, named, found.types, node, place, connections, images)
     called = UserFunction(function, node.name, is_async=is_async_callable(function))
     return NodeTool(node.name, called, inputs, optional=optional, activate=node.activate)
+
+
+def _set_inputs(node: Node) -> Inputs:
+    """A node's inputs without empty ones: promptflow's yaml editor writes an empty text or null for "not set"."""
+    return {k: v for k, v in node.inputs.items() if not (isinstance(v, Constant) and v.value in (None, ""))}
 
 
 def _found_tool(flow: Flow, node: Node, modules: dict[Path, ModuleType]) -> FoundTool:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow.definition.flow import Constant, Reference
-from prefect_batchflow.exceptions import APINotFound, InvalidConnectionType, NodeInputValidationError, ResolveToolError
+from prefect_batchflow.exceptions import (
+    APINotFound,
+    InvalidConnectionType,
+    JinjaTemplateError,
+    NodeInputValidationError,
+    ResolveToolError,
+)
 from prefect_batchflow.execution.program.dag import NodeTool
 from prefect_batchflow.execution.program.steps import UserFunction
-from prefect_batchflow.tools.prompt import Template, as_chat_lists, without_image_marks
+from prefect_batchflow.tools.prompt import PromptResult, Template, without_image_marks
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from prefect_batchflow.connections.given import Connections
     from prefect_batchflow.definition.flow import Flow, Node
@@ -19,10 +26,10 @@ if TYPE_CHECKING:
 
 APIS: Mapping[str, Mapping[str, str]] = {
     "chat": {
-        "temperature": "double", "top_p": "double", "n": "int", "stream": "bool", "stop": "list",
-        "max_tokens": "int", "max_completion_tokens": "int", "reasoning_effort": "string", "presence_penalty": "double",
-        "frequency_penalty": "double", "logit_bias": "object", "user": "string", "function_call": "object",
-        "functions": "list", "tool_choice": "object", "tools": "list", "response_format": "object", "seed": "int",
+        "temperature": "double", "top_p": "double", "stream": "bool", "stop": "list", "max_tokens": "int",
+        "presence_penalty": "double", "frequency_penalty": "double", "logit_bias": "object", "user": "string",
+        "function_call": "object", "functions": "list", "tool_choice": "object", "tools": "list",
+        "response_format": "object", "seed": "int",
     },
     "completion": {
         "suffix": "string", "max_tokens": "int", "temperature": "double", "top_p": "double", "n": "int", "stream": "bool",
@@ -34,11 +41,14 @@ APIS: Mapping[str, Mapping[str, str]] = {
 
 Source: promptflow-tools `aoai.py` and `openai.py`.
 """
-DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "chat": {"temperature": 1.0, "top_p": 1.0},
-    "completion": {"temperature": 1.0, "top_p": 1.0, "max_tokens": 16},
-}
-"""Values to send if the node gives none."""
+NEWER: Mapping[str, Mapping[str, str]] = {
+    "chat": {
+        "n": "int", "max_completion_tokens": "int", "reasoning_effort": "string", "verbosity": "string",
+        "parallel_tool_calls": "bool", "service_tier": "string", "extra_body": "object",
+    },
+    "completion": {"seed": "int", "extra_body": "object"},
+}  # fmt: skip
+"""Parameters of the services that promptflow's tools do not have. If the template has such a variable, it is that instead."""
 PROVIDERS: Mapping[str, str] = {
     "AzureOpenAIConnection": "AzureOpenAI",
     "OpenAIConnection": "OpenAI",
@@ -48,25 +58,27 @@ PROVIDERS: Mapping[str, str] = {
 
 
 def prompt_node(flow: Flow, node: Node) -> NodeTool:
-    """Give the tool of a `prompt` node: its inputs are the template's variables.
+    """Give the tool of a `prompt` node: its inputs are the template's variables; `template` replaces the file's text.
 
     Raises:
         JinjaTemplateError: The template is not valid jinja2.
-        NodeInputValidationError: A variable has a reserved name.
+        NodeInputValidationError: A variable has a reserved name, or the input `template` is not text.
     Source: promptflow `executor/_tool_resolver.py`, `_resolve_prompt_node`.
     """
-    template = template_of(flow, node)
-    _refuse_collisions(node, template, {"template"}, "the prompt tool")
+    template_for = _given_template(flow, node, "template", {"template"}, "the prompt tool", of_prompts=True)
+    inputs = {name: value for name, value in node.inputs.items() if name != "template" or not _is_empty(value)}
     untrusted = inputs_of_the_line(node)
 
     def render(**variables: Any) -> str:
-        return template.render_prompt(variables, untrusted)
+        return template_for(variables).render_prompt(variables, untrusted)
 
-    return NodeTool(node.name, UserFunction(render, node.name), node.inputs, activate=node.activate)
+    return NodeTool(node.name, UserFunction(render, node.name), inputs, optional={"template"}, activate=node.activate)
 
 
 def llm_node(flow: Flow, node: Node, connections: Connections) -> NodeTool:
     """Give the tool of an `llm` node, which renders the template and asks the connection's model.
+
+    An input `prompt` replaces the text of the template's file.
 
     Raises:
         ResolveToolError: The connection is missing or has the wrong kind, the api is unknown, or no model is named.
@@ -91,26 +103,33 @@ def llm_node(flow: Flow, node: Node, connections: Connections) -> NodeTool:
     import_openai()
     is_azure = kind == "AzureOpenAIConnection"
     model_names = ("deployment_name", "model") if is_azure else ("model", "deployment_name")
-    inputs = _set_inputs(node, APIS[api])
+    reserved = {*APIS[api], model_names[0], "prompt", "connection"} | ({"n"} if is_azure else set())
+    whose = f"{PROVIDERS[kind]}.{api}"
+    template_for = _given_template(flow, node, "prompt", reserved, whose, with_images=api == "chat")
+    variables_of_file = template_for({}).variables
+    newer = {name: type_name for name, type_name in NEWER[api].items() if name not in variables_of_file}
+    types = {**APIS[api], **newer}
+    inputs = _set_inputs(node, types)
     if not any(name in inputs for name in model_names):
         raise ResolveToolError(
             f"{place}: it has no input '{model_names[0]}'. Add it with the name of the model.", target="Tool"
         )
-    template = template_of(flow, node, with_images=api == "chat")
-    own = {*APIS[api], model_names[0], "prompt", "connection"}
-    _refuse_collisions(node, template, own, f"{PROVIDERS[kind]}.{api}")
+    for name in model_names:
+        if isinstance(value := inputs.get(name), Constant):
+            inputs[name] = Constant(_model_name(value.value, f"{place}, input '{name}'"))
+    own = {*types, *reserved}
     untrusted = inputs_of_the_line(node)
 
     async def ask(**arguments: Any) -> Any:
+        template = template_for(arguments)
         variables = {name: value for name, value in arguments.items() if name not in own}
-        if is_azure:  # only promptflow's tool for Azure shows lists this way
-            variables = as_chat_lists(variables)
-        named = next((name for name in model_names if arguments.get(name)), model_names[0])
-        parameters = request_parameters(api, arguments) | {"model": arguments.get(named)}
+        named = next((name for name in model_names if not _is_unset(name, arguments.get(name))), model_names[0])
+        model = _model_name(arguments.get(named), f"{place}, input '{named}'")
+        parameters = request_parameters(types, arguments) | {"model": model}
         if api == "chat":
             parameters["messages"] = template.render_chat(variables, untrusted)
         else:
-            parameters["prompt"] = template.render(variables)
+            parameters["prompt"] = str(template.render_prompt(variables, untrusted))
         response = await call_model(connection, api, parameters)
         return answer_of(response, api, whole_message="tools" in parameters or "functions" in parameters)
 
@@ -127,9 +146,12 @@ def _kinds_for(node: Node) -> list[str]:
     return ["AzureOpenAIConnection"] if names_deployment and not names_model else list(PROVIDERS)
 
 
-def request_parameters(api: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters of a request: a node's arguments without empty ones; `tools` win over `functions`."""
-    given = {**DEFAULTS[api], **{k: v for k, v in arguments.items() if k in APIS[api] and not _is_unset(k, v)}}
+def request_parameters(types: Mapping[str, str], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of a request: a node's arguments without empty ones; `tools` win over `functions`.
+
+    Unlike promptflow, this adds no values: newer models refuse some of promptflow's.
+    """
+    given = {name: value for name, value in arguments.items() if name in types and not _is_unset(name, value)}
     if "max_tokens" in given:
         given["max_tokens"] = int(given["max_tokens"])
     if str(given.get("stream", "")).lower() != "true":
@@ -146,15 +168,54 @@ def request_parameters(api: str, arguments: Mapping[str, Any]) -> dict[str, Any]
     return given
 
 
-def template_of(flow: Flow, node: Node, *, with_images: bool = False) -> Template:
-    """Read a node's template; `with_images` puts each `![image]({{name}})` on a separate line.
+def _model_name(value: Any, place: str) -> str:
+    """The name of a model as text; yaml reads some names as numbers."""
+    if isinstance(value, str | int | float) and not isinstance(value, bool) and value != "":
+        return str(value)
+    raise NodeInputValidationError(f"{place}: expected the name of a model, found {_shown(value)}.", target="Tool")
 
-    Raises:
-        JinjaTemplateError: It is not valid jinja2.
-        ResolveToolError: It cannot be read.
+
+def _shown(value: Any) -> str:
+    return "nothing" if value is None or value == "" else f"a value of type {type(value).__name__}"
+
+
+def _given_template(
+    flow: Flow,
+    node: Node,
+    name: str,
+    own: Collection[str],
+    whose: str,
+    *,
+    with_images: bool = False,
+    of_prompts: bool = False,
+) -> Callable[[Mapping[str, Any]], Template]:
+    """Give the function that finds a line's template in its arguments: the input `name`, otherwise the file's.
+
+    Source: promptflow `executor/_tool_resolver.py`, which binds the file's text to this parameter as a default.
     """
-    text = template_text(flow, node)
-    return Template(without_image_marks(text) if with_images else text, f"Node '{node.name}': {node.source}")
+    place = f"Node '{node.name}', input '{name}'"
+
+    def made(text: str, place: str, source: str) -> Template:
+        template = Template(without_image_marks(text) if with_images else text, place, of_prompts=of_prompts)
+        _refuse_collisions(node, template, source, own, whose)
+        return template
+
+    of_file = made(template_text(flow, node), f"Node '{node.name}': {node.source}", f"its template {node.source}")
+    given = node.inputs.get(name)
+    if given is None or _is_empty(given):
+        return lambda arguments: of_file
+    of_text = functools.lru_cache(maxsize=16)(lambda text: made(text, place, f"its input '{name}'"))
+
+    def of_value(value: Any) -> Template:
+        if not isinstance(value, str):
+            raise JinjaTemplateError(f"{place}: expected the prompt's text, found {_shown(value)}.", target="Tool")
+        # Without a jinja2 of its own, which rows could have, a rendered prompt is plain text.
+        return of_text(value.marked if isinstance(value, PromptResult) else str(value))
+
+    if isinstance(given, Constant):
+        always = of_value(given.value)
+        return lambda arguments: always
+    return lambda arguments: of_value(arguments[name]) if name in arguments else of_file
 
 
 def template_text(flow: Flow, node: Node) -> str:
@@ -178,15 +239,22 @@ def refuse_template_collisions(flow: Flow, node: Node, names: Collection[str]) -
         NodeInputValidationError: There is such a variable.
         JinjaTemplateError: The template is not valid jinja2.
     """
-    _refuse_collisions(node, template_of(flow, node), names, f"the tool '{node.package_tool}'")
+    template = Template(template_text(flow, node), f"Node '{node.name}': {node.source}")
+    _refuse_collisions(node, template, f"its template {node.source}", names, f"the tool '{node.package_tool}'")
 
 
-def _refuse_collisions(node: Node, template: Template, own: Collection[str], whose: str) -> None:
+def _refuse_collisions(node: Node, template: Template, source: str, own: Collection[str], whose: str) -> None:
     twice = sorted(template.variables & set(own))
     if twice:
         raise NodeInputValidationError(
-            f"Node '{node.name}': its template {node.source} has the variables {', '.join(twice)}, but {whose} has parameters "
-            "of these names. Rename the variables in the template and in the node's inputs.",
+            f"Node '{node.name}': {source} has the variables {', '.join(twice)}, but {whose} has parameters of these names. "
+            "Rename the variables in the template and in the node's inputs.",
+            target="Tool",
+        )
+    if "self" in template.variables and "self" in node.inputs:
+        raise NodeInputValidationError(
+            f"Node '{node.name}': {source} has the variable self, which jinja2 keeps for itself. Rename it in the template "
+            "and in the node's inputs.",
             target="Tool",
         )
 
@@ -199,7 +267,7 @@ def _set_inputs(node: Node, types: Mapping[str, str]) -> dict[str, Reference | C
     for name, value in node.inputs.items():
         if isinstance(value, Reference):
             inputs[name] = value
-        elif value.value not in (None, ""):
+        elif not _is_empty(value):
             try:
                 inputs[name] = (
                     Constant(CONVERTERS[types[name]](value.value)) if _converts(name, value, types) else value
@@ -216,6 +284,10 @@ def _converts(name: str, value: Constant, types: Mapping[str, str]) -> bool:
     if name == "stop" and isinstance(value.value, str) and not value.value.startswith("["):
         return False  # one text means a list of one
     return name in types and not _is_unset(name, value.value)
+
+
+def _is_empty(value: Reference | Constant) -> bool:
+    return isinstance(value, Constant) and value.value in (None, "")
 
 
 def _is_unset(name: str, value: Any) -> bool:
