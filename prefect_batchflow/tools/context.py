@@ -1,26 +1,36 @@
-"""The context in which user code runs, per line or aggregation: metrics, tokens, connections."""
+"""The context in which user code runs, per line or aggregation: metrics, tokens, connections.
+
+It is kept in context variables. `travelling` names those that threads inherit from the line that starts them.
+"""
 
 from __future__ import annotations
 
 import logging
 from contextlib import contextmanager
 from contextvars import Context, ContextVar, copy_context
-from typing import TYPE_CHECKING, Any
+from threading import Lock
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from prefect_batchflow.exceptions import GetConnectionError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from prefect_batchflow.connections.given import Connections
 
 logger = logging.getLogger(__name__)
 
+Value = TypeVar("Value")
+Given = ParamSpec("Given")
+
+_travelling: list[ContextVar[Any]] = []
+_counting = Lock()  # a line's code can call from several threads
+
 
 class RunContext:
     """The metrics and tokens of one line or aggregation so far."""
 
-    __slots__ = ("line_number", "metrics", "tokens")
+    __slots__ = ("line_number", "metrics", "tokens", "unfinished")
 
     def __init__(self, line_number: int | None = None) -> None:
         self.line_number = line_number
@@ -29,21 +39,50 @@ class RunContext:
         """Metrics of the node that runs now; the walk takes them when the node ends."""
         self.tokens = {"total_tokens": 0, "prompt_tokens": 0, "completion_tokens": 0}
         """Sums over the model calls of the whole line."""
+        self.unfinished: set[str] = set()
+        """The ids of its calls whose answer was not ready and has no usage yet."""
 
     def of_node(self) -> RunContext:
         """A context for a node that runs beside other nodes: its own metrics, the line's tokens."""
         context = RunContext(self.line_number)
-        context.tokens = self.tokens
+        context.tokens, context.unfinished = self.tokens, self.unfinished
         return context
 
     def add_tokens(self, prompt_tokens: int, completion_tokens: int) -> None:
-        """Count one model call; several threads need a lock for it."""
-        self.tokens["prompt_tokens"] += prompt_tokens
-        self.tokens["completion_tokens"] += completion_tokens
-        self.tokens["total_tokens"] += prompt_tokens + completion_tokens
+        """Count one model call."""
+        with _counting:
+            self.tokens["prompt_tokens"] += prompt_tokens
+            self.tokens["completion_tokens"] += completion_tokens
+            self.tokens["total_tokens"] += prompt_tokens + completion_tokens
 
 
-_current: ContextVar[RunContext | None] = ContextVar("current_run", default=None)
+def travelling(variable: ContextVar[Value]) -> ContextVar[Value]:
+    """Let threads inherit a variable of ours; all others are as empty in a new thread as Python makes them."""
+    _travelling.append(variable)
+    return variable
+
+
+def carried() -> list[tuple[ContextVar[Any], Any]]:
+    """What a thread inherits from here."""
+    return [(variable, variable.get(None)) for variable in _travelling]
+
+
+def in_this_line(function: Callable[Given, Value]) -> Callable[Given, Value]:
+    """A function that belongs to the line that runs here, whichever thread calls it."""
+    here = carried()
+
+    def call(*args: Given.args, **kwargs: Given.kwargs) -> Value:
+        tokens = [(variable, variable.set(value)) for variable, value in here]
+        try:
+            return function(*args, **kwargs)
+        finally:
+            for variable, token in tokens:
+                variable.reset(token)
+
+    return call
+
+
+_current: ContextVar[RunContext | None] = travelling(ContextVar("current_run", default=None))
 _open: set[RunContext] = set()
 
 
@@ -70,7 +109,8 @@ def inside(context: RunContext) -> Context:
 def current_context() -> RunContext | None:
     """The context of the line or aggregation that runs here; `None` outside a run.
 
-    Threads that user code started have no context. If only one line runs in this process, they belong to that line.
+    Threads that user code starts inherit it in a worker. A thread without context belongs to the line that runs in this
+    process, if only one does.
     """
     context = _current.get()
     if context is None and len(_open) == 1:

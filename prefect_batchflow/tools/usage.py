@@ -1,59 +1,33 @@
 """Counts the tokens of all model calls through the openai package, from this package and from user code.
 
-All resources of openai, sync and async, call their client's `request`; the usage is read from its answers there. Nothing is
-patched before openai is imported.
+All resources of openai, sync and async, call their client's `request`; the usage is read from its answers there, however user
+code reads them: as objects, as streams, as raw responses or as bytes. Nothing is patched before openai is imported.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
+import json
 import logging
-import sys
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow.tools.context import current_context
+from prefect_batchflow.tools.on_import import when_imported
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-    from importlib.machinery import ModuleSpec
+    from collections.abc import AsyncIterator, Callable, Iterator
     from types import ModuleType
 
     from prefect_batchflow.tools.context import RunContext
 
 logger = logging.getLogger(__name__)
 
-_PACKAGE = "openai"
-_counting = Lock()  # a line's code can call from several threads
-
 
 def count_model_calls() -> None:
     """Count all calls through openai from now on, or from its import on; repeated calls do nothing."""
-    if (module := sys.modules.get(_PACKAGE)) is not None:
-        _count_calls_of(module)
-    elif _CountingFinder not in sys.meta_path:
-        sys.meta_path.insert(0, _CountingFinder)
-
-
-class _CountingFinder:
-    """Starts counting when openai is imported."""
-
-    @staticmethod
-    def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name != _PACKAGE:
-            return None
-        others = (finder for finder in sys.meta_path if finder is not _CountingFinder)
-        spec = next((found for finder in others if (found := finder.find_spec(name, path, target))), None)
-        if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
-
-            def exec_module(module: ModuleType) -> None:
-                execute(module)
-                _count_calls_of(module)
-
-            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
-        return spec
+    when_imported("openai", _count_calls_of)
 
 
 def _count_calls_of(module: ModuleType) -> None:
@@ -69,22 +43,23 @@ def _counted(request: Callable[..., Any]) -> Callable[..., Any]:
     if inspect.iscoroutinefunction(request):
 
         @functools.wraps(request)
-        async def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
-            return _noted(await request(self, *args, **kwargs))
+        async def counted(self: Any, cast_to: Any, options: Any, *args: Any, **kwargs: Any) -> Any:
+            context = current_context()
+            return _noted(await request(self, cast_to, options, *args, **kwargs), options, context)
 
     else:
 
         @functools.wraps(request)
-        def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
-            return _noted(request(self, *args, **kwargs))
+        def counted(self: Any, cast_to: Any, options: Any, *args: Any, **kwargs: Any) -> Any:
+            context = current_context()
+            return _noted(request(self, cast_to, options, *args, **kwargs), options, context)
 
     counted.counts_tokens = True  # type: ignore[attr-defined]
     return counted
 
 
-def _noted(result: Any) -> Any:
-    """Count the usage of an answer: now, at the end of a stream, or when a raw response is parsed."""
-    context = current_context()
+def _noted(result: Any, options: Any, context: RunContext | None) -> Any:
+    """Count the usage of an answer: now, or while user code reads it."""
     if context is None:
         return result
     if hasattr(result, "_iterator"):
@@ -92,22 +67,28 @@ def _noted(result: Any) -> Any:
         result._iterator = (
             _noted_async(stream, context) if hasattr(stream, "__anext__") else _noted_sync(stream, context)
         )
-    elif type(result).__name__ == "LegacyAPIResponse":
-        parse = result.parse
-        counted: list[bool] = []
-
-        @functools.wraps(parse)
-        def parse_and_count(*args: Any, **kwargs: Any) -> Any:
-            value = parse(*args, **kwargs)
-            if not counted:
-                counted.append(True)
-                value = _noted(value)
-            return value
-
-        result.parse = parse_and_count
+        return result
+    response = getattr(result, "http_response", result)
+    if not hasattr(response, "iter_bytes"):
+        _note_answer(result, context, is_new=str(getattr(options, "method", "")).lower() != "get")
+    elif response.is_closed:
+        body = _Body(context, response)
+        body.add(response.content)
+        body.end()
     else:
-        _add(context, _usage_of(result))
+        _note_bytes(response, context)
     return result
+
+
+def _note_answer(answer: Any, context: RunContext, *, is_new: bool) -> None:
+    """Count an answer: its usage if it is new, or if it is an earlier answer of the line that was not ready then."""
+    usage, key = _usage_of(answer), _part(answer, "id")
+    if usage is None:
+        if is_new and isinstance(key, str):
+            context.unfinished.add(key)
+    elif is_new or key in context.unfinished:
+        context.unfinished.discard(key)
+        _add(context, usage)
 
 
 def _noted_sync(chunks: Iterator[Any], context: RunContext) -> Iterator[Any]:
@@ -134,22 +115,90 @@ async def _noted_async(chunks: AsyncIterator[Any], context: RunContext) -> Async
         _add(context, usage)
 
 
+def _note_bytes(response: Any, context: RunContext) -> None:
+    """Count the usage of an HTTP response while its body is read, parsed or not."""
+    body = _Body(context, response)
+    read, read_async = response.iter_bytes, response.aiter_bytes
+
+    def iter_bytes(*args: Any, **kwargs: Any) -> Iterator[bytes]:
+        try:
+            with contextlib.closing(read(*args, **kwargs)) as chunks:
+                for chunk in chunks:
+                    body.add(chunk)
+                    yield chunk
+        finally:
+            body.end()
+
+    async def aiter_bytes(*args: Any, **kwargs: Any) -> AsyncIterator[bytes]:
+        try:
+            async with contextlib.aclosing(read_async(*args, **kwargs)) as chunks:
+                async for chunk in chunks:
+                    body.add(chunk)
+                    yield chunk
+        finally:
+            body.end()
+
+    response.iter_bytes, response.aiter_bytes = iter_bytes, aiter_bytes
+
+
+class _Body:
+    """The body of an answer as its bytes arrive: one JSON value, or events with one JSON value each."""
+
+    def __init__(self, context: RunContext, response: Any) -> None:
+        self._context = context
+        kind = response.headers.get("content-type", "")
+        self._is_stream = "event-stream" in kind
+        self._counts = self._is_stream or "json" in kind
+        self._rest = bytearray()
+        self._usage: tuple[int, int] | None = None
+
+    def add(self, data: bytes) -> None:
+        if not self._counts:
+            return
+        self._rest += data
+        if self._is_stream:
+            *lines, self._rest = self._rest.split(b"\n")
+            for line in lines:
+                if line.startswith(b"data:") and b'"usage"' in line:
+                    self._usage = _usage_in(line[5:]) or self._usage
+                elif self._usage is None and line.strip() == b"data: [DONE]":
+                    _say_that_streams_do_not_tell()
+
+    def end(self) -> None:
+        """Count what was found, once: a body that is read can be read again."""
+        if self._counts:
+            self._counts = False
+            _add(self._context, self._usage if self._is_stream else _usage_in(self._rest))
+            self._rest.clear()
+
+
+def _usage_in(text: bytes | bytearray) -> tuple[int, int] | None:
+    try:
+        return _usage_of(json.loads(text))
+    except ValueError:  # user code did not read all of it
+        return None
+
+
 def _usage_of(answer: Any) -> tuple[int, int] | None:
     """Tokens of the prompt and of the completion; `None` when the answer does not say."""
-    usage = getattr(answer, "usage", None) or getattr(getattr(answer, "response", None), "usage", None)
+    usage = _part(answer, "usage") or _part(_part(answer, "response"), "usage")
     prompt = _first_int(usage, "prompt_tokens", "input_tokens")
     completion = _first_int(usage, "completion_tokens", "output_tokens")
     return None if prompt is None and completion is None else (prompt or 0, completion or 0)
 
 
+def _part(value: Any, name: str) -> Any:
+    """A field of an answer, which is an object of openai or a dict."""
+    return value.get(name) if isinstance(value, dict) else getattr(value, name, None)
+
+
 def _first_int(usage: Any, *names: str) -> int | None:
-    return next((value for name in names if isinstance(value := getattr(usage, name, None), int)), None)
+    return next((value for name in names if isinstance(value := _part(usage, name), int)), None)
 
 
 def _add(context: RunContext, usage: tuple[int, int] | None) -> None:
     if usage is not None:
-        with _counting:
-            context.add_tokens(*usage)
+        context.add_tokens(*usage)
 
 
 @functools.cache

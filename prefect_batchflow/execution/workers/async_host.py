@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from prefect_batchflow.execution.workers import wire
 from prefect_batchflow.execution.workers.replies import Printed, PrintedOutput, Writer, aggregate_reply, line_reply
+from prefect_batchflow.tools.context import travelling
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,7 +31,7 @@ OBEY_WITHIN_SEC = 1.0
 class _Threads(ThreadPoolExecutor):
     """Runs the sync functions of async lines, and knows which lines still have one running."""
 
-    job: ClassVar[ContextVar[int]] = ContextVar("job")
+    job: ClassVar[ContextVar[int | None]] = travelling(ContextVar("job", default=None))
     """The id of the calling job."""
 
     def __init__(self, max_workers: int) -> None:
@@ -39,7 +40,7 @@ class _Threads(ThreadPoolExecutor):
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         call = super().submit(fn, *args, **kwargs)
-        if (key := self.job.get(None)) is not None:
+        if (key := self.job.get()) is not None:
             self._calls.setdefault(key, set()).add(call)
         return call
 

@@ -12,6 +12,7 @@ from prefect_batchflow.exceptions import innermost_code
 from prefect_batchflow.execution.program.record import lenient
 from prefect_batchflow.execution.workers import wire
 from prefect_batchflow.results.records import in_log, line_record, receipt_row
+from prefect_batchflow.tools.context import travelling
 
 if TYPE_CHECKING:
     from prefect_batchflow.execution.scrubbing import Scrubber
@@ -51,10 +52,10 @@ class PrintedOutput(io.TextIOBase):
     The engine uses it only if the process dies. Otherwise the line's record has the text.
     """
 
-    _printed: ContextVar[Printed | None] = ContextVar("_printed", default=None)
+    _printed: ContextVar[Printed | None] = travelling(ContextVar("_printed", default=None))
 
     only: ClassVar[Printed | None] = None
-    """For the line that runs, if lines run one at a time: its threads do not have its context."""
+    """For the line that runs, if lines run one at a time: threads of the flow's modules do not have its context."""
 
     encoding = "utf-8"
 

@@ -23,7 +23,7 @@ from prefect_batchflow.exceptions import BatchflowException, UnexpectedError, er
 from prefect_batchflow.execution.program.environment import resolved
 from prefect_batchflow.execution.program.loader import load_program
 from prefect_batchflow.execution.scrubbing import Scrubber
-from prefect_batchflow.execution.workers import wire
+from prefect_batchflow.execution.workers import threads, wire
 from prefect_batchflow.execution.workers.memory import be_killed_first
 from prefect_batchflow.execution.workers.replies import PrintedOutput, Writer, aggregate_reply, line_reply
 
@@ -108,6 +108,7 @@ def main(permits: int) -> None:
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - open as long as the process lives
     sys.stdout = sys.stderr = PrintedOutput(2)
     faulthandler.enable(file=2)
+    threads.install()
     frames, write = _frames(fd_in), Writer(fd_out)
     if (first := next(frames, None)) is None:
         return
