@@ -15,7 +15,7 @@ from prefect_batchflow.prefect_runtime.task_runs import jittered
 from prefect_batchflow.storage.writer import RecordWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from prefect_batchflow.execution.executor import Executor, LineOutcome
     from prefect_batchflow.execution.line_feed import LineEvents
@@ -29,6 +29,9 @@ FLUSH_EVERY_SEC = 2.0
 """A chunk writes finished lines at least this often. A kill loses no more than that."""
 FLUSH_BYTES = 4 * 1024 * 1024
 """A chunk also writes when this much is waiting."""
+
+SHOWN_OF_STOPPED = 5
+"""Failed lines of a chunk that are shown when the run was stopped: someone waits for its end."""
 
 
 class LineRunner:
@@ -111,12 +114,15 @@ class LineRunner:
             self._attempts.pop(work, None)
             # If the caller was cancelled, the work must not continue unseen.
             work.cancel()
+        self._attempt_ended(outcome)
+        return outcome
+
+    def _attempt_ended(self, outcome: LineOutcome) -> None:
         self._printed.add(outcome)
         if self.is_final(outcome.receipt):
             self._events.ended(outcome.receipt)
         elif asked := not_before_sec(outcome.receipt.error or {}):
-            self._not_before[line.line_number] = time.monotonic() + asked
-        return outcome
+            self._not_before[outcome.receipt.line_number] = time.monotonic() + asked
 
     def running(self) -> int:
         """How many lines a worker is running."""
@@ -156,12 +162,20 @@ class LineRunner:
 
 
 class ChunkRun:
-    """Runs the lines of one task run, as many at once as the executor has room for, and writes their records in groups."""
+    """Runs the lines of one task run, as many at once as the executor has room for, and writes their records in groups.
 
-    def __init__(self, runner: LineRunner) -> None:
+    `show_failed`, if given, gets the final receipts of failed lines once their records are safe.
+    """
+
+    def __init__(
+        self, runner: LineRunner, show_failed: Callable[[Sequence[Receipt]], Awaitable[None]] | None = None
+    ) -> None:
         self.completed = 0
-        self.failed = 0
+        self.failures: list[Receipt] = []
+        """The final receipts of lines that failed."""
         self._runner = runner
+        self._show_failed = show_failed
+        self._shown = 0
         self._unkept: list[LineOutcome] = []
         self._bytes = 0
         self._keeping = asyncio.Lock()
@@ -181,6 +195,7 @@ class ChunkRun:
                 for finished in done:
                     finished.result()
                 await self._keep()
+                await self._show()
         finally:
             for unfinished in pending:
                 unfinished.cancel()
@@ -200,8 +215,10 @@ class ChunkRun:
             if self._bytes > FLUSH_BYTES:
                 await self._keep()
             if self._runner.is_final(outcome.receipt):
-                self.completed += outcome.receipt.error is None
-                self.failed += outcome.receipt.error is not None
+                if outcome.receipt.error is None:
+                    self.completed += 1
+                else:
+                    self.failures.append(outcome.receipt)
                 return
             await self._runner.pause(jittered(next(delays), policy.retry_jitter))
             await self._runner.wait_turn(line)
@@ -211,3 +228,8 @@ class ChunkRun:
             if self._unkept:
                 outcomes, self._unkept, self._bytes = self._unkept, [], 0
                 await self._runner.writer.keep(outcomes)
+
+    async def _show(self) -> None:
+        failures, self._shown = self.failures[self._shown :], len(self.failures)
+        if self._show_failed is not None:
+            await self._show_failed(failures[:SHOWN_OF_STOPPED] if self._runner.stopped else failures)

@@ -275,8 +275,8 @@ class RunOptions:
     granularity: Annotated[
         Granularity,
         Limit(
-            "One Prefect task run per line, or one per chunk of lines. auto means line for up to 1,000 lines, and chunk "
-            "above. A cluster always gets chunks."
+            "One Prefect task run per line, or one per chunk of lines. auto gives each task run about a second of work, and "
+            "at least one line. A cluster always gets chunks."
         ),
     ] = "auto"
     task_runner: Annotated[

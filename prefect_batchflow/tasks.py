@@ -6,8 +6,10 @@ and read back, and no retry will follow.
 
 from __future__ import annotations
 
-import math
+import asyncio
+import contextlib
 from itertools import islice
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from prefect import Task, task
@@ -16,30 +18,40 @@ from prefect.states import Cancelled, Completed, Failed
 
 from prefect_batchflow.exceptions import UnexpectedError, innermost_code
 from prefect_batchflow.execution.line_feed import STOP_GRACE_SEC
+from prefect_batchflow.granularity import TaskRunSizes
 from prefect_batchflow.line_runner import ChunkRun, LineRunner
-from prefect_batchflow.prefect_runtime.logs import LINE_TASK
-from prefect_batchflow.prefect_runtime.task_runs import KEEPS_NOTHING, in_memory_result, tag_task_run, task_parameter
+from prefect_batchflow.prefect_runtime.logs import CHUNK_TASK, LINE_TASK
+from prefect_batchflow.prefect_runtime.task_runs import (
+    KEEPS_NOTHING,
+    ended_task_runs,
+    in_memory_result,
+    tag_task_run,
+    task_parameter,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Sequence
+    from collections.abc import Coroutine, Iterable, Sequence
+    from uuid import UUID
 
     from prefect.client.schemas.objects import TaskRun
 
     from prefect_batchflow.exceptions import BatchflowException
-    from prefect_batchflow.execution.executor import Executor
+    from prefect_batchflow.execution.executor import Executor, LineOutcome
     from prefect_batchflow.execution.line_feed import LineEvents
     from prefect_batchflow.lines import Line
     from prefect_batchflow.results.records import Receipt
     from prefect_batchflow.settings import Granularity, LinePolicy
     from prefect_batchflow.storage.records import RunRecords
 
-LINE_GRANULARITY_UP_TO = 1_000
-"""Up to this many lines, `auto` makes one task run per line."""
-SMALLEST_CHUNK = 50
-MOST_TASK_RUNS = 200
-"""Chunks grow to stay below this limit: a person can look through these, and a server takes them in within seconds."""
 LINES_AHEAD = 100
 """Lines of the next chunk that begin before the current chunk ends: starting a task run takes longer than short lines."""
+MOST_FAILED_LINES = 100
+"""Failed lines of chunks that get a task run of their own. The others are in the messages of their chunks, as far as there is
+room, and in the run's table of failed lines."""
+NAMED_FAILURES = 10
+"""Failed lines that the state of a chunk names."""
+ASK_SERVER_SEC = 2.0
+"""How long the server can take to say how many task runs it knows. After that it counts as behind."""
 _MAX_RETRY_DELAYS = 50  # Prefect takes no more, and repeats the last one
 
 _STATE_NAMES = {
@@ -50,7 +62,10 @@ _STATE_NAMES = {
 
 
 class LocalFeed(LineRunner):
-    """Runs lines in task runs of this process: one per line, or one per chunk of lines. `run_id` is their tag."""
+    """Runs lines in task runs of this process: one per line, or one per chunk of lines. `run_id` is their tag.
+
+    `flow_run_id` is the Prefect flow run to which the task runs belong; `None` if they belong to none.
+    """
 
     stop_grace_sec = STOP_GRACE_SEC
 
@@ -64,19 +79,41 @@ class LocalFeed(LineRunner):
         run_id: str,
         granularity: Granularity,
         total_lines: int,
+        flow_run_id: UUID | None = None,
     ) -> None:
         super().__init__(executor, records, policy, events)
-        chunk_size = _chunk_size(granularity, total_lines)
-        make_task = _line_task if chunk_size is None else _chunk_task
-        self._task: Any = make_task(self, f"run:{run_id}")
+        run_tag = f"run:{run_id}"
+        self._failed_lines = FailedLines(run_tag)
+        self._line_task: Any = _line_task(self, run_tag)
+        self._chunk_task: Any = _chunk_task(self, run_tag, self._failed_lines)
         """`Any`: by Prefect's types, an async task that returns its state does not give an awaitable."""
-        self.group = chunk_size or 1
-        slots = executor.slots
-        # More lines than workers, so that no worker waits while Prefect begins and ends task runs. Lines count, not task
-        # runs, so that a chunk whose last line hangs does not keep the next chunk from the other workers.
-        self.width = slots + max(4, slots // 4, min(chunk_size or 0, LINES_AHEAD))
-        how = "a task run each" if chunk_size is None else f"{chunk_size} a task run"
-        self.how = f"{how}, {slots} at once"
+        self._has_line_tasks = granularity != "chunk"
+        self._sizes = TaskRunSizes(granularity, total_lines)
+        self._flow_run_id = flow_run_id
+        self._begun, self._ended = 0, 0
+        """Task runs that run lines."""
+        sizes = {"auto": "about a second of work", "line": "one line", "chunk": f"{self.group} lines"}
+        self.how = f"{sizes[granularity]} per task run, {executor.slots} lines at once"
+
+    @property
+    def group(self) -> int:
+        """Lines of the next task run."""
+        return self._sizes.next
+
+    @property
+    def width(self) -> int:
+        """The load at which no further task run is begun.
+
+        It is more than the workers take, so that no worker waits while Prefect begins and ends task runs. Lines count, not
+        task runs, so that a chunk whose last line hangs does not keep the next chunk from the other workers.
+        """
+        slots, group = self.executor.slots, self.group
+        return slots + max(4, slots // 4, min(group, LINES_AHEAD) if group > 1 else 0)
+
+    @property
+    def task_runs(self) -> int:
+        """The task runs that it has begun."""
+        return self._begun + self._failed_lines.task_runs
 
     def load(self) -> int:
         """Lines that have begun, except those that wait for their next attempt."""
@@ -85,11 +122,26 @@ class LocalFeed(LineRunner):
     def run(self, lines: Sequence[Line]) -> Coroutine[Any, Any, None]:
         """Run a group of lines in one task run."""
         self.open_lines += len(lines)
+        self._begun += 1
+        self._sizes.begun()
         return self._run_task(lines)
+
+    async def look(self) -> None:
+        """If it matters now, ask the server how far it is behind."""
+        if self._flow_run_id is None or not self._sizes.asks_server:
+            return
+        ended = self._ended + self._failed_lines.task_runs
+        known: int | None = None
+        with contextlib.suppress(Exception):  # a server that does not answer is behind
+            async with asyncio.timeout(ASK_SERVER_SEC):
+                known = await ended_task_runs(self._flow_run_id)
+        self._sizes.server_is_behind(None if known is None else ended - known)
 
     async def _run_task(self, lines: Sequence[Line]) -> None:
         """One task run. Its lines are counted as they end, so its state only shows whether all of them did."""
-        state = await self._task(Chunk(lines), return_state=True)
+        task = self._line_task if self._has_line_tasks and len(lines) == 1 else self._chunk_task
+        state = await task(Chunk(lines), return_state=True)
+        self._ended += 1
         if _is_broken(state):
             self._events.failed(
                 UnexpectedError(
@@ -98,12 +150,44 @@ class LocalFeed(LineRunner):
                 )
             )
 
+    def _attempt_ended(self, outcome: LineOutcome) -> None:
+        super()._attempt_ended(outcome)
+        self._sizes.took(outcome.receipt.duration_sec)
 
-def _chunk_size(granularity: Granularity, total_lines: int) -> int | None:
-    """Lines per task run of a chunk; `None` means one task run per line."""
-    if granularity == "line" or (granularity == "auto" and total_lines <= LINE_GRANULARITY_UP_TO):
-        return None
-    return max(SMALLEST_CHUNK, math.ceil(total_lines / MOST_TASK_RUNS))
+
+class FailedLines:
+    """Gives failed lines of chunks a task run of their own, which runs nothing: so Prefect shows what failed in red."""
+
+    def __init__(self, run_tag: str) -> None:
+        self.task_runs = 0
+
+        @task(
+            name=LINE_TASK,
+            task_run_name=lambda: f"line-{task_parameter('failed').receipt.line_number:06d}",
+            **KEEPS_NOTHING,
+        )
+        async def show(failed: _Failed) -> State[Any]:
+            tag_task_run(run_tag)
+            return _state(failed.receipt)
+
+        self._show: Any = show
+
+    async def show(self, receipts: Iterable[Receipt]) -> None:
+        """Show the lines, by their final receipts, as far as there is room."""
+        for receipt in receipts:
+            if self.task_runs >= MOST_FAILED_LINES:
+                return
+            self.task_runs += 1
+            await self._show(_Failed(receipt), return_state=True)
+
+
+class _Failed:
+    """A failed line as the parameter of a task. Not a dataclass, because Prefect would search it for states."""
+
+    __slots__ = ("receipt",)
+
+    def __init__(self, receipt: Receipt) -> None:
+        self.receipt = receipt
 
 
 class Chunk:
@@ -149,19 +233,19 @@ def _line_task(runner: LineRunner, run_tag: str) -> Task[[Chunk], Any]:
     return run_line
 
 
-def _chunk_task(runner: LineRunner, run_tag: str) -> Task[[Chunk], Any]:
+def _chunk_task(runner: LineRunner, run_tag: str, failed_lines: FailedLines) -> Task[[Chunk], Any]:
     """The task of granularity `chunk`: one task run for many lines, each with its own time limit, retries and record."""
 
     @task(
-        name="run_chunk",
+        name=CHUNK_TASK,
         task_run_name=lambda: chunk_name(task_parameter("chunk").lines),
         **KEEPS_NOTHING,
     )
     async def run_chunk(chunk: Chunk) -> State[Any]:
         tag_task_run(run_tag)
-        run = ChunkRun(runner)
+        run = ChunkRun(runner, failed_lines.show)
         await run.run(chunk.lines)
-        return chunk_state(len(chunk.lines), run.completed, run.failed)
+        return chunk_state(len(chunk.lines), run.completed, run.failures)
 
     return run_chunk
 
@@ -189,14 +273,32 @@ def _state(receipt: Receipt) -> State[Any]:
     )
 
 
-def chunk_state(lines: int, completed: int, failed: int, failure: BatchflowException | None = None) -> State[Any]:
-    """The final state of a chunk's task run. `failure` is not the fault of a line and ends the run."""
-    message = f"{completed} of {lines} lines completed" + (f", {failed} failed" if failed else "")
+def chunk_state(
+    lines: int, completed: int, failures: Sequence[Receipt], failure: BatchflowException | None = None
+) -> State[Any]:
+    """The final state of a chunk's task run, which names failed lines.
+
+    Args:
+        lines: The lines of the chunk.
+        completed: Those that completed.
+        failures: The final receipts of those that failed.
+        failure: An error that is not the fault of a line and ends the run.
+    """
+    message = f"{completed} of {lines} lines completed" + (f", {len(failures)} failed" if failures else "")
     if failure is not None:
         return Failed(message=f"{message}; {failure}")
-    if completed + failed < lines:
+    named = ", ".join(_named(receipt) for receipt in sorted(failures, key=attrgetter("line_number"))[:NAMED_FAILURES])
+    message += f": {named}" if named else ""
+    message += f" and {more} more" if (more := len(failures) - NAMED_FAILURES) > 0 else ""
+    if completed + len(failures) < lines:
         return Cancelled(message=f"{message}; the others were stopped before they finished.")
-    return Completed(message=message)
+    return Completed(message=message, name="CompletedWithFailures" if failures else None)
+
+
+def _named(receipt: Receipt) -> str:
+    error = receipt.error or {}
+    code = innermost_code(error)
+    return f"line {receipt.line_number} {_STATE_NAMES.get(code, code)}"
 
 
 def chunk_name(lines: Sequence[Line]) -> str:

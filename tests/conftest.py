@@ -122,4 +122,6 @@ def told() -> Iterator[list[str]]:
     yield messages
     logger.setLevel(level)
     logger.removeHandler(handler)
-    assert not [f for f in logger.filters if "is_logged" in repr(f)], "the run has taken its filter with it"
+    assert not [kept for kept in logger.filters if type(kept).__name__ == "TaskRunLog"], (
+        "the run has taken its filter with it"
+    )

@@ -14,8 +14,10 @@ from prefect_batchflow.cluster.work import Assignment, Report
 from prefect_batchflow.exceptions import BatchflowException, ClusterError
 from prefect_batchflow.execution.executor import LineOutcome
 from prefect_batchflow.execution.line_feed import STOP_GRACE_SEC
+from prefect_batchflow.line_runner import SHOWN_OF_STOPPED
 from prefect_batchflow.storage.control import LOOK_EVERY_SEC
 from prefect_batchflow.storage.keys import SegmentName
+from prefect_batchflow.tasks import FailedLines
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -73,6 +75,8 @@ class ClusterFeed:
     ) -> None:
         self.group = shares.chunk_size
         self.width = shares.submitted
+        self._begun = 0
+        self._failed_lines = FailedLines(f"run:{description.run_id}")
         self.how = (
             f"{shares.chunk_size} a task, {shares.running} tasks at once on {shares.places} places of {cluster.kind}, "
             f"{shares.lines_at_once} lines at once in each"
@@ -105,6 +109,14 @@ class ClusterFeed:
         """Chunks that have been submitted and have not ended."""
         return self._submitted
 
+    @property
+    def task_runs(self) -> int:
+        """Task runs of chunks and of failed lines."""
+        return self._begun + self._failed_lines.task_runs
+
+    async def look(self) -> None:
+        """Nothing decides about the next chunks but the cluster's size."""
+
     def stop(self, *, drain: bool = False) -> None:
         """Begin no chunk, and end the lines of running chunks, or let them end with `drain`. Idempotent."""
         self._is_stopped = True
@@ -126,6 +138,7 @@ class ClusterFeed:
         """Run one chunk: submit it until its report comes, or until it was lost too often."""
         self._unanswered[lines[0].line_number] = lines
         self._submitted += 1
+        self._begun += 1
         return self._run(lines)
 
     async def _run(self, lines: Sequence[Line]) -> None:
@@ -187,6 +200,8 @@ class ClusterFeed:
             self._events.settled(receipt)
         self.canceled |= report.canceled
         self.unsettled.update((receipt.line_number, receipt) for receipt in report.unsettled)
+        failures = [receipt for receipt in report.settled if receipt.error is not None]
+        await self._failed_lines.show(failures[:SHOWN_OF_STOPPED] if self._is_stopped else failures)
 
     async def _hand_on(self, segments: Sequence[str]) -> None:
         """Read back what a chunk wrote, for the storage that the caller gave."""

@@ -65,8 +65,9 @@ def run_chunk(assignment: Assignment) -> State[Any]:
     """Run the lines of a chunk that are not done, and return their receipts as the result of the state."""
     tag_task_run(f"run:{assignment.run_id}")
     report = run_assignment(assignment)
-    completed = sum(receipt.error is None for receipt in report.settled)
-    state = chunk_state(len(assignment.lines), completed, len(report.settled) - completed, report.failure)
+    failures = [receipt for receipt in report.settled if receipt.error is not None]
+    completed = len(report.settled) - len(failures)
+    state = chunk_state(len(assignment.lines), completed, failures, report.failure)
     state.data = in_memory_result(report)
     return state
 

@@ -34,10 +34,6 @@ class LineEvents:
 class LineFeed(Protocol):
     """Runs the lines of a run in groups. One contract test runs for every implementation."""
 
-    group: int
-    """Lines per group."""
-    width: int
-    """The load at which no further group is begun."""
     how: str
     """How the lines run, for the log."""
     stop_grace_sec: float
@@ -49,6 +45,18 @@ class LineFeed(Protocol):
     unsettled: dict[int, Receipt]
     """The failed attempts of lines whose next attempt has not ended."""
 
+    @property
+    def group(self) -> int:
+        """Lines of the next group."""
+
+    @property
+    def width(self) -> int:
+        """The load at which no further group is begun. It can change while lines run."""
+
+    @property
+    def task_runs(self) -> int:
+        """The task runs that it has begun."""
+
     def load(self) -> int:
         """The work that has been begun and not ended, in units of `width`."""
 
@@ -57,6 +65,9 @@ class LineFeed(Protocol):
 
     def run(self, lines: Sequence[Line]) -> Coroutine[Any, Any, None]:
         """Run a group; it counts as load from this call on. A line that is not settled was canceled or is unsettled."""
+
+    async def look(self) -> None:
+        """Look at what decides about the next groups. The run calls it every few seconds."""
 
     def stop(self, *, drain: bool = False) -> None:
         """Begin no line and no further attempt, and end the lines that run. Idempotent.

@@ -7,6 +7,7 @@ import atexit
 import contextlib
 import contextvars
 import functools
+import os
 import signal
 import subprocess
 import sys
@@ -14,10 +15,10 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_LOGGING_LEVEL, get_current_settings, temporary_settings
 
 from prefect_batchflow.exceptions import UnexpectedError
+from prefect_batchflow.prefect_runtime.task_runs import ended_task_runs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,6 +28,8 @@ START_SEC = 120
 """Prefect's own 20 s are too short for a new database on a busy machine."""
 DRAIN_FLOOR_SEC = 5.0
 DRAIN_TASK_RUNS_PER_SEC = 20.0
+_ROOT_LEVEL = "PREFECT_LOGGING_ROOT_LEVEL"
+"""For loggers of the server's libraries: at their default level, a busy new database fills a screen with tracebacks."""
 
 # Waits until the run's process is gone, then ends the server; by descriptor, because a process id can be reused.
 _GUARD = """
@@ -78,7 +81,7 @@ def start_own_server() -> None:
         # A process inherits the signals that its starting thread has blocked. That is why this thread exists.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
         try:
-            with temporary_settings({PREFECT_SERVER_LOGGING_LEVEL: "CRITICAL"}):
+            with temporary_settings({PREFECT_SERVER_LOGGING_LEVEL: "CRITICAL"}), _environment(_ROOT_LEVEL, "CRITICAL"):
                 server.start(START_SEC)
         except BaseException as exc:  # noqa: BLE001 - handed to the caller's thread
             failure = exc
@@ -93,6 +96,19 @@ def start_own_server() -> None:
             "`prefect server start`, and set its address: `prefect config set PREFECT_API_URL=http://127.0.0.1:4200/api`."
         ) from failure
     _guard(server.server_process.pid)
+
+
+@contextlib.contextmanager
+def _environment(variable: str, value: str) -> Iterator[None]:
+    """Set an environment variable for processes that start meanwhile, unless the user has set it."""
+    if variable in os.environ:
+        yield
+        return
+    os.environ[variable] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(variable, None)
 
 
 @functools.cache
@@ -123,12 +139,10 @@ async def wait_until_recorded(flow_run_id: UUID, task_runs: int, most_sec: float
     limit = DRAIN_FLOOR_SEC + task_runs / DRAIN_TASK_RUNS_PER_SEC if most_sec is None else most_sec
     deadline = time.monotonic() + limit
     recorded: int | None = None
-    ended = {"state": {"type": {"any_": ["COMPLETED", "FAILED", "CANCELLED", "CRASHED"]}}}
-    body = {"flow_runs": {"id": {"any_": [str(flow_run_id)]}}, "task_runs": ended}
     while time.monotonic() < deadline:
         with contextlib.suppress(Exception):
-            async with asyncio.timeout(DRAIN_FLOOR_SEC), get_client() as client:
-                recorded = int((await client.request("POST", "/task_runs/count", json=body)).json())
+            async with asyncio.timeout(DRAIN_FLOOR_SEC):
+                recorded = await ended_task_runs(flow_run_id)
                 if recorded >= task_runs:
                     return 0
         await asyncio.sleep(0.1)

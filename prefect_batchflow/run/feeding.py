@@ -15,7 +15,7 @@ from prefect_batchflow.exceptions import UnexpectedError
 from prefect_batchflow.execution.line_feed import STOP_GRACE_SEC, LineEvents
 from prefect_batchflow.lines import chunks
 from prefect_batchflow.prefect_runtime.flow_runs import is_cancelled_in_prefect
-from prefect_batchflow.prefect_runtime.logs import completed_lines_unlogged
+from prefect_batchflow.prefect_runtime.logs import few_task_runs_logged
 from prefect_batchflow.report.artifacts import ProgressArtifact
 from prefect_batchflow.results.models import line_result
 from prefect_batchflow.results.records import Receipt, Status
@@ -42,7 +42,7 @@ READ_LINES = 500
 WRITE_GRACE_SEC = 5.0
 """How long a write may still take when a run is stopped. Lines that are not written by then are not done."""
 REPORT_EVERY_SEC = 0.25
-LOOK_FOR_CANCEL_EVERY_SEC = 2.0
+LOOK_EVERY_SEC = 2.0
 
 
 class Feeding:
@@ -117,6 +117,7 @@ class Feeding:
                 run_id=state.request.run_id,
                 granularity=options.granularity,
                 total_lines=self._total_lines,
+                flow_run_id=state.flow_run.id,
             )
 
     def _description(self, driver: Driver, shares: Shares) -> RunDescription:
@@ -140,28 +141,28 @@ class Feeding:
 
     async def _run_lines(self, feed: LineFeed) -> None:
         state, run_id, total = self._state, self._state.request.run_id, self._total_lines
-        window = Window(feed.width, feed.load)
+        window = Window(lambda: feed.width, feed.load)
         feed.on_room = window.wake
         state.stop.feed = feed
         state.stop.raise_failure()
         state.logger.info("Run %s: %d lines of %s, %s", run_id, total, self._prepared.flow.name, feed.how)
-        with state.stop.stops(window.wake), completed_lines_unlogged(state.flow_run.id):
-            async with ProgressArtifact(run_id, total) as progress, _beside(self._watch(progress, window)):
+        with state.stop.stops(window.wake), few_task_runs_logged(state.flow_run.id):
+            async with ProgressArtifact(run_id, total) as progress, _beside(self._watch(progress, window, feed)):
                 deadline = 0.0
                 try:
-                    async for lines in self._undone(feed.group):
+                    async for lines in self._undone(feed):
                         if state.stop.is_stopped:
                             # Read on for a short time, only to count later lines that are already done.
                             if time.monotonic() > (deadline := deadline or time.monotonic() + STOP_GRACE_SEC):
                                 state.note("Stopped before all data was read. More lines may be done than are counted.")
                                 break
                             continue
-                        state.task_runs += 1
                         await window.begin(functools.partial(feed.run, lines))
                     await window.drain()
                 finally:
                     await window.end(feed.stop_grace_sec if state.stop.is_stopped else 0)
                     await feed.written(WRITE_GRACE_SEC)
+                    state.task_runs = feed.task_runs
                 progress.update(self._tally.ended_lines, self._tally.failed_lines)
                 self._tell(time.monotonic() - state.clock)
 
@@ -179,11 +180,12 @@ class Feeding:
                 "lines, resume the run."
             )
 
-    async def _undone(self, size: int) -> AsyncIterator[list[Line]]:
+    async def _undone(self, feed: LineFeed) -> AsyncIterator[list[Line]]:
         """The lines that are to run, in groups. Counts the others on the way."""
         index = self._opened.index
         batches = chunks(self._prepared.lines(), READ_LINES)
         group: list[Line] = []
+        size = feed.group
         while batch := await asyncio.to_thread(next, batches, None):
             for line in batch:
                 if self._numbers is not None:
@@ -197,7 +199,7 @@ class Feeding:
                 group.append(line)
                 if len(group) == size:
                     yield group
-                    group = []
+                    group, size = [], feed.group
         if group:
             yield group
 
@@ -207,18 +209,24 @@ class Feeding:
         self._limits.add_earlier(ended)
         self._tally.add(ended)
 
-    async def _watch(self, progress: ProgressArtifact, window: Window) -> None:
-        """Report progress, and check for a cancel in the UI: Prefect does not tell a run without deployment about it."""
-        look_again = time.monotonic() + LOOK_FOR_CANCEL_EVERY_SEC
+    async def _watch(self, progress: ProgressArtifact, window: Window, feed: LineFeed) -> None:
+        """Report progress, ask how far the server is behind, and check for a cancel in the UI.
+
+        Prefect does not tell a run without deployment about a cancel.
+        """
+        look_again = time.monotonic() + LOOK_EVERY_SEC
         began = time.monotonic()
         while True:
             progress.update(self._tally.ended_lines, self._tally.failed_lines)
             window.wake()
             self._tell(time.monotonic() - began)
             await asyncio.sleep(REPORT_EVERY_SEC)
-            if self._state.flow_run.deployment_id is None and time.monotonic() >= look_again:
-                look_again = time.monotonic() + LOOK_FOR_CANCEL_EVERY_SEC
-                if await is_cancelled_in_prefect(self._state.flow_run.id):
+            if time.monotonic() >= look_again:
+                look_again = time.monotonic() + LOOK_EVERY_SEC
+                await feed.look()
+                if self._state.flow_run.deployment_id is None and await is_cancelled_in_prefect(
+                    self._state.flow_run.id
+                ):
                     self._live.cancel("Canceled in Prefect.")
 
     def _tell(self, elapsed_sec: float) -> None:

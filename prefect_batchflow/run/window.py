@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 CANCEL_WITHIN_SEC = 5.0
 """How long cancelled work may take to end."""
 MOST_BESIDE = 1_000
-"""Pieces of work that are allowed beyond `width` because they do not count as load, such as task runs that wait for a retry."""
+"""Pieces of work that are allowed beyond the width because they do not count as load, such as those that wait for a retry."""
 
 
 class Window:
-    """Begins work while the load is below `width`. `load` counts it, in lines for example; `None` counts pieces of work."""
+    """Begins work while the load is below the width. `load` counts it, in lines for example; `None` counts pieces of work."""
 
-    def __init__(self, width: int, load: Callable[[], int] | None = None) -> None:
+    def __init__(self, width: Callable[[], int], load: Callable[[], int] | None = None) -> None:
         self._width = width
         self._load = load or (lambda: len(self._active))
         self._active: set[asyncio.Task[Any]] = set()
@@ -54,7 +54,8 @@ class Window:
         self._ended.set()
 
     def _is_full(self) -> bool:
-        return self._load() >= self._width or len(self._active) >= self._width + MOST_BESIDE
+        width = self._width()
+        return self._load() >= width or len(self._active) >= width + MOST_BESIDE
 
     async def _next_end(self) -> None:
         self._ended.clear()

@@ -15,6 +15,7 @@ import pytest
 from fake_cluster import FakeCluster
 from outcomes import outcome_of
 from pools import flow_of
+from prefect.settings import PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
 from prefect.states import Crashed
 from waiting import eventually
 
@@ -47,7 +48,15 @@ if TYPE_CHECKING:
     from prefect_batchflow.execution.executor import LineOutcome
     from prefect_batchflow.results.records import Receipt
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("prefect_server", "_without_logs")]
+
+
+@pytest.fixture
+def _without_logs() -> Iterator[None]:
+    """Task runs that belong to no flow run send no logs."""
+    with temporary_settings({PREFECT_LOGGING_TO_API_ENABLED: False}):
+        yield
+
 
 KEYS = RunKeys("r")
 SECRET = "a secret of the run"  # noqa: S105 - it is none

@@ -66,7 +66,7 @@ async def begin_all(window: Window, work: Work, count: int) -> asyncio.Task[None
 
 
 async def test_as_many_as_it_is_wide_run_and_the_next_begins_when_one_ends() -> None:
-    window, work = Window(2), Work()
+    window, work = Window(lambda: 2), Work()
     beginning = await begin_all(window, work, 4)
     assert work.begun == [0, 1]
 
@@ -87,7 +87,7 @@ async def test_as_many_as_it_is_wide_run_and_the_next_begins_when_one_ends() -> 
 async def test_a_load_that_falls_makes_room_once_it_is_told() -> None:
     waiting = 0
     work = Work()
-    window = Window(2, lambda: len(work.begun) - len(work.ended) - waiting)
+    window = Window(lambda: 2, lambda: len(work.begun) - len(work.ended) - waiting)
     beginning = asyncio.create_task(window.begin(work(0)))
     await settle()
     beginning = asyncio.create_task(window.begin(work(1)))
@@ -110,7 +110,7 @@ async def test_a_load_that_falls_makes_room_once_it_is_told() -> None:
 
 
 async def test_an_error_stops_the_next_beginning_and_is_raised_there() -> None:
-    window, work = Window(1), Work()
+    window, work = Window(lambda: 1), Work()
     beginning = await begin_all(window, work, 3)
 
     work.end(0, ValueError("no"))
@@ -123,7 +123,7 @@ async def test_an_error_stops_the_next_beginning_and_is_raised_there() -> None:
 
 
 async def test_draining_waits_for_all_and_raises_the_first_error() -> None:
-    window, work = Window(3), Work()
+    window, work = Window(lambda: 3), Work()
     await begin_all(window, work, 3)
     draining = asyncio.create_task(window.drain())
 
@@ -140,12 +140,12 @@ async def test_draining_waits_for_all_and_raises_the_first_error() -> None:
 
 
 async def test_draining_an_empty_window_is_done() -> None:
-    await Window(1).drain()
-    await Window(1).end(0)
+    await Window(lambda: 1).drain()
+    await Window(lambda: 1).end(0)
 
 
 async def test_work_that_was_cancelled_from_outside_has_ended() -> None:
-    window, work = Window(1), Work()
+    window, work = Window(lambda: 1), Work()
     task: list[asyncio.Task[Any]] = []
 
     async def piece() -> None:
@@ -165,7 +165,7 @@ async def test_work_that_was_cancelled_from_outside_has_ended() -> None:
 
 
 async def test_ending_lets_work_end_and_cancels_what_does_not() -> None:
-    window, work = Window(3), Work()
+    window, work = Window(lambda: 3), Work()
     await begin_all(window, work, 3)
     ending = asyncio.create_task(window.end(0.05))
     await settle()
@@ -179,7 +179,7 @@ async def test_ending_lets_work_end_and_cancels_what_does_not() -> None:
 
 
 async def test_cancelled_work_may_keep_what_it_has_even_without_grace() -> None:
-    window = Window(1)
+    window = Window(lambda: 1)
     kept = asyncio.Event()
 
     async def piece() -> None:
@@ -198,7 +198,7 @@ async def test_cancelled_work_may_keep_what_it_has_even_without_grace() -> None:
 
 async def test_work_that_does_not_obey_is_not_waited_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(window_module, "CANCEL_WITHIN_SEC", 0.05)
-    window, release = Window(1), asyncio.Event()
+    window, release = Window(lambda: 1), asyncio.Event()
 
     async def stubborn() -> None:
         while not release.is_set():
@@ -217,7 +217,7 @@ async def test_work_that_does_not_obey_is_not_waited_for_long(monkeypatch: pytes
 
 
 async def test_an_error_that_nobody_asked_for_is_not_reported_as_lost() -> None:
-    window, work = Window(2), Work()
+    window, work = Window(lambda: 2), Work()
     await begin_all(window, work, 2)
     work.end(0, ValueError("one"))
     work.end(1, ValueError("two"))

@@ -102,7 +102,7 @@ def test_a_run_by_hand_and_its_rerun(api: PrefectAPI, deployed: Home, steering: 
     steered = steering(60)
     steered.fail(7)
 
-    first = api.start("ad-hoc", steered.parameters())
+    first = api.start("ad-hoc", steered.parameters(granularity="line"))
 
     state = api.ended(first)
     assert (state["type"], state["message"]) == ("COMPLETED", "59 of 60 lines completed, 1 failed")
