@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from prefect_batchflow.inputs.readers import Source
     from prefect_batchflow.inputs.survey import SourceSummary
     from prefect_batchflow.results.records import Origins
-    from prefect_batchflow.settings import BadRows
+    from prefect_batchflow.settings import BadRows, InputsWithDefault
 
     _Fault = tuple[type[UserErrorException], str]
 
@@ -74,6 +74,7 @@ def check(
     max_lines_count: int | None = None,
     *,
     bad_rows: BadRows = "refuse",
+    inputs_with_default: InputsWithDefault = "column",
     is_stopped: Callable[[], bool] = lambda: False,
 ) -> Inventory:
     """Read all data once and find all errors, before a line runs and costs money.
@@ -85,6 +86,7 @@ def check(
         max_lines_count: Rows read from each source; `None` is all.
         bad_rows: Whether a row that cannot be read, or lacks a column that other rows have, stops the run or becomes a
             failed line. An unreadable row in a source with its own line numbers always stops the run.
+        inputs_with_default: Whether an unmapped input with a default is read from the column of its name, if there is one.
         is_stopped: Called from time to time; reading ends when it returns true.
 
     Raises:
@@ -94,7 +96,8 @@ def check(
     """
     required = _required(flow_inputs)
     optional = [name for name in flow_inputs if name not in required]
-    return Checker(sources, required, optional, inputs_mapping or {}, bad_rows, is_stopped).run(max_lines_count)
+    checker = Checker(sources, required, optional, inputs_mapping or {}, bad_rows, inputs_with_default, is_stopped)
+    return checker.run(max_lines_count)
 
 
 def read_lines(
@@ -123,9 +126,9 @@ def read_lines(
         InvalidUserData: The data changed after the check. Appended rows are left out with a warning.
     """
     folders = {"": flow_folder, **{source.name: source.folder for source in sources}}
-    preparation = _Preparation(folders, flow_inputs, inputs_mapping, image_form)
+    preparation = _Preparation(folders, flow_inputs, inputs_mapping, inventory.unmapped, image_form)
     numbered = [
-        maps.number_rows(_unchanged(source, summary), own_numbers=summary.own_numbers)
+        maps.number_rows(_unchanged(source, summary), summary.number_column)
         for source, summary in zip(sources, inventory.sources, strict=True)
     ]
     for number, rows in maps.join_rows(numbered, rising=all(summary.rising for summary in inventory.sources)):
@@ -188,10 +191,11 @@ class _Preparation:
         folders: Mapping[str, str | None],
         flow_inputs: Mapping[str, FlowInput],
         inputs_mapping: Mapping[str, Any] | None,
+        unmapped: Sequence[str],
         image_form: ImageForm,
     ) -> None:
         sources = [name for name in folders if name]
-        mapping = maps.complete_mapping(inputs_mapping, _required(flow_inputs))
+        mapping = maps.complete_mapping(inputs_mapping, unmapped)
         self._sources = sources
         self._mapping = {name: maps.parse_expression(value, sources) for name, value in mapping.items()}
         # Lines of one chunk are pickled together: if two of them shared a list, they would still share it in the worker.
@@ -204,6 +208,12 @@ class _Preparation:
         self._image_form = image_form
         self._typed = [(name, i.type, CONVERTERS[i.type]) for name, i in flow_inputs.items() if i.type in CONVERTERS]
         self._nullable = {name for name, i in flow_inputs.items() if i.nullable}
+        # Nobody asked for these columns, so a null there is no reason to fail the line, or to write "None" into a text.
+        self._null_gives_default = [
+            name
+            for name, type_name, _ in self._typed
+            if name in unmapped and name in self._defaults and type_name != "object" and name not in self._nullable
+        ]
 
     def line(self, number: int, rows: Sequence[Row]) -> Line:
         """The line of these rows, one row per source."""
@@ -214,6 +224,9 @@ class _Preparation:
         inputs, unresolved = maps.map_inputs(values, self._mapping)
         for name in self._shared:
             inputs[name] = copy.deepcopy(inputs[name])
+        for name in self._null_gives_default:
+            if inputs.get(name, "") is None:
+                del inputs[name]
         if maps.LINE_NUMBER in self._flow_inputs:
             inputs[maps.LINE_NUMBER] = number
         fault = self._missing(unresolved) or self._complete(inputs)

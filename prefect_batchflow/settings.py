@@ -27,6 +27,7 @@ Granularity = Literal["auto", "line", "chunk"]
 OnChange = Literal["refuse", "reuse", "rerun"]
 TaskRunnerName = Literal["local", "dask", "ray"]
 BadRows = Literal["refuse", "fail"]
+InputsWithDefault = Literal["column", "default"]
 
 LIMITS, RETRIES, RUN = "Workers and limits", "Retries", "The run"
 """Groups of options in the command line's help."""
@@ -297,6 +298,23 @@ class RunOptions:
             "When a row cannot be read, or lacks a column that other rows have: refuse to start, or fail that line only."
         ),
     ] = "refuse"
+    line_number_column: Annotated[
+        str,
+        Option(
+            "Column whose whole numbers identify the lines and join the sources. A source without it is numbered by "
+            "line_number, else by position. The name none numbers every source by position.",
+            pattern=r"[\s\S]+",
+            allowed="none, or the name of a column",
+            metavar="none|NAME",
+        ),
+    ] = "line_number"
+    inputs_with_default: Annotated[
+        InputsWithDefault,
+        Option(
+            "What an input with a default gets if it is not mapped and the data has a column of its name: the column, or the "
+            "default, as in promptflow and in runs from its run files.",
+        ),
+    ] = "column"
     on_change: Annotated[
         OnChange,
         Option(

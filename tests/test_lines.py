@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from prefect_batchflow.definition.flow import NO_DEFAULT, FlowInput
 from prefect_batchflow.exceptions import (
     InputMappingError,
+    InputParseError,
     InvalidUserData,
     ToolExecutionError,
     error_dict,
@@ -78,10 +79,40 @@ class TestInputs:
         lines = lines_of({"data": [{"a": None, "b": 1}, {"c": True}, {"a": 2}]}, inputs_of(a, b, c), mapping)
 
         assert [line.inputs for line in lines] == [
+            {"a": None, "b": 1, "c": None},
+            {"a": "dflt", "b": 7, "c": True},
+            {"a": 2, "b": 7, "c": None},
+        ]
+
+    def test_as_in_promptflow_a_default_can_beat_the_column_of_its_name(self) -> None:
+        a, b, c = flow_input("a", "object", "dflt"), flow_input("b", "int", "7"), flow_input("c", "bool", None)
+        rows: dict[str, list[dict[str, Any]]] = {"data": [{"a": None, "b": 1}, {"c": True}, {"a": 2}]}
+
+        lines = lines_of(rows, inputs_of(a, b, c), {"a": "${data.a}"}, inputs_with_default="default")
+
+        assert [line.inputs for line in lines] == [
             {"a": None, "b": 7, "c": None},
             {"a": "dflt", "b": 7, "c": None},
             {"a": 2, "b": 7, "c": None},
         ]
+
+    @pytest.mark.parametrize(
+        ("declared", "values"),
+        [
+            (flow_input("k", "string", "dflt"), ["dflt", "", "dflt"]),
+            (flow_input("k", "list", [1]), [[1], InputParseError.__name__, [1]]),
+            (flow_input("k", "object", 5), [None, "", 5]),
+            (flow_input("k", "any", 5), [None, "", 5]),
+            (FlowInput("k", "string", "dflt", nullable=True), [None, "", "dflt"]),
+        ],
+        ids=["string", "list", "object", "any", "nullable"],
+    )
+    def test_null_in_a_column_that_nobody_mapped_gives_the_default_of_a_type_without_null(
+        self, declared: FlowInput, values: list[Any]
+    ) -> None:
+        lines = lines_of({"data": [{"k": None}, {"k": ""}, {"x": 1}]}, inputs_of(declared))
+
+        assert [line.inputs["k"] if line.error is None else innermost_code(line.error) for line in lines] == values
 
     def test_lines_share_no_value_that_code_may_change(self) -> None:
         flow_inputs = inputs_of(flow_input("a", "list", []), flow_input("b", "object"))
@@ -247,6 +278,7 @@ class TestSources:
 
         class Rows:
             name = url = folder = "data"
+            number_columns = ()
 
             def rows(self, update: Any = None) -> Iterator[Any]:
                 for number in range(1000):

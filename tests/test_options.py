@@ -36,12 +36,14 @@ WORDS: dict[str, list[Any]] = {
     "max_failures": ["0", "-1", "five", "120%", "100.5%", "5 %", "0%", "1.5", "01", " 1", "%", 0, -1, 1.5, True, False],
     "retry_on": ["ratelimit", "rate_limit,time_out", "rate_limit timeout", ","],
     "rerun": ["faild", "failed,timed_out", "timed_out crash", " , "],
+    "line_number_column": [""],
 }
 """Texts and other values that cannot be."""
 RIGHT_WORDS = {
     "max_failures": ["", "1", "50", "5%", "0.5%", "2.5%", "100%"],
     "retry_on": ["", "rate_limit,KeyError", "RateLimitError"],
     "rerun": ["", "failed", "timed_out,ProcessCrashError"],
+    "line_number_column": ["none", "id", "the id"],
 }
 
 

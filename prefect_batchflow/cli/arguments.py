@@ -144,10 +144,13 @@ def parameters_of_resume(options: RunOptions, flags: Flags) -> dict[str, Any]:
 
 
 def words_of(options: RunOptions) -> list[str]:
-    """The options that are not the defaults, as typed: `["--line-timeout", "5"]`; `--limit` is left out."""
+    """The options that are not the defaults, as typed, for a run of failed lines: `["--line-timeout", "5"]`.
+
+    `--limit` and `--line-number-column` are left out: they are about the former data.
+    """
     words: list[str] = []
     for name, value in parameters_of(options).items():
-        if value != PARAMETERS[name].default and name != "max_lines_count":
+        if value != PARAMETERS[name].default and name not in ("max_lines_count", "line_number_column"):
             words += [PARAMETERS[name].flags[0], str(value).removesuffix(".0")]
     return words
 

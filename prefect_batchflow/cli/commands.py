@@ -138,6 +138,7 @@ def run(
         "run": check_run_id(run) if run else "",
         "resume_from": check_run_id(resume_from) if resume_from and not begun else "",
         "output_dir": absolute_place(output_dir),
+        **({"inputs_with_default": "default"} if file else {}),
         **given_by_promptflows_variables(),
         **flags.given(),
     }

@@ -86,6 +86,10 @@ class Progress:
             self._printed.add(what)
             self._console.print(Text(printable(what)))
 
+    def note(self, text: str) -> None:
+        """Show a note that stays on the screen."""
+        self._console.print(Text(printable(f"Note: {text}")))
+
     def update(self, report: ProgressReport) -> None:
         """Take a report, and show it when it is due."""
         self._report, self._what = report, ""

@@ -77,9 +77,19 @@ def run_and_show(
             if live.cancel_reason:
                 progress.say(f"{live.cancel_reason} {DRAINS_TEXT if live.drains else ENDS_TEXT}")
 
+        def note_before_lines(text: str) -> None:
+            if not last:
+                progress.note(text)
+
         live = LiveRun(
-            listener=listen, resume_storage=begun, environment_variables=environment, connections=connections
+            listener=listen,
+            on_note=note_before_lines,
+            resume_storage=begun,
+            environment_variables=environment,
+            connections=connections,
         )
+        for text in notes:
+            progress.note(text)
         if has_own_server():
             progress.say(OWN_SERVER_TEXT)
         try:

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from prefect_batchflow.exceptions import EmptyInputsData, InputMappingError, InvalidUserData
 from prefect_batchflow.inputs import mapping as maps
 from prefect_batchflow.inputs.formats import shorten
-from prefect_batchflow.inputs.survey import MAX_LISTED, Faults, SourceSummary, Survey
+from prefect_batchflow.inputs.lookalikes import meant_reference
+from prefect_batchflow.inputs.survey import Faults, SourceSummary, Survey
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
     from prefect_batchflow.inputs.readers import Source
-    from prefect_batchflow.settings import BadRows
+    from prefect_batchflow.settings import BadRows, InputsWithDefault
 
 _MAX_NAMED = 30
 
@@ -31,6 +32,8 @@ class Inventory:
     """The lines of the run, including lines that fail because of their row."""
     sources: tuple[SourceSummary, ...]
     """In the order given."""
+    unmapped: tuple[str, ...]
+    """The inputs that nothing maps and that are read from the column of their own name."""
     notes: tuple[str, ...]
     """Not faults, but perhaps not intended: rows left out, columns that are not read."""
 
@@ -45,6 +48,7 @@ class Checker:
         optional: The flow's inputs with a default.
         given: `inputs_mapping` as the user wrote it.
         bad_rows: What to do about a row that cannot be read, or lacks a column that others have.
+        inputs_with_default: Whether an unmapped input with a default is read from the column of its name, if there is one.
         is_stopped: Whether the result is no longer needed.
     """
 
@@ -53,6 +57,7 @@ class Checker:
     optional: Collection[str]
     given: Mapping[str, Any]
     bad_rows: BadRows = "refuse"
+    inputs_with_default: InputsWithDefault = "column"
     is_stopped: Callable[[], bool] = lambda: False
     notes: list[str] = field(default_factory=list)
 
@@ -77,12 +82,14 @@ class Checker:
         self._check_mapping()
         self._read_sources(max_rows)
         self._check_rows()
+        self._check_constants()
         numbers = self._join()
         self._check_columns(numbers)
-        self._check_unread_columns()
+        with_column = self._unmapped_with_default()
         if self._bad_data.count or self._bad_mapping.count:
             self._refuse()
-        return Inventory(len(numbers), tuple(survey.summary for survey in self.surveys.values()), tuple(self.notes))
+        summaries = tuple(survey.summary for survey in self.surveys.values())
+        return Inventory(len(numbers), summaries, (*self.required, *with_column), tuple(self.notes))
 
     def _refuse(self) -> NoReturn:
         error = InvalidUserData if self._bad_data.count else InputMappingError
@@ -103,21 +110,60 @@ class Checker:
                 self._bad_mapping.add(f"{self._told(name)}: {self._no_source(expression.text)}")
         for name in self.given:
             if name == maps.LINE_NUMBER:
-                self.notes.append("inputs_mapping: 'line_number' is ignored, because the data numbers the lines.")
+                self.notes.append(
+                    "inputs_mapping: 'line_number' is ignored, because this input always gets the number of its line."
+                )
             elif name not in self.required and name not in self.optional:
                 known = _listed([*self.required, *self.optional])
                 self.notes.append(f"inputs_mapping: '{name}' is not an input of the flow; its inputs are {known}.")
+
+    def _check_constants(self) -> None:
+        """Refuse constants that look like references, and note the others: every line gets them."""
+        columns = {name: survey.summary.columns for name, survey in self.surveys.items()}
+        constants = {name: found.value for name, found in self.mapping.items() if isinstance(found, maps.FixedValue)}
+        fine = {name: value for name, value in constants.items() if self._is_meant(name, value, columns)}
+        if not fine:
+            return
+        told = ", ".join(f"{name} = {shorten(value)}" for name, value in list(fine.items())[:_MAX_NAMED])
+        more = f" and {len(fine) - _MAX_NAMED} more" if len(fine) > _MAX_NAMED else ""
+        self.notes.append(
+            f"inputs_mapping: every line gets the same value: {told}{more}.{self._read_instead(fine, columns)}"
+        )
+
+    def _read_instead(self, constants: Mapping[str, Any], columns: Mapping[str, Collection[str]]) -> str:
+        """Give the advice for a constant that can be a slip: it is empty, as a shell leaves it, or names a column."""
+        for name, value in constants.items():
+            for source, known in columns.items():
+                column = value if isinstance(value, str) and value in known else name if value == "" else None
+                if column is not None and column in known:
+                    return (
+                        f" To read a column, write a reference, on the command line in single quotes: "
+                        f"--map '{name}=${{{source}.{column}}}'."
+                    )
+        return ""
 
     def _check_constant(self, name: str, value: Any) -> None:
         try:
             json.dumps(value)
         except (TypeError, ValueError, RecursionError) as exc:
             self._bad_mapping.add(f"input '{name}': the value {shorten(value)} is not JSON ({exc}). Write it as text.")
+
+    def _is_meant(self, name: str, value: Any, columns: Mapping[str, Collection[str]]) -> bool:
+        """Whether a constant looks like a value. If it does not, this refuses it, or notes it by itself."""
+        if meant := meant_reference(value, columns):
+            self._bad_mapping.add(
+                f"input '{name}' = {shorten(value)}: this looks like a reference, but every line would get this text. A "
+                f"reference is the whole value, written exactly {meant} (on the command line in single quotes: "
+                f"--map '{name}={meant}'). To put a column into a longer text, give the flow an input for the column."
+            )
+            return False
         if isinstance(value, str) and "${" in value:
             self.notes.append(
                 f"inputs_mapping: '{name}' gets the text {shorten(value)} as it is. "
                 "A reference must be exactly ${source.column}, with nothing before or after it."
             )
+            return False
+        return True
 
     def _no_source(self, reference: str) -> str:
         names = [source.name for source in self.sources]
@@ -145,6 +191,7 @@ class Checker:
             raise EmptyInputsData(f"There is no data: expected at least one row in the sources ({looked}).")
         for survey in self.surveys.values():
             self._check_source(survey)
+        self._check_number_columns()
 
     def _check_source(self, survey: Survey) -> None:
         summary = survey.summary
@@ -156,23 +203,42 @@ class Checker:
             self._may_fail |= bool(survey.unreadable.count) and not summary.own_numbers
         elif survey.unreadable.count:
             self._note(name, f"rows that cannot be read become failed lines: {survey.unreadable}")
-        self._bad_data.extend(survey.misnumbered)
+        if survey.misnumbered.count:
+            more = f" {survey.misnumbered.count} rows are like this." if survey.misnumbered.count > 1 else ""
+            self._bad_data.add(f"{survey.misnumbered.texts[0]}{more} {maps.NOT_A_NUMBERING}")
         if not summary.rising:
             self._check_repeats(survey)
         if summary.cut:
             self._note(name, f"only the first {summary.rows} rows are read (max_lines_count).")
         if survey.unnumbered:
             left_out = f"{survey.unnumbered} of {summary.rows} rows are left out"
-            self._note(name, f"{left_out}, because they have no line_number.")
+            self._note(name, f"{left_out}, because they have no {summary.number_column}.")
+
+    def _check_number_columns(self) -> None:
+        """Refuse a `line_number_column` that no source has."""
+        wanted = {source.number_columns[0] for source in self.sources if source.number_columns} - {maps.LINE_NUMBER}
+        if not wanted or any(survey.summary.own_numbers for survey in self.surveys.values()):
+            return
+        columns = list(dict.fromkeys(chain.from_iterable(s.summary.columns for s in self.surveys.values())))
+        for column in sorted(wanted):
+            close = difflib.get_close_matches(column, columns[:1000], n=1)
+            self._bad_mapping.add(
+                f"line_number_column={column!r}: no source has this column; the columns are {_listed(columns)}."
+                + (f" Did you mean {close[0]!r}?" if close else "")
+            )
 
     def _check_repeats(self, survey: Survey) -> None:
-        repeated = [number for number, times in Counter(survey.numbers).items() if times > 1]
-        places = survey.places(repeated[:MAX_LISTED]) if repeated else {}
-        for number in repeated:
-            where = " and ".join(places.get(number, [])[:2])
-            self._bad_data.add(
-                f"source '{survey.source.name}': line_number {number} is not unique: {where}. Change one of them."
-            )
+        repeated = {number: times for number, times in Counter(survey.numbers).items() if times > 1}
+        if not repeated:
+            return
+        column = survey.summary.number_column
+        number = next(iter(repeated))
+        where = " and ".join(survey.places([number])[number][:2])
+        more = f" {len(repeated)} numbers are repeated." if len(repeated) > 1 else ""
+        self._bad_data.add(
+            f"source '{survey.source.name}': {column} {number} is not unique: {where}.{more} A number identifies its line. "
+            f"Make it unique. {maps.NOT_A_NUMBERING}"
+        )
 
     def _join(self) -> Collection[int]:
         """Give the numbers of the run's lines."""
@@ -234,15 +300,20 @@ class Checker:
         lacking = sorted(set(lists[0]).intersection(*lists[1:])) if len(lists) > 1 else [*chain(*lists)]
         return lacking if len(self.surveys) == 1 else [number for number in lacking if number in numbers]
 
-    def _check_unread_columns(self) -> None:
-        """Note columns of unmapped inputs with a default: users expect them to be read, but they are not."""
+    def _unmapped_with_default(self) -> list[str]:
+        """Give the unmapped inputs that have a default and a column of their name, if the column wins; else note them."""
         columns = self.surveys["data"].summary.columns if "data" in self.surveys else ()
+        found = [
+            name for name in self.optional if name in columns and name not in self.mapping and name != maps.LINE_NUMBER
+        ]
+        if self.inputs_with_default == "column":
+            return found
         self.notes.extend(
-            f"source 'data': column '{name}' is not read, because input '{name}' has a default. To read it, map the input "
-            f"to ${{data.{name}}}."
-            for name in self.optional
-            if name not in self.mapping and name in columns
+            f"source 'data': column '{name}' is not read, because input '{name}' has a default, which wins as in promptflow. "
+            f"To read the column, map the input to ${{data.{name}}}, or set inputs_with_default='column'."
+            for name in found
         )
+        return []
 
     def _note(self, source: str, text: str) -> None:
         self.notes.append(f"source '{source}': {text}")

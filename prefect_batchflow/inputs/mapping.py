@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 LINE_NUMBER = "line_number"
 """The column that numbers a source's rows, and the input that gets the line's number."""
 
+BY_POSITION = "none"
+"""The value of the option `line_number_column` that numbers rows by their position."""
+
+NOT_A_NUMBERING = (
+    "If this column does not number the rows, set line_number_column='none' (--line-number-column none), or name the column "
+    "that does."
+)
+
 MAX_LINE_NUMBER = 10**12 - 1
 """Twelve digits, because the names of stored records have no room for more."""
 
@@ -44,14 +52,15 @@ class ColumnReference:
 Expression = FixedValue | ColumnReference
 
 
-def complete_mapping(inputs_mapping: Mapping[str, Any] | None, required: Iterable[str]) -> dict[str, Any]:
-    """Map each input without a default to its column of the same name, unless the given mapping says otherwise.
+def complete_mapping(inputs_mapping: Mapping[str, Any] | None, unmapped: Iterable[str]) -> dict[str, Any]:
+    """Map inputs to the column of their own name, unless the given mapping says otherwise.
 
     Args:
         inputs_mapping: Input name to `${source.column}` or a constant; `None` is empty. Its `line_number` is ignored.
-        required: The flow's inputs that have no default.
+        unmapped: The inputs that are read from the data without being mapped: all without a default, and those that have a
+            default and a column.
     """
-    mapping: dict[str, Any] = {name: f"${{data.{name}}}" for name in required}
+    mapping: dict[str, Any] = {name: f"${{data.{name}}}" for name in unmapped}
     mapping.update(inputs_mapping or {})
     mapping.pop(LINE_NUMBER, None)
     return mapping
@@ -98,27 +107,33 @@ def map_inputs(
     return inputs, unresolved
 
 
-def parse_line_number(value: Any) -> int:
+def parse_line_number(value: Any, column: str = LINE_NUMBER) -> int:
     """Parse a row's own line number: a whole number from 0 to `MAX_LINE_NUMBER`, or its digits as text, as in csv.
 
     Raises:
-        InvalidUserData: It is neither. The message does not name the row.
+        InvalidUserData: It is neither. The message names the column, not the row.
     """
     digits = isinstance(value, str) and len(value) < 20 and value.isascii() and value.isdigit()
     number = int(value) if digits or (isinstance(value, float) and value.is_integer()) else value
     if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= MAX_LINE_NUMBER:
-        raise InvalidUserData(
-            f"{LINE_NUMBER} is {shorten(value)}, expected a whole number from 0 to {MAX_LINE_NUMBER}. If this column does "
-            "not number the rows, rename it."
-        )
+        raise InvalidUserData(f"{column} is {shorten(value)}, expected a whole number from 0 to {MAX_LINE_NUMBER}.")
     return number
 
 
-def number_rows(rows: Iterable[Row], *, own_numbers: bool) -> Iterator[tuple[int, Row]]:
-    """Number rows by their own `line_number`, leaving out rows without one, or by their 0-based position."""
-    if not own_numbers:
+def number_columns(line_number_column: str) -> tuple[str, ...]:
+    """Give the columns that can number a source's rows, the first choice first, for the option `line_number_column`.
+
+    Without the named column, a source is still numbered by `line_number`: so the outputs and failed lines of a run can be
+    joined with the data that another column numbered.
+    """
+    return () if line_number_column == BY_POSITION else tuple(dict.fromkeys((line_number_column, LINE_NUMBER)))
+
+
+def number_rows(rows: Iterable[Row], column: str | None) -> Iterator[tuple[int, Row]]:
+    """Number rows by a column, leaving out rows without it; `None` numbers them by their 0-based position."""
+    if column is None:
         return enumerate(rows)
-    return ((parse_line_number(row.values[LINE_NUMBER]), row) for row in rows if LINE_NUMBER in row.values)
+    return ((parse_line_number(row.values[column], column), row) for row in rows if column in row.values)
 
 
 def join_rows(numbered: Sequence[Iterator[tuple[int, Row]]], *, rising: bool) -> Iterator[tuple[int, tuple[Row, ...]]]:

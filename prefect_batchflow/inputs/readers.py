@@ -22,6 +22,7 @@ from prefect_batchflow.errors.packages import pip_install
 from prefect_batchflow.exceptions import InvalidUserData
 from prefect_batchflow.inputs import columnar, compression
 from prefect_batchflow.inputs.formats import TEXT_FORMATS, Row, shorten
+from prefect_batchflow.inputs.mapping import LINE_NUMBER, number_columns
 from prefect_batchflow.inputs.places import OBJECT_STORES, fixed_folder, fresh_listings, locate
 
 if TYPE_CHECKING:
@@ -57,6 +58,10 @@ class Source(Protocol):
     def folder(self) -> str | None:
         """The folder that paths of images in the rows are relative to and cannot leave; `None` if there is none."""
 
+    @property
+    def number_columns(self) -> tuple[str, ...]:
+        """The columns that can number the rows, the first choice first; empty numbers them by position."""
+
     def rows(self, update: Update | None = None) -> Iterator[Row]:
         """Give the rows in order, one in memory at a time.
 
@@ -70,7 +75,9 @@ class Source(Protocol):
         """
 
 
-def open_source(url: str | Path, *, name: str, base_dir: str | Path | None = None) -> Source:
+def open_source(
+    url: str | Path, *, name: str, base_dir: str | Path | None = None, line_number_column: str = LINE_NUMBER
+) -> Source:
     """Give the rows of a file, a folder or a pattern; they are read later.
 
     Args:
@@ -80,6 +87,7 @@ def open_source(url: str | Path, *, name: str, base_dir: str | Path | None = Non
             read, in sorted order. Pipes without a suffix are read as jsonl.
         name: The source's name in mappings: `data` in `${data.question}`.
         base_dir: The folder that relative paths start from; `None` is the current directory.
+        line_number_column: As in the options of a run.
 
     Raises:
         InvalidUserData: The URL is a chain (`::`), or a variable is not set. Other errors appear when the rows are read.
@@ -91,7 +99,7 @@ def open_source(url: str | Path, *, name: str, base_dir: str | Path | None = Non
             "of a file or folder; .gz files are decompressed without a chain."
         )
     location = "/dev/stdin" if location == "-" else locate(location, base_dir)
-    return _FileSource(name, location, shown=_public(given))
+    return _FileSource(name, location, _public(given), number_columns(line_number_column))
 
 
 class RowsSource:
@@ -102,6 +110,8 @@ class RowsSource:
         rows: Mappings of column to JSON value. An iterator is copied to a temporary file, because it can be read only once.
         folder: The folder that paths of images in the rows are relative to and cannot leave.
     """
+
+    number_columns = (LINE_NUMBER,)
 
     def __init__(self, name: str, rows: Iterable[Mapping[str, Any]], folder: str | None = None) -> None:
         self.name = name
@@ -143,9 +153,10 @@ class _File(NamedTuple):
 class _FileSource:
     """A file, a folder, a pattern or a pipe; looked up when first read."""
 
-    def __init__(self, name: str, location: str, shown: str) -> None:
+    def __init__(self, name: str, location: str, shown: str, number_columns: tuple[str, ...]) -> None:
         self.name = name
         self.url = shown
+        self.number_columns = number_columns
         self._location = location
         self._protocol = location.partition("://")[0] if "://" in location else "file"
         # A variable can hold a secret, and messages must not show it to someone who only names the variable.

@@ -9,7 +9,7 @@ from itertools import islice, pairwise
 from typing import TYPE_CHECKING
 
 from prefect_batchflow.exceptions import InvalidUserData
-from prefect_batchflow.inputs.mapping import LINE_NUMBER, parse_line_number
+from prefect_batchflow.inputs.mapping import parse_line_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -63,12 +63,17 @@ class SourceSummary:
     """The hash of these rows' bytes, after decompression; `sha256sum` gives the same for a whole file."""
     columns: tuple[str, ...]
     """In order of appearance, at most 10,000."""
-    own_numbers: bool
-    """Some row has a `line_number`; rows without one are left out. Otherwise rows are numbered by position."""
+    number_column: str | None
+    """The column that numbers the rows; rows without it are left out. `None`: rows are numbered by position."""
     rising: bool
     """Each number is higher than the one before."""
     cut: bool
     """`max_lines_count` leaves rows out."""
+
+    @property
+    def own_numbers(self) -> bool:
+        """Whether a column numbers the rows."""
+        return self.number_column is not None
 
 
 class Survey:
@@ -83,8 +88,8 @@ class Survey:
         numbers: The line numbers of the rows that have one, in order.
         lacking: For each of the columns, the line numbers of the rows without it.
         unreadable: Rows that cannot be read.
-        misnumbered: Rows whose `line_number` is not a valid number.
-        unnumbered: Rows left out because they have no `line_number` and others do.
+        misnumbered: Rows whose line number is not a valid number.
+        unnumbered: Rows left out because they have no line number and others do.
     """
 
     summary: SourceSummary
@@ -98,7 +103,8 @@ class Survey:
         self.misnumbered = Faults()
         self._met: dict[str, None] = {}
         self._given = array("q")
-        self._own_numbers = False
+        self._number_column: str | None = None
+        """The first row that has one of the source's number columns decides."""
 
     def read(self, max_rows: int | None = None, is_stopped: Callable[[], bool] = lambda: False) -> Survey:
         """Read the source.
@@ -119,14 +125,14 @@ class Survey:
             self._add(count - 1, row)
         sha256 = digest.hexdigest()
         cut = next(rows, None) is not None
-        self.numbers = self._given if self._own_numbers else range(count)
+        self.numbers = self._given if self._number_column is not None else range(count)
         self.summary = SourceSummary(
             name=self.source.name,
             url=self.source.url,
             rows=count,
             sha256=sha256 if cut else digest.hexdigest(),  # a whole file includes blank lines after the last row
             columns=tuple(islice(self._met, _MAX_COLUMNS)),
-            own_numbers=self._own_numbers,
+            number_column=self._number_column,
             rising=all(one < two for one, two in pairwise(self._given)),
             cut=cut,
         )
@@ -135,11 +141,12 @@ class Survey:
     def places(self, numbers: Collection[int]) -> dict[int, list[str]]:
         """Give the places of all rows with these numbers. This reads the source again, for messages only."""
         places: dict[int, list[str]] = {number: [] for number in numbers}
+        column = self.summary.number_column
         for position, row in enumerate(islice(self.source.rows(), self.summary.rows)):
             number = position
-            if self.summary.own_numbers:
+            if column is not None:
                 try:
-                    number = parse_line_number(row.values.get(LINE_NUMBER))
+                    number = parse_line_number(row.values.get(column))
                 except InvalidUserData:
                     continue
             if number in places:
@@ -160,15 +167,19 @@ class Survey:
             self._met.update(dict.fromkeys(row.values))
 
     def _number(self, position: int, row: Row) -> int | None:
-        """Give a row's number; `None` if it is left out or its `line_number` is not a number."""
-        if LINE_NUMBER not in row.values:
-            self.unnumbered += self._own_numbers
-            return None if self._own_numbers else position
-        if not self._own_numbers:  # so the rows before this one are left out
-            self._own_numbers, self.unnumbered = True, position
-            self.lacking = {column: array("q") for column in self.lacking}
+        """Give a row's number; `None` if it is left out or its number is not valid."""
+        column = self._number_column
+        if column is None:
+            column = next((name for name in self.source.number_columns if name in row.values), None)
+            if column is None:
+                return position
+            self._number_column, self.unnumbered = column, position  # so the rows before this one are left out
+            self.lacking = {lacked: array("q") for lacked in self.lacking}
+        elif column not in row.values:
+            self.unnumbered += 1
+            return None
         try:
-            number = parse_line_number(row.values[LINE_NUMBER])
+            number = parse_line_number(row.values[column], column)
         except InvalidUserData as exc:
             self.misnumbered.add(f"{row.place}: {exc}")
             return None

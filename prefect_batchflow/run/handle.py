@@ -58,6 +58,8 @@ class LiveRun:
     """Runs the lines instead of the executor for the flow's language."""
     listener: Callable[[ProgressReport], None] | None = None
     """Called a few times a second, on the run's event loop."""
+    on_note: Callable[[str], None] | None = None
+    """Called with each note, as soon as there is one; those about the data come before the first line."""
 
     result: BatchResult | None = None
     tally: Tally | None = None

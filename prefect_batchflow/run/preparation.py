@@ -128,6 +128,7 @@ class Preparation:
             self._request.inputs_mapping,
             self._options.max_lines_count or None,
             bad_rows=self._options.bad_rows,
+            inputs_with_default=self._options.inputs_with_default,
             is_stopped=lambda: self._state.stop.is_stopped,
         )
         for note in inventory.notes:
@@ -184,7 +185,8 @@ class Preparation:
                 "No data was given. Give the URL of a file (jsonl, csv, tsv, json, parquet, arrow), a folder or a pattern: "
                 "--data on the command line, `data` in a deployment's parameters, or `input_dirs` of BatchEngine.run."
             )
-        given = [open_source(url, name=name) for name, url in request.sources.items()]
+        column = self._options.line_number_column
+        given = [open_source(url, name=name, line_number_column=column) for name, url in request.sources.items()]
         return [*given, *await self._previous_sources(request.run, files)] if request.run else given
 
     async def _previous_sources(self, run_id: str, files: RunStorageBlock) -> list[Source]:

@@ -16,6 +16,7 @@ from prefect_batchflow.definition.variants import parse_variant
 from prefect_batchflow.exceptions import InvalidOptionError, RunChangedError
 from prefect_batchflow.inputs.places import locate
 from prefect_batchflow.prefect_runtime.flow_runs import end_abandoned
+from prefect_batchflow.settings import PARAMETERS
 from prefect_batchflow.storage.control import supersede
 from prefect_batchflow.storage.keys import RunKeys
 from prefect_batchflow.storage.manifest import (
@@ -184,6 +185,11 @@ class Resuming:
             **({"variant": fingerprint(parse_variant(request.variant))} if request.variant else {}),
             **({"node_connections": fingerprint(chosen)} if (chosen := request.node_connections) else {}),
             **({"environment": fingerprint(environment)} if environment else {}),
+            **{
+                name: fingerprint(chosen)
+                for name in ("line_number_column", "inputs_with_default")
+                if (chosen := getattr(state.options, name)) != PARAMETERS[name].default
+            },
         }
 
     def _manifest(self, prints: dict[str, str], sessions: list[Session], records_since: int) -> Manifest:

@@ -57,6 +57,8 @@ class RunState:
     def note(self, text: str) -> None:
         """Tell the caller and the log something that is not an error, but perhaps not what was meant."""
         self.live.notes.append(text)
+        if self.live.on_note is not None:
+            self.live.on_note(text)
         self.logger.warning("%s", text)
 
     def batch_result(self, total_lines: int) -> BatchResult:

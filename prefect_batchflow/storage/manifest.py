@@ -114,6 +114,8 @@ def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
         "variant": "the variant",
         "node_connections": "the choice of connections for nodes",
         "environment": "the environment variables",
+        "line_number_column": "the line_number_column",
+        "inputs_with_default": "the choice of inputs_with_default",
     }
     changed = []
     for part in sorted(before.keys() | now.keys()):

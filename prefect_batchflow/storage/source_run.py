@@ -106,8 +106,9 @@ def open_previous_inputs(manifest: Manifest) -> Source:
         InvalidOptionError: The run has no data that can be read again.
         InvalidUserData: The data cannot be read, or has changed, so its rows would not match the outputs.
     """
-    source = open_source(previous_inputs_url(manifest), name=INPUTS)
-    now = Survey(source, ()).read(manifest.options.max_lines_count or None).summary.sha256[:32]
+    options = manifest.options
+    source = open_source(previous_inputs_url(manifest), name=INPUTS, line_number_column=options.line_number_column)
+    now = Survey(source, ()).read(options.max_lines_count or None).summary.sha256[:32]
     if now != manifest.fingerprints.get("data:data"):
         raise InvalidUserData(
             f"Source '{INPUTS}': {source.url} has changed since run {manifest.run_id!r} read it, so its rows no longer match "

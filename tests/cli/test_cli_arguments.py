@@ -127,6 +127,8 @@ OTHER = RunOptions(
     task_runner_address="tcp://127.0.0.1:8786",
     max_lines_count=9,
     bad_rows="fail",
+    line_number_column="id",
+    inputs_with_default="default",
     on_change="rerun",
 )
 """Options none of which is the default."""
@@ -165,7 +167,8 @@ def test_the_words_of_options_are_read_as_those_options() -> None:
 
     given = bound.arguments["flags"].given()
 
-    assert given == {name: value for name, value in parameters_of(OTHER).items() if name != "max_lines_count"}
+    of_the_data = ("max_lines_count", "line_number_column")
+    assert given == {name: value for name, value in parameters_of(OTHER).items() if name not in of_the_data}
     assert words_of(RunOptions()) == []
 
 

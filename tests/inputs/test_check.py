@@ -54,9 +54,10 @@ class TestSound:
         ]
 
     def test_nothing_odd_gives_no_notes(self) -> None:
-        inventory = check({"data": [{"q": 1}]}, {"k": "text"}, required=["q"], optional=["k"])
+        inventory = check({"data": [{"q": 1, "k": 2}]}, required=["q"], optional=["k", "l"])
 
         assert inventory.notes == ()
+        assert inventory.unmapped == ("q", "k")
 
     def test_unmapped_inputs_read_the_column_of_their_name(self) -> None:
         assert check({"data": [{"q": 1}]}, required=["q", "line_number"], optional=["k"]).total_lines == 1
@@ -125,16 +126,41 @@ class TestMapping:
         assert "input 'day': the value datetime.date(2026, 1, 2) is not JSON" in said
 
     def test_what_may_be_a_slip_is_noted(self) -> None:
-        mapping = {"extra": "${data.q}", "line_number": "${data.q}", "text": "${data.q}!"}
+        mapping = {"extra": "${data.q}", "line_number": "${data.q}", "text": "${HOME}!"}
+        sources = {"data": [{"q": 1, "k": 2}]}
 
-        notes = check({"data": [{"q": 1, "k": 2}]}, mapping, required=["text"], optional=["k"]).notes
+        notes = check(sources, mapping, required=["text"], optional=["k"], inputs_with_default="default").notes
 
         assert notes == (
-            "inputs_mapping: 'text' gets the text '${data.q}!' as it is. "
-            "A reference must be exactly ${source.column}, with nothing before or after it.",
             "inputs_mapping: 'extra' is not an input of the flow; its inputs are 'text', 'k'.",
-            "inputs_mapping: 'line_number' is ignored, because the data numbers the lines.",
-            "source 'data': column 'k' is not read, because input 'k' has a default. To read it, map the input to ${data.k}.",
+            "inputs_mapping: 'line_number' is ignored, because this input always gets the number of its line.",
+            "inputs_mapping: 'text' gets the text '${HOME}!' as it is. "
+            "A reference must be exactly ${source.column}, with nothing before or after it.",
+            "source 'data': column 'k' is not read, because input 'k' has a default, which wins as in promptflow. "
+            "To read the column, map the input to ${data.k}, or set inputs_with_default='column'.",
+        )
+
+    def test_constants_are_noted_with_their_values(self) -> None:
+        rows = {"data": [{"q": 1, "k": 2}]}
+
+        assert check(rows, {"t": 0.3, "s": "x"}, required=["t", "s"]).notes == (
+            "inputs_mapping: every line gets the same value: t = 0.3, s = 'x'.",
+        )
+        assert check(rows, {"q": ""}, required=["q"]).notes == (
+            "inputs_mapping: every line gets the same value: q = ''. To read a column, write a reference, on the command line "
+            "in single quotes: --map 'q=${data.q}'.",
+        )
+        [note] = check(rows, {"question": "q"}, required=["question"]).notes
+        assert note.endswith("--map 'question=${data.q}'.")
+
+    @pytest.mark.parametrize("optional", [[], ["a"]], ids=["required", "optional"])
+    def test_what_looks_like_a_reference_is_refused(self, optional: list[str]) -> None:
+        said = refusal({"data": [{"q": 1}]}, {"a": "{data.q}"}, required=[] if optional else ["a"], optional=optional)
+
+        assert said == (
+            "inputs_mapping does not match the data: input 'a' = '{data.q}': this looks like a reference, but every line would "
+            "get this text. A reference is the whole value, written exactly ${data.q} (on the command line in single quotes: "
+            "--map 'a=${data.q}'). To put a column into a longer text, give the flow an input for the column."
         )
 
     def test_an_extra_key_must_still_fit_the_data(self) -> None:
@@ -171,8 +197,9 @@ class TestJoin:
             check({"data": numbered(4, 2, 4)})
 
         assert str(caught.value) == (
-            "The data cannot be read: source 'data': line_number 4 is not unique: data, row 1 and data, row 3. "
-            "Change one of them."
+            "The data cannot be read: source 'data': line_number 4 is not unique: data, row 1 and data, row 3. A number "
+            "identifies its line. Make it unique. If this column does not number the rows, set line_number_column='none' "
+            "(--line-number-column none), or name the column that does."
         )
 
     def test_numbers_need_not_rise(self) -> None:

@@ -49,8 +49,7 @@ class TestSurvey:
         assert survey.summary.rows == 4
         assert list(survey.numbers) == [0, 2]
         assert survey.misnumbered.texts == [
-            f"{path}, line 2 (byte 19): line_number is -1, expected a whole number from 0 to 999999999999. "
-            "If this column does not number the rows, rename it."
+            f"{path}, line 2 (byte 19): line_number is -1, expected a whole number from 0 to 999999999999."
         ]
         assert survey.unreadable.count == 1
         assert "line 3 (byte 39): not JSON" in survey.unreadable.texts[0]

@@ -20,6 +20,15 @@ _BEFORE = "Found before the first line is run and paid for."
 _NAMED = "A user error that names the place; promptflow breaks on it with an error of Python's, or one without a name."
 _DATA = "Data stays as it was written; promptflow's pandas reshapes it."
 _MAPPING = "One error lists everything that is wrong with mapping and data, whatever its kind."
+_COLUMN = (
+    "A column of an input's name is what the user means; promptflow runs all lines on the default, without a word."
+)
+_LOOKS = "What looks like a reference is refused; promptflow runs all lines on the text, without a word."
+
+
+def _shown(line_number: int, **given: list[Any]) -> dict[str, Any]:
+    """An output of a flow that shows its inputs."""
+    return {"line_number": line_number, "out": given}
 
 
 def _completed(*, outputs: list[dict[str, Any]], tokens: list[int]) -> dict[str, Any]:
@@ -264,6 +273,10 @@ DIFFERENCES: dict[str, Difference] = {
     "a_file_that_is_not_there": Difference(
         "A path with nothing at it is told as such; promptflow takes it for empty data.",
         {"raised": ["UserError", "InvalidUserData"]},
+    ),
+    "default_beats_an_unmapped_column": Difference(_COLUMN, {"outputs": [_shown(0, v=["str", "a"], w=["int", 9])]}),
+    "text_around_a_reference_is_a_literal": Difference(
+        _LOOKS, {"raised": ["UserError", "ValidationError", "InputMappingError"]}
     ),
     "line_numbers_of_some_rows": Difference(
         _DATA + " A row without the number that others have is left out.",
