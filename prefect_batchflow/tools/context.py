@@ -89,7 +89,13 @@ _open: set[RunContext] = set()
 @contextmanager
 def running(line_number: int | None = None) -> Iterator[RunContext]:
     """Make this context belong to a line or an aggregation, so that its code logs there."""
-    context = RunContext(line_number)
+    with resuming(RunContext(line_number)) as context:
+        yield context
+
+
+@contextmanager
+def resuming(context: RunContext) -> Iterator[RunContext]:
+    """Continue with a line or an aggregation in this context."""
     token = _current.set(context)
     _open.add(context)
     try:

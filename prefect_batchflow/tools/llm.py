@@ -7,12 +7,10 @@ service asks for or with growing delays. Any other failure becomes one of our ex
 from __future__ import annotations
 
 import asyncio
-import functools
 import importlib
 import json
 import logging
 import random
-from threading import Thread
 from typing import TYPE_CHECKING, Any, Final, Literal
 from weakref import WeakKeyDictionary
 
@@ -30,6 +28,7 @@ from prefect_batchflow.exceptions import (
     RateLimitError,
     ToolValidationError,
 )
+from prefect_batchflow.tools.side_loop import run_beside
 from prefect_batchflow.tools.usage import count_model_calls
 
 if TYPE_CHECKING:
@@ -100,7 +99,7 @@ async def call_model(connection: Any, api: Api, parameters: Mapping[str, Any]) -
 
 def call_model_sync(connection: Any, api: Api, parameters: Mapping[str, Any]) -> Any:
     """`call_model` for sync code; all calls share the clients of one background thread."""
-    return asyncio.run_coroutine_threadsafe(call_model(connection, api, parameters), _background_loop()).result()
+    return run_beside(call_model(connection, api, parameters))
 
 
 def answer_of(response: Any, api: Api, *, whole_message: bool = False) -> Any:
@@ -356,10 +355,3 @@ def import_openai() -> ModuleType:
             f"Model calls need the openai package, which cannot be imported: {exc}. {pip_install('openai')}.",
             target="Tool",
         ) from exc
-
-
-@functools.cache
-def _background_loop() -> asyncio.AbstractEventLoop:
-    loop = asyncio.new_event_loop()
-    Thread(target=loop.run_forever, name="model-calls", daemon=True).start()
-    return loop

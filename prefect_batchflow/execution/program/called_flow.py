@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow.connections.given import Connections
@@ -21,6 +18,7 @@ from prefect_batchflow.exceptions import (
 from prefect_batchflow.execution.program.loader import program_of
 from prefect_batchflow.inputs.types import CONVERSION_ERRORS, CONVERTERS
 from prefect_batchflow.tools.context import current_context, given_connections
+from prefect_batchflow.tools.side_loop import run_beside
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -94,11 +92,7 @@ class CallableFlow(_CalledFlow):
         if not self._program.description.is_async:
             return self._output(self._program.run_line(number, prepared))
         # Another thread, because the caller's may have a running loop.
-        with ThreadPoolExecutor(1) as thread:
-            run = thread.submit(
-                copy_context().run, lambda: asyncio.run(self._program.run_line_async(number, prepared))
-            ).result()
-        return self._output(run)
+        return self._output(run_beside(self._program.run_line_async(number, prepared)))
 
 
 class AsyncFlow(_CalledFlow):

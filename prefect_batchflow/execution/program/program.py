@@ -6,23 +6,25 @@ async code.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from prefect_batchflow.exceptions import ImageTooLargeError, error_dict
 from prefect_batchflow.execution.program.driving import drive, drive_async
 from prefect_batchflow.execution.program.record import fail_run, own_failure
-from prefect_batchflow.execution.program.steps import Raised, UserFunction
+from prefect_batchflow.execution.program.steps import Handover, Raised, UserFunction
 from prefect_batchflow.results.records import Clock, line_run
-from prefect_batchflow.tools.context import running
+from prefect_batchflow.tools.context import resuming, running
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Coroutine, Sequence
 
     from prefect_batchflow.definition.flow import FlowDescription
     from prefect_batchflow.execution.program.images import FlowImages
     from prefect_batchflow.execution.program.steps import Steps
     from prefect_batchflow.results.records import AggregationRun, CompletedLine, LineRun, Origins
     from prefect_batchflow.tools.context import RunContext
+
+Result = TypeVar("Result")
 
 
 class Program:
@@ -33,13 +35,33 @@ class Program:
     """Loads and records its images; set by the loader."""
 
     def run_line(self, line_number: int, inputs: dict[str, Any], images: Origins | None = None) -> LineRun:
-        """Run one line in this thread; `images` names the inputs with images."""
+        """Run one line in this thread, what is async in it on a loop beside; `images` names the inputs with images."""
+        run = self.begin_line(line_number, inputs, images)
+        return run if isinstance(run, dict) else _run_beside(run)
+
+    def begin_line(
+        self, line_number: int, inputs: dict[str, Any], images: Origins | None = None
+    ) -> LineRun | Coroutine[Any, Any, LineRun]:
+        """Run one line in this thread. If its code turns out to be async, give a coroutine that runs the rest."""
         with running(line_number) as context:
             try:
                 steps = self._line(context, inputs) if images is None else self._image_line(context, inputs, images)
-                return self._recorded(drive(steps), images)
+                done = drive(steps)
+                if type(done) is Handover:
+                    return self._finish_line(context, done, inputs, images)
+                return self._recorded(done, images)
             except Exception as exc:  # noqa: BLE001 - the line fails if it cannot be recorded; the worker continues
                 return self.failed_line(line_number, inputs, exc)
+
+    async def _finish_line(
+        self, context: RunContext, rest: Handover, inputs: dict[str, Any], images: Origins | None
+    ) -> LineRun:
+        assert context.line_number is not None
+        with resuming(context):
+            try:
+                return self._recorded(await drive_async(rest.steps, rest), images)
+            except Exception as exc:  # noqa: BLE001 - as in `begin_line`
+                return self.failed_line(context.line_number, inputs, exc)
 
     async def run_line_async(self, line_number: int, inputs: dict[str, Any], images: Origins | None = None) -> LineRun:
         """Run one line on this event loop, sync functions in threads; `images` names the inputs with images."""
@@ -47,7 +69,7 @@ class Program:
             try:
                 steps = self._line(context, inputs) if images is None else self._image_line(context, inputs, images)
                 return self._recorded(await drive_async(steps), images)
-            except Exception as exc:  # noqa: BLE001 - as in `run_line`
+            except Exception as exc:  # noqa: BLE001 - as in `begin_line`
                 return self.failed_line(line_number, inputs, exc)
 
     def failed_line(self, line_number: int, inputs: dict[str, Any], exc: BaseException) -> LineRun:
@@ -56,9 +78,22 @@ class Program:
             return line_run(inputs, Clock().span(), error=own_failure(exc), tokens=context.tokens)
 
     def aggregate(self, lines: list[CompletedLine]) -> AggregationRun:
-        """Run the aggregation over completed lines in this thread."""
+        """Run the aggregation over completed lines in this thread, what is async in it on a loop beside."""
+        run = self.begin_aggregation(lines)
+        return run if isinstance(run, dict) else _run_beside(run)
+
+    def begin_aggregation(self, lines: list[CompletedLine]) -> AggregationRun | Coroutine[Any, Any, AggregationRun]:
+        """Run the aggregation in this thread. If its code turns out to be async, give a coroutine that runs the rest."""
         with running() as context:
-            run: AggregationRun = drive(self._image_aggregation(context, lines))
+            done = drive(self._image_aggregation(context, lines))
+            if type(done) is Handover:
+                return self._finish_aggregation(context, done)
+            run: AggregationRun = done
+            return run
+
+    async def _finish_aggregation(self, context: RunContext, rest: Handover) -> AggregationRun:
+        with resuming(context):
+            run: AggregationRun = await drive_async(rest.steps, rest)
             return run
 
     async def aggregate_async(self, lines: list[CompletedLine]) -> AggregationRun:
@@ -104,6 +139,12 @@ class Program:
 
     def _aggregation(self, context: RunContext, lines: Sequence[CompletedLine]) -> Steps:
         raise NotImplementedError
+
+
+def _run_beside(coroutine: Coroutine[Any, Any, Result]) -> Result:
+    from prefect_batchflow.tools.side_loop import run_beside
+
+    return run_beside(coroutine)
 
 
 def copied(value: Any) -> Any:

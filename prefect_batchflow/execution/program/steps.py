@@ -20,14 +20,19 @@ if TYPE_CHECKING:
 class UserFunction:
     """A function of user code, ready to be called."""
 
-    __slots__ = ("function", "is_async", "name")
+    __slots__ = ("function", "is_async", "name", "needs_loop")
 
     def __init__(self, function: Callable[..., Any], name: str, *, is_async: bool = False) -> None:
         self.function = function
         self.name = name
         """For messages: `Execution failure in 'name'`."""
         self.is_async = is_async
-        """Whether to call it on the event loop: its result is awaitable, or it never blocks."""
+        """Whether to call it on the event loop: its result is awaitable, or it never blocks.
+
+        A call can show that it is: of a function whose decorator hides an `async def`, for example.
+        """
+        self.needs_loop = False
+        """Whether a call showed that it works on a running event loop only, as one that creates a task does."""
 
 
 class Raised:
@@ -68,6 +73,21 @@ class Begin:
 
 END = Begin(())
 """End the running branches; gives names and results of all that had begun."""
+
+
+class Handover:
+    """What is left of a program that needs an event loop: its steps, and how to get the result of the current one."""
+
+    __slots__ = ("branches", "call", "steps", "value")
+
+    def __init__(self, steps: Steps, *, call: Call | None = None, value: Any = None, branches: Any = None) -> None:
+        self.steps = steps
+        self.call = call
+        """The call to make on the loop."""
+        self.value = value
+        """If the call was made, what it gave: something to await."""
+        self.branches = branches
+        """If branches run and one of them needs the loop: `branches.Begun`."""
 
 
 class Stream:

@@ -10,6 +10,7 @@ import functools
 import json
 import os
 import sys
+import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -19,13 +20,29 @@ from prefect_batchflow.execution.workers.replies import Printed, PrintedOutput, 
 from prefect_batchflow.tools.context import travelling
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine, Iterable
+    from contextvars import Context
 
     from prefect_batchflow.execution.program.program import Program
     from prefect_batchflow.execution.scrubbing import Scrubber
+    from prefect_batchflow.results.records import LineRun
 
 OBEY_WITHIN_SEC = 1.0
 """How long a cancelled line can take to end; after that its process is replaced."""
+
+
+def main_loop() -> asyncio.AbstractEventLoop:
+    """The event loop of the process: the one that the flow's modules use when they are imported, otherwise a new one."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        try:
+            loop = asyncio.get_event_loop()
+        except RuntimeError:
+            loop = asyncio.new_event_loop()
+    if loop.is_closed():
+        loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    return loop
 
 
 class _Threads(ThreadPoolExecutor):
@@ -62,6 +79,8 @@ class AsyncHost:
         """The jobs that the engine has cancelled."""
         self._outputs: dict[int, Printed] = {}
         self._unpacker = wire.Unpacker()
+        self._permits: int | None = None
+        """The pipe of permits, as long as jobs come that the engine has sent to a worker of sync code."""
 
     async def run(self) -> None:
         """Run lines until the engine closes the pipe, then exit the process."""
@@ -70,27 +89,74 @@ class AsyncHost:
         loop.add_reader(self._fd, self._on_readable)
         await loop.create_future()
 
+    async def take_over(
+        self, unpacker: wire.Unpacker, frames: Iterable[wire.Frame], permits: int, begin: Callable[[AsyncHost], None]
+    ) -> None:
+        """Do the same after a line has turned out to be async.
+
+        Args:
+            unpacker: What the worker has read, incomplete messages.
+            frames: What it has read and not begun.
+            permits: The pipe of permits.
+            begin: Begins the rest of that line.
+        """
+        self._unpacker, self._permits = unpacker, permits
+        self._write(wire.pack({"op": "async"}))
+        begin(self)
+        self._take(frames)
+        await self.run()
+
+    def begin(self, head: dict[str, Any], work: Coroutine[Any, Any, None], context: Context | None = None) -> None:
+        """Begin a job."""
+        key = head["id"]
+        task = self._running[key] = asyncio.get_running_loop().create_task(work, context=context)
+        task.add_done_callback(functools.partial(self._on_end, key))
+
     def _on_readable(self) -> None:
         data = os.read(self._fd, 1 << 20)
         if not data:
             # Do not return through asyncio, which would wait for lines and threads that never end.
             os._exit(0)
-        for head, body in self._unpacker.feed(data):
-            key = head["id"]
+        self._take(self._unpacker.feed(data))
+
+    def _take(self, frames: Iterable[wire.Frame]) -> None:
+        for head, body in frames:
             if head["op"] == "cancel":
-                self._cancel(key)
-                continue
-            work = self._run_line if head["op"] == "line" else self._aggregate
-            task = self._running[key] = asyncio.get_running_loop().create_task(work(head, body))
-            task.add_done_callback(functools.partial(self._on_end, key))
+                self._cancel(head["id"])
+            elif head["op"] == "async":  # the engine knows, and gives no more permits
+                self._permits = None
+            elif self._is_permitted():
+                work = self._run_line if head["op"] == "line" else self._aggregate
+                self.begin(head, work(head, body))
+
+    def _is_permitted(self) -> bool:
+        """Whether the engine has not taken back the job that it sent."""
+        if self._permits is None:
+            return True
+        if not (permit := os.read(self._permits, 1)):
+            os._exit(0)
+        return permit != wire.SKIP
 
     async def _run_line(self, head: dict[str, Any], body: bytes) -> None:
+        inputs = json.loads(body)
+        printed = PrintedOutput.begin()
+        run = self._program.run_line_async(head["line_number"], inputs, head.get("images"))
+        await self._answer(head, inputs, run, printed)
+
+    async def finish_line(
+        self, head: dict[str, Any], body: bytes, rest: Coroutine[Any, Any, LineRun], printed: Printed
+    ) -> None:
+        """Run the rest of a line that has begun as sync code."""
+        await self._answer(head, json.loads(body), rest, printed)
+
+    async def _answer(
+        self, head: dict[str, Any], inputs: dict[str, Any], work: Coroutine[Any, Any, LineRun], printed: Printed
+    ) -> None:
         key = head["id"]
         self._threads.job.set(key)
-        printed = self._outputs[key] = PrintedOutput.begin()
-        inputs = json.loads(body)
+        self._outputs[key] = printed
         try:
-            run = await self._program.run_line_async(head["line_number"], inputs, head.get("images"))
+            run = await work
         except asyncio.CancelledError as exc:
             if key in self._cancelled:
                 raise

@@ -106,6 +106,8 @@ class WorkerPool:
         self._supervisor = Supervisor()
         self._oom_kills = OomKills()
         self._closed = False
+        self._is_async = False
+        """Whether the flow is async, or has turned out to be."""
 
     async def start(self) -> FlowDescription:
         """Start the supervisor and the first worker, which loads the flow.
@@ -120,7 +122,7 @@ class WorkerPool:
         inputs = {i["name"]: FlowInput(**i) for i in head["inputs"]}
         description = FlowDescription(inputs, is_async=head["is_async"], has_aggregation=head["has_aggregation"])
         if description.is_async:
-            self._worker_count, self.slots = 1, self._max_concurrency
+            self._run_async()
         self._queue.offer(worker)
         return description
 
@@ -218,6 +220,7 @@ class WorkerPool:
             on_room=self._queue.offer,
             on_exit=self._on_exit,
             on_stuck=self._retire,
+            on_async=self._run_async_in,
         )
         self._workers.add(worker)
         return worker
@@ -233,6 +236,7 @@ class WorkerPool:
             "sys_path": given.sys_path,
             "line_memory_mb": self._line_memory_mb,
             "lines_at_once": self._max_concurrency,
+            "is_async": self._is_async,
         }
         worker.load(pickle.dumps(job))
         try:
@@ -288,7 +292,29 @@ class WorkerPool:
         except (BatchflowException, OSError) as exc:
             self._fail_waiting(exc)
         else:
+            if worker.retiring and not worker.jobs:
+                worker.end()
             self._queue.offer(worker)
+
+    def _run_async(self) -> None:
+        self._is_async = True
+        self._worker_count, self.slots = 1, self._max_concurrency
+
+    def _run_async_in(self, worker: WorkerProcess) -> None:
+        """Run all further lines in the first worker whose flow has turned out to be async; the others end after theirs."""
+        if self._is_async or worker.retiring:
+            return
+        self._run_async()
+        worker.becomes_async(self._max_concurrency)
+        others = [other for other in self._workers if other is not worker and not other.retiring]
+        for other in others:
+            other.retiring = True
+            self._queue.withdraw(other)
+        self._queue.offer(worker)
+        for other in others:
+            if other.ready.done():  # one that still loads the flow ends after that
+                self._queue.put_back(other.recall())
+                self._retire(other)
 
     def _fail_waiting(self, exc: Exception) -> None:
         # The first worker did load this flow, so the waiting lines should report this failure.

@@ -87,6 +87,12 @@ class PrintedOutput(io.TextIOBase):
         cls._printed.set(printed)
         return printed
 
+    @classmethod
+    def end(cls) -> None:
+        """Keep nothing that is printed in this context."""
+        cls._printed.set(None)
+        cls.only = None
+
 
 def line_reply(head: dict[str, Any], run: LineRun, printed: Printed, scrubber: Scrubber) -> tuple[bytes, bool]:
     """The message with a line's record and what the engine needs at once; and whether the line hit the memory limit."""

@@ -1,5 +1,7 @@
 """The program of a worker process: it loads one flow, then runs its lines; sync code one at a time, async code many at once.
 
+Code can turn out to be async at a call. The worker then tells the engine and runs many lines at once from there.
+
 `worker_process` starts it as `python -m prefect_batchflow.execution.workers.worker PERMITS`, where PERMITS is the descriptor
 of the pipe that `permits` describes. Messages, described in `wire`, come on standard input and go to standard output. Both are
 moved to other descriptors before user code is imported: what user code prints goes to standard error, and it reads nothing.
@@ -16,7 +18,9 @@ import pickle
 import resource
 import sys
 import termios
-from typing import TYPE_CHECKING
+from collections import deque
+from contextvars import copy_context
+from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow.definition.flow import NO_DEFAULT
 from prefect_batchflow.exceptions import BatchflowException, UnexpectedError, error_dict
@@ -28,9 +32,12 @@ from prefect_batchflow.execution.workers.memory import be_killed_first
 from prefect_batchflow.execution.workers.replies import PrintedOutput, Writer, aggregate_reply, line_reply
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Coroutine, Iterator
 
     from prefect_batchflow.execution.program.program import Program
+    from prefect_batchflow.execution.workers.async_host import AsyncHost
+    from prefect_batchflow.execution.workers.replies import Printed
+    from prefect_batchflow.results.records import LineRun
 
 
 def _limit_memory(line_memory_mb: int) -> None:
@@ -44,7 +51,7 @@ def _limit_memory(line_memory_mb: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def _ready(program: Program, scrubber: Scrubber) -> bytes:
+def _ready(program: Program, scrubber: Scrubber, *, is_async: bool) -> bytes:
     # Plain JSON, because the engine must not unpickle anything from a worker.
     description = program.description
     inputs = [
@@ -54,7 +61,7 @@ def _ready(program: Program, scrubber: Scrubber) -> bytes:
     head = {
         "op": "ready",
         "inputs": inputs,
-        "is_async": description.is_async,
+        "is_async": is_async,
         "has_aggregation": description.has_aggregation,
         # The engine scrubs the output of killed lines. On a cluster its environment can have other secrets.
         "secrets": sorted(scrubber.secrets),
@@ -71,30 +78,60 @@ def _end_output() -> None:
             os.write(2, wire.NEXT_LINE)
 
 
-def _run_sync(program: Program, frames: Iterator[wire.Frame], permits: int, write: Writer, scrubber: Scrubber) -> None:
+def _run_sync(
+    program: Program, frames: _Frames, permits: int, write: Writer, scrubber: Scrubber
+) -> Callable[[AsyncHost], None] | None:
+    """Run lines one at a time, until the engine ends this; or until one turns out to be async: gives what begins it."""
     for head, body in frames:
         permit = os.read(permits, 1)
         if permit == wire.SKIP:
             continue
         if not permit:  # the engine is gone
-            return
+            return None
         if head["op"] == "line":
             printed = PrintedOutput.only = PrintedOutput.begin()
-            run = program.run_line(head["line_number"], json.loads(body), head.get("images"))
+            run = program.begin_line(head["line_number"], json.loads(body), head.get("images"))
+            if not isinstance(run, dict):
+                return _begin_async(head, body, run, printed)
             _end_output()
             reply, spent = line_reply(head, run, printed, scrubber)
             write(reply)
             if spent:  # what it left allocated would be missing for the next line
-                return
+                return None
         else:
-            write(aggregate_reply(head, program.aggregate(json.loads(body)), scrubber))
+            aggregated = program.begin_aggregation(json.loads(body))
+            if not isinstance(aggregated, dict):
+                from prefect_batchflow.execution.workers.async_host import main_loop
+
+                aggregated = main_loop().run_until_complete(aggregated)
+            write(aggregate_reply(head, aggregated, scrubber))
+    return None
 
 
-def _frames(fd: int) -> Iterator[wire.Frame]:
-    """The messages from a blocking pipe, until it is closed."""
-    unpacker = wire.Unpacker()
-    while data := os.read(fd, 1 << 20):
-        yield from unpacker.feed(data)
+def _begin_async(
+    head: dict[str, Any], body: bytes, rest: Coroutine[Any, Any, LineRun], printed: Printed
+) -> Callable[[AsyncHost], None]:
+    """Have the rest of a line run beside those that come, in the context that its code has had so far."""
+    context = copy_context()
+    PrintedOutput.end()
+    return lambda host: host.begin(head, host.finish_line(head, body, rest, printed), context)
+
+
+class _Frames:
+    """The messages from a blocking pipe, until it is closed. `rest` are those that were read and not taken."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self.unpacker = wire.Unpacker()
+        self.rest: deque[wire.Frame] = deque()
+
+    def __iter__(self) -> Iterator[wire.Frame]:
+        while True:
+            while self.rest:
+                yield self.rest.popleft()
+            if not (data := os.read(self._fd, 1 << 20)):
+                return
+            self.rest += self.unpacker.feed(data)
 
 
 def main(permits: int) -> None:
@@ -109,8 +146,8 @@ def main(permits: int) -> None:
     sys.stdout = sys.stderr = PrintedOutput(2)
     faulthandler.enable(file=2)
     threads.install()
-    frames, write = _frames(fd_in), Writer(fd_out)
-    if (first := next(frames, None)) is None:
+    frames, write = _Frames(fd_in), Writer(fd_out)
+    if (first := next(iter(frames), None)) is None:
         return
     scrubber = Scrubber()
     try:
@@ -125,20 +162,21 @@ def main(permits: int) -> None:
         program = load_program(flow, init_kwargs, connections)
         if job["line_memory_mb"] is not None:
             _limit_memory(job["line_memory_mb"])
-        ready = _ready(program, scrubber)
+        ready = _ready(program, scrubber, is_async=job["is_async"] or program.description.is_async)
     except BaseException as exc:  # noqa: BLE001 - user code is imported here, and can even exit
         error = exc if isinstance(exc, BatchflowException) else UnexpectedError(f"({type(exc).__name__}) {exc}")
         write(wire.pack({"op": "refused", "error": scrubber.value(error_dict(error))}))
         return
     write(ready)
-    if program.description.is_async:
+    is_async = job["is_async"] or program.description.is_async
+    begin = None if is_async else _run_sync(program, frames, permits, write, scrubber)
+    if is_async or begin is not None:
         # Imported only here, because asyncio takes a third of a worker's start.
-        import asyncio
+        from prefect_batchflow.execution.workers.async_host import AsyncHost, main_loop
 
-        from prefect_batchflow.execution.workers.async_host import AsyncHost
-
-        asyncio.run(AsyncHost(program, fd_in, write, job["lines_at_once"], scrubber).run())
-    _run_sync(program, frames, permits, write, scrubber)
+        host = AsyncHost(program, fd_in, write, job["lines_at_once"], scrubber)
+        work = host.run() if begin is None else host.take_over(frames.unpacker, frames.rest, permits, begin)
+        main_loop().run_until_complete(work)
     # No clean-up of user code: threads that it left must not keep the worker alive.
     os._exit(0)
 

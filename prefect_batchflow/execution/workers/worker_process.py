@@ -69,6 +69,7 @@ class WorkerProcess:
         on_room: Called when it can take another job.
         on_exit: Called once it is gone, with the jobs it had not begun and the jobs it had begun but not answered.
         on_stuck: Called when it reports that a line still runs after it was cancelled.
+        on_async: Called when it reports that its flow is async.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class WorkerProcess:
         on_room: Callable[[WorkerProcess], None],
         on_exit: Callable[[WorkerProcess, list[Job], list[Job]], None],
         on_stuck: Callable[[WorkerProcess], None],
+        on_async: Callable[[WorkerProcess], None],
     ) -> None:
         self.token = token
         self.jobs: dict[int, Job] = {}
@@ -97,7 +99,7 @@ class WorkerProcess:
         self._tail_of: Job | None = None
         """The job that printed the tail; `None` if several jobs did."""
         self.scrubber = scrubber
-        self._on_room, self._on_exit, self._on_stuck = on_room, on_exit, on_stuck
+        self._on_room, self._on_exit, self._on_stuck, self._on_async = on_room, on_exit, on_stuck, on_async
         self._unpacker = wire.Unpacker()
         self._transports: list[asyncio.ReadTransport | asyncio.WriteTransport] = []
         self._takes_permits = True
@@ -166,6 +168,14 @@ class WorkerProcess:
         self.lines_at_once = lines_at_once
         self._takes_permits = not is_async
         self._tail.clear()
+
+    def becomes_async(self, lines_at_once: int) -> None:
+        """Follow a worker whose flow has turned out to be async: it runs many lines at once, and needs no permits."""
+        begun = self.running()
+        self._takes_permits, self.lines_at_once = False, lines_at_once
+        for job in list(self.jobs.values())[len(begun) :]:
+            self._begin(job)
+        self._stdin.write(wire.pack({"op": "async"}))
 
     def room(self, fair_share: int) -> int:
         """How many more jobs it can be sent: those it runs at once, and short ones ahead, at most its fair share."""
@@ -267,6 +277,8 @@ class WorkerProcess:
                     self.ready.set_result((head, body))
             elif op == "stuck":
                 self._on_stuck(self)
+            elif op == "async":
+                self._on_async(self)
             elif (job := self.jobs.get(head["id"])) is None:
                 continue
             elif op != "canceled":

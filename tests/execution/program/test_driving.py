@@ -10,7 +10,7 @@ import pytest
 
 from prefect_batchflow.exceptions import SystemErrorException, UserErrorException
 from prefect_batchflow.execution.program.driving import drive, drive_async
-from prefect_batchflow.execution.program.steps import Raised, Stream, UserFunction
+from prefect_batchflow.execution.program.steps import Handover, Raised, Stream, UserFunction
 from prefect_batchflow.execution.program.user_errors import TEXT_LIMIT, describe, script_error, tool_error
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ def results(request: pytest.FixtureRequest) -> Callable[..., list[Any]]:
     def run(*functions: UserFunction) -> list[Any]:
         program = steps(*functions)
         done = drive(program) if request.param == "sync" else asyncio.run(drive_async(program))
+        while isinstance(done, Handover):
+            done = asyncio.run(drive_async(done.steps, done))
         given: list[Any] = done["results"]
         return given
 

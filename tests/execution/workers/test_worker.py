@@ -90,6 +90,7 @@ def worker_of(
             "sys_path": [],
             "line_memory_mb": line_memory_mb,
             "lines_at_once": 8,
+            "is_async": False,
         }
         process.stdin.write(wire.pack({"op": "init"}, pickle.dumps(job)))
         process.stdin.flush()
