@@ -65,6 +65,9 @@ _HOMES = {
 }
 """Each public name to its module."""
 
+_WITH_PREFECT = {"blocks", "engine", "flows"}
+"""Modules that import Prefect at once, which fails without a word about the cause if the network settings are wrong."""
+
 __all__ = sorted(_HOMES)
 
 
@@ -72,6 +75,8 @@ def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if home in _WITH_PREFECT:
+        import_module(f"{__name__}.prefect_runtime.network").prepare_network()
     value = getattr(import_module(f"{__name__}.{home}"), name)
     globals()[name] = value
     return value

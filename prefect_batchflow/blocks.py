@@ -104,13 +104,18 @@ class RunStorageBlock(WritableFileSystem):
         return await self._files.list_names(folder)
 
 
+def is_block(storage: str) -> bool:
+    """Whether the text names a saved block, not a URL or a folder."""
+    return storage.startswith(f"{RunStorageBlock.get_block_type_slug()}/")
+
+
 async def open_storage(storage: str) -> RunStorageBlock:
     """The run storage at a URL, or a saved block `batchflow-run-storage/<name>`.
 
     Raises:
         InvalidOptionError: There is no such block, or the URL is not valid.
     """
-    if not storage.startswith(f"{RunStorageBlock.get_block_type_slug()}/"):
+    if not is_block(storage):
         return RunStorageBlock(url=storage)
     try:
         block = await Block.aload(storage)

@@ -35,7 +35,7 @@ Classes below a class, or after its colon, derive from it. Each class says when 
     │   └── RunChangedError
     └── SystemErrorException: the surroundings failed
         ├── StorageError: RecordCorruptError
-        └── UnexpectedError, WorkerStartError, ClusterError
+        └── UnexpectedError, WorkerStartError, ClusterError, PrefectServerError
 
 Names that promptflow has are promptflow's, because `code` and `innerError` of an error dictionary are made of them. The file
 is long because the tree is in one place.
@@ -457,6 +457,10 @@ class RecordCorruptError(StorageError):
 
 class WorkerStartError(SystemErrorException):
     """Raised when a worker process does not start; the run stops."""
+
+
+class PrefectServerError(SystemErrorException):
+    """Raised when the Prefect server does not start, does not answer or refuses, before the first line."""
 
 
 class ClusterError(SystemErrorException):

@@ -21,10 +21,12 @@ from prefect.states import Cancelled, Completed, Failed
 from pydantic import ValidationError
 
 from prefect_batchflow.definition.document import environment_texts
-from prefect_batchflow.exceptions import BatchflowException, InvalidOptionError, UnexpectedError
+from prefect_batchflow.exceptions import BatchflowException, InvalidOptionError, UnexpectedError, told
 from prefect_batchflow.prefect_runtime.flow_runs import current_flow_run, is_cancelled_in_prefect
 from prefect_batchflow.prefect_runtime.gone_server import give_up, let_go_of_server
+from prefect_batchflow.prefect_runtime.network import prepare_network
 from prefect_batchflow.prefect_runtime.own_server import start_own_server
+from prefect_batchflow.prefect_runtime.reached_server import check_server
 from prefect_batchflow.results.models import BatchResult, summary_line
 from prefect_batchflow.results.records import Status
 from prefect_batchflow.run.batch_run import run_stages
@@ -151,6 +153,7 @@ def run_batch(parameters: Mapping[str, Any], live: LiveRun) -> BatchResult:
     def run() -> None:
         nonlocal failure
         try:
+            prepare_network()
             start_own_server()
             with handed_over(live):
                 asyncio.run(_awaited(parameters, live))
@@ -176,14 +179,16 @@ def run_batch(parameters: Mapping[str, Any], live: LiveRun) -> BatchResult:
         raise live.failure
     if isinstance(failure, BatchflowException | KeyboardInterrupt | SystemExit):
         raise failure
+    cause = f"{told(failure)}. " if failure is not None else ""
     raise UnexpectedError(
-        f"The batch run ended without a result: ({type(failure).__name__}) {failure}. Check that the Prefect "
-        "server runs (prefect config view shows PREFECT_API_URL)."
+        f"The batch run ended without a result. {cause}Check that the Prefect server runs (`prefect config view` shows "
+        "PREFECT_API_URL)."
     ) from failure
 
 
 async def _awaited(parameters: Mapping[str, Any], live: LiveRun) -> None:
     """Run it, and give up a server that is gone. Prefect would try for minutes to reach it."""
+    await check_server(live.say)
     run = asyncio.ensure_future(batch_run(**parameters, return_state=True))
     gone = asyncio.ensure_future(live.server_gone.wait())
     await asyncio.wait({run, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -191,6 +196,8 @@ async def _awaited(parameters: Mapping[str, Any], live: LiveRun) -> None:
     await asyncio.wait({run}, timeout=LAST_STATE_SEC)
     if not run.done():
         await give_up(run)
+    elif not run.cancelled():
+        run.result()  # an error of Prefect itself, before or after `batch_run`
 
 
 def _loop_is_running() -> bool:

@@ -326,10 +326,12 @@ def _with_prefect(call: Callable[[Any], Coroutine[Any, Any, T]], screen: Screen)
     with Progress(living=False if screen.debug else None) as progress:
         from prefect_batchflow.prefect_runtime import connection_blocks
         from prefect_batchflow.prefect_runtime.own_server import has_own_server, start_own_server
+        from prefect_batchflow.prefect_runtime.reached_server import check_server
 
         if has_own_server():
             progress.say(OWN_SERVER_TEXT)
             start_own_server()
+        asyncio.run(check_server(progress.say))
         return asyncio.run(_awaited(call(connection_blocks)))
 
 

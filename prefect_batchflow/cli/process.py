@@ -9,6 +9,8 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Final
 
+from prefect_batchflow.prefect_runtime.network import prepare_network
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
@@ -21,7 +23,11 @@ def quiet_prefect(*, debug: bool) -> None:
     """Keep Prefect's log lines off the terminal, unless the user asked for them. Its server gets them anyway.
 
     Call it before Prefect is imported. Prefect's notice about telemetry stays, because users should see it.
+
+    Raises:
+        InvalidOptionError: Prefect cannot be imported with the network settings of this process.
     """
+    prepare_network()
     if not debug and "PREFECT_LOGGING_LEVEL" not in os.environ:
         for handler in ("CONSOLE", "DEBUG"):
             os.environ.setdefault(f"PREFECT_LOGGING_HANDLERS_{handler}_LEVEL", "CRITICAL")

@@ -84,6 +84,7 @@ def run_and_show(
         live = LiveRun(
             listener=listen,
             on_note=note_before_lines,
+            say=progress.say,
             resume_storage=begun,
             environment_variables=environment,
             connections=connections,

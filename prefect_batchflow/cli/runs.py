@@ -7,9 +7,10 @@ import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from prefect_batchflow.blocks import open_storage
+from prefect_batchflow.blocks import is_block, open_storage
 from prefect_batchflow.errors.groups import ErrorGroups
 from prefect_batchflow.exceptions import BatchflowException, InvalidRunIdError, RunNotFoundError
+from prefect_batchflow.prefect_runtime.reached_server import check_server
 from prefect_batchflow.results.models import BatchResult
 from prefect_batchflow.results.tally import Tally
 from prefect_batchflow.settings import default_storage_url
@@ -96,7 +97,10 @@ def list_stored(storage: str, limit: int | None) -> tuple[Listing, str]:
 
 
 async def _open(storage: str) -> RunStorageBlock:
-    return await open_storage(storage or default_storage_url())
+    storage = storage or default_storage_url()
+    if is_block(storage):
+        await check_server()
+    return await open_storage(storage)
 
 
 async def find_run(files: RunStorageBlock, run_id: str) -> Manifest:

@@ -8,17 +8,20 @@ import contextlib
 import contextvars
 import functools
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_LOGGING_LEVEL, get_current_settings, temporary_settings
 
-from prefect_batchflow.exceptions import UnexpectedError
 from prefect_batchflow.prefect_runtime.task_runs import ended_task_runs
+from prefect_batchflow.exceptions import PrefectServerError, told
+from prefect_batchflow.prefect_runtime.network import address_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,10 +29,25 @@ if TYPE_CHECKING:
 
 START_SEC = 120
 """Prefect's own 20 s are too short for a new database on a busy machine."""
+MOST_STARTS = 2
+"""It is given up when it ends this often while it starts."""
+DIAGNOSIS_SEC = 30
 DRAIN_FLOOR_SEC = 5.0
 DRAIN_TASK_RUNS_PER_SEC = 20.0
 _ROOT_LEVEL = "PREFECT_LOGGING_ROOT_LEVEL"
 """For loggers of the server's libraries: at their default level, a busy new database fills a screen with tracebacks."""
+
+_NOT_STARTED = "The Prefect server of this run did not start"
+_START_ONE = (
+    "Correct this, or start a server yourself (`prefect server start`) and set its address: "
+    "`prefect config set PREFECT_API_URL=http://127.0.0.1:4200/api`."
+)
+
+_OPEN_DATABASE = """
+import asyncio
+from prefect.server.database import provide_database_interface
+asyncio.run(provide_database_interface().create_db())
+"""
 
 # Waits until the run's process is gone, then ends the server; by descriptor, because a process id can be reused.
 _GUARD = """
@@ -66,7 +84,7 @@ def start_own_server() -> None:
     more time to start, logs nothing about its abrupt end, and ends if this process is killed.
 
     Raises:
-        UnexpectedError: The server does not start.
+        PrefectServerError: The server does not start.
     """
     if not has_own_server():
         return
@@ -89,11 +107,20 @@ def start_own_server() -> None:
     if not server.running:
         thread = threading.Thread(target=contextvars.copy_context().run, args=[start], name="own-server", daemon=True)
         thread.start()
-        thread.join()
+        ended: set[int] = set()
+        while thread.is_alive():
+            thread.join(0.2)
+            process = server.server_process
+            if process is None or process.poll() is None:
+                continue
+            # Prefect starts it again, on another port, because the port may have been taken. A second end has another cause.
+            ended.add(process.pid)
+            if thread.is_alive() and len(ended) >= MOST_STARTS:
+                server.stop()
+                raise PrefectServerError(f"{_NOT_STARTED}: {_why_not_started(process.returncode)}. {_START_ONE}")
     if failure is not None or server.server_process is None:
-        raise UnexpectedError(
-            f"The Prefect server of this run did not start: ({type(failure).__name__}) {failure}. Start one yourself with "
-            "`prefect server start`, and set its address: `prefect config set PREFECT_API_URL=http://127.0.0.1:4200/api`."
+        raise PrefectServerError(
+            f"{_NOT_STARTED}: {told(failure) if failure is not None else 'it has ended'}. {_START_ONE}"
         ) from failure
     _guard(server.server_process.pid)
 
@@ -109,6 +136,32 @@ def _environment(variable: str, value: str) -> Iterator[None]:
         yield
     finally:
         os.environ.pop(variable, None)
+
+
+def _why_not_started(status: int | None) -> str:
+    """Open the server's database as it would, and give the error."""
+    try:
+        tried = subprocess.run(  # noqa: S603 - our own program
+            [sys.executable, "-W", "ignore", "-c", _OPEN_DATABASE],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=DIAGNOSIS_SEC,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+    except subprocess.TimeoutExpired:
+        return f"its database did not open within {DIAGNOSIS_SEC} s, perhaps because another process has locked it"
+    if tried.returncode == 0:
+        return f"it ended with status {status} each time"
+    errors = [line for line in tried.stderr.splitlines() if re.match(r"[\w.]+(Error|Exception|Exit)\b", line)]
+    cause = (errors or ["unknown error"])[-1].rstrip(".")
+    if "revision" in cause:
+        cause += ", perhaps because a newer Prefect made it"
+    configured = get_current_settings().server.database.connection_url
+    url = configured.get_secret_value() if configured else f"sqlite:///{get_current_settings().home / 'prefect.db'}"
+    place = urlsplit(url).path if url.startswith("sqlite") else address_of(url)
+    return f"its database {place} cannot be used: {cause}. Another PREFECT_HOME has another database"
 
 
 @functools.cache

@@ -60,6 +60,8 @@ class LiveRun:
     """Called a few times a second, on the run's event loop."""
     on_note: Callable[[str], None] | None = None
     """Called with each note, as soon as there is one; those about the data come before the first line."""
+    say: Callable[[str], None] = field(default=lambda _text: None)
+    """Called with a sentence when the run waits for something before its first line."""
 
     result: BatchResult | None = None
     tally: Tally | None = None

@@ -83,3 +83,36 @@ def _flow_runs(home: Home) -> list[tuple[str, str]]:
 def _query(home: Home, query: str) -> list[Any]:
     with contextlib.closing(sqlite3.connect(home.folder / "prefect.db")) as database:
         return list(database.execute(query))
+
+
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "all_proxy"])
+def test_a_proxy_of_the_environment_is_not_asked_for_the_own_server(
+    variable: str, home: Home, steering: Callable[[int], Steering]
+) -> None:
+    """Nobody listens at the proxy: every request that asked it would fail."""
+    steered = steering(3)
+    environment = dict.fromkeys(("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy"), "")
+    run = home.local_run(steered, environment={**environment, variable: "http://127.0.0.1:9"}, granularity="line")
+    assert run.result()["completed_lines"] == 3
+    assert _task_runs(home) == {"COMPLETED": 3}
+
+
+@pytest.mark.parametrize("content", ["newer", "garbage"])
+def test_a_database_that_the_own_server_cannot_use_is_told(
+    content: str, home: Home, steering: Callable[[int], Steering]
+) -> None:
+    database = home.folder / "prefect.db"
+    if content == "newer":
+        with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+            connection.execute("create table alembic_version (version_num varchar(32) not null)")
+            connection.execute("insert into alembic_version values ('ffffffffffff')")
+    else:
+        database.write_bytes(b"no database\n" * 1000)
+    run = home.local_run(steering(3))
+    assert run.process.wait(200) != 0
+    last = run.log.read_text().rstrip().splitlines()[-1]
+    cause = "Can't locate revision identified by 'ffffffffffff'" if content == "newer" else "file is not a database"
+    assert "The Prefect server of this run did not start: its database" in last
+    assert cause in last
+    assert "prefect.db" in last
+    assert processes_with("PREFECT_HOME", str(home.folder)) == []

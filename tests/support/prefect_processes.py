@@ -94,7 +94,9 @@ class Home:
         self.started.append(process)
         return process
 
-    def local_run(self, steered: Steering, *, run_id: str = "", **options: object) -> LocalRun:
+    def local_run(
+        self, steered: Steering, *, run_id: str = "", environment: dict[str, str] | None = None, **options: object
+    ) -> LocalRun:
         """Start a run of the steered flow from Python, as a program of its own."""
         given = {
             "flow": FLOW,
@@ -105,7 +107,7 @@ class Home:
         }
         name = f"local-run-{len(self.started)}"
         program = Path(__file__).with_name("local_run.py")
-        process = self.start(name, [sys.executable, str(program), json.dumps(given)])
+        process = self.start(name, [sys.executable, str(program), json.dumps(given)], **(environment or {}))
         return LocalRun(process, self.output(name), self.output(name).with_suffix(".log"))
 
     def prefect(self, *arguments: str, cwd: Path | None = None) -> str:
