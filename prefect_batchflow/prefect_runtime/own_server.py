@@ -19,9 +19,9 @@ from urllib.parse import urlsplit
 
 from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_LOGGING_LEVEL, get_current_settings, temporary_settings
 
-from prefect_batchflow.prefect_runtime.task_runs import ended_task_runs
 from prefect_batchflow.exceptions import PrefectServerError, told
 from prefect_batchflow.prefect_runtime.network import address_of
+from prefect_batchflow.prefect_runtime.task_runs import ended_task_runs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
