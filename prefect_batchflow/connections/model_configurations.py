@@ -26,7 +26,9 @@ class AzureOpenAIModelConfiguration(ModelConfiguration):
     connection: str | None = None
 
     def __post_init__(self) -> None:
-        _refuse_both(self.connection, azure_endpoint=self.azure_endpoint, api_key=self.api_key)
+        _refuse_both(
+            self.connection, azure_endpoint=self.azure_endpoint, api_key=self.api_key, api_version=self.api_version
+        )
 
     @classmethod
     def from_connection(cls, connection: Any, azure_deployment: str) -> AzureOpenAIModelConfiguration:

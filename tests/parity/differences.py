@@ -515,6 +515,14 @@ DIFFERENCES: dict[str, Difference] = {
             "tokens": [48, 20, 28],
         },
     ),
+    **{
+        f"module_{module}_of_a_{kind}_node": Difference(
+            "The same refusal, with the code of all imports that fail.",
+            {"raised": ["UserError", "ToolValidationError", "PythonParsingError", "PythonLoadError"]},
+        )
+        for module in ("no_such_module", "promptflow_tools_nothing")
+        for kind in ("llm", "prompt", "python")
+    },
     "prompty_with_the_whole_response": Difference(
         "`response: all` gives the response; promptflow cannot write it.",
         {

@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
 def connection_types(annotation: Any) -> list[type]:
     """The connection classes that an annotation allows; empty for other parameters."""
-    members = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
-    return [member for member in members if is_connection_type(member)]
+    return [member for member in _members(annotation) if is_connection_type(member)]
 
 
 def connect(name: Any, kinds: list[type], connections: Connections, needed_by: str) -> Any:
@@ -63,6 +62,8 @@ def connect(name: Any, kinds: list[type], connections: Connections, needed_by: s
 def constructor_value(value: Any, annotation: Any, type_name: str, connections: Connections, needed_by: str) -> Any:
     """Give a constructor's argument: a connection for a name, a model configuration for its keys, other values unchanged.
 
+    A value that is neither is refused, unless the annotation allows it too.
+
     Args:
         value: The value in the run or the flow.
         annotation: The parameter's annotation.
@@ -72,27 +73,55 @@ def constructor_value(value: Any, annotation: Any, type_name: str, connections: 
 
     Raises:
         GetConnectionError: A connection was not given or cannot be built.
-        NodeInputValidationError: A connection has another type.
-        InvalidConnectionError: The keys do not fit a model configuration.
+        NodeInputValidationError: A connection has another type, or the value is no name of one.
+        InvalidConnectionError: The keys do not fit a model configuration, or the value is none.
     Source: promptflow `executor/_script_executor.py`, `_resolve_init_kwargs`.
     """
     kinds = connection_types(annotation)
+    models = _model_types(annotation)
+    allows_others = bool(kinds or models) and _allows_others(annotation, value)
     named = installed_kind(type_name) if type_name in KINDS else None
     if named is not None and not kinds:
         kinds = [named]
-    if kinds and isinstance(value, str):
-        return connect(value, kinds, connections, needed_by)
-    models = _model_types(annotation)
     if not models and type_name in _MODELS:
         models = [getattr(sys.modules.get("promptflow.core"), type_name, None) or _MODELS[type_name]]
+    if isinstance(value, tuple(kinds)) or not (kinds or models):
+        return value
     if models and isinstance(value, dict):
         return _model_configuration(value, models, connections, needed_by)
-    return value
+    if {base.__name__ for base in type(value).__mro__} & {kind.__name__ for kind in models}:
+        keys = {name: found for name in value.__dataclass_fields__ if (found := getattr(value, name)) is not None}
+        return _model_configuration(keys, models, connections, needed_by) if value.connection else value
+    if kinds and isinstance(value, str):
+        return connect(value, kinds, connections, needed_by)
+    if allows_others:
+        return value
+    if not models:
+        return connect(value, kinds, connections, needed_by)
+    example = f"{{{next(iter(models[0].__dataclass_fields__))}: …, connection: …}}"
+    takes = " or ".join(kind.__name__ for kind in models)
+    raise InvalidConnectionError(
+        f"{needed_by}: expected the keys of {takes}, such as {example}; found a value of type {type(value).__name__}. "
+        "To name a connection, write it as the key `connection`."
+    )
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
 
 
 def _model_types(annotation: Any) -> list[type[Any]]:
-    members = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
-    return [member for member in members if isinstance(member, type) and member.__name__ in _MODELS]
+    return [member for member in _members(annotation) if isinstance(member, type) and member.__name__ in _MODELS]
+
+
+def _allows_others(annotation: Any, value: Any) -> bool:
+    """Whether an annotation allows a value that is no connection and no model configuration."""
+    others = [
+        m for m in _members(annotation) if not is_connection_type(m) and getattr(m, "__name__", "") not in _MODELS
+    ]
+    if value is None:
+        return any(member in (None, type(None), Any, object) for member in others)
+    return any(member not in (None, type(None)) for member in others)
 
 
 def _model_configuration(
@@ -105,14 +134,14 @@ def _model_configuration(
     if unknown or fields[kind][0] not in value:
         problem = f"has the unknown keys {', '.join(unknown)}" if unknown else f"lacks {fields[kind][0]!r}"
         raise InvalidConnectionError(f"{needed_by}: {kind.__name__} {problem}. Its keys: {', '.join(fields[kind])}.")
-    configuration = kind(**value)
+    try:
+        configuration = kind(**value)
+    except InvalidConnectionError as exc:
+        raise InvalidConnectionError(f"{needed_by}: {exc}") from exc
     if not configuration.connection:
         return configuration
     found = connect(configuration.connection, [_connection_of(kind)], connections, needed_by)
-    made = kind.from_connection(found, value[fields[kind][0]])
-    if value.get("api_version"):
-        made.api_version = value["api_version"]
-    return made
+    return kind.from_connection(found, value[fields[kind][0]])
 
 
 def _connection_of(kind: type[Any]) -> type[Any]:

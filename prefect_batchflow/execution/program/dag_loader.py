@@ -43,6 +43,16 @@ if TYPE_CHECKING:
     """Parameter to value, of one node."""
 
 
+PROMPTFLOW_TOOLS = frozenset(
+    f"promptflow.tools.{name}"
+    for name in (
+        "aoai", "aoai_gpt4v", "azure_content_safety", "common", "embedding", "exception", "list", "llm", "llm_vision",
+        "open_model_llm", "openai", "openai_gpt4v", "serpapi", "template_rendering",
+    )
+)  # fmt: skip
+"""The modules of promptflow-tools 1.6."""
+
+
 def load_dag(flow: Flow, dag: Dag, connections: Connections) -> DagProgram:
     """Give the program of a DAG flow; raises as `load_program` does."""
     modules: dict[Path, ModuleType] = {}
@@ -61,6 +71,10 @@ def load_dag(flow: Flow, dag: Dag, connections: Connections) -> DagProgram:
 def _tool_of_node(
     flow: Flow, node: Node, modules: dict[Path, ModuleType], connections: Connections, images: FlowImages
 ) -> NodeTool:
+    # promptflow's own modules of this kind only register providers of models, which are not needed here.
+    if node.module and node.module not in PROMPTFLOW_TOOLS:
+        with loading(f"The module '{node.module}' of the node '{node.name}' cannot be imported"):
+            importlib.import_module(node.module)
     if node.type == "python":
         return _node_tool(node, _found_tool(flow, node, modules), connections, images)
     from prefect_batchflow.execution.program import model_nodes
@@ -112,10 +126,6 @@ def _set_inputs(node: Node) -> Inputs:
 
 
 def _found_tool(flow: Flow, node: Node, modules: dict[Path, ModuleType]) -> FoundTool:
-    # promptflow's own modules only register providers of models, which are not needed here.
-    if node.module and not node.module.startswith("promptflow."):
-        with loading(f"The module '{node.module}' of the node '{node.name}' cannot be imported"):
-            importlib.import_module(node.module)
     if node.package_tool:
         from prefect_batchflow.execution.program.package_tools import find_package_tool
 

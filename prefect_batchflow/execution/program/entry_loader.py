@@ -126,6 +126,8 @@ def _built(flow: Flow, entry: Entry, target: type, init_kwargs: Mapping[str, Any
     for name, value in arguments.items():
         annotation = parameters[name].annotation if name in parameters else None
         type_name = flow.init[name].type if name in flow.init else ""
+        if value is None and name in parameters and parameters[name].default is None:
+            continue
         try:
             arguments[name] = constructor_value(value, annotation, type_name, connections, f"init '{name}'")
         except (ResolveToolError, InvalidConnectionError) as exc:
