@@ -405,8 +405,8 @@ class BatchRequest:
     data: Annotated[
         str,
         Option(
-            "Path or URL of the rows: jsonl, csv, tsv or json (also .gz or .zst), parquet or arrow, a folder, or a pattern "
-            "such as data/*.jsonl. The mapping calls it data.",
+            "Path or URL of the rows: jsonl (or ndjson), csv, tsv or json (also .gz or .zst), parquet or arrow, a folder, or a "
+            "pattern such as data/*.jsonl. The mapping calls it data.",
             group="",
             metavar="[NAME=]URL",
             typed="- is standard input. NAME=URL adds a source of another name. Repeatable.",

@@ -278,7 +278,7 @@ class TestSources:
 
         class Rows:
             name = url = folder = "data"
-            number_columns = ()
+            number_columns = notes = ()
 
             def rows(self, update: Any = None) -> Iterator[Any]:
                 for number in range(1000):

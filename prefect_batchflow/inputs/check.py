@@ -182,6 +182,8 @@ class Checker:
                 self.surveys[source.name] = Survey(source, columns).read(max_rows, self.is_stopped)
             except InvalidUserData as exc:
                 self._bad_data.add(exc.message)
+            for note in source.notes:
+                self._note(source.name, note)
         if self._bad_data.count:
             self._refuse()
 

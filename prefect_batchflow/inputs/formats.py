@@ -11,6 +11,7 @@ import json
 import reprlib
 import sys
 from collections import Counter
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prefect_batchflow.exceptions import InvalidUserData
@@ -30,8 +31,15 @@ _REPR.maxlist = _REPR.maxdict = _REPR.maxtuple = 12
 _REPR.maxstring = _REPR.maxother = _REPR.maxlong = 60
 _REPR.maxlevel = 3
 
+_NAMELESS = "Unnamed: "
 _TOO_DEEP = f"nested deeper than {MAX_DEPTH} levels. Flatten the data."
 _BOM = b"\xef\xbb\xbf"
+_SPANS_LINES = "the JSON that starts here spans several lines, but each line of this format is one object. "
+_ON_ONE_LINE = {
+    "{": "Write each object on a line of its own, for example with: jq -c . FILE > NEW.jsonl",
+    "[": "Rename the file to .json, which can be an array of objects.",
+}
+"""By the bracket that the JSON starts with."""
 _HINTS = {
     b"\xff\xfe": "It looks like UTF-16: save the file as UTF-8.",
     b"\xfe\xff": "It looks like UTF-16: save the file as UTF-8.",
@@ -102,23 +110,42 @@ class PhysicalLines:
 
 
 def read_jsonl(lines: PhysicalLines) -> Iterator[Row]:
-    """Give one row per line of JSON; blank lines are skipped."""
-    for number, offset, raw in lines:
-        if not raw or raw.isspace():
-            continue
-        try:
-            text = raw.decode()
-            values = json.loads(text)
-        except (ValueError, RecursionError) as exc:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
-            yield _undecodable(lines.file, number, offset, raw, exc)
-        else:
-            yield _object_row(values, text, lines.file, number, offset)
+    """Give one row per line of JSON; blank lines are skipped.
+
+    Raises:
+        InvalidUserData: The first value spans several lines, so none of the lines is a row.
+    """
+    rows = (_jsonl_row(lines.file, *line) for line in lines if line[2] and not line[2].isspace())
+    head = list(islice(rows, 1))
+    if head and (start := head[0][1]):
+        head += islice(rows, 1)
+        if len(head) > 1 and (head[1][0].error or start == "["):
+            raise _data_error(lines.file, head[0][0].line, head[0][0].offset or 0, _SPANS_LINES + _ON_ONE_LINE[start])
+    while head:
+        yield head.pop(0)[0]
+    for row, _ in rows:
+        yield row
     if lines.cut_off:
         yield lines.cut_off
 
 
+def _jsonl_row(file: str, number: int, offset: int, raw: bytes) -> tuple[Row, str]:
+    """Give the row of a line, and the bracket that the line leaves open; empty if its JSON is complete or wrong."""
+    try:
+        text = raw.decode()
+        values = json.loads(text)
+    except (ValueError, RecursionError) as exc:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+        is_open = isinstance(exc, json.JSONDecodeError) and exc.pos >= len(exc.doc.rstrip())
+        start = raw.lstrip()[:1].decode(errors="replace") if is_open else ""
+        return _undecodable(file, number, offset, raw, exc), start if start in _ON_ONE_LINE else ""
+    return _object_row(values, text, file, number, offset), ""
+
+
 def read_csv(lines: PhysicalLines, delimiter: str) -> Iterator[Row]:
     """Give one row per record after the header. Cells are text, quoted cells can hold line breaks, blank lines are skipped.
+
+    A column without a name is called `Unnamed: 2` by its 0-based place, as in pandas. Its empty cells are left out, and so are
+    empty cells beyond the header: spreadsheets write such columns.
 
     Raises:
         InvalidUserData: The header cannot be read or repeats a column.
@@ -127,6 +154,9 @@ def read_csv(lines: PhysicalLines, delimiter: str) -> Iterator[Row]:
     csv.field_size_limit(sys.maxsize)
     feed = _CsvFeed(lines)
     header: list[str] = []
+    nameless: set[int] = set()
+    named = 0
+    """Columns from here on have no name."""
     records = csv.reader(feed, delimiter=delimiter)
     while True:
         feed.begin_record()
@@ -141,12 +171,16 @@ def read_csv(lines: PhysicalLines, delimiter: str) -> Iterator[Row]:
             if not cells or (len(cells) == 1 and not feed.last[2].strip()):
                 continue
             if not header and not feed.exhausted:
-                header = cells
+                header = [name if name.strip() else f"{_NAMELESS}{place}" for place, name in enumerate(cells)]
+                nameless = {place for place, name in enumerate(cells) if not name.strip()}
+                named = max((place for place in range(len(cells)) if place not in nameless), default=-1) + 1
                 if repeated := [name for name, times in Counter(header).items() if times > 1]:
                     reason = f"the header names columns more than once: {shorten(repeated)}. Rename or remove them."
                     raise _data_error(feed.file, feed.number, feed.offset, reason)
                 continue
-            row = _csv_row(cells, header, feed)
+            if len(cells) != len(header):
+                cells = _fitting(cells, header, named)
+            row = _csv_row(cells, header, nameless, feed)
         if row.error and not header:
             raise row.error
         yield row
@@ -173,7 +207,12 @@ def read_json(file: str, blocks: Iterable[bytes], update: Update | None = None) 
         text = data.decode()
         content = json.loads(text)
     except (ValueError, RecursionError) as exc:
-        raise _decoding_error(file, 1, start, data, exc) from None
+        error = _decoding_error(file, 1, start, data, exc)
+        if isinstance(exc, json.JSONDecodeError) and exc.msg == "Extra data":
+            error = InvalidUserData(
+                f"{error} If the file has one object per line, rename it to .jsonl.", file=file, line=1, offset=start
+            )
+        raise error from None
     for number, values in enumerate(_array(file, content), 1):
         yield _object_row(values, text, file, number, None)
 
@@ -185,6 +224,10 @@ TEXT_FORMATS: Mapping[str, Callable[[str, Iterable[bytes], Update | None], Itera
     ".json": read_json,
 }
 """Each suffix and its reader; a new text format is a row here. Parquet and Arrow are in `columnar`."""
+
+
+SAME_FORMATS: Mapping[str, str] = dict.fromkeys((".ndjson", ".jsonlines", ".ldjson"), ".jsonl")
+"""Other suffixes of a format, to the suffix in `TEXT_FORMATS`."""
 
 
 def too_deep(text: str, values: Any) -> bool:
@@ -270,7 +313,14 @@ class _CsvFeed:
         return raw.decode() + "\n"
 
 
-def _csv_row(cells: list[str], header: list[str], feed: _CsvFeed) -> Row:
+def _fitting(cells: list[str], header: list[str], named: int) -> list[str]:
+    """Give the cells of a record with as many as the header has, if only empty ones or ones without a name differ."""
+    if named <= len(cells) < len(header):
+        return cells + [""] * (len(header) - len(cells))
+    return cells[: len(header)] if not any(map(str.strip, cells[len(header) :])) else cells
+
+
+def _csv_row(cells: list[str], header: list[str], nameless: set[int], feed: _CsvFeed) -> Row:
     if feed.exhausted:
         reason = 'a quoted cell of this record is still open at the end of the file. Add the closing ".'
     elif len(cells) != len(header):
@@ -279,7 +329,11 @@ def _csv_row(cells: list[str], header: list[str], feed: _CsvFeed) -> Row:
             "Quote cells that contain the separator or line breaks."
         )
     else:
-        return Row(dict(zip(header, cells, strict=True)), feed.file, feed.number, feed.offset)
+        values = dict(zip(header, cells, strict=True))
+        for place in nameless:
+            if not cells[place].strip():
+                del values[header[place]]
+        return Row(values, feed.file, feed.number, feed.offset)
     return _bad_row(feed.file, feed.number, feed.offset, reason)
 
 

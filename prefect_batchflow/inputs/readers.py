@@ -21,23 +21,24 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from prefect_batchflow.errors.packages import pip_install
 from prefect_batchflow.exceptions import InvalidUserData
 from prefect_batchflow.inputs import columnar, compression
-from prefect_batchflow.inputs.formats import TEXT_FORMATS, Row, shorten
+from prefect_batchflow.inputs.formats import SAME_FORMATS, TEXT_FORMATS, Row, shorten
+from prefect_batchflow.inputs.hidden import is_below_hidden, is_named_by, left_out_note
 from prefect_batchflow.inputs.mapping import LINE_NUMBER, number_columns
 from prefect_batchflow.inputs.places import OBJECT_STORES, fixed_folder, fresh_listings, locate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from prefect_batchflow.inputs.formats import Update
 
 _BLOCK_BYTES = 1 << 18
 _SUFFIXES = (
-    *(text + compressed for text in TEXT_FORMATS for compressed in ("", *compression.COMPRESSIONS)),
+    *(text + compressed for text in (*TEXT_FORMATS, *SAME_FORMATS) for compressed in ("", *compression.COMPRESSIONS)),
     *columnar.SUFFIXES,
 )
 _KNOWN = (
     f"{', '.join(TEXT_FORMATS)}, each also with {' or '.join(compression.COMPRESSIONS)}, "
-    f"and {', '.join(columnar.SUFFIXES)}"
+    f"and {', '.join(columnar.SUFFIXES)} ({', '.join(SAME_FORMATS)} are read as .jsonl)"
 )
 _MODULES = {**OBJECT_STORES, **dict.fromkeys(("http", "https"), "aiohttp")}
 """What protocols need."""
@@ -62,6 +63,10 @@ class Source(Protocol):
     def number_columns(self) -> tuple[str, ...]:
         """The columns that can number the rows, the first choice first; empty numbers them by position."""
 
+    @property
+    def notes(self) -> Sequence[str]:
+        """Remarks about what was read, such as files that were left out; complete after the first reading."""
+
     def rows(self, update: Update | None = None) -> Iterator[Row]:
         """Give the rows in order, one in memory at a time.
 
@@ -84,7 +89,7 @@ def open_source(
         url: A path, or any URL that fsspec knows; `-` is standard input. In paths, `~` is the home folder, and `$NAME` and
             `${NAME}` are environment variables. For a folder, all files in it and below it with a known suffix are read, in
             sorted order. A path or URL with `*`, `?`, `[…]` or `**` that is not itself a file is a pattern: all matches are
-            read, in sorted order. Pipes without a suffix are read as jsonl.
+            read, in sorted order. Both leave out hidden files, as `hidden` says. Pipes without a suffix are read as jsonl.
         name: The source's name in mappings: `data` in `${data.question}`.
         base_dir: The folder that relative paths start from; `None` is the current directory.
         line_number_column: As in the options of a run.
@@ -112,6 +117,7 @@ class RowsSource:
     """
 
     number_columns = (LINE_NUMBER,)
+    notes: Sequence[str] = ()
 
     def __init__(self, name: str, rows: Iterable[Mapping[str, Any]], folder: str | None = None) -> None:
         self.name = name
@@ -157,6 +163,8 @@ class _FileSource:
         self.name = name
         self.url = shown
         self.number_columns = number_columns
+        self._hidden: set[str] = set()
+        """The files that were left out."""
         self._location = location
         self._protocol = location.partition("://")[0] if "://" in location else "file"
         # A variable can hold a secret, and messages must not show it to someone who only names the variable.
@@ -172,6 +180,10 @@ class _FileSource:
             return fixed.rstrip("/") or "/"
         is_folder = Path(place).is_dir() if self._protocol == "file" and "://" not in place else not _suffix(place)
         return place.rstrip("/") if is_folder else place.partition("?")[0].rpartition("/")[0]
+
+    @property
+    def notes(self) -> Sequence[str]:
+        return [note] if (note := left_out_note(self._hidden)) else []
 
     def rows(self, update: Update | None = None) -> Iterator[Row]:
         for number, file in enumerate(self._files):
@@ -192,7 +204,7 @@ class _FileSource:
             with self._border(file.shown, module=compression.MODULES.get(compressed)):
                 read = compression.reader(raw, compressed)
             blocks = iter(partial(self._border(file.shown)(read), _BLOCK_BYTES), b"")
-            yield from TEXT_FORMATS[kind](file.shown, blocks, update)
+            yield from TEXT_FORMATS[SAME_FORMATS.get(kind, kind)](file.shown, blocks, update)
 
     @cached_property
     def _files(self) -> list[_File]:
@@ -211,6 +223,7 @@ class _FileSource:
                 return files
             raise InvalidUserData(
                 f"Source '{self.name}': the folder {self.url} has no file with a known suffix; expected {_KNOWN}."
+                + self._and_hidden()
             )
         is_pipe = info["type"] == "other"  # only for local paths
         suffix = _suffix(self.url) or _suffix(path) or (".jsonl" if is_pipe or self.url == "-" else "")
@@ -230,14 +243,22 @@ class _FileSource:
             shown_folder = folder  # a variable holds the wildcards
         found: dict[str, _File] = {}
         for place, info in self._target[0].glob(path, detail=True).items():
-            shown = shown_folder + place.removeprefix(folder)
+            # `**` also gives the fixed part itself.
+            inner = f"{place.rstrip('/')}/".removeprefix(folder).rstrip("/")
+            is_left_out = is_below_hidden(inner) and not is_named_by(path.removeprefix(folder), inner)
             if info["type"] == "directory":
-                found.update((file.path, file) for file in self._files_below(place, shown) if file.path not in found)
+                files = self._files_below(place.rstrip("/"), (shown_folder + inner).rstrip("/"))
             else:
-                found[place] = _File(place, shown, _suffix(place))
+                files = [_File(place, shown_folder + inner, _suffix(place))]
+            if is_left_out:
+                self._hidden.update(file.shown for file in files if file.suffix)
+            else:
+                found.update((file.path, file) for file in files if file.path not in found)
+        self._hidden -= {file.shown for file in found.values()}
         if not found:
             raise InvalidUserData(
                 f"Source '{self.name}': no file matches the pattern {self.url}. Check the pattern; files can be {_KNOWN}."
+                + self._and_hidden()
             )
         self._refuse_unknown(found.values())
         return [found[place] for place in sorted(found)]
@@ -245,7 +266,14 @@ class _FileSource:
     def _files_below(self, folder: str, shown: str) -> list[_File]:
         with self._border(shown):
             paths = sorted(self._target[0].find(folder))
-        return [_File(p, f"{shown}/{p.removeprefix(folder).lstrip('/')}", _suffix(p)) for p in paths if _suffix(p)]
+        inner = {path: path.removeprefix(folder).lstrip("/") for path in paths if _suffix(path)}
+        files = {path: _File(path, f"{shown}/{name}", _suffix(path)) for path, name in inner.items()}
+        left_out = {path for path, name in inner.items() if is_below_hidden(name)}
+        self._hidden.update(files[path].shown for path in left_out)
+        return [file for path, file in files.items() if path not in left_out]
+
+    def _and_hidden(self) -> str:
+        return f" {note[0].upper()}{note[1:]}" if (note := left_out_note(self._hidden)) else ""
 
     def _refuse_unknown(self, files: Iterable[_File]) -> None:
         unknown = [file.shown for file in files if not file.suffix]

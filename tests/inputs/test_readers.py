@@ -57,7 +57,10 @@ def memory_url() -> Iterator[str]:
 
 
 FORMATS = {
-    "rows.jsonl": '{"a": "1", "b": "x"}\n{"a": "2", "b": "y"}\n',
+    **dict.fromkeys(
+        ("rows.jsonl", "rows.ndjson", "rows.jsonlines", "rows.ldjson", "ROWS.NDJSON"),
+        '{"a": "1", "b": "x"}\n{"a": "2", "b": "y"}\n',
+    ),
     "rows.csv": "a,b\n1,x\n2,y\n",
     "rows.tsv": "a\tb\n1\tx\n2\ty\n",
     "rows.json": '[{"a": "1", "b": "x"},\n {"a": "2", "b": "y"}]',
