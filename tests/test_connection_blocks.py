@@ -15,7 +15,7 @@ from prefect_batchflow.blocks import (
     OpenAIConnectionBlock,
 )
 from prefect_batchflow.connections.given import make_connection
-from prefect_batchflow.prefect_runtime.connection_blocks import block_name
+from prefect_batchflow.prefect_runtime.own_database import block_name
 
 if TYPE_CHECKING:
     from prefect.blocks.core import Block

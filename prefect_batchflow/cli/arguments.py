@@ -37,6 +37,7 @@ def flag(name: str, *, of_resume: bool = False) -> Parameter:
         name=option.flags,
         group=_GROUPS[option.group],
         metavar=option.unit or None,
+        allow_leading_hyphen=name == "data",  # `--data -` is standard input
         converter=number_of(option) if option.kind in (int, float) else None,
         validator=_checked_by(option) if name in OPTION_NAMES else None,
         help=" ".join(filter(None, (option.help, option.typed, default))),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 
-from prefect_batchflow.cli import connections
+from prefect_batchflow.cli import connections, one_line
 from prefect_batchflow.cli.arguments import (
     Connections,
     EnvironmentVariables,
@@ -66,6 +66,7 @@ _PLAIN = Screen()
 _NO_FLAGS, _RESUME_AS_BEFORE = OptionFlags(), ResumeFlags()
 
 app.command(connections.app)
+app.command(one_line.try_flow, name="test", sort_key=4)
 
 
 # --- commands -------------------------------------------------------------------------------------------------------
@@ -253,7 +254,7 @@ def show(
     return COMPLETED
 
 
-@app.command(sort_key=4)
+@app.command(sort_key=5)
 def check(
     flow: Annotated[str, Parameter(name="FLOW", help=PARAMETERS["flow"].help)],
     /,

@@ -36,7 +36,7 @@ MASK: Final = "******"
 
 app = App(
     name="connection",
-    sort_key=5,
+    sort_key=6,
     help=(
         "Save connections as Prefect blocks, where a flow finds them by name.\n\n"
         "For one run, no block is needed: batchflow run … --connection my_ai=azure.yml"

@@ -33,7 +33,7 @@ _API_KEY = "_API_KEY"
 """How environment variables with a key end: those of the openai package, and those that give a connection."""
 _NAMES_A_SECRET = re.compile(r"(?:key|token|secret|password|passwd|credentials?)$", re.IGNORECASE)
 _DEEPEST = 8
-_PARTS = ("inputs", "output", "error", "metrics", "logs")
+_PARTS = ("inputs", "output", "error", "metrics", "logs", "model_calls")
 
 
 class Scrubber:

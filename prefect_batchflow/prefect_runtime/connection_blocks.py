@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import re
+import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,8 @@ from prefect_batchflow.blocks import (
     OpenAIConnectionBlock,
 )
 from prefect_batchflow.exceptions import InvalidOptionError
+from prefect_batchflow.prefect_runtime.own_database import block_name
+from prefect_batchflow.prefect_runtime.own_server import start_own_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -29,11 +30,6 @@ _KINDS: dict[str, type[ConnectionBlock]] = {
 
 _PAGE = 200
 """Blocks in one answer, which is what Prefect's server gives at most."""
-
-
-def block_name(connection: str) -> str:
-    """The block name for a connection: lower case, with a dash for other characters than letters and digits."""
-    return re.sub(r"[^a-z0-9]+", "-", connection.lower()).strip("-")
 
 
 async def load_connections(named: Mapping[str, str]) -> dict[str, dict[str, Any]]:
@@ -77,9 +73,12 @@ async def _blocks(names: set[str] | None) -> dict[str, list[ConnectionBlock]]:
     """The connection blocks with these names, by name, in one request; without names, all of them."""
     found: dict[str, list[ConnectionBlock]] = {}
     documents: list[BlockDocument] = []
-    async with contextlib.AsyncExitStack() as opened:
-        client = None if names is not None and not names else await opened.enter_async_context(get_client())
-        while client is not None:
+    if names is not None and not names:
+        return found
+    # Prefect would start one by itself, but would wait less long for it.
+    await asyncio.to_thread(start_own_server)
+    async with get_client() as client:
+        while True:
             by_name = {} if names is None else {"block_documents": {"name": {"any_": sorted(names)}}}
             page = {"include_secrets": True, "limit": _PAGE, "offset": len(documents)}
             answer = await client.request("POST", "/block_documents/filter", json={**by_name, **page})

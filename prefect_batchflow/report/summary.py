@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Final
 from prefect_batchflow.errors.classes import class_of_error
 from prefect_batchflow.errors.groups import advice_for, shortened
 from prefect_batchflow.exceptions import innermost_code
-from prefect_batchflow.results.models import summary_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -96,6 +95,9 @@ def summary_markdown(
     `outputs_url` and `next_command`, which resumes or repeats the run, are `""` for none. Reused lines, which an earlier run
     had completed, do not count for the speed.
     """
+    # Only here: it brings in pydantic, and the command line needs this module's other functions at once.
+    from prefect_batchflow.results.models import summary_line
+
     places = {"Records": storage_url, "Outputs": outputs_url}
     facts = {
         "Run": escaped(run_id, 200),

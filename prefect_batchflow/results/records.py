@@ -73,6 +73,19 @@ class LineRun(TypedDict):
     nodes: list[NodeRecord]
     images: NotRequired[ImagesRecord]
     """Absent in a line without images."""
+    model_calls: NotRequired[list[ModelCall]]
+    """Only where it was asked for, as `batchflow test` does."""
+
+
+class ModelCall(TypedDict):
+    """What a line sent to a model."""
+
+    api: str
+    """Such as `chat/completions`."""
+    sent: dict[str, Any]
+    """The request's body."""
+    time: str
+    """When, ISO 8601 with UTC."""
 
 
 class LineRecord(LineRun):

@@ -18,6 +18,7 @@ from prefect_batchflow.definition.load import load_flow, merged
 from prefect_batchflow.exceptions import FlowEntryInitializationError, GetConnectionError
 from prefect_batchflow.execution.languages import new_executor
 from prefect_batchflow.execution.program.environment import connections_in
+from prefect_batchflow.prefect_runtime.own_database import block_name, may_have_blocks
 from prefect_batchflow.settings import RunOptions
 
 if TYPE_CHECKING:
@@ -134,10 +135,12 @@ class FlowStart:
         return found
 
     async def _saved_connections(self, missing: str) -> dict[str, Any]:
+        names = {missing, *may_be_connections(self.flow, self._request)} - self._connections.keys()
+        if not may_have_blocks([name for name in map(block_name, names) if name]):
+            return {}
         from prefect_batchflow.prefect_runtime.connection_blocks import find_connections
 
-        names = {missing, *may_be_connections(self.flow, self._request)}
-        return await find_connections(names - self._connections.keys())
+        return await find_connections(names)
 
     def _new_executor(self) -> Executor:
         request = self._request

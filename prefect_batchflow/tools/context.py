@@ -6,6 +6,7 @@ It is kept in context variables. `travelling` names those that threads inherit f
 from __future__ import annotations
 
 import logging
+import os
 from contextlib import contextmanager
 from contextvars import Context, ContextVar, copy_context
 from threading import Lock
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from prefect_batchflow.connections.given import Connections
+    from prefect_batchflow.results.records import ModelCall
 
 logger = logging.getLogger(__name__)
 
@@ -27,10 +29,19 @@ _travelling: list[ContextVar[Any]] = []
 _counting = Lock()  # a line's code can call from several threads
 
 
+KEEP_CALLS = "BATCHFLOW_KEEP_MODEL_CALLS"
+"""A variable of the flow's environment. With any text, records keep what their lines sent to models."""
+
+
+def keeps_model_calls() -> bool:
+    """Whether records keep what lines send to models."""
+    return bool(os.environ.get(KEEP_CALLS))
+
+
 class RunContext:
     """The metrics and tokens of one line or aggregation so far."""
 
-    __slots__ = ("line_number", "metrics", "tokens", "unfinished")
+    __slots__ = ("calls", "line_number", "metrics", "tokens", "unfinished")
 
     def __init__(self, line_number: int | None = None) -> None:
         self.line_number = line_number
@@ -41,11 +52,13 @@ class RunContext:
         """Sums over the model calls of the whole line."""
         self.unfinished: set[str] = set()
         """The ids of its calls whose answer was not ready and has no usage yet."""
+        self.calls: list[ModelCall] | None = [] if keeps_model_calls() else None
+        """What it sent to models, if that is kept."""
 
     def of_node(self) -> RunContext:
         """A context for a node that runs beside other nodes: its own metrics, the line's tokens."""
         context = RunContext(self.line_number)
-        context.tokens, context.unfinished = self.tokens, self.unfinished
+        context.tokens, context.unfinished, context.calls = self.tokens, self.unfinished, self.calls
         return context
 
     def add_tokens(self, prompt_tokens: int, completion_tokens: int) -> None:

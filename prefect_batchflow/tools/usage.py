@@ -11,6 +11,7 @@ import functools
 import inspect
 import json
 import logging
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow.tools.context import current_context
@@ -45,6 +46,7 @@ def _counted(request: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(request)
         async def counted(self: Any, cast_to: Any, options: Any, *args: Any, **kwargs: Any) -> Any:
             context = current_context()
+            _keep(context, options)
             return _noted(await request(self, cast_to, options, *args, **kwargs), options, context)
 
     else:
@@ -52,10 +54,24 @@ def _counted(request: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(request)
         def counted(self: Any, cast_to: Any, options: Any, *args: Any, **kwargs: Any) -> Any:
             context = current_context()
+            _keep(context, options)
             return _noted(request(self, cast_to, options, *args, **kwargs), options, context)
 
     counted.counts_tokens = True  # type: ignore[attr-defined]
     return counted
+
+
+def _keep(context: RunContext | None, options: Any) -> None:
+    """Keep what is sent, if the line's record has it."""
+    if context is None or context.calls is None or not isinstance(sent := getattr(options, "json_data", None), dict):
+        return
+    context.calls.append(
+        {
+            "api": str(getattr(options, "url", "")).strip("/"),
+            "sent": json.loads(json.dumps(sent, default=repr)),
+            "time": datetime.now(UTC).isoformat(),
+        }
+    )
 
 
 def _noted(result: Any, options: Any, context: RunContext | None) -> Any:

@@ -124,7 +124,7 @@ def test_each_command_has_help(batchflow: Callable[..., Shown], words: list[str]
 
 def test_every_command_is_in_the_help_test() -> None:
     assert {name for name in commands.app if not name.startswith("-")} == {
-        *("run", "resume", "list", "show", "check", "connection"),
+        *("run", "resume", "list", "show", "check", "connection", "test"),
     }
 
 

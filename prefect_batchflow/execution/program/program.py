@@ -49,7 +49,7 @@ class Program:
                 done = drive(steps)
                 if type(done) is Handover:
                     return self._finish_line(context, done, inputs, images)
-                return self._recorded(done, images)
+                return self._recorded(context, done, images)
             except Exception as exc:  # noqa: BLE001 - the line fails if it cannot be recorded; the worker continues
                 return self.failed_line(line_number, inputs, exc)
 
@@ -59,7 +59,7 @@ class Program:
         assert context.line_number is not None
         with resuming(context):
             try:
-                return self._recorded(await drive_async(rest.steps, rest), images)
+                return self._recorded(context, await drive_async(rest.steps, rest), images)
             except Exception as exc:  # noqa: BLE001 - as in `begin_line`
                 return self.failed_line(context.line_number, inputs, exc)
 
@@ -68,7 +68,7 @@ class Program:
         with running(line_number) as context:
             try:
                 steps = self._line(context, inputs) if images is None else self._image_line(context, inputs, images)
-                return self._recorded(await drive_async(steps), images)
+                return self._recorded(context, await drive_async(steps), images)
             except Exception as exc:  # noqa: BLE001 - as in `begin_line`
                 return self.failed_line(line_number, inputs, exc)
 
@@ -113,7 +113,9 @@ class Program:
         run["inputs"] = inputs
         return run
 
-    def _recorded(self, run: LineRun, images: Origins | None) -> LineRun:
+    def _recorded(self, context: RunContext, run: LineRun, images: Origins | None) -> LineRun:
+        if context.calls is not None:
+            run["model_calls"] = context.calls
         if self.images is not None:
             try:
                 self.images.record(run, images)
