@@ -39,7 +39,8 @@ class BatchEngine:
         storage: Gets the run infos of every line and node, in addition to the run's own records.
         batch_timeout_sec: Seconds a run may take; `None` or 0 is `PF_BATCH_TIMEOUT_SEC`, else no limit.
         line_timeout_sec: Seconds a line may take; `None` or 0 is `PF_LINE_TIMEOUT_SEC`, else the default.
-        worker_count: Worker processes; `None` or 0 is `PF_WORKER_COUNT`, else the default.
+        worker_count: Worker processes. `None` or 0 is `PF_WORKER_COUNT`, else the default, `"auto"`: their number follows
+            what lines do.
         init_kwargs: Arguments of a class flow's constructor, any picklable values. The run does not keep them.
         **kwargs: The other options of docs/options.md by their names in Python, such as `retries` or `max_failures`. `retry_on`
             and `rerun` can be lists, `max_failures` can be a number. `variant`, `node_connections` and `environment_variables`
@@ -63,7 +64,7 @@ class BatchEngine:
         storage: AbstractRunStorage | None = None,
         batch_timeout_sec: float | None = None,
         line_timeout_sec: float | None = None,
-        worker_count: int | None = None,
+        worker_count: int | str | None = None,
         init_kwargs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:

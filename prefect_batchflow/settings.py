@@ -45,6 +45,8 @@ class Option:
     _: KW_ONLY
     empty: str = ""
     """What 0 or an empty text means, such as "no limit". This value is allowed, whatever the bounds."""
+    word: str = ""
+    """A word for 0, which a number can be written as, except in the form."""
     at_least: float | None = None
     above: float | None = None
     at_most: float | None = None
@@ -111,7 +113,8 @@ class Option:
             bound = f" above {self.above:g}"
         if self.at_most is not None:
             bound = f" from {self.at_least:g} to {self.at_most:g}"
-        return f"It must be {f'0 for {self.empty}, or ' if self.has_gap else ''}{number}{bound}."
+        empty = self.word or f"0 for {self.empty}"
+        return f"It must be {f'{empty}, or ' if self.has_gap else ''}{number}{bound}."
 
     @property
     def has_gap(self) -> bool:
@@ -136,6 +139,8 @@ class Option:
 
     def number(self, text: str) -> int | float:
         """The number that a text spells in plain digits; other texts, and numbers out of bounds, raise `ValueError`."""
+        if self.word and text == self.word:
+            return 0
         value: Any = self.kind(text) if re.fullmatch(_WHOLE if self.kind is int else _DECIMAL, text) else None
         if self.problem(value):
             raise ValueError(f"found {text!r}. {self.rule}")
@@ -219,9 +224,15 @@ class RunOptions:
     worker_count: Annotated[
         int,
         Limit(
-            "Worker processes for sync code. Each runs one line at a time.", at_least=1, at_most=1024, flag="--workers"
+            "Worker processes for sync code. Each runs one line at a time.",
+            empty="auto: begin with 4, add more up to max_concurrency and 64 while lines wait, and end some while they compute",
+            word="auto",
+            at_least=1,
+            at_most=1024,
+            flag="--workers",
+            metavar="N|auto",
         ),
-    ] = 4
+    ] = 0
     max_concurrency: Annotated[
         int, Limit("Lines of async code that run at once, all in one process.", at_least=1, at_most=10_000)
     ] = 64
@@ -338,6 +349,9 @@ class RunOptions:
     ] = ""
 
     def __post_init__(self) -> None:
+        for name in OPTION_NAMES:
+            if (word := PARAMETERS[name].word) and getattr(self, name) == word:
+                object.__setattr__(self, name, 0)
         check_options(asdict(self))
 
     @property

@@ -94,6 +94,7 @@ class LocalFeed(LineRunner):
         """Task runs that run lines."""
         sizes = {"auto": "about a second of work", "line": "one line", "chunk": f"{self.group} lines"}
         self.how = f"{sizes[granularity]} per task run, {executor.slots} lines at once"
+        executor.on_slots = lambda: self.on_room()
 
     @property
     def group(self) -> int:

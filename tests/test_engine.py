@@ -553,7 +553,7 @@ def test_a_second_run_of_a_running_id_is_refused(storage: Path, write_rows: Call
         ({"retry_on": [1]}, "retry_on is [1]. It must be names of errors, separated by commas."),
         ({"retry_on": b"crash"}, "retry_on is b'crash'. It must be names of errors, separated by commas."),
         ({"rerun": None}, "rerun is None. It must be names of errors, separated by commas."),
-        ({"worker_count": True}, "worker_count is True. It must be a whole number from 1 to 1024."),
+        ({"worker_count": True}, "worker_count is True. It must be auto, or a whole number from 1 to 1024."),
         ({"environment_variables": [1]}, "environment_variables is a list. It must be a mapping of names to values."),
         (
             {"environment_variables": {1: 2}},

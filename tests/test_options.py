@@ -61,7 +61,7 @@ def out_of_bounds(option: Option) -> list[Any]:
         wrong += ["", "lines"]
     if option.kind is float:
         wrong += [math.inf, -math.inf, math.nan]
-    return wrong
+    return [value for value in wrong if not (option.empty and option.kind in (int, float) and value == 0)]
 
 
 def within_bounds(option: Option) -> list[Any]:
@@ -156,6 +156,40 @@ def test_a_number_of_lines_is_a_text_or_an_integer() -> None:
     assert FORM["properties"]["max_failures"]["type"] == "string", "one text field"
 
 
+@pytest.mark.parametrize("value", [0, "auto"], ids=str)
+class TestAutoIsANumberOfWorkers:
+    def test_in_a_run(self, value: int | str) -> None:
+        assert batch_run.validate_parameters({"flow": "f", "worker_count": value})["worker_count"] == 0
+
+    def test_in_its_options(self, value: Any) -> None:
+        assert RunOptions(worker_count=value).worker_count == RunOptions().worker_count == 0
+        assert TypeAdapter(RunOptions).validate_python({"worker_count": value}).worker_count == 0
+
+    def test_on_the_command_line(self, value: int | str) -> None:
+        _, bound, _ = app.parse_args(["run", "f", "--workers", str(value)], exit_on_error=False, print_error=False)
+        assert bound.arguments["flags"].worker_count == 0
+
+    def test_in_the_engine_whatever_promptflows_variable_says(
+        self, value: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, storage: Path
+    ) -> None:
+        (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
+        monkeypatch.setenv("PF_WORKER_COUNT", "3")
+        BatchEngine(answer, tmp_path, worker_count=value, run_storage_url=str(storage)).run(
+            {"data": "rows.jsonl"}, run_id="r"
+        )
+
+        options = json.loads((storage / "r" / "manifest.json").read_text())["options"]
+        assert options["worker_count"] == (0 if value == "auto" else 3), (
+            "0 means that nothing was given, as in promptflow"
+        )
+
+
+def test_other_numbers_have_no_word() -> None:
+    for name in ("max_concurrency", "retries", "line_timeout_sec", "max_lines_count"):
+        with pytest.raises(InvalidOptionError, match=name):
+            run_batch({"flow": "f", name: "auto"}, LiveRun())
+
+
 NOT_PLAIN = ["1_0", "0x4", "٣", "+3", " 4", "inf", "nan", True, b"4"]
 
 
@@ -201,7 +235,7 @@ def test_a_bound_is_told_with_the_option_what_was_found_and_what_is_allowed() ->
 
     assert str(caught.value).split(". ") == [
         "worker_count is 'many'",
-        "It must be a whole number from 1 to 1024",
+        "It must be auto, or a whole number from 1 to 1024",
         "line_memory_mb is 5",
         "It must be 0 for no limit, or a whole number of at least 16",
         "max_failures is 'five'",
@@ -212,8 +246,8 @@ def test_a_bound_is_told_with_the_option_what_was_found_and_what_is_allowed() ->
 @pytest.mark.parametrize(
     ("variable", "value", "said"),
     [
-        ("PF_WORKER_COUNT", "5000", "worker_count is 5000. It must be a whole number from 1 to 1024."),
-        ("PF_WORKER_COUNT", "inf", "worker_count is inf. It must be a whole number from 1 to 1024."),
+        ("PF_WORKER_COUNT", "5000", "worker_count is 5000. It must be auto, or a whole number from 1 to 1024."),
+        ("PF_WORKER_COUNT", "inf", "worker_count is inf. It must be auto, or a whole number from 1 to 1024."),
         ("PF_LINE_TIMEOUT_SEC", "inf", "line_timeout_sec is inf. It must be a finite number above 0."),
     ],
 )
@@ -273,7 +307,8 @@ def test_the_commands_help_is_the_declaration(command: str) -> None:
         if command == "resume" and option.is_kept:
             assert f"{option.help} {option.meaning_of_empty}".strip() + " [default: kept from the run]" in shown
         else:
-            assert option.kind not in (int, float) or f"[default: {option.default:g}" in shown
+            default = option.word or (f"{option.default:g}" if option.kind in (int, float) else "")
+            assert not default or f"[default: {default}" in shown
 
 
 def test_a_run_file_gives_parameters() -> None:
@@ -307,7 +342,7 @@ def test_the_help_names_every_class_of_errors() -> None:
 def row(option: Option) -> str:
     """An option's row of the table in docs/options.md."""
     flag = {"flow": "`FLOW`", "more_data": "`--data NAME=URL`"}.get(option.name, f"`{option.flags[0]}`")
-    default = f"{option.default:g}" if option.kind in (int, float) else option.default
+    default = option.word or (f"{option.default:g}" if option.kind in (int, float) else option.default)
     shown = f"`{default}`" if default and isinstance(default, str) else ""
     text = re.sub(r"(\$\{[\w.]+\}|\{\".*\"\}\}|[\w./-]*\*\.\w+)", r"`\1`", option.description)
     return f"| {flag} | `{option.name}` | {shown} | {text} |"

@@ -52,6 +52,8 @@ def number_of(option: Option) -> Callable[[Any, Any], int | float]:
 def _default_text(option: Option) -> str:
     if option.name == "run_id":
         return "[default: a new name, by the time]"
+    if option.word and not option.default:
+        return f"[default: {option.empty}]"
     if option.kind in (int, float):
         return f"[default: {option.default:g}{f', {option.empty}' * (bool(option.empty) and not option.default)}]"
     default = option.default or option.empty

@@ -115,6 +115,7 @@ def run_and_show(
         screen,
         storage_option=storage,
         reused_lines=last[-1].reused_lines if last else 0,
+        workers=live.workers,
         prefect_url=flow_run_url(stored.manifest.sessions[-1].prefect_flow_run_id),
     )
     return exit_status(result)

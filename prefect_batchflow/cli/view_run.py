@@ -30,7 +30,12 @@ MAX_METRICS: Final = 50
 
 
 def print_run(
-    run: StoredRun, *, reused_lines: int = 0, prefect_url: str | None = None, storage_option: str = ""
+    run: StoredRun,
+    *,
+    reused_lines: int = 0,
+    prefect_url: str | None = None,
+    storage_option: str = "",
+    workers: str = "",
 ) -> None:
     """Show a run: counts, metrics, errors, notes, where things are, and what to do next.
 
@@ -39,6 +44,7 @@ def print_run(
         reused_lines: How many of the completed lines were done before this start.
         prefect_url: Its page in Prefect's UI, if there is one.
         storage_option: The value of `--storage` in the commands shown; empty is the default storage.
+        workers: How many worker processes it used and why, if it has just run.
     """
     out = console()
     result = run.result
@@ -47,7 +53,7 @@ def print_run(
             (f"{one_line(run.manifest.flow_name, 100)}: {summary_line(result)}", f"bold {_headline_colour(run)}")
         )
     )
-    print_facts(out, _facts(run, reused_lines))
+    print_facts(out, _facts(run, reused_lines) | ({"Workers": workers} if workers else {}))
     print_facts(out, {name: value_text(value) for name, value in list(result.metrics.items())[:MAX_METRICS]}, "Metrics")
     if len(result.metrics) > MAX_METRICS:
         out.print(f"  and {len(result.metrics) - MAX_METRICS} more")
@@ -73,7 +79,12 @@ def print_run(
 
 
 def run_document(
-    run: StoredRun, *, reused_lines: int = 0, prefect_url: str | None = None, storage_option: str = ""
+    run: StoredRun,
+    *,
+    reused_lines: int = 0,
+    prefect_url: str | None = None,
+    storage_option: str = "",
+    workers: str = "",
 ) -> dict[str, Any]:
     """The same for programs."""
     return {
@@ -84,6 +95,7 @@ def run_document(
         "is_finished": run.is_finished,
         "result": run.result.model_dump(mode="json"),
         "reused_lines": reused_lines,
+        "workers": workers,
         "error_groups": [
             {
                 "count": group.count,

@@ -43,9 +43,12 @@ AHEAD = 2
 
 
 class Shares:
-    """Spreads the lines of a run that may run at once over a cluster, which runs one task per place."""
+    """Spreads the lines of a run that may run at once over a cluster, which runs one task per place.
 
-    def __init__(self, lines_at_once: int, places: int, total_lines: int) -> None:
+    With `grows`, `lines_at_once` is the most; each task begins with one line and follows what its lines do.
+    """
+
+    def __init__(self, lines_at_once: int, places: int, total_lines: int, *, grows: bool = False) -> None:
         self.places = places
         self.lines_at_once = max(1, lines_at_once // places)
         """Lines of one chunk that run at once."""
@@ -55,7 +58,8 @@ class Shares:
         self.submitted = self.running + (AHEAD if chunks >= places else 0)
         """Chunks in the cluster, with those that wait. None wait if places are free: they would exceed `lines_at_once`."""
         fair = math.ceil(total_lines / (CHUNKS_A_PLACE * self.running))
-        self.chunk_size = min(max(fair, self.lines_at_once), LARGEST_CHUNK)
+        self.chunk_size = min(max(fair, 1 if grows else self.lines_at_once), LARGEST_CHUNK)
+        self.grows = grows
 
 
 class ClusterFeed:

@@ -230,9 +230,10 @@ class RemoteRun:
         pool = WorkerPool(
             flow,
             given=run.given,
-            worker_count=run.lines_at_once,
+            worker_count=0 if run.grows else run.lines_at_once,
             max_concurrency=run.lines_at_once,
             line_memory_mb=run.line_memory_mb,
+            alone=False,
         )
         try:
             await pool.start()

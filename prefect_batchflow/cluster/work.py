@@ -39,6 +39,8 @@ class RunDescription:
     lines_at_once: int
     """Lines of one chunk that run at once."""
     line_memory_mb: int | None
+    grows: bool = False
+    """Whether a chunk begins with one line at once, and `lines_at_once` is the most."""
     version: str = field(default_factory=lambda: metadata.version("prefect-batchflow"))
 
 

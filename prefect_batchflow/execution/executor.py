@@ -12,7 +12,7 @@ from prefect_batchflow.execution.scrubbing import Scrubber
 from prefect_batchflow.results.records import Receipt, in_log, line_record, line_run
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from prefect_batchflow.definition.flow import FlowDescription
     from prefect_batchflow.lines import Line
@@ -57,7 +57,11 @@ class Executor(Protocol):
     """Runs the lines of one flow. One contract test runs for every implementation."""
 
     slots: int
-    """How many lines run at once; the window of task runs is a little larger."""
+    """How many lines run at once; the window of task runs is a little larger. It can change while lines run."""
+    most_slots: int
+    """The most that it can become."""
+    on_slots: Callable[[], None]
+    """Called when it has changed."""
 
     async def start(self) -> FlowDescription:
         """Load the flow and describe it. If it does not load, this raises, before any data is read."""
@@ -74,6 +78,9 @@ class Executor(Protocol):
         Raises:
             InvalidOptionError: It contains objects that cannot be pickled.
         """
+
+    def told(self) -> str:
+        """How many processes it used and why, for people; empty if their number was given."""
 
     def running(self) -> set[int]:
         """The numbers of the lines that have a slot now."""

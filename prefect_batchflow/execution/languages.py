@@ -9,6 +9,7 @@ from prefect_batchflow.exceptions import UnsupportedFeatureError
 from prefect_batchflow.execution.services.http import HttpExecutorProxy, JavaScriptExecutorProxy
 from prefect_batchflow.execution.services.proxy import ProxyExecutor
 from prefect_batchflow.execution.workers.pool import WorkerPool
+from prefect_batchflow.execution.workers.worker_count import BEGIN_WITH
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -73,7 +74,7 @@ def new_executor(
             flow,
             proxy,
             run_id=run_id,
-            slots=options.worker_count,
+            slots=options.worker_count or BEGIN_WITH,
             init_kwargs=init_kwargs,
             connections=connections or None,
             storage=storage,

@@ -89,11 +89,12 @@ def summary_markdown(
     outputs_url: str = "",
     next_command: str = "",
     reused_lines: int = 0,
+    workers: str = "",
 ) -> str:
     """The summary of a run, at most `MAX_MARKDOWN_BYTES` of UTF-8. It leaves out a user name or password in the URLs.
 
-    `outputs_url` and `next_command`, which resumes or repeats the run, are `""` for none. Reused lines, which an earlier run
-    had completed, do not count for the speed.
+    `workers` says how many there were and why. `outputs_url` and `next_command`, which resumes or repeats the run, are `""`
+    for none. Reused lines, which an earlier run had completed, do not count for the speed.
     """
     # Only here: it brings in pydantic, and the command line needs this module's other functions at once.
     from prefect_batchflow.results.models import summary_line
@@ -103,6 +104,7 @@ def summary_markdown(
         "Run": escaped(run_id, 200),
         "Flow": escaped(flow_name),
         **_facts(result, tally, reused_lines),
+        **({"Workers": escaped(workers)} if workers else {}),
         **{name: escaped(_USER_INFO.sub("", url), 500) for name, url in places.items() if url},
     }
     sections = [

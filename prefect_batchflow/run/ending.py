@@ -122,6 +122,7 @@ class Ending:
             outputs_url=files.location(state.keys.outputs),
             next_command=self._next_command(),
             reused_lines=state.reused_lines,
+            workers=state.live.workers,
         )
         writes = [write_summary(run_id, summary)]
         # A resumed run may have to clear the table of its earlier start.

@@ -106,7 +106,8 @@ class Feeding:
         )
         if (cluster := self._prepared.cluster) is not None:
             async with Driver(self._prepared.files, state.keys, self._opened.session) as driver:
-                shares = Shares(self._executor.slots, self._places, self._total_lines)
+                most, grows = self._executor.most_slots, self._executor.most_slots > self._executor.slots
+                shares = Shares(most, self._places, self._total_lines, grows=grows)
                 yield ClusterFeed(cluster, driver, self._description(driver, shares), records, shares, events)
         else:
             yield LocalFeed(
@@ -137,6 +138,7 @@ class Feeding:
             ends_on_failure=options.max_failures == "1",
             lines_at_once=shares.lines_at_once,
             line_memory_mb=options.line_memory_mb or None,
+            grows=shares.grows,
         )
 
     async def _run_lines(self, feed: LineFeed) -> None:
@@ -163,6 +165,9 @@ class Feeding:
                     await window.end(feed.stop_grace_sec if state.stop.is_stopped else 0)
                     await feed.written(WRITE_GRACE_SEC)
                     state.task_runs = feed.task_runs
+                if self._prepared.cluster is None and (workers := self._executor.told()):
+                    self._live.workers = workers
+                    state.logger.info("Run %s: %s", run_id, workers)
                 progress.update(self._tally.ended_lines, self._tally.failed_lines)
                 self._tell(time.monotonic() - state.clock)
 

@@ -65,6 +65,8 @@ class LiveRun:
 
     result: BatchResult | None = None
     tally: Tally | None = None
+    workers: str = ""
+    """How many worker processes the run used and why, for people; empty if their number was given."""
     notes: list[str] = field(default_factory=list)
     """What is not an error, but perhaps not what was meant."""
     failure: BatchflowException | None = None

@@ -161,7 +161,7 @@ def test_help_imports_neither_prefect_nor_pydantic() -> None:
         (["run", "{flow}", "--data", "{data}", "--resume-from", "a b"], "is not valid. Use 1 to 128"),
         (["run", "{flow}", "--data", "{data}", "--resume-from", "a/b"], "is not a run folder of promptflow"),
         (["run", "{flow}", "--data", "{data}", "--worker", "3"], "Did you mean --workers?"),
-        (["run", "{flow}", "--data", "{data}", "--workers", "0"], "--workers"),
+        (["run", "{flow}", "--data", "{data}", "--workers", "-1"], "--workers"),
         (["run", "{flow}", "--data", "{data}", "--workers", "many"], "--workers"),
         (
             ["run", "{flow}", "--data", "{data}", "--line-memory-mb", "3"],

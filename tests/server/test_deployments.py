@@ -73,7 +73,7 @@ def test_the_form_has_bounds(api: PrefectAPI, parameter: str, bounds: dict[str, 
 @pytest.mark.parametrize(
     ("parameters", "reason"),
     [
-        ({"worker_count": 0}, "0 is less than the minimum of 1"),
+        ({"worker_count": -1}, "-1 is less than the minimum of 0"),
         ({"line_timeout_sec": 0}, "0 is less than or equal to the minimum of 0"),
         ({"granularity": "lines"}, "'lines' is not one of ['auto', 'line', 'chunk']"),
         ({"data": ["a.jsonl"]}, "['a.jsonl'] is not of type 'string'"),

@@ -24,7 +24,7 @@ from prefect_batchflow.execution.scrubbing import Scrubber
 from prefect_batchflow.results.records import Clock, Status, Tokens, line_run, node_record
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from prefect_batchflow.definition.flow import Flow
@@ -104,7 +104,8 @@ class ProxyExecutor:
         storage: Any = None,
         environment_variables: Mapping[str, str] | None = None,
     ) -> None:
-        self.slots = slots
+        self.slots = self.most_slots = slots
+        self.on_slots: Callable[[], None] = lambda: None
         self._flow = flow
         self._given = proxy
         self._run_id = run_id
@@ -191,6 +192,10 @@ class ProxyExecutor:
 
     def given(self) -> None:
         """`None`, because only this process has the proxy."""
+
+    def told(self) -> str:
+        """Nothing: the number of lines at once is given."""
+        return ""
 
     def running(self) -> set[int]:
         """The numbers of the lines that the proxy runs now."""

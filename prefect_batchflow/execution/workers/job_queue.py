@@ -32,6 +32,11 @@ class JobQueue:
         """The workers that can begin a job at once; the first has been free the longest."""
         self._recalling: asyncio.TimerHandle | None = None
 
+    @property
+    def has_waiting(self) -> bool:
+        """Whether a job waits for a worker."""
+        return any(not job.answer.done() for job in self._waiting)
+
     def add(self, job: Job) -> None:
         """Let a job wait behind the others."""
         self._waiting.append(job)

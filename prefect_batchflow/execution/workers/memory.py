@@ -28,7 +28,10 @@ class OomKills:
     """Counts the processes of this control group that the out-of-memory killer took; each is reported once."""
 
     def __init__(self, proc: str = "/proc", cgroups: str = "/sys/fs/cgroup") -> None:
-        self._files = [*_counting_files(proc, cgroups), f"{proc}/vmstat"]
+        self._files = [
+            *group_files("memory", "memory.events", "memory.oom_control", proc, cgroups),
+            f"{proc}/vmstat",
+        ]
         self._reported = self._count()
 
     def took_one(self) -> bool:
@@ -40,25 +43,29 @@ class OomKills:
 
     def _count(self) -> int:
         for path in self._files:
-            if found := _COUNT.search(_content(path)):
+            if found := _COUNT.search(content(path)):
                 return int(found[1])
         return 0
 
 
-def _counting_files(proc: str, cgroups: str) -> list[str]:
-    """Where the count can be: under the group's path as this process knows it, and at the top, as in a container."""
+def group_files(controller: str, name: str, old_name: str, proc: str, cgroups: str) -> list[str]:
+    """Where a file of this process's control group can be, `old_name` in version 1.
+
+    It can be under the group's path as this process knows it, and at the top, as in a container.
+    """
     files = []
-    for line in _content(f"{proc}/self/cgroup").decode(errors="replace").splitlines():
+    for line in content(f"{proc}/self/cgroup").decode(errors="replace").splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if not controllers:
-            files += [f"{cgroups}{path.rstrip('/')}/memory.events", f"{cgroups}/memory.events"]
-        elif "memory" in controllers.split(","):
-            files += [f"{cgroups}/memory{path.rstrip('/')}/memory.oom_control", f"{cgroups}/memory/memory.oom_control"]
+            files += [f"{cgroups}{path.rstrip('/')}/{name}", f"{cgroups}/{name}"]
+        elif controller in controllers.split(","):
+            files += [f"{cgroups}/{controller}{path.rstrip('/')}/{old_name}", f"{cgroups}/{controller}/{old_name}"]
     return files
 
 
-def _content(path: str) -> bytes:
+def content(path: str) -> bytes:
+    """The bytes of a file; none if it cannot be read."""
     try:
         with open(path, "rb") as file:  # noqa: PTH123 - no pathlib in a worker
             return file.read()

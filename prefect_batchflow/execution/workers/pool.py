@@ -1,7 +1,8 @@
 """A run's workers: the pool starts, feeds, times, kills and replaces them. A crash or a hang fails a line, never the run.
 
-Sync code runs in `worker_count` processes, one line at a time in each. Async code runs in one process, `max_concurrency`
-lines at a time. Everything happens on the run's event loop, without threads: protocols read the pipes, pidfds show exits.
+Sync code runs in `worker_count` processes, one line at a time in each. `autoscaling` can let their number follow the lines.
+Async code runs in one process, `max_concurrency` lines at a time. Everything happens on the run's event loop, without
+threads: protocols read the pipes, pidfds show exits.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ import json
 import os
 import pickle
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from prefect_batchflow import exceptions
 from prefect_batchflow.definition.flow import FlowDescription, FlowInput
+from prefect_batchflow.errors.classes import ErrorClass, class_of_error
 from prefect_batchflow.exceptions import (
     BatchflowException,
     InvalidOptionError,
@@ -35,15 +37,17 @@ from prefect_batchflow.execution.executor import (
     timed_out,
 )
 from prefect_batchflow.execution.scrubbing import Scrubber
+from prefect_batchflow.execution.workers.autoscaling import Autoscaler
 from prefect_batchflow.execution.workers.crashes import crash_error, how_it_ended
 from prefect_batchflow.execution.workers.job_queue import JobQueue
 from prefect_batchflow.execution.workers.memory import OomKills
 from prefect_batchflow.execution.workers.supervision import Supervisor
+from prefect_batchflow.execution.workers.worker_count import MOST_WORKERS
 from prefect_batchflow.execution.workers.worker_process import Job, SuspectError, WorkerProcess
 from prefect_batchflow.results.records import Receipt
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from prefect_batchflow.definition.flow import Flow
     from prefect_batchflow.execution.workers import wire
@@ -54,6 +58,8 @@ START_TIMEOUT_SEC = 120.0
 """How long a worker can take to import the flow."""
 _END_WITHIN_SEC = 5.0
 _CLOSED = "The workers are gone: the run was closed."
+LOADING_AT_ONCE = 4
+"""How many workers load the flow at once when their number follows the lines."""
 ALONE_AT_ONCE = 4
 """How many suspect lines run at once, each in its own process."""
 
@@ -66,10 +72,12 @@ class WorkerPool:
         init_kwargs: Arguments for the constructor of a class entry: any picklable values.
         connections: Name to promptflow's dictionary or a connection. They reach the workers through the pipe only.
         environment_variables: Set in the workers before the flow's code is imported. They override the flow's own.
-        worker_count: Processes for sync code.
+        worker_count: Processes for sync code. 0 begins with a few and follows what lines do, up to `max_concurrency` and
+            `MOST_WORKERS`.
         max_concurrency: Lines at once for async code.
         line_memory_mb: MiB by which a worker can grow once its flow is loaded.
         given: From another process's pool. It replaces `init_kwargs`, `connections` and `environment_variables`.
+        alone: Whether it is the only pool of its run on this machine.
     """
 
     def __init__(
@@ -83,8 +91,9 @@ class WorkerPool:
         max_concurrency: int = 64,
         line_memory_mb: int | None = None,
         given: Given | None = None,
+        alone: bool = True,
     ) -> None:
-        self.slots = worker_count
+        self.on_slots: Callable[[], None] = lambda: None
         self._flow = flow
         self._init_kwargs = dict(init_kwargs or {})
         self._connections = dict(connections or {})
@@ -95,9 +104,21 @@ class WorkerPool:
             if given is None
             else given.scrubber
         )
-        self._worker_count = worker_count
         self._max_concurrency = max_concurrency
         self._line_memory_mb = line_memory_mb
+        self._autoscaler: Autoscaler | None = None
+        if not worker_count:
+            self._autoscaler = Autoscaler(
+                self._taking_lines,
+                lambda: self._queue.has_waiting,
+                self._change_count,
+                most=min(max_concurrency, MOST_WORKERS),
+                line_memory_mb=line_memory_mb,
+                alone=alone,
+            )
+            worker_count = self._autoscaler.wanted
+        self._worker_count = self.slots = worker_count
+        self.most_slots = worker_count if self._autoscaler is None else min(max_concurrency, MOST_WORKERS)
         self._keys = itertools.count()
         self._workers: set[WorkerProcess] = set()
         self._queue = JobQueue(self._workers, self._on_shortage)
@@ -123,8 +144,14 @@ class WorkerPool:
         description = FlowDescription(inputs, is_async=head["is_async"], has_aggregation=head["has_aggregation"])
         if description.is_async:
             self._run_async()
+        elif self._autoscaler is not None:
+            self._autoscaler.start()
         self._queue.offer(worker)
         return description
+
+    def told(self) -> str:
+        """How many workers it used and why, for people; empty if their number was given."""
+        return "" if self._autoscaler is None else self._autoscaler.told()
 
     async def run_line(self, line: Line, *, attempt: int, timeout_sec: float) -> LineOutcome:
         """Run one attempt of one line once a worker is free; its time starts then."""
@@ -143,6 +170,8 @@ class WorkerPool:
             error = error_dict(exc)
         else:
             receipt = Receipt.from_row(reply["receipt"], reply["error"])
+            if self._autoscaler is not None and class_of_error(receipt.error or {}) is ErrorClass.RATE_LIMIT:
+                self._autoscaler.refused()
             return LineOutcome(receipt, record, line.input_hash, reply.get("printed", ""))
         return failed_outcome(line, attempt=attempt, error=error, duration_sec=job.duration_sec, logs=job.logs)
 
@@ -166,6 +195,8 @@ class WorkerPool:
     async def close(self) -> None:
         """Kill every worker with everything it started, and stop the supervisor; running lines are cancelled."""
         self._closed = True
+        if self._autoscaler is not None:
+            self._autoscaler.stop()
         self._queue.close()
         workers = list(self._workers)
         for worker in workers:
@@ -277,6 +308,8 @@ class WorkerPool:
         """Start one more worker, unless there are enough. It gets jobs once it has loaded the flow."""
         if self._closed or sum(not worker.retiring for worker in self._workers) >= self._worker_count:
             return
+        if self._autoscaler is not None and len(self._loading) >= LOADING_AT_ONCE:
+            return  # each import takes a processor; the next worker starts when one of these has loaded
         try:
             worker = self._new_worker()
         except OSError as exc:
@@ -295,10 +328,31 @@ class WorkerPool:
             if worker.retiring and not worker.jobs:
                 worker.end()
             self._queue.offer(worker)
+            self._loading.discard(cast("asyncio.Task[None]", asyncio.current_task()))
+            self._queue.feed()
+
+    def _taking_lines(self) -> list[WorkerProcess]:
+        """The workers that have loaded the flow and take lines."""
+        return [w for w in self._workers if w.ready.done() and not (w.retiring or w.ending)]
+
+    def _change_count(self, wanted: int) -> None:
+        """Have another number of workers. Further ones start as lines wait for them; the others end after their line."""
+        self._worker_count = self.slots = wanted
+        idle_first = sorted(self._taking_lines(), key=lambda worker: len(worker.jobs))
+        for worker in idle_first[: max(0, len(idle_first) - wanted)]:
+            recalled = worker.recall() if worker.jobs else []
+            self._retire(worker)
+            self._queue.put_back(recalled)
+        self._queue.feed()
+        self.on_slots()
 
     def _run_async(self) -> None:
         self._is_async = True
-        self._worker_count, self.slots = 1, self._max_concurrency
+        self._worker_count, self.slots, self.most_slots = 1, self._max_concurrency, self._max_concurrency
+        if self._autoscaler is not None:
+            self._autoscaler.stop()
+            self._autoscaler = None
+        self.on_slots()
 
     def _run_async_in(self, worker: WorkerProcess) -> None:
         """Run all further lines in the first worker whose flow has turned out to be async; the others end after theirs."""

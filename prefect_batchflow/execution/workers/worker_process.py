@@ -95,6 +95,10 @@ class WorkerProcess:
         """Its event loop does not answer."""
         self.retiring = False
         """It gets no more lines and ends after those it has."""
+        self.ended_lines = 0
+        """Lines that it has answered."""
+        self._ended_sec = 0.0
+        """How long they ran, all together."""
         self._tail = bytearray()
         self._tail_of: Job | None = None
         """The job that printed the tail; `None` if several jobs did."""
@@ -130,6 +134,11 @@ class WorkerProcess:
         text = bytes(self._tail).decode("utf-8", "replace")
         is_cut = len(self._tail) == TAIL_BYTES
         return self.scrubber.end(text) if is_cut else self.scrubber.text(text)
+
+    @property
+    def line_sec(self) -> float:
+        """How long lines have run in it, the running one included; for sync code."""
+        return self._ended_sec + sum(job.duration_sec for job in self.running())
 
     async def connect(self) -> None:
         """Attach its pipes to the event loop. Call this first, and once."""
@@ -292,6 +301,8 @@ class WorkerProcess:
     def _answered(self, job: Job, head: dict[str, Any], body: bytes) -> None:
         if (seconds := head.get("duration_sec")) is not None:
             self._permits.took(seconds)
+            self._ended_sec += seconds
+            self.ended_lines += 1
         if head.get("spent"):
             # The line hit the memory limit. What it left allocated would be missing for the next line.
             self.end()
