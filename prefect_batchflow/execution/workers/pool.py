@@ -2,7 +2,8 @@
 
 Sync code runs in `worker_count` processes, one line at a time in each. `autoscaling` can let their number follow the lines.
 Async code runs in one process, `max_concurrency` lines at a time. Everything happens on the run's event loop, without
-threads: protocols read the pipes, pidfds show exits.
+threads: protocols read the pipes, pidfds show exits. The file is long because starting, changing and ending workers work on
+the same few sets of them.
 """
 
 from __future__ import annotations
