@@ -123,7 +123,8 @@ class BatchEngine:
             max_lines_count: Rows read from each source; `None` is all.
             raise_on_line_failure: Raise an error if a line failed, after everything is written.
             resume_from_run_storage: Has lines that are completed already, by line_number.
-            resume_from_run_output_dir: Has no effect, because outputs come from the storage's records. promptflow has it.
+            resume_from_run_output_dir: The output folder of that run. Only images that the storage names by path are read from
+                it; outputs come from the storage's records.
             executor_proxy: Runs the lines, in place of the executor for the flow's language.
 
         Raises:
@@ -142,6 +143,9 @@ class BatchEngine:
             connections=self._connections,
             run_storage=self._storage,
             resume_storage=resume_from_run_storage,
+            resume_output_dir=None
+            if resume_from_run_output_dir is None
+            else locate(resume_from_run_output_dir, self._flow.working_dir),
             executor_proxy=executor_proxy,
             listener=self._listener,
         )

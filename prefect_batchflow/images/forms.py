@@ -125,6 +125,15 @@ class ImageForm(ABC):
         content = _decoded(value) if _BASE64.fullmatch(value.strip()) else None
         return value if content is None or not guess_mime_type(content) else None
 
+    def is_whole(self, value: Any) -> bool:
+        """Whether a value is an image dictionary, or a data URL, that holds the image itself."""
+        if isinstance(value, str):
+            return _DATA_URL.match(value) is not None
+        if not self.is_image_dict(value):
+            return False
+        _, resource, content = self._parts(value)
+        return isinstance(content, str) and (resource == "base64" or _DATA_URL.match(content) is not None)
+
     def with_path(self, value: Any, path: str) -> Any:
         """Give the value with another path; `path_in` must give one for it."""
         if isinstance(value, str):

@@ -156,6 +156,8 @@ class FlowRunInfo(ResultModel):
     """promptflow's trace; not recorded here."""
     message_format: str = "basic"
     """How images are written in messages."""
+    images: list[list[str | int]] | None = None
+    """For each image in the output, the keys and indexes that lead to it; `None` if unknown. promptflow does not have it."""
 
 
 class LineResult(ResultModel):
@@ -391,6 +393,7 @@ def line_result(record: LineRecord, run_id: str) -> LineResult:
         end_time=datetime.fromisoformat(record["end_time"]),
         index=line_number,
         system_metrics={"duration": record["duration_sec"], **Tokens.of(record["tokens"]).metrics()},
+        images=record["images"]["output"] if "images" in record else [],
     )
     nodes = {
         node["node"]: _node_run_info(

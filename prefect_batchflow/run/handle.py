@@ -54,6 +54,8 @@ class LiveRun:
     """Gets every line and node."""
     resume_storage: AbstractBatchRunStorage | None = None
     """Gives completed lines of an earlier run."""
+    resume_output_dir: str | None = None
+    """The output folder of that run, for images that its storage names by path."""
     executor_proxy: AbstractExecutorProxy | None = None
     """Runs the lines instead of the executor for the flow's language."""
     listener: Callable[[ProgressReport], None] | None = None

@@ -14,6 +14,7 @@ from uuid import UUID
 
 from prefect_batchflow.definition.variants import parse_variant
 from prefect_batchflow.exceptions import InvalidOptionError, RunChangedError
+from prefect_batchflow.images.forms import form_of
 from prefect_batchflow.inputs.places import locate
 from prefect_batchflow.prefect_runtime.flow_runs import end_abandoned
 from prefect_batchflow.settings import PARAMETERS
@@ -31,6 +32,7 @@ from prefect_batchflow.storage.manifest import (
     write_manifest,
 )
 from prefect_batchflow.storage.records import RunRecords
+from prefect_batchflow.storage.taken_images import TakenImages
 from prefect_batchflow.storage.takeover import take_over_run, take_over_storage
 
 if TYPE_CHECKING:
@@ -153,7 +155,29 @@ class Resuming:
             state.logger.info("%d lines taken over from run %s", taken, self._request.resume_from)
         if (storage := state.live.resume_storage) is not None:
             others: list[int] = []
-            taken = await take_over_storage(storage, self._prepared.lines(), earlier, others.append)
+            lost: list[int] = []
+            flow = self._prepared.flow
+            folder = state.live.resume_output_dir or getattr(storage, "image_folder", None)
+            taken = await take_over_storage(
+                storage,
+                self._prepared.lines(),
+                earlier,
+                others.append,
+                images=TakenImages(form_of(flow.message_format), folder, str(flow.working_dir)),
+                aggregated={
+                    reference.name
+                    for node in flow.program.nodes
+                    if node.aggregation
+                    for reference in node.references.values()
+                },
+                is_entry=self._prepared.has_aggregation and not flow.program.nodes,
+                on_lost_image=lost.append,
+            )
+            if lost:
+                state.note(
+                    f"{len(lost)} completed lines run again, because {type(storage).__name__} does not have the images that "
+                    f"the aggregation needs; the first is line {lost[0]}."
+                )
             if others:
                 state.note(
                     f"{len(others)} completed lines of {type(storage).__name__} had different inputs and run again; "

@@ -32,8 +32,14 @@ class AbstractRunStorage(ABC):
 class AbstractBatchRunStorage(AbstractRunStorage):
     """A storage from which a later run can take completed lines.
 
+    Attributes:
+        image_folder: Where the images are that its records name by path; `None` if it has none. This package hands images
+            over whole, so only a storage that writes files of its own needs it.
+
     Source: promptflow `storage/_run_storage.py`, `AbstractBatchRunStorage`.
     """
+
+    image_folder: str | None = None
 
     @abstractmethod
     def load_node_run_info_for_line(self, line_number: int) -> Sequence[RunInfo]:

@@ -51,6 +51,7 @@ class PromptflowRunStorage(AbstractBatchRunStorage):
                 f"{self.path} is not a run folder of promptflow: expected a folder {LINES} in it, found {found}. Give the "
                 "run's folder, such as ~/.promptflow/.runs/<name>."
             )
+        self.image_folder = str(self.path)
         self._files = sorted(
             (int(match[1]), int(match[2]), file)
             for file in (self.path / LINES).iterdir()

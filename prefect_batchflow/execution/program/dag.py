@@ -264,7 +264,7 @@ class DagProgram(Program):
         if reference.section == "inputs":
             return [line["inputs"].get(reference.name) for line in lines]
         if reference.text in self._aggregated:
-            return [line["aggregation_inputs"].get(reference.text) for line in lines]
+            return [_of_line(reference, line["aggregation_inputs"]) for line in lines]
         return _look_up(reference, {}, values)
 
 
@@ -296,6 +296,14 @@ def _bypassed_record(name: str) -> NodeRecord:
 def _origin(output: FlowOutput) -> str:
     """The node to name if an output's stream raises."""
     return output.value.name if isinstance(output.value, Reference) else output.name
+
+
+def _of_line(reference: Reference, values: dict[str, Any]) -> Any:
+    """The value for a line; `None` if it has none. A line taken over from a storage has the whole outputs of its nodes."""
+    whole = f"${{{reference.name}.output}}"
+    if reference.text in values or whole not in values:
+        return values.get(reference.text)
+    return _look_up(reference, {}, {reference.name: values[whole]})
 
 
 def _look_up(
