@@ -17,11 +17,11 @@ from prefect import flow, runtime
 from prefect.client.schemas.objects import State
 from prefect.exceptions import ParameterTypeError
 from prefect.logging import get_run_logger
-from prefect.states import Cancelled, Completed, Failed
 from pydantic import ValidationError
 
 from prefect_batchflow.definition.document import environment_texts
 from prefect_batchflow.exceptions import BatchflowException, InvalidOptionError, UnexpectedError, told
+from prefect_batchflow.prefect_runtime import states
 from prefect_batchflow.prefect_runtime.flow_runs import current_flow_run, is_cancelled_in_prefect
 from prefect_batchflow.prefect_runtime.gone_server import give_up, let_go_of_server
 from prefect_batchflow.prefect_runtime.network import prepare_network
@@ -29,6 +29,7 @@ from prefect_batchflow.prefect_runtime.own_server import start_own_server
 from prefect_batchflow.prefect_runtime.reached_server import check_server
 from prefect_batchflow.results.models import BatchResult, summary_line
 from prefect_batchflow.results.records import Status
+from prefect_batchflow.results.texts import encodable, encodable_value
 from prefect_batchflow.run.batch_run import run_stages
 from prefect_batchflow.run.ending import server_is_gone
 from prefect_batchflow.run.handle import LiveRun, current_live_run, handed_over
@@ -46,7 +47,7 @@ LAST_STATE_SEC = 15.0
 def _flow_run_name() -> str:
     parameters = runtime.flow_run.parameters
     name = Path(str(parameters.get("flow") or "batch").rpartition(":")[2] or "batch").name
-    return f"{name}-{parameters.get('run_id') or runtime.flow_run.id}"
+    return encodable(f"{name}-{parameters.get('run_id') or runtime.flow_run.id}")
 
 
 def _with_parameters(function: F) -> F:
@@ -92,7 +93,7 @@ async def batch_run(*args: Any, **parameters: Any) -> State[Any]:
     """Run a flow over a dataset, line by line."""
     live = current_live_run()
     try:
-        request = request_of({**dict(zip(PARAMETERS, args, strict=False)), **parameters})
+        request = request_of({**dict(zip(PARAMETERS, args, strict=False)), **parameters, **live.parameters})
         if current_flow_run().deployment_id is not None:
             check_roots(request, os.environ.get(ROOTS_VARIABLE, ""))
         work = asyncio.ensure_future(run_stages(request, live))
@@ -102,21 +103,21 @@ async def batch_run(*args: Any, **parameters: Any) -> State[Any]:
         live.failure = exc
         get_run_logger().error("%s", exc)
         await server_is_gone(live)
-        return Failed(message=str(exc))
+        return states.failed(str(exc))
     except Exception as exc:  # noqa: BLE001 - the border of the run
         # Prefect failed, or this package has a bug. The log gets the traceback, the caller gets the cause.
         get_run_logger().exception("The batch run stopped on an unexpected error")
         live.failure = UnexpectedError(f"The batch run stopped on an unexpected error: ({type(exc).__name__}) {exc}")
         live.failure.__cause__ = exc
-        return Failed(message=str(live.failure))
+        return states.failed(str(live.failure))
     live.result = result
     message = summary_line(result)
     if result.status is Status.Canceled:
-        return Cancelled(message=f"{message}. {await _who_cancelled(live)}")
+        return states.cancelled(f"{message}. {await _who_cancelled(live)}")
     if result.status is Status.Failed:
         batch_error = result.error_summary.batch_error_dict or {}
-        return Failed(message=f"{message}. {batch_error.get('message', '')}")
-    return Completed(message=message, data=result)
+        return states.failed(f"{message}. {batch_error.get('message', '')}")
+    return states.completed(message, data=result)
 
 
 async def _who_cancelled(live: LiveRun) -> str | None:
@@ -148,6 +149,10 @@ def run_batch(parameters: Mapping[str, Any], live: LiveRun) -> BatchResult:
         BatchflowException: There is no result, because the flow, the mapping, the data, the storage or an option is wrong.
     """
     _check_parameters(parameters)
+    shown = {name: encodable_value(value) for name, value in parameters.items()}
+    live.parameters = {
+        name: value for name, value in parameters.items() if shown[name] is not value and shown[name] != value
+    }
     failure: BaseException | None = None
 
     def run() -> None:
@@ -156,7 +161,7 @@ def run_batch(parameters: Mapping[str, Any], live: LiveRun) -> BatchResult:
             prepare_network()
             start_own_server()
             with handed_over(live):
-                asyncio.run(_awaited(parameters, live))
+                asyncio.run(_awaited(shown, live))
         except BaseException as exc:  # noqa: BLE001 - raised in the caller's thread, unless `live` has the result
             failure = exc
 

@@ -13,13 +13,12 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from prefect import Task, task
-from prefect.client.schemas.objects import State, StateType
-from prefect.states import Cancelled, Completed, Failed
 
 from prefect_batchflow.exceptions import UnexpectedError, innermost_code
 from prefect_batchflow.execution.line_feed import STOP_GRACE_SEC
 from prefect_batchflow.granularity import TaskRunSizes
 from prefect_batchflow.line_runner import ChunkRun, LineRunner
+from prefect_batchflow.prefect_runtime import states
 from prefect_batchflow.prefect_runtime.logs import CHUNK_TASK, LINE_TASK
 from prefect_batchflow.prefect_runtime.task_runs import (
     KEEPS_NOTHING,
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable, Sequence
     from uuid import UUID
 
-    from prefect.client.schemas.objects import TaskRun
+    from prefect.client.schemas.objects import State, TaskRun
 
     from prefect_batchflow.exceptions import BatchflowException
     from prefect_batchflow.execution.executor import Executor, LineOutcome
@@ -225,7 +224,7 @@ def _line_task(runner: LineRunner, run_tag: str) -> Task[[Chunk], Any]:
             await runner.wait_turn(line)
         outcome = await runner.attempt(line, task_run.run_count)
         if outcome is None:
-            return Cancelled(message="The run was stopped before the line ended.")
+            return states.cancelled("The run was stopped before the line ended.")
         await runner.writer.keep([outcome])
         state = _state(outcome.receipt)
         state.data = in_memory_result({"retried": not runner.is_final(outcome.receipt)})
@@ -265,13 +264,9 @@ def _note_of(state: State[Any]) -> dict[str, bool] | None:
 def _state(receipt: Receipt) -> State[Any]:
     """The state of a line's task run, final or before a retry."""
     if receipt.error is None:
-        return Completed(message=f"Line {receipt.line_number} completed")
+        return states.completed(f"Line {receipt.line_number} completed")
     code = innermost_code(receipt.error)
-    return State(
-        type=StateType.FAILED,
-        name=_STATE_NAMES.get(code, "Failed"),
-        message=str(receipt.error.get("message", code))[:1000],
-    )
+    return states.failed(str(receipt.error.get("message", code))[:1000], name=_STATE_NAMES.get(code, "Failed"))
 
 
 def chunk_state(
@@ -287,13 +282,13 @@ def chunk_state(
     """
     message = f"{completed} of {lines} lines completed" + (f", {len(failures)} failed" if failures else "")
     if failure is not None:
-        return Failed(message=f"{message}; {failure}")
+        return states.failed(f"{message}; {failure}")
     named = ", ".join(_named(receipt) for receipt in sorted(failures, key=attrgetter("line_number"))[:NAMED_FAILURES])
     message += f": {named}" if named else ""
     message += f" and {more} more" if (more := len(failures) - NAMED_FAILURES) > 0 else ""
     if completed + len(failures) < lines:
-        return Cancelled(message=f"{message}; the others were stopped before they finished.")
-    return Completed(message=message, name="CompletedWithFailures" if failures else None)
+        return states.cancelled(f"{message}; the others were stopped before they finished.")
+    return states.completed(message, name="CompletedWithFailures" if failures else None)
 
 
 def _named(receipt: Receipt) -> str:

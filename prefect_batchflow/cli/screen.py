@@ -6,8 +6,9 @@ Rows, errors and names are printed as plain text, without markup and control cha
 from __future__ import annotations
 
 import json
+import shlex
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.padding import Padding
@@ -15,6 +16,10 @@ from rich.text import Text
 
 from prefect_batchflow.report.summary import one_line
 from prefect_batchflow.results.strict_json import strict
+from prefect_batchflow.results.texts import encodable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 STATUS_COLOURS = {
     "Completed": "green",
@@ -35,9 +40,21 @@ def console(*, error: bool = False) -> Console:
 
 
 def printable(text: object) -> str:
-    """The text with every character that is not printable as a space; line breaks stay."""
-    lines = str(text).splitlines()
+    """The text with every character that is not printable as a space, or as an escape if it cannot be encoded.
+
+    Line breaks stay.
+    """
+    lines = encodable(str(text)).splitlines()
     return "\n".join("".join(char if char.isprintable() else " " for char in line) for line in lines)
+
+
+def shell_line(words: Sequence[str]) -> str:
+    r"""A command line that a shell reads as these words. A word that UTF-8 cannot hold is `$'caf\xe9'`, for bash and zsh."""
+    return " ".join(shlex.quote(word) if encodable(word) == word else f"$'{_in_dollar_quotes(word)}'" for word in words)
+
+
+def _in_dollar_quotes(word: str) -> str:
+    return encodable(word.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n"))
 
 
 def print_error(message: object) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 from rich.text import Text
 
-from prefect_batchflow.cli.screen import console, indented, print_facts, printable
+from prefect_batchflow.cli.screen import console, indented, print_facts, printable, shell_line
 from prefect_batchflow.report.summary import one_line, value_text
 
 if TYPE_CHECKING:
@@ -54,10 +53,10 @@ def print_check(checked: FlowCheck) -> None:
     if checked.runs:
         out.print()
         out.print(Text("Run it"))
-        words = ["batchflow", "run", shlex.quote(checked.source), "--data", "ROWS.jsonl"]
+        words = ["batchflow", "run", shell_line([checked.source]), "--data", "ROWS.jsonl"]
         # An input with a default is read from the data only if it is mapped.
         words += [
-            shlex.join(["--map", f"{item.name}=${{data.{item.name}}}"]) for item in checked.inputs if not item.required
+            shell_line(["--map", f"{item.name}=${{data.{item.name}}}"]) for item in checked.inputs if not item.required
         ]
         words += [f"--init {item.name}=…" for item in checked.init if item.required]
         command = " ".join(words)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import TYPE_CHECKING, Any, Final
 
 from rich.text import Text
 
 from prefect_batchflow.cli.arguments import words_of
-from prefect_batchflow.cli.screen import STATUS_COLOURS, console, indented, print_facts, printable
+from prefect_batchflow.cli.screen import STATUS_COLOURS, console, indented, print_facts, printable, shell_line
 from prefect_batchflow.errors.groups import advice_for
 from prefect_batchflow.exceptions import InvalidUserData, innermost_code
 from prefect_batchflow.report.summary import one_line, seconds_text, value_text
@@ -146,7 +145,7 @@ def next_commands(run: StoredRun, storage_option: str = "") -> list[tuple[str, s
             *storage,
         ]
         commands.append(("To run the failed lines as a new run:", again))
-    return [(purpose, shlex.join(words)) for purpose, words in commands]
+    return [(purpose, shell_line(words)) for purpose, words in commands]
 
 
 def _node_connections(chosen: Mapping[str, Mapping[str, str]]) -> Iterator[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from prefect.logging import get_logger, get_run_logger
 
 from prefect_batchflow.errors.groups import shortened
+from prefect_batchflow.results.texts import encodable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,6 +30,21 @@ MOST_CHUNKS = 10
 """How many ended chunks the log tells about."""
 MOST_CHARS = 300
 """The length of such a record."""
+
+
+def _make_encodable(record: logging.LogRecord) -> bool:
+    """Replace characters that the server does not take. Prefect would lose all records that it sends together."""
+    text = record.getMessage()
+    if (clean := encodable(text)) != text:
+        record.msg, record.args = clean, ()
+    if record.exc_info and not record.exc_text:
+        # Handlers show this text instead of the traceback that they would make.
+        record.exc_text = encodable(logging.Formatter().formatException(record.exc_info))
+    return True
+
+
+for _logger in ("prefect.flow_runs", "prefect.task_runs"):
+    get_logger(_logger).addFilter(_make_encodable)
 
 
 class PrintedLog:

@@ -23,6 +23,7 @@ from prefect.exceptions import MissingContextError
 from prefect.logging import get_logger, get_run_logger
 
 from prefect_batchflow.report.summary import escaped
+from prefect_batchflow.results.texts import encodable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -49,7 +50,7 @@ async def write_summary(run_id: str, markdown: str) -> bool:
     """Write the summary of a run as a markdown artifact; returns whether it was written."""
     write = partial(
         acreate_markdown_artifact,
-        markdown,
+        encodable(markdown),
         key=artifact_key(run_id, "summary"),
         description=f"Summary of batch run {escaped(run_id, 100)}",
     )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from prefect_batchflow.errors.classes import class_of_error
 from prefect_batchflow.errors.groups import advice_for, shortened
 from prefect_batchflow.exceptions import innermost_code
+from prefect_batchflow.results.texts import encodable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -44,7 +45,7 @@ _USER_INFO = re.compile(r"(?<=://)[^/@\s]+@")
 
 def one_line(value: object, limit: int = 300) -> str:
     """A text as one line of at most `limit` characters. Characters that cannot be printed become spaces."""
-    text = str(value)[: 4 * limit]  # a value can have megabytes
+    text = encodable(str(value)[: 4 * limit])  # a value can have megabytes
     printable = "".join(char if char.isprintable() else " " for char in text)
     return shortened(" ".join(printable.split()), limit)
 

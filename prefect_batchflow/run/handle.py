@@ -50,6 +50,8 @@ class LiveRun:
     """Set where the flow's code runs; `None` takes those of the request."""
     connections: Mapping[str, Any] | None = None
     """Name to a connection, or to promptflow's dictionary of one; for the workers, or the executor of another language."""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    """Parameters that Prefect cannot hold, such as a path that is not UTF-8. Prefect gets escapes, to show, instead."""
     run_storage: AbstractRunStorage | None = None
     """Gets every line and node."""
     resume_storage: AbstractBatchRunStorage | None = None

@@ -10,6 +10,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import PydanticSerializationError
 
 from prefect_batchflow.exceptions import RunNotFoundError, StorageError
 from prefect_batchflow.settings import RunOptions  # noqa: TC001 - pydantic resolves it when the model is built
@@ -101,7 +102,7 @@ def fingerprint_files(files: Iterable[Path], base: Path) -> str:
     for path in sorted(files):
         name = str(path.relative_to(base)) if path.is_relative_to(base) else path.name
         content = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "absent"
-        digest.update(f"{name}\0{content}\n".encode())
+        digest.update(f"{name}\0{content}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:32]
 
 
@@ -154,7 +155,8 @@ async def read_model(
     if check is not None:
         check(content)
     try:
-        return model.model_validate_json(content)
+        # Not `model_validate_json`: it refuses the escapes that `json.dumps` writes for a path that is not UTF-8.
+        return model.model_validate(json.loads(content)) if b"\\ud" in content else model.model_validate_json(content)
     except ValidationError as exc:
         problems = [_problem(error) for error in exc.errors(include_url=False, include_context=False)]
         more = f" and {len(problems) - 3} more problems" if len(problems) > 3 else ""
@@ -233,5 +235,9 @@ async def write_manifest(files: RunFiles, keys: RunKeys, manifest: Manifest) -> 
     Raises:
         StorageError: The manifest cannot be written.
     """
+    try:
+        text = manifest.model_dump_json(indent=2)
+    except PydanticSerializationError:  # a path that is not UTF-8: the ASCII form of JSON has an escape for each byte
+        text = json.dumps(manifest.model_dump(mode="json"), indent=2)
     with storage_errors(files, "write", keys.manifest):
-        await files.write_path(keys.manifest, (manifest.model_dump_json(indent=2) + "\n").encode())
+        await files.write_path(keys.manifest, (text + "\n").encode())

@@ -33,3 +33,13 @@ def test_only_prefect_runtime_reaches_into_prefect() -> None:
         if name.startswith(INTERNAL)
     }
     assert reaches == set()
+
+
+def test_only_one_file_makes_states_with_messages() -> None:
+    """Texts of users are made fit for Prefect there."""
+    makers = {
+        str(path.relative_to(PACKAGE))
+        for path in PACKAGE.rglob("*.py")
+        if "prefect.states" in imported(path.read_text())
+    }
+    assert makers == {"prefect_runtime/flow_runs.py", "prefect_runtime/states.py"}

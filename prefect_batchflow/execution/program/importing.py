@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import zlib
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 def import_file(file: Path, whose: str) -> ModuleType:
     """Import a file under a unique name in `sys.modules`, so that dataclasses and pickle find it."""
     stem = "".join(character if character.isalnum() else "_" for character in file.stem)
-    name = f"batchflow_{stem}_{zlib.crc32(str(file).encode()):08x}"
+    name = f"batchflow_{stem}_{zlib.crc32(os.fsencode(file)):08x}"
     spec = spec_from_file_location(name, file)
     if spec is None or spec.loader is None or not file.is_file():
         raise PythonLoadError(f"The source of {whose} does not exist: {file}.")
