@@ -16,7 +16,8 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from prefect_batchflow.execution.workers import wire
-from prefect_batchflow.execution.workers.replies import Printed, PrintedOutput, Writer, aggregate_reply, line_reply
+from prefect_batchflow.execution.workers.replies import Writer, aggregate_reply, line_reply
+from prefect_batchflow.execution.workers.streams import Printed, PrintedOutput, keep_apart
 from prefect_batchflow.tools.context import travelling
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class AsyncHost:
 
     async def run(self) -> None:
         """Run lines until the engine closes the pipe, then exit the process."""
+        keep_apart()
         loop = asyncio.get_running_loop()
         loop.set_default_executor(self._threads)
         loop.add_reader(self._fd, self._on_readable)

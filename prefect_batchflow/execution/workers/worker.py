@@ -27,16 +27,17 @@ from prefect_batchflow.exceptions import BatchflowException, UnexpectedError, er
 from prefect_batchflow.execution.program.environment import resolved
 from prefect_batchflow.execution.program.loader import load_program
 from prefect_batchflow.execution.scrubbing import Scrubber
-from prefect_batchflow.execution.workers import threads, wire
+from prefect_batchflow.execution.workers import streams, threads, wire
 from prefect_batchflow.execution.workers.memory import be_killed_first
-from prefect_batchflow.execution.workers.replies import PrintedOutput, Writer, aggregate_reply, line_reply
+from prefect_batchflow.execution.workers.replies import Writer, aggregate_reply, line_reply
+from prefect_batchflow.execution.workers.streams import PrintedOutput
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
 
     from prefect_batchflow.execution.program.program import Program
     from prefect_batchflow.execution.workers.async_host import AsyncHost
-    from prefect_batchflow.execution.workers.replies import Printed
+    from prefect_batchflow.execution.workers.streams import Printed
     from prefect_batchflow.results.records import LineRun
 
 
@@ -142,8 +143,7 @@ def main(permits: int) -> None:
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.dup2(2, 1)
-    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - open as long as the process lives
-    sys.stdout = sys.stderr = PrintedOutput(2)
+    streams.install()
     faulthandler.enable(file=2)
     threads.install()
     frames, write = _Frames(fd_in), Writer(fd_out)

@@ -15,7 +15,7 @@ from pools import flow_of, is_alive
 from waiting import wait_until
 
 from prefect_batchflow.execution.workers import wire
-from prefect_batchflow.execution.workers.replies import LOG_LIMIT
+from prefect_batchflow.execution.workers.streams import LOG_LIMIT
 from prefect_batchflow.results.records import Receipt
 
 if TYPE_CHECKING:
