@@ -6,6 +6,7 @@ The public names load on first use: `from prefect_batchflow import tool` in a fl
 from __future__ import annotations
 
 from importlib import import_module
+from sys import modules
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -75,11 +76,19 @@ def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if home in {*_WITH_PREFECT, "results.models"} and f"{__name__}.{home}" not in modules:
+        # A worker that imports the caller's script needs neither Prefect nor pydantic.
+        importing = modules.get(f"{__name__}.execution.program.importing")
+        if importing is not None and importing.is_loading():
+            return importing.later(lambda: _load(name, home), name)
+    value = globals()[name] = _load(name, home)
+    return value
+
+
+def _load(name: str, home: str) -> Any:
     if home in _WITH_PREFECT:
         import_module(f"{__name__}.prefect_runtime.network").prepare_network()
-    value = getattr(import_module(f"{__name__}.{home}"), name)
-    globals()[name] = value
-    return value
+    return getattr(import_module(f"{__name__}.{home}"), name)
 
 
 def __dir__() -> list[str]:

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from prefect_batchflow.definition.document import environment_texts
 from prefect_batchflow.exceptions import BatchflowException, InvalidOptionError, UnexpectedError, told
+from prefect_batchflow.execution.program.importing import refuse_run_while_loading
 from prefect_batchflow.prefect_runtime import states
 from prefect_batchflow.prefect_runtime.flow_runs import current_flow_run, is_cancelled_in_prefect
 from prefect_batchflow.prefect_runtime.gone_server import give_up, let_go_of_server
@@ -148,6 +149,7 @@ def run_batch(parameters: Mapping[str, Any], live: LiveRun) -> BatchResult:
     Raises:
         BatchflowException: There is no result, because the flow, the mapping, the data, the storage or an option is wrong.
     """
+    refuse_run_while_loading()
     _check_parameters(parameters)
     shown = {name: encodable_value(value) for name, value in parameters.items()}
     live.parameters = {

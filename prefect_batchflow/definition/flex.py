@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import re
+import subprocess
 import sys
 import sysconfig
 from dataclasses import replace
 from importlib.machinery import PathFinder
 from pathlib import Path
-from types import MethodType
+from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
+from prefect_batchflow.definition.code_parts import parts_of
 from prefect_batchflow.definition.document import (
     DISPLAY_KEYS,
     Problems,
@@ -25,11 +28,14 @@ from prefect_batchflow.definition.document import (
 )
 from prefect_batchflow.definition.flow import Entry, Flow
 from prefect_batchflow.definition.includes import is_there, read_includes
+from prefect_batchflow.definition.sending import MAIN, MainModule, culprit, pickled
 from prefect_batchflow.definition.service import with_service
 from prefect_batchflow.exceptions import FlowDefinitionError, InvalidFlexFlowEntry, PythonLoadError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    from prefect_batchflow.definition.code_parts import CodeParts
 
 FLOW_KEYS = DISPLAY_KEYS | {
     "entry", "inputs", "outputs", "init", "sample", "language", "message_format", "environment_variables",
@@ -106,13 +112,17 @@ def flow_of_object(target: Any, working_dir: Path | None) -> Flow:
     if _is_importable(target, file):
         entry = Entry(target.__module__, target.__qualname__, file=file)
         return Flow(name, folder, entry, source=f"{entry.module}:{entry.attribute}")
-    entry = Entry("", name, pickled=_pickled(target, module, file), file=file)
-    return Flow(name, folder, entry)
+    return Flow(name, folder, _sent(target, name, module, file))
 
 
 def find_module_file(module: str, folders: Iterable[str]) -> Path | None:
     """The file that a module would be imported from, found without importing anything; `None` if there is none."""
     importlib.invalidate_caches()
+    return search_module(module, folders)
+
+
+def search_module(module: str, folders: Iterable[str]) -> Path | None:
+    """The same, for many modules: it does not look for files that were written a moment ago."""
     spec, search = None, list(folders)
     for part in module.split("."):
         # Only the last part of the name: with the full name, the finder wants the parent imported.
@@ -168,7 +178,7 @@ def _definition_of(target: Any) -> Any:
 def _is_importable(target: Any, file: Path | None) -> bool:
     """Whether a worker can import the same object by module and name."""
     module_name, name = getattr(target, "__module__", None), getattr(target, "__qualname__", None)
-    if not module_name or not name or module_name == "__main__" or file is None:
+    if not module_name or not name or module_name == MAIN or file is None:
         return False
     found: Any = sys.modules.get(module_name)
     for part in name.split("."):
@@ -178,28 +188,93 @@ def _is_importable(target: Any, file: Path | None) -> bool:
 
 def _is_found_again(module: str, file: Path) -> bool:
     found = find_module_file(module, sys.path)
-    return found is not None and found.samefile(file)
+    if found is None:
+        # Perhaps a hook imports it, such as that of a package installed in editable mode. A new interpreter tells.
+        found = _file_in_new_process(module)
+    return found is not None and (found == file or (found.exists() and file.exists() and found.samefile(file)))
 
 
-def _pickled(target: Any, module_name: str | None, file: Path | None) -> bytes:
-    import cloudpickle
+@functools.cache
+def _file_in_new_process(module: str) -> Path | None:
+    ask = (
+        "import importlib.util, sys\n"
+        "try: spec = importlib.util.find_spec(sys.argv[1])\n"
+        "except Exception: spec = None\n"
+        "print(spec.origin if spec and spec.has_location else '')"
+    )
+    command = [sys.executable, "-P", "-c", ask, module]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        asked = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)  # noqa: S603 - this Python
+        answer = asked.stdout.splitlines()
+        return Path(answer[-1]).resolve() if answer and answer[-1] else None
+    return None
 
-    # By default, cloudpickle sends only the name of a module's object, even if a worker cannot import the module.
+
+def _sent(target: Any, name: str, module_name: str | None, file: Path | None) -> Entry:
+    """The entry of a callable that no worker can import by its name."""
     module = sys.modules.get(module_name or "")
-    by_value = module_name != "__main__" and module is not None and file is not None
-    by_value = by_value and not _is_found_again(str(module_name), file)  # type: ignore[arg-type]
+    is_of_main = module_name == MAIN
+    is_by_value = (
+        not is_of_main and module is not None and file is not None and not _is_found_again(str(module_name), file)
+    )
+    main = MainModule.of_caller()
+    is_named = main is not None and main.has(target)
+    parts = parts_of(target, MAIN if is_of_main or not is_by_value else str(module_name))
     try:
-        if by_value:
-            cloudpickle.register_pickle_by_value(module)
-        return bytes(cloudpickle.dumps(target))
+        sent = None if is_named else pickled(target, main, module if is_by_value else None)
+        # An object of another module can have parts of the script in it.
+        needs_script = main is not None and (is_named or MAIN.encode() in (sent or b""))
+        return Entry(
+            MAIN if is_named else "",
+            target.__qualname__ if is_named else name,
+            pickled=sent,
+            file=file,
+            script=main.script(parts) if main is not None and needs_script else None,
+            code_parts=parts.digests,
+            modules=tuple(sorted(parts.modules)),
+            is_of_main=is_of_main,
+        )
     except Exception as exc:  # the object's own pickling can raise anything
+        what = _what_stays(target, parts, main)
+        if is_of_main and main is None and file is not None and file.exists():
+            cure = (
+                f'Start the run below `if __name__ == "__main__":` in {file}. Then each worker runs the script up to there, '
+                "and makes such objects itself."
+            )
+        elif is_of_main:
+            cure = (
+                f"Save the code as a file and give its path and name, such as 'my_flow.py:{name}'. Then each worker makes "
+                "such objects itself. Or make them in the function."
+            )
+        else:
+            cure = "Give a function or class of a module, such as 'module:name'."
         raise FlowDefinitionError(
-            f"{target!r} cannot be sent to a worker process: ({type(exc).__name__}) {exc}. Give a function or class of a "
-            "module, such as 'module:name'. If it needs objects, let a class build them from `init_kwargs`."
+            f"{target!r} cannot be sent to a worker process: {what}({type(exc).__name__}) {exc}. {cure} If it needs objects, "
+            "let a class build them from `init_kwargs`."
         ) from exc
-    finally:
-        if by_value:
-            cloudpickle.unregister_pickle_by_value(module)
+
+
+def _what_stays(target: Any, parts: CodeParts, main: MainModule | None) -> str:
+    """Name the global, or the part of the object, that cannot be pickled."""
+    for name, value in parts.globals.items():
+        try:
+            pickled(value, main)
+        except Exception:  # noqa: BLE001 - this is the one
+            if isinstance(value, type | FunctionType):
+                continue
+            return f"{parts.users[name]} uses {culprit(value, main, f'the global {name!r}')}. "
+    cells = (
+        zip(target.__code__.co_freevars, target.__closure__ or (), strict=True)
+        if isinstance(target, FunctionType)
+        else ()
+    )
+    for name, cell in cells:
+        with contextlib.suppress(ValueError):
+            try:
+                pickled(cell.cell_contents, main)
+            except Exception:  # noqa: BLE001 - this is the one
+                return f"it uses {culprit(cell.cell_contents, main, f'the variable {name!r}')}. "
+    return "" if isinstance(target, type | FunctionType) else f"{culprit(target, main, 'the object')} cannot. "
 
 
 def _import_folder(module: str | None, file: Path | None) -> Path:
@@ -207,7 +282,7 @@ def _import_folder(module: str | None, file: Path | None) -> Path:
     if module is None or file is None:
         return Path.cwd()
     levels = module.count(".") + (file.name == "__init__.py")
-    folder = file.parents[levels] if module != "__main__" and levels < len(file.parents) else file.parent
+    folder = file.parents[levels] if module != MAIN and levels < len(file.parents) else file.parent
     paths = sysconfig.get_paths()
     installed = any(folder.is_relative_to(paths[key]) for key in ("stdlib", "platlib", "purelib"))
     return Path.cwd() if installed else folder

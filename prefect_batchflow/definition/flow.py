@@ -5,29 +5,22 @@ Frozen dataclasses without third-party imports, because worker processes load th
 
 from __future__ import annotations
 
-import os
-import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    import os
+    from collections.abc import Mapping
 
 SOURCE_SUFFIXES: Final = frozenset({".py", ".jinja2", ".prompty", ".yaml", ".yml"})
-"""Files in a flow folder that can change what the flow does."""
-OTHER_SOURCE_SUFFIXES: Final = SOURCE_SUFFIXES | frozenset(
-    {".cjs", ".cs", ".csproj", ".dll", ".go", ".jar", ".java", ".js", ".kt", ".mjs", ".php", ".rb", ".rs", ".sh", ".ts"}
-)
-"""The same for a flow in another language."""
+"""Files in a flow folder that a flow consists of."""
 MESSAGE_FORMATS: Final = ("basic", "openai-vision")
 """How a flow can write images in its data and outputs; the first is the default."""
 PYTHON: Final = "python"
 """The language that this package runs itself."""
 TEMPLATE_PACKAGES: Final = ("jinja2",)
 MODEL_PACKAGES: Final = ("openai", "jinja2")
-SOURCE_FILE_LIMIT: Final = 10_000
-"""How many files of a flow folder count for its fingerprint, at most."""
 
 
 class _NoDefault:
@@ -192,11 +185,29 @@ class Dag:
 
 
 @dataclass(frozen=True, slots=True)
+class Script:
+    """The caller's main module, which a worker runs again: under another name, so that it does not start the run again."""
+
+    file: Path
+    source: bytes
+    """Its text as it runs, so that all workers have the same, also on machines without the file."""
+    module: str
+    """Its name for `python -m`; empty for `python file.py`."""
+    argv: tuple[str, ...]
+    folder: str
+    """The caller's current directory."""
+    values: bytes
+    """Pickled: the globals that the flow refers to and that running the script again may not give."""
+    absent: Mapping[str, str]
+    """Globals made below `if __name__ == "__main__":` that cannot be sent, each with the reason."""
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
     """The program of a flex flow: one callable, or one class that each worker builds once."""
 
     module: str
-    """An importable name or the absolute path of a `.py` file; empty if `pickled` has the object."""
+    """An importable name, the absolute path of a `.py` file, or `__main__` for `script`; empty if `pickled` has the object."""
     attribute: str
     """The callable's name in the module; dotted if it is nested."""
     pickled: bytes | None = None
@@ -205,6 +216,14 @@ class Entry:
     """The source file, found without importing it; `None` if there is none."""
     sample_init: Mapping[str, Any] = field(default_factory=dict)
     """The yaml's `sample.init`: arguments for a class entry if the run gives none."""
+    script: Script | None = None
+    """The main module, if it has the callable or what the callable refers to."""
+    code_parts: Mapping[str, str] = field(default_factory=dict)
+    """For an object that is sent, the parts of its code to their digests, such as `function f`; for fingerprints."""
+    modules: tuple[str, ...] = ()
+    """Modules that this code uses."""
+    is_of_main: bool = False
+    """Whether the main module has it. Then `code_parts` count, and not the file, whose other lines start the run."""
 
     kind: ClassVar[str] = "flex flow"
     loads_images: ClassVar[bool] = False
@@ -313,23 +332,6 @@ class Flow:
         """The kind of flow, for people."""
         return self.program.kind if self.is_python else f"flow in {self.language}"
 
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """The files that make up this flow, for fingerprints; absolute, sorted.
-
-        For a flow with a yaml, all sources and templates below the working directory count too, because nodes import
-        helpers. Hidden folders, caches and virtual environments are left out, and at most 10,000 files count, the nearest
-        first. A flow in another language has other suffixes, and the files in its command count too.
-        """
-        found = {file.resolve() for file in self.program.sources(self.working_dir)}
-        if self.definition_file is not None:
-            suffixes = SOURCE_SUFFIXES if self.service is None else OTHER_SOURCE_SUFFIXES
-            found |= {self.definition_file.resolve(), *_source_files(self.working_dir, suffixes)}
-        if self.service is not None:
-            arguments = (self.working_dir / argument for argument in self.service.command if argument)
-            found.update(file.resolve() for file in arguments if file.is_file())
-        return tuple(sorted(found))
-
     def described(self, description: FlowDescription) -> Flow:
         """This flow with the inputs that a worker found on import."""
         return replace(self, inputs=description.inputs)
@@ -344,28 +346,6 @@ class FlowDescription:
     is_async: bool
     """True: many lines at once on one event loop. False: one line at a time per process."""
     has_aggregation: bool
-
-
-def _source_files(folder: Path, suffixes: frozenset[str]) -> Iterator[Path]:
-    """Sources and templates below a folder, nearest first, in the same order on every file system."""
-    left = SOURCE_FILE_LIMIT
-    folders = [folder]
-    for current in folders:
-        entries = sorted(os.scandir(current), key=lambda entry: entry.name) if current.is_dir() else []
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                if not left_out(entry):
-                    folders.append(current / entry.name)
-            elif Path(entry.name).suffix in suffixes:
-                if left == 0:
-                    warnings.warn(
-                        f"{folder} has more than {SOURCE_FILE_LIMIT:,} source files. Files deeper than {current} do not "
-                        "count for the flow's fingerprint: a resume does not notice when they change.",
-                        stacklevel=3,
-                    )
-                    return
-                left -= 1
-                yield current / entry.name
 
 
 def left_out(folder: os.DirEntry[str]) -> bool:

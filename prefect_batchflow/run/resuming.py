@@ -9,40 +9,44 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from glob import glob
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from prefect_batchflow.definition.variants import parse_variant
 from prefect_batchflow.exceptions import InvalidOptionError, RunChangedError
 from prefect_batchflow.images.forms import form_of
-from prefect_batchflow.inputs.places import locate
+from prefect_batchflow.inputs.places import is_local_path, locate
 from prefect_batchflow.prefect_runtime.flow_runs import end_abandoned
 from prefect_batchflow.settings import PARAMETERS
 from prefect_batchflow.storage.control import supersede
-from prefect_batchflow.storage.keys import RunKeys
+from prefect_batchflow.storage.flow_print import flow_print
+from prefect_batchflow.storage.keys import IMAGES, RunKeys
 from prefect_batchflow.storage.manifest import (
     Manifest,
     Session,
     changes,
     fingerprint,
-    fingerprint_files,
     read_manifest,
     require_manifest,
     versions,
     write_manifest,
 )
+from prefect_batchflow.storage.outputs import OUTPUT_FILES
 from prefect_batchflow.storage.records import RunRecords
 from prefect_batchflow.storage.taken_images import TakenImages
 from prefect_batchflow.storage.takeover import take_over_run, take_over_storage
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
     from prefect_batchflow.run.preparation import Prepared
     from prefect_batchflow.run.state import RunState
+    from prefect_batchflow.storage.flow_print import FlowPrint
     from prefect_batchflow.storage.index import RecordIndex
 
-FLOW_PARTS = frozenset({"flow", "init", "variant", "node_connections", "environment"})
+FLOW_PARTS = frozenset({"flow", "packages", "init", "variant", "node_connections", "environment"})
 """The fingerprints that must be equal before lines of another run are taken over."""
 
 
@@ -66,6 +70,7 @@ class Resuming:
         self._state = state
         self._prepared = prepared
         self._request, self._keys, self._files = state.request, state.keys, prepared.files
+        self._flow: FlowPrint | None = None
 
     async def check_before_writing(self) -> None:
         """Refuse now what would otherwise fail after the storage was written, or after the lines were paid for."""
@@ -75,7 +80,7 @@ class Resuming:
         takes_over = bool(resume_from) or chooses_in_storage
         if takes_over and await read_manifest(self._files, self._keys) is None:
             if resume_from:
-                self._refuse_other_flow(await require_manifest(self._files, RunKeys(resume_from)))
+                await self._refuse_other_flow(await require_manifest(self._files, RunKeys(resume_from)))
             if chooses_in_storage:
                 raise InvalidOptionError(
                     f"rerun={','.join(rerun)!r} selects lines that failed in a run of this package. "
@@ -97,8 +102,9 @@ class Resuming:
         """
         state = self._state
         before = await read_manifest(self._files, self._keys)
-        prints = self._fingerprints()
-        changed = changes(before.fingerprints, prints) if before else []
+        flow = await self._flow_print()
+        prints = self._fingerprints(flow)
+        changed = _changes(before, prints, flow) if before else []
         if changed and state.options.on_change == "refuse":
             raise RunChangedError(
                 f"The run {self._request.run_id!r} has changed since it began: {', '.join(changed)}. Give another run id, or "
@@ -131,7 +137,7 @@ class Resuming:
         since = before.records_since if before else 0
         if changed and state.options.on_change == "rerun":
             since = session
-        await write_manifest(self._files, self._keys, self._manifest(prints, sessions, since))
+        await write_manifest(self._files, self._keys, self._manifest(prints, flow, sessions, since))
         if before is not None:
             # Even if its last start ran here: a start before that can have left tasks on a cluster when it was killed.
             await supersede(self._files, self._keys, session)
@@ -185,10 +191,11 @@ class Resuming:
                 )
             state.logger.info("%d completed lines taken over from %s", taken, type(storage).__name__)
 
-    def _refuse_other_flow(self, other: Manifest) -> None:
+    async def _refuse_other_flow(self, other: Manifest) -> None:
         """Refuse lines of another flow. Other data or another mapping show in the inputs of each line."""
-        both = (other.fingerprints, self._fingerprints())
-        changed = changes(*({part: prints[part] for part in FLOW_PARTS & prints.keys()} for prints in both))
+        flow = await self._flow_print()
+        now = self._fingerprints(flow)
+        changed = _changes(other, {part: now[part] for part in FLOW_PARTS & now.keys()}, flow, FLOW_PARTS)
         if changed and self._state.options.on_change == "refuse":
             raise RunChangedError(
                 f"Cannot take over lines of run {other.run_id!r}: {', '.join(changed)} since then. Run without resume_from, or "
@@ -198,13 +205,35 @@ class Resuming:
         for change in changed:
             self._state.note(f"{change} since run {other.run_id}, and its lines are taken over anyway")
 
-    def _fingerprints(self) -> dict[str, str]:
+    async def _flow_print(self) -> FlowPrint:
+        """What the flow consists of now; read once for each start."""
+        if self._flow is None:
+            texts = [text for value in self._state.init_kwargs.values() for text in _texts(value)]
+            self._flow = await asyncio.to_thread(
+                flow_print, self._prepared.flow, names=texts, leave_out=self._read_or_written()
+            )
+        return self._flow
+
+    def _read_or_written(self) -> set[Path]:
+        """The files and folders of this machine that are the run's data, outputs and records."""
+        prepared, request = self._prepared, self._request
+        own_folder = f"{request.storage.rstrip('/')}/{request.run_id}"
+        urls = [*(locate(url) for url in request.sources.values()), request.storage, own_folder]
+        paths = [path for url in urls if is_local_path(path := url.removeprefix("file://"))]
+        places = {Path(found) for path in paths for found in [path, *glob(path, recursive=True)]}  # noqa: PTH207 - absolute
+        if (folder := prepared.output_dir) is not None:
+            places |= {folder, *(folder / name for name in (*OUTPUT_FILES, IMAGES))}
+        # A flow with includes runs in a copy, which has them as well.
+        own, copy = prepared.loaded_flow.working_dir, prepared.flow.working_dir
+        return places | {copy / place.relative_to(own) for place in places if place.is_relative_to(own)}
+
+    def _fingerprints(self, flow: FlowPrint) -> dict[str, str]:
         state, prepared, request = self._state, self._prepared, self._request
         environment = dict(state.environment_variables)
         return {
             **{f"data:{source.name}": source.sha256[:32] for source in prepared.inventory.sources},
             "inputs_mapping": fingerprint(request.inputs_mapping),
-            "flow": fingerprint_files(prepared.flow.files, prepared.flow.working_dir),
+            **flow.fingerprints,
             "init": fingerprint(dict(state.init_kwargs)),
             **({"variant": fingerprint(parse_variant(request.variant))} if request.variant else {}),
             **({"node_connections": fingerprint(chosen)} if (chosen := request.node_connections) else {}),
@@ -216,7 +245,9 @@ class Resuming:
             },
         }
 
-    def _manifest(self, prints: dict[str, str], sessions: list[Session], records_since: int) -> Manifest:
+    def _manifest(
+        self, prints: dict[str, str], flow: FlowPrint, sessions: list[Session], records_since: int
+    ) -> Manifest:
         state, prepared, request = self._state, self._prepared, self._request
         return Manifest(
             run_id=request.run_id,
@@ -236,9 +267,32 @@ class Resuming:
             output_dir=str(prepared.output_dir) if prepared.output_dir else None,
             total_lines=prepared.inventory.total_lines,
             fingerprints=prints,
+            flow_parts=flow.named_parts,
+            packages=dict(flow.packages),
             sessions=sessions,
             records_since=records_since,
         )
+
+
+def _changes(before: Manifest, now: dict[str, str], flow: FlowPrint, parts: frozenset[str] | None = None) -> list[str]:
+    """Describe what differs from an earlier start, or from another run. A run of an older version has no packages."""
+    known = {part: value for part, value in before.fingerprints.items() if parts is None or part in parts}
+    known.setdefault("packages", now["packages"])
+    return changes(known, now, flow.details(before))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The texts in a value, which can be names of files."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Path):
+        yield str(value)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
 
 
 def _try_to_write(folder: Path) -> None:

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import PydanticSerializationError
 
+from prefect_batchflow.definition.code_parts import digest_of
 from prefect_batchflow.exceptions import RunNotFoundError, StorageError
 from prefect_batchflow.settings import RunOptions  # noqa: TC001 - pydantic resolves it when the model is built
 from prefect_batchflow.storage.files import ANOTHER_STORAGE, storage_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
-    from pathlib import Path
+    from collections.abc import Callable, Mapping
 
     from pydantic_core import ErrorDetails
 
@@ -80,6 +80,10 @@ class Manifest(BaseModel):
     total_lines: int
     fingerprints: dict[str, str]
     """Compared on resume. Part to hash: `data:data`, `data:run.outputs`, `inputs_mapping`, `flow`, `init`, …"""
+    flow_parts: dict[str, str] = {}
+    """The files of the flow and the parts of its code, each to a short hash, so that a resume can name them."""
+    packages: dict[str, str] = {}
+    """The installed packages that the flow imports, and their versions."""
     sessions: list[Session]
     records_since: int = 0
     """The first session whose records count; `on_change="rerun"` sets it to the new session."""
@@ -91,26 +95,17 @@ class Manifest(BaseModel):
 
 
 def fingerprint(value: Any) -> str:
-    """A short hash of a JSON value. Other objects count by their type only, because a repr can contain an address."""
-    text = json.dumps(value, sort_keys=True, default=lambda item: f"{type(item).__module__}.{type(item).__qualname__}")
+    """A short hash of a JSON value, and of objects in it by their state, or by their type if they have locks and the like."""
+    text = json.dumps(value, sort_keys=True, default=lambda item: {type(item).__qualname__: digest_of(item)})
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def fingerprint_files(files: Iterable[Path], base: Path) -> str:
-    """A short hash of files: their paths below `base` and their content."""
-    digest = hashlib.sha256()
-    for path in sorted(files):
-        name = str(path.relative_to(base)) if path.is_relative_to(base) else path.name
-        content = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "absent"
-        digest.update(f"{name}\0{content}\n".encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()[:32]
-
-
-def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """Describe the fingerprints that differ."""
+def changes(before: Mapping[str, str], now: Mapping[str, str], details: Mapping[str, str] | None = None) -> list[str]:
+    """Describe the fingerprints that differ. `details` has better words for some of them."""
     words = {
         "inputs_mapping": "the inputs_mapping",
         "flow": "the flow's files",
+        "packages": "the installed packages",
         "init": "the init arguments",
         "variant": "the variant",
         "node_connections": "the choice of connections for nodes",
@@ -119,13 +114,19 @@ def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
         "inputs_with_default": "the choice of inputs_with_default",
     }
     changed = []
-    for part in sorted(before.keys() | now.keys()):
-        if before.get(part) == now.get(part):
-            continue
+    for part, how in differences(before, now):
         name = words.get(part) or f"the data of source {part.removeprefix('data:')!r}"
-        how = "is new" if part not in before else "is gone" if part not in now else "changed"
-        changed.append(f"{name} {how}")
+        changed.append((details or {}).get(part) or f"{name} {how}")
     return changed
+
+
+def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[tuple[str, str]]:
+    """The names whose values differ, each with the words for it."""
+    return [
+        (name, "is new" if name not in before else "is gone" if name not in now else "changed")
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
 
 
 def versions() -> dict[str, str]:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 OUTPUT_FILE = "output.jsonl"
 """promptflow's name for the outputs in an output folder."""
+OUTPUT_FILES = (OUTPUT_FILE, "failed.jsonl", "batch_result.json")
+"""What an output folder gets, besides images."""
 
 
 def output_row(record: LineRecord) -> dict[str, Any]:
@@ -116,7 +118,7 @@ async def write_outputs(
             with storage_errors(files, "write", key, RECORDS_ARE_KEPT):
                 await files.put_file(key, source)
         if output_dir is not None:
-            for name, source in ((OUTPUT_FILE, outputs), ("failed.jsonl", failed), ("batch_result.json", summary)):
+            for name, source in zip(OUTPUT_FILES, (outputs, failed, summary), strict=True):
                 await asyncio.to_thread(write_beside, output_dir, name, partial(shutil.copyfile, source))
     notes = [rows.note(), failed_rows.note()]
     if metrics := broken_numbers(result.metrics or {}):

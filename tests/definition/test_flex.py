@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import threading
+from contextvars import ContextVar
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ import pytest
 
 from prefect_batchflow.definition.flex import find_module_file
 from prefect_batchflow.definition.flow import Entry, Flow, FlowInput, Service
+from prefect_batchflow.definition.flow_files import files_of
 from prefect_batchflow.definition.load import load_flow
 from prefect_batchflow.exceptions import (
     FlowDefinitionError,
@@ -243,7 +245,7 @@ class TestObjects:
         assert entry_of(flow) == Entry(__name__, target.__qualname__, file=HERE)
         assert (flow.name, flow.working_dir) == (target.__qualname__, HERE.parent)
         assert flow.source == f"{__name__}:{target.__qualname__}"
-        assert flow.files == (HERE,)
+        assert files_of(flow).files == (HERE,)
 
     @pytest.mark.parametrize(
         ("target", "name", "argument", "result"),
@@ -267,11 +269,11 @@ class TestObjects:
     def test_a_nested_function_keeps_its_file_for_the_fingerprint(self) -> None:
         def nested() -> None: ...
 
-        assert load_flow(nested).files == (HERE,)
+        assert files_of(load_flow(nested)).files == (HERE,)
 
     def test_the_interpreters_own_run_in_the_current_directory(self) -> None:
         assert load_flow(json.loads).working_dir == Path.cwd()
-        assert load_flow(len).files == ()
+        assert files_of(load_flow(len)).files == ()
 
     def test_the_working_directory_may_be_said(self, tmp_path: Path) -> None:
         assert load_flow(plain, tmp_path).working_dir == tmp_path
@@ -308,17 +310,20 @@ class TestObjects:
         (tmp_path / "script.py").write_text(
             "import sys\n"
             "from prefect_batchflow.definition.load import load_flow\n"
+            "from prefect_batchflow.definition.flow_files import files_of\n"
             "def double(n): return 2 * n\n"
             "def run(n): return double(n)\n"
             "flow = load_flow(run)\n"
-            "print(flow.name, flow.working_dir, *flow.files, flow.program.pickled.hex(), sep='\\n')\n"
+            "print(flow.name, flow.working_dir, flow.program.pickled.hex(), *files_of(flow).files, sep='\\n')\n"
+            "print(*flow.program.code_parts, sep=', ')\n"
         )
         script = [sys.executable, str(tmp_path / "script.py")]
 
         printed = subprocess.run(script, capture_output=True, text=True, check=True, timeout=60).stdout
 
-        name, working_dir, file, pickled = printed.split()
-        assert (name, working_dir, file) == ("run", str(tmp_path), str(tmp_path / "script.py"))
+        # Its other lines, such as the options of the run, are not part of the flow.
+        name, working_dir, pickled, code = printed.splitlines()
+        assert (name, working_dir, code) == ("run", str(tmp_path), "the callable, function run, function double")
         assert unpickled(Entry("", "run", bytes.fromhex(pickled)))(4) == 8
 
     @pytest.mark.parametrize("target", [NoCall, NoCall(), 3.5, ["path"]])
@@ -329,9 +334,34 @@ class TestObjects:
     def test_an_object_that_cannot_be_pickled_is_refused_with_a_way_out(self) -> None:
         class Holder:
             def __init__(self) -> None:
-                self.lock = threading.Lock()
+                self.client = {"rows": iter(range(3)), "open": (number for number in range(3))}
 
             def __call__(self) -> None: ...
 
-        with pytest.raises(FlowDefinitionError, match=r"cannot be sent to a worker process: .*'module:name'"):
+        said = r"cannot be sent to a worker process: the value of 'open' of the attribute 'client' "
+        said += r"of the object .*generator.*'module:name'"
+        with pytest.raises(FlowDefinitionError, match=said):
             load_flow(Holder())
+
+    def test_locks_and_the_like_are_made_anew_where_the_object_is_rebuilt(self) -> None:
+        count = ContextVar("count", default=3)
+
+        class Holder:
+            def __init__(self) -> None:
+                self.lock, self.again, self.local, self.event = (
+                    threading.Lock(), threading.RLock(), threading.local(), threading.Event()
+                )  # fmt: skip
+
+            def __call__(self, n: int) -> int:
+                with self.lock, self.again:
+                    return n + count.get() + cached(n)
+
+        @functools.lru_cache(maxsize=5)
+        def cached(n: int) -> int:
+            return 10 * n
+
+        holder = Holder()
+        with holder.lock:
+            rebuilt = unpickled(entry_of(load_flow(holder)))
+
+        assert rebuilt(4) == 47

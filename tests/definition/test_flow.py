@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from prefect_batchflow.definition import flow as flow_module
+from prefect_batchflow.definition import flow_files
 from prefect_batchflow.definition.flow import NO_DEFAULT, Dag, Entry, Flow, FlowDescription, FlowInput
+from prefect_batchflow.definition.flow_files import files_of
 from prefect_batchflow.definition.load import load_flow
 from prefect_batchflow.exceptions import FlowDefinitionError, FlowNotFoundError
 
@@ -86,7 +87,7 @@ class TestFinding:
         flow = load_flow(yaml, folder)
 
         assert flow.working_dir == folder
-        assert set(flow.files) == {yaml, folder / "a.py", folder / "main.py"}
+        assert set(files_of(flow).files) == {yaml, folder / "a.py", folder / "main.py"}
 
     def test_a_file_whose_path_has_a_colon_is_that_file(self, tmp_path: Path) -> None:
         folder = tmp_path / "a:b"
@@ -190,7 +191,7 @@ class TestFiles:
         (folder / "env" / "pyvenv.cfg").touch()
         (folder / "env" / "site.py").touch()
 
-        names = [str(file.relative_to(folder)) for file in load_flow(folder).files]
+        names = [str(file.relative_to(folder)) for file in files_of(load_flow(folder)).files]
 
         assert names == ["a.py", "flow.dag.yaml", "helpers/h.py", "main.py", "p.jinja2", "p.prompty"]
 
@@ -199,7 +200,7 @@ class TestFiles:
         shared.touch()
         (folder / "flow.dag.yaml").write_text(DAG.replace("a.py", "../shared.py"))
 
-        assert shared in load_flow(folder).files
+        assert shared in files_of(load_flow(folder)).files
 
     def test_another_language_counts_its_own_sources_and_what_its_command_names(self, tmp_path: Path) -> None:
         service = "{command: [bin/main, --port, '{port}', data]}"
@@ -208,17 +209,17 @@ class TestFiles:
             (tmp_path / name).parent.mkdir(exist_ok=True)
             (tmp_path / name).touch()
 
-        names = [str(file.relative_to(tmp_path)) for file in load_flow(tmp_path).files]
+        names = [str(file.relative_to(tmp_path)) for file in files_of(load_flow(tmp_path)).files]
 
         assert names == ["bin/main", "flow.flex.yaml", "lib/a.ts", "main.go"]
 
     def test_a_callable_counts_its_file_only(self, folder: Path) -> None:
-        assert load_flow(f"{folder / 'main.py'}:run").files == (folder / "main.py",)
+        assert files_of(load_flow(f"{folder / 'main.py'}:run")).files == (folder / "main.py",)
 
     def test_a_huge_folder_is_cut_with_a_warning_nearest_first(
         self, folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(flow_module, "SOURCE_FILE_LIMIT", 4)
+        monkeypatch.setattr(flow_files, "SOURCE_FILE_LIMIT", 4)
         (folder / "flow.dag.yaml").write_text(DAG)
         (folder / "deep").mkdir()
         for name in ("x.py", "y.py"):
@@ -226,7 +227,7 @@ class TestFiles:
         flow = load_flow(folder)
 
         with pytest.warns(UserWarning, match="has more than 4 source files"):
-            files = flow.files
+            files = files_of(flow).files
 
         assert [file.name for file in files] == ["a.py", "x.py", "flow.dag.yaml", "main.py"]
 
@@ -234,7 +235,7 @@ class TestFiles:
         (folder / "flow.dag.yaml").write_text(DAG)
         (folder / "again").symlink_to(folder, target_is_directory=True)
 
-        assert len(load_flow(folder).files) == 3
+        assert len(files_of(load_flow(folder)).files) == 3
 
 
 class TestModel:

@@ -11,9 +11,10 @@ from prefect_batchflow.definition import includes
 from prefect_batchflow.definition.flow import Dag
 from prefect_batchflow.definition.load import load_flow, merged_copy
 from prefect_batchflow.exceptions import FlowDefinitionError, InvalidOptionError
-from prefect_batchflow.storage.manifest import fingerprint_files
+from prefect_batchflow.storage.flow_print import flow_print
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 DAG = """
@@ -67,10 +68,10 @@ def test_files_and_folders_are_merged_under_their_own_names(folder: Path, tmp_pa
 def test_the_place_of_the_copy_is_not_in_its_fingerprint(folder: Path, tmp_path: Path) -> None:
     flow = load_flow(write(folder, "tool.py", "../tool.py"))
 
-    def print_of(name: str) -> str:
+    def print_of(name: str) -> Mapping[str, str]:
         (tmp_path / name).mkdir()
         merged, _ = merged_copy(flow, tmp_path / name)
-        return fingerprint_files(merged.files, merged.working_dir)
+        return flow_print(merged).parts
 
     before = print_of("one")
     assert print_of("two") == before

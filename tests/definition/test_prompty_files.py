@@ -10,6 +10,7 @@ import pytest
 
 from prefect_batchflow.definition import document
 from prefect_batchflow.definition.flow import Flow, FlowInput, Prompt
+from prefect_batchflow.definition.flow_files import files_of
 from prefect_batchflow.definition.load import load_flow
 from prefect_batchflow.exceptions import FlowDefinitionError, InvalidFlowRequest, UnsupportedFeatureError
 
@@ -142,7 +143,7 @@ class TestInputs:
 
         assert prompt_of(flow).sample == {"q": "a"}
         assert flow.inputs == {"q": FlowInput("q", "string")}
-        assert folder / "sample.json" in flow.files
+        assert folder / "sample.json" in files_of(flow).files
 
     def test_without_inputs_and_sample_they_are_the_templates_variables(self, folder: Path) -> None:
         flow = load(folder, "---\nname: x\n---\n{% for item in items %}{{item}}{% endfor %}{{question}}")
@@ -170,7 +171,7 @@ class TestReferences:
 
         assert prompt_of(flow).model == {"configuration": {"type": "openai", "model": "m"}}
         assert prompt_of(flow).sample == {"p": {"max_tokens": 5}, "s": ["END"]}
-        names = {str(path.relative_to(folder)) for path in flow.files}
+        names = {str(path.relative_to(folder)) for path in files_of(flow).files}
         assert names == {"ask.prompty", "more/model.json", "parameters.yaml", "stop.txt"}
 
     def test_one_outside_of_the_folder_is_refused(self, folder: Path) -> None:

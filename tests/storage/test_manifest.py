@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -16,15 +16,11 @@ from prefect_batchflow.storage.manifest import (
     Session,
     changes,
     fingerprint,
-    fingerprint_files,
     read_manifest,
     require_manifest,
     versions,
     write_manifest,
 )
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @pytest.fixture(params=["local", "remote"])
@@ -183,28 +179,3 @@ class TestFingerprints:
 
         assert fingerprint({"client": Client()}) == fingerprint({"client": Client()})
         assert fingerprint({"client": Client()}) != fingerprint({"client": Other()})
-
-    def test_files_count_by_place_and_content(self, tmp_path: Path) -> None:
-        one, two = tmp_path / "one.py", tmp_path / "sub" / "two.py"
-        two.parent.mkdir()
-        one.write_text("1")
-        two.write_text("2")
-        prints = [fingerprint_files([one, two], tmp_path)]
-
-        assert fingerprint_files([two, one], tmp_path) == prints[0]
-        two.write_text("3")
-        prints.append(fingerprint_files([one, two], tmp_path))
-        two.rename(two.with_name("three.py"))
-        prints.append(fingerprint_files([one, two], tmp_path))
-        prints.append(fingerprint_files([one, two.with_name("three.py")], tmp_path))
-
-        assert len(set(prints)) == 4
-
-    def test_a_moved_flow_is_the_same_flow(self, tmp_path: Path) -> None:
-        for folder in ("here", "there"):
-            (tmp_path / folder).mkdir()
-            (tmp_path / folder / "flow.py").write_text("x")
-
-        assert fingerprint_files([tmp_path / "here" / "flow.py"], tmp_path / "here") == fingerprint_files(
-            [tmp_path / "there" / "flow.py"], tmp_path / "there"
-        )

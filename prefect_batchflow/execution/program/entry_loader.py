@@ -19,7 +19,7 @@ from prefect_batchflow.exceptions import (
 )
 from prefect_batchflow.execution.program.connecting import constructor_value
 from prefect_batchflow.execution.program.entry import EntryProgram
-from prefect_batchflow.execution.program.importing import import_file, loading, own_objects
+from prefect_batchflow.execution.program.importing import give_values, import_file, import_script, loading, own_objects
 from prefect_batchflow.execution.program.signatures import is_async_callable, signature_of, to_type, type_name_of
 from prefect_batchflow.execution.program.steps import UserFunction
 from prefect_batchflow.execution.program.user_errors import describe, exception_text, passes_through
@@ -43,6 +43,9 @@ def load_prompt(flow: Flow, init_kwargs: Mapping[str, Any], connections: Connect
 
 def load_entry(flow: Flow, entry: Entry, init_kwargs: Mapping[str, Any], connections: Connections) -> EntryProgram:
     """Import a callable or build a class, and give its program; raises as `load_program` does."""
+    if entry.script is not None:
+        import_script(entry.script)
+        give_values(entry.script)
     target = _unpickled(entry) if entry.pickled is not None else _imported(entry)
     name = entry.attribute
     aggregate = None

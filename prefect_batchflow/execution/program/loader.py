@@ -62,11 +62,7 @@ def program_of(flow: Flow, init_kwargs: Mapping[str, Any], connections: Connecti
             f"register_executor('{flow.language}', …)."
         )
     folder = str(flow.working_dir)
-    if sys.path[:1] != [folder]:
-        sys.path.insert(0, folder)
-    mirrored = promptflow_shim.install()
-    count_model_calls()
-    importlib.invalidate_caches()
+    mirrored = prepare_imports(folder)
     if isinstance(flow.program, Dag):
         if init_kwargs:
             raise no_init(flow.name, "a DAG flow", init_kwargs)
@@ -80,6 +76,16 @@ def program_of(flow: Flow, init_kwargs: Mapping[str, Any], connections: Connecti
     if not mirrored and program.description.has_aggregation:
         _take_promptflow_metrics()
     return program
+
+
+def prepare_imports(folder: str) -> bool:
+    """Let the flow's code find its modules and promptflow's. False if promptflow itself is installed."""
+    if sys.path[:1] != [folder]:
+        sys.path.insert(0, folder)
+    mirrored = promptflow_shim.install()
+    count_model_calls()
+    importlib.invalidate_caches()
+    return mirrored
 
 
 def _take_promptflow_metrics() -> None:

@@ -18,7 +18,7 @@ import sys
 from typing import TYPE_CHECKING, Any, cast
 
 from prefect_batchflow import exceptions
-from prefect_batchflow.definition.flow import FlowDescription, FlowInput
+from prefect_batchflow.definition.flow import Entry, FlowDescription, FlowInput
 from prefect_batchflow.errors.classes import ErrorClass, class_of_error
 from prefect_batchflow.exceptions import (
     BatchflowException,
@@ -291,11 +291,14 @@ class WorkerPool:
         """What the caller gave this pool, for pools of the same flow in other processes."""
         if self._given is not None:
             return self._given
-        # Some objects need cloudpickle, such as those of a class in the caller's script. Only workers read the result.
-        import cloudpickle
+        # Some objects need cloudpickle, such as those of a class in the caller's notebook. Only workers read the result.
+        from prefect_batchflow.definition.sending import MainModule, pickled
 
+        is_of_script = isinstance(self._flow.program, Entry) and self._flow.program.script is not None
+        main = MainModule.of_caller() if is_of_script else None
         try:
-            packed = bytes(cloudpickle.dumps({"init_kwargs": self._init_kwargs, "connections": self._connections}))
+            given = {"init_kwargs": pickled(self._init_kwargs, main), "connections": self._connections}
+            packed = pickled(given, main)
         except Exception as exc:  # the objects' own pickling can raise anything
             raise InvalidOptionError(
                 f"The init_kwargs of the flow {self._flow.name!r} ({', '.join(self._init_kwargs)}) cannot be sent to a worker "

@@ -22,10 +22,12 @@ from collections import deque
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
-from prefect_batchflow.definition.flow import NO_DEFAULT
+from prefect_batchflow import promptflow_shim
+from prefect_batchflow.definition.flow import NO_DEFAULT, Entry
 from prefect_batchflow.exceptions import BatchflowException, UnexpectedError, error_dict
 from prefect_batchflow.execution.program.environment import resolved
-from prefect_batchflow.execution.program.loader import load_program
+from prefect_batchflow.execution.program.importing import MadeUpModules, import_script, loading_flow
+from prefect_batchflow.execution.program.loader import load_program, prepare_imports
 from prefect_batchflow.execution.scrubbing import Scrubber
 from prefect_batchflow.execution.workers import streams, threads, wire
 from prefect_batchflow.execution.workers.memory import be_killed_first
@@ -155,11 +157,16 @@ def main(permits: int) -> None:
         # The modules of the caller's objects are searched in the caller's `sys.path`, too.
         sys.path += [entry for entry in job["sys_path"] if entry not in sys.path]
         given = pickle.loads(job["packed"])  # noqa: S301 - like the job itself
-        flow, init_kwargs, connections = job["flow"], given["init_kwargs"], given["connections"]
-        environment = job["environment_variables"]
-        scrubber = Scrubber.of_run(flow, connections, init_kwargs, environment)
+        flow, connections, environment = job["flow"], given["connections"], job["environment_variables"]
+        scrubber = Scrubber.of_run(flow, connections, {}, environment)
         os.environ.update(resolved(environment, connections))
-        program = load_program(flow, init_kwargs, connections)
+        with loading_flow(flow.name):
+            if isinstance(flow.program, Entry) and flow.program.script is not None:
+                prepare_imports(str(flow.working_dir))
+                import_script(flow.program.script)
+            init_kwargs = pickle.loads(given["init_kwargs"])  # noqa: S301 - it can have objects of the script
+            scrubber = Scrubber.of_run(flow, connections, init_kwargs, environment)
+            program = load_program(flow, init_kwargs, connections)
         if job["line_memory_mb"] is not None:
             _limit_memory(job["line_memory_mb"])
         ready = _ready(program, scrubber, is_async=job["is_async"] or program.description.is_async)
@@ -181,5 +188,9 @@ def main(permits: int) -> None:
     os._exit(0)
 
 
+if __name__ == "__mp_main__":
+    # A process that multiprocessing or joblib starts from a worker imports the worker's main module first.
+    promptflow_shim.install()
+    sys.meta_path.append(MadeUpModules)
 if __name__ == "__main__":
     main(int(sys.argv[1]))

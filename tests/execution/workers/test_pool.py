@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import threading
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -103,7 +102,7 @@ class TestStart:
         flow = flow_of(tmp_path, "class main:\n    def __init__(self, client): pass\n    def __call__(self, n): pass")
 
         with pytest.raises(InvalidOptionError, match=r"init_kwargs.*\(client\).*constructor"):
-            async with running_pool(flow, init_kwargs={"client": threading.Lock()}):
+            async with running_pool(flow, init_kwargs={"client": (row for row in [1])}):
                 pass
 
     async def test_a_closure_travels(self) -> None:

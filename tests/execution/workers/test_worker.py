@@ -85,7 +85,7 @@ def worker_of(
         assert process.stdin is not None
         job = {
             "flow": flow,
-            "packed": pickle.dumps({"init_kwargs": init_kwargs or {}, "connections": connections or {}}),
+            "packed": pickle.dumps({"init_kwargs": pickle.dumps(init_kwargs or {}), "connections": connections or {}}),
             "environment_variables": {},
             "sys_path": [],
             "line_memory_mb": line_memory_mb,
