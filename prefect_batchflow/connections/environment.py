@@ -10,7 +10,7 @@ from prefect_batchflow.exceptions import InvalidConnectionError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_REFERENCE = re.compile(r"\$\{env:([^}]+)\}")
+_REFERENCE = re.compile(r"\$\{(?i:env):([^}]+)\}")
 
 
 def variables_in(text: str) -> list[str]:
@@ -20,7 +20,13 @@ def variables_in(text: str) -> list[str]:
 
 def is_variable(text: str) -> bool:
     """Whether the whole text is one reference."""
-    return _REFERENCE.fullmatch(text.strip()) is not None
+    return variable_named(text) is not None
+
+
+def variable_named(text: str) -> str | None:
+    """The variable that the whole text refers to; `None` for other texts."""
+    match = _REFERENCE.fullmatch(text.strip())
+    return None if match is None else match[1].strip()
 
 
 def filled_in(text: str, environ: Mapping[str, str], place: str) -> str:

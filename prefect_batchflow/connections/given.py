@@ -11,7 +11,7 @@ from prefect_batchflow.exceptions import GetConnectionError, InvalidConnectionEr
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-from prefect_batchflow.connections.environment import filled_in, is_variable, variables_of
+from prefect_batchflow.connections.environment import filled_in, is_variable, variable_named, variables_of
 from prefect_batchflow.connections.kinds import KINDS, MODULE, is_connection_type, parts_of
 
 MISSING = "MissingConnection"
@@ -165,6 +165,12 @@ class Connections:
                     f"The connection {name!r}{place} cannot be created. {exc}", target="Tool"
                 ) from exc
         return self._made[name]
+
+    def variable_of(self, name: str, key: str) -> str | None:
+        """The environment variable that gives a key of a connection; `None` if no variable does."""
+        set_here = (variable for variable in variables_of(name, key) if variable in self._environ)
+        written = _values(connection_spec(self._specs.get(name))).get(key)
+        return next(set_here, None) or (variable_named(written) if isinstance(written, str) else None)
 
     def load_is_done(self) -> None:
         """The flow is loaded. A connection that its lines ask for can come from variables, because no block can follow."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from prefect_batchflow.errors.packages import pip_install
+from prefect_batchflow.connections.entra import entra_token
 from prefect_batchflow.exceptions import InvalidConnectionError
 
 if TYPE_CHECKING:
@@ -101,19 +101,14 @@ class _EntraIdConnection(Connection):
         """Give a token of this process's identity.
 
         Raises:
-            InvalidConnectionError: Its `auth_mode` is `key`, or azure-identity is not installed.
+            InvalidConnectionError: Its `auth_mode` is `key` and it has one, or azure-identity is not installed.
+            AuthenticationError: No way to log in works.
         """
-        if self.auth_mode != "meid_token":
+        if self.auth_mode != "meid_token" and self.api_key:
             raise InvalidConnectionError(
                 f"{self!r} has auth_mode {self.auth_mode!r}. Set it to 'meid_token' to get a token."
             )
-        try:
-            from azure.identity import DefaultAzureCredential  # type: ignore[import-not-found, unused-ignore]
-        except ImportError as exc:
-            raise InvalidConnectionError(
-                f"{self!r} has auth_mode 'meid_token', which needs a package: {pip_install('azure.identity')}"
-            ) from exc
-        return str(DefaultAzureCredential().get_token("https://cognitiveservices.azure.com/.default").token)
+        return entra_token(repr(self))
 
 
 class AzureOpenAIConnection(_EntraIdConnection):

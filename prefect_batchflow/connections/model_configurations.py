@@ -38,7 +38,8 @@ class AzureOpenAIModelConfiguration(ModelConfiguration):
             azure_deployment=azure_deployment,
             azure_endpoint=connection.api_base,
             api_version=connection.api_version,
-            api_key=connection.api_key,
+            # With another mode, promptflow's connections have no key, and Entra ID gives a token.
+            api_key=connection.api_key if getattr(connection, "auth_mode", "key") == "key" else None,
         )
 
 

@@ -7,6 +7,7 @@ service asks for or with growing delays. Any other failure becomes one of our ex
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib
 import json
 import logging
@@ -15,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from weakref import WeakKeyDictionary
 
 from prefect_batchflow import exceptions
+from prefect_batchflow.connections.addresses import check_address
+from prefect_batchflow.connections.entra import check_installed, has_token
 from prefect_batchflow.errors.packages import pip_install
 from prefect_batchflow.errors.waits import retry_after_sec
 from prefect_batchflow.exceptions import (
@@ -23,6 +26,7 @@ from prefect_batchflow.exceptions import (
     APITimeoutError,
     ContentFilterError,
     InternalServerError,
+    InvalidConnectionError,
     OpenAIError,
     PythonLoadError,
     RateLimitError,
@@ -32,7 +36,7 @@ from prefect_batchflow.tools.side_loop import run_beside
 from prefect_batchflow.tools.usage import count_model_calls
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
     from types import ModuleType
 
 Api = Literal["chat", "completion"]
@@ -298,7 +302,7 @@ async def _shared_client(openai: ModuleType, connection: Any) -> Any:
             f"{type(connection).__name__}. Name another connection.",
             target="Tool",
         )
-    names = ("name", "api_key", "api_base", "base_url", "api_version", "organization")
+    names = ("name", "api_key", "api_base", "base_url", "api_version", "organization", "auth_mode")
     key = (kind, *(getattr(connection, name, None) for name in names))
     clients = _clients.setdefault(asyncio.get_running_loop(), {})
     if key not in clients:
@@ -327,22 +331,65 @@ def _new_client(openai: ModuleType, kind: str, connection: Any) -> Any:
             limits=http.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_CONNECTIONS)
         ),
     }
-    key = getattr(connection, "api_key", None)
+    key = _key_of(connection)
     if kind == "AzureOpenAIConnection":
-        login = {"api_key": key} if key else {"azure_ad_token_provider": connection.get_token}
-        address = {"azure_endpoint": connection.api_base, "api_version": connection.api_version}
+        login = {"api_key": key} if key else {"azure_ad_token_provider": functools.partial(_token_for, connection)}
+        address = {"azure_endpoint": connection.api_base.strip(), "api_version": connection.api_version}
         return openai.AsyncAzureOpenAI(**login, **address, **shared)
     if not key:
-        raise ToolValidationError(
-            f"The connection '{getattr(connection, 'name', None) or kind}' has no api_key. Give it one; for a service "
-            "without keys, use any text.",
-            target="Tool",
-        )
+        place = f"The connection '{getattr(connection, 'name', None) or kind}'"
+        raise ToolValidationError(f"{place} {_NO_KEY}", target="Tool")
     if kind == "ServerlessConnection":
-        return openai.AsyncOpenAI(api_key=key, base_url=connection.api_base.removesuffix("/v1") + "/v1", **shared)
-    return openai.AsyncOpenAI(
-        api_key=key, organization=connection.organization or None, base_url=connection.base_url or None, **shared
-    )
+        base_url = connection.api_base.strip().removesuffix("/v1") + "/v1"
+        return openai.AsyncOpenAI(api_key=key, base_url=base_url, **shared)
+    base_url = (connection.base_url or "").strip() or None
+    return openai.AsyncOpenAI(api_key=key, organization=connection.organization or None, base_url=base_url, **shared)
+
+
+def check_connection(connection: Any, place: str, variable_of: Callable[[str], str | None]) -> None:
+    """Refuse a connection that no call can use, before the first line.
+
+    Args:
+        connection: OpenAI, Azure OpenAI or Serverless.
+        place: For messages: `Node 'ask': the connection 'azure'`.
+        variable_of: Gives the environment variable that a key comes from.
+
+    Raises:
+        InvalidConnectionError: Its address is not one, it has no key, or it needs azure-identity, which is not installed.
+    """
+    kind = kind_of(connection)
+    is_azure = kind == "AzureOpenAIConnection"
+    address = "base_url" if kind == "OpenAIConnection" else "api_base"
+
+    def told(key: str) -> str:
+        variable = variable_of(key)
+        return f"{place}: its {key}" + (f", from the environment variable {variable}," if variable else "")
+
+    if kind != "OpenAIConnection" or getattr(connection, address, None) or variable_of(address):
+        check_address(getattr(connection, address, None), told(address))
+    if _key_of(connection):
+        return
+    wants_key = not is_azure or getattr(connection, "auth_mode", "key") == "key"
+    if wants_key and variable_of("api_key"):
+        raise InvalidConnectionError(f"{told('api_key')} is empty. Set the variable, or write the key elsewhere.")
+    if not is_azure:
+        raise InvalidConnectionError(f"{place} {_NO_KEY}")
+    check_installed(place)
+
+
+_NO_KEY = "has no api_key. Give it one; for a service without keys, use any text."
+
+
+def _key_of(connection: Any) -> str | None:
+    """The key to send; `None` if a token of Entra ID takes its place."""
+    key = getattr(connection, "api_key", None)
+    return (key or "").strip() if getattr(connection, "auth_mode", "key") == "key" else None
+
+
+async def _token_for(connection: Any) -> str:
+    """A token of Entra ID; a login waits in a thread, so that other lines go on."""
+    token: str = connection.get_token() if has_token() else await asyncio.to_thread(connection.get_token)
+    return token
 
 
 def import_openai() -> ModuleType:

@@ -8,7 +8,7 @@ import os
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from prefect_batchflow.connections import kinds
-from prefect_batchflow.connections.environment import filled_in
+from prefect_batchflow.connections.environment import filled_in, variable_named
 from prefect_batchflow.definition.flow import Prompt
 from prefect_batchflow.definition.load import load_flow
 from prefect_batchflow.definition.prompty import problems_of_model
@@ -21,8 +21,8 @@ from prefect_batchflow.exceptions import (
     MissingRequiredInputError,
     UnsupportedFeatureError,
 )
-from prefect_batchflow.tools.context import connection_named
-from prefect_batchflow.tools.llm import answer_of, call_model, call_model_sync, kind_of, texts_of
+from prefect_batchflow.tools.context import connection_named, given_connections
+from prefect_batchflow.tools.llm import answer_of, call_model, call_model_sync, check_connection, kind_of, texts_of
 from prefect_batchflow.tools.prompt import Template, without_image_marks
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ _VARIABLES: Final = {
 """Environment variables for the keys that a configuration leaves out."""
 _NEEDED: Final = {_AZURE: "api_base", _OPENAI: "api_key"}
 _OTHER_FIELDS: Final = {_AZURE: ("auth_mode", "resource_id"), _OPENAI: ()}
+_SPELLINGS: Final = {"api_base": ("azure_endpoint", "api_base")}
 _NO_ADDRESS: Final = frozenset({"type", "connection", "model", "azure_deployment"})
 
 
@@ -173,9 +174,12 @@ class Prompty:
             place = f"{self._prompt.file}, model"
             model = _from_environment(self._model, place)
             configuration = model.get("configuration") or {}
-            connection = _connection(configuration, f"{place}.configuration", self._get_connection)
+            written = self._model.get("configuration") or {}
+            connection = _connection(configuration, written, f"{place}.configuration", self._get_connection)
             name = configuration.get("azure_deployment") or configuration.get("model")
-            parameters = dict(model.get("parameters") or {})
+            given = model.get("parameters") or {}
+            # A key without a value is not written, also if it is what a variable or a caller gives.
+            parameters = {key: value for key, value in given.items() if value is not None and value != ""}
             self._call = connection, {"model": name, **parameters} if name else parameters
             if not self._call[1].get("model"):
                 raise InvalidConnectionError(
@@ -301,8 +305,16 @@ def _from_environment(value: Any, place: str) -> Any:
     return filled_in(value, os.environ, place) if isinstance(value, str) else value
 
 
-def _connection(configuration: Mapping[str, Any], place: str, get_connection: Callable[[str], Any]) -> Any:
+def _connection(
+    configuration: Mapping[str, Any], written: Mapping[str, Any], place: str, get_connection: Callable[[str], Any]
+) -> Any:
     """The connection that a configuration names, or one made from its keys and the environment.
+
+    Args:
+        configuration: With the values of variables.
+        written: As it is written.
+        place: For messages.
+        get_connection: Gives a connection by name.
 
     Source: promptflow `core/_prompty_utils.py`, `convert_model_configuration_to_connection`.
     """
@@ -318,12 +330,25 @@ def _connection(configuration: Mapping[str, Any], place: str, get_connection: Ca
             raise InvalidConnectionError(
                 f"{place}: the connection has the type {type(found).__name__}, expected AzureOpenAI or OpenAI."
             )
+        run = given_connections()
+        check_connection(
+            found,
+            f"{place}: the connection '{found.name}'",
+            lambda key: run.variable_of(given, key) if run is not None and isinstance(given, str) else None,
+        )
         return found
     kind = _kind(configuration, place)
     values = {key: value for key, value in configuration.items() if value}
     if kind == _AZURE and "azure_endpoint" in values:
         values["api_base"] = values["azure_endpoint"]
     variables = _VARIABLES[kind]
+    for key in ("azure_endpoint", "api_base", "base_url", "api_key"):
+        variable = variable_named(written[key]) if isinstance(written.get(key), str) else None
+        if variable is not None and not str(configuration[key]).strip():
+            raise InvalidConnectionError(
+                f"{place}.{key} is {written[key]}, but the environment variable {variable} is empty. Set it for the process "
+                "that runs the flow."
+            )
     fields = {name: values.get(name) or os.environ.get(variable) for name, variable in variables.items()}
     fields |= {name: values.get(name) for name in _OTHER_FIELDS[kind]}
     needed = _NEEDED[kind]
@@ -333,7 +358,14 @@ def _connection(configuration: Mapping[str, Any], place: str, get_connection: Ca
             f"{place} has no {shown}. Write it there (as ${{env:NAME}} if it is a secret), set {variables[needed]} for the "
             "process that runs the flow, or name a connection."
         )
-    return getattr(kinds, kind)(**{name: value for name, value in fields.items() if value})
+    connection = getattr(kinds, kind)(**{name: value for name, value in fields.items() if value})
+
+    def variable_of(key: str) -> str | None:
+        own = next((written[name] for name in _SPELLINGS.get(key, (key,)) if written.get(name)), None)
+        return variables[key] if own is None and os.environ.get(variables[key]) else variable_named(str(own or ""))
+
+    check_connection(connection, place, variable_of)
+    return connection
 
 
 def _kind(configuration: Mapping[str, Any], place: str) -> str:

@@ -186,6 +186,17 @@ class TestModel:
             "temperature": 0,
         }
 
+    @pytest.mark.parametrize("value", [None, "", "${env:NO_LIMIT}"], ids=["null", "empty", "variable"])
+    def test_only_parameters_with_a_value_are_sent(
+        self, write: Any, server: ModelServer, monkeypatch: pytest.MonkeyPatch, value: Any
+    ) -> None:
+        monkeypatch.setenv("NO_LIMIT", "")
+        parameters = {"temperature": value, "max_tokens": value, "reasoning_effort": "low", "max_completion_tokens": 5}
+
+        Prompty.load(write(), model={"parameters": parameters})(question="a")
+
+        assert sent(server).keys() - {"messages", "model"} == {"reasoning_effort", "max_completion_tokens"}
+
     @pytest.mark.parametrize("azure", [False, True], ids=["openai", "azure"])
     def test_a_configuration_object_takes_the_place_of_the_files(
         self, write: Any, server: ModelServer, *, azure: bool

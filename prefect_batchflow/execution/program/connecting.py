@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import types
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
 
+from prefect_batchflow.connections.addresses import check_address
+from prefect_batchflow.connections.environment import filled_in, variable_named
 from prefect_batchflow.connections.given import installed_kind
 from prefect_batchflow.connections.kinds import KINDS, is_connection_type, strong_connection
 from prefect_batchflow.connections.model_configurations import AzureOpenAIModelConfiguration, OpenAIModelConfiguration
@@ -91,7 +94,10 @@ def constructor_value(value: Any, annotation: Any, type_name: str, connections: 
         return _model_configuration(value, models, connections, needed_by)
     if {base.__name__ for base in type(value).__mro__} & {kind.__name__ for kind in models}:
         keys = {name: found for name in value.__dataclass_fields__ if (found := getattr(value, name)) is not None}
-        return _model_configuration(keys, models, connections, needed_by) if value.connection else value
+        if value.connection:
+            return _model_configuration(keys, models, connections, needed_by)
+        _check_address_of(value, needed_by)
+        return value
     if kinds and isinstance(value, str):
         return connect(value, kinds, connections, needed_by)
     if allows_others:
@@ -139,9 +145,21 @@ def _model_configuration(
     except InvalidConnectionError as exc:
         raise InvalidConnectionError(f"{needed_by}: {exc}") from exc
     if not configuration.connection:
+        _check_address_of(configuration, needed_by)
         return configuration
     found = connect(configuration.connection, [_connection_of(kind)], connections, needed_by)
     return kind.from_connection(found, value[fields[kind][0]])
+
+
+def _check_address_of(configuration: Any, needed_by: str) -> None:
+    """Refuse an address that no call can use; its variables stay as they are written, as in promptflow."""
+    for key in ("azure_endpoint", "base_url"):
+        if address := getattr(configuration, key, None):
+            place = f"{needed_by}.{key}"
+            if variable := variable_named(str(address)):
+                address = filled_in(str(address), os.environ, place)
+                place += f", from the environment variable {variable},"
+            check_address(address, place)
 
 
 def _connection_of(kind: type[Any]) -> type[Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import functools
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow.definition.flow import Constant, Reference
 from prefect_batchflow.exceptions import (
     APINotFound,
+    GetConnectionError,
+    InvalidConnectionError,
     InvalidConnectionType,
     JinjaTemplateError,
     NodeInputValidationError,
@@ -86,7 +88,7 @@ def llm_node(flow: Flow, node: Node, connections: Connections) -> NodeTool:
         JinjaTemplateError: The template is not valid jinja2.
     Source: promptflow `executor/_tool_resolver.py`, `_resolve_llm_node`.
     """
-    from prefect_batchflow.tools.llm import answer_of, call_model, import_openai, kind_of
+    from prefect_batchflow.tools.llm import answer_of, call_model, check_connection, import_openai, kind_of
 
     place = f"Node '{node.name}'"
     if node.api not in ("", *APIS):
@@ -101,6 +103,14 @@ def llm_node(flow: Flow, node: Node, connections: Connections) -> NodeTool:
             target="Tool",
         )
     import_openai()
+    try:
+        check_connection(
+            connection,
+            f"{place}: the connection '{node.connection}'",
+            partial(connections.variable_of, node.connection),
+        )
+    except InvalidConnectionError as exc:
+        raise GetConnectionError(exc.message, target="Tool") from exc
     is_azure = kind == "AzureOpenAIConnection"
     model_names = ("deployment_name", "model") if is_azure else ("model", "deployment_name")
     reserved = {*APIS[api], model_names[0], "prompt", "connection"} | ({"n"} if is_azure else set())
@@ -204,7 +214,7 @@ def _given_template(
     given = node.inputs.get(name)
     if given is None or _is_empty(given):
         return lambda arguments: of_file
-    of_text = functools.lru_cache(maxsize=16)(lambda text: made(text, place, f"its input '{name}'"))
+    of_text = lru_cache(maxsize=16)(lambda text: made(text, place, f"its input '{name}'"))
 
     def of_value(value: Any) -> Template:
         if not isinstance(value, str):

@@ -57,10 +57,10 @@ def built(folder: Path, annotation: str, value: Any, init: dict[str, Any] | None
 @pytest.mark.parametrize(
     ("annotation", "value", "name"),
     [
-        (AZURE, {"azure_deployment": "d", "azure_endpoint": "e"}, AZURE),
+        (AZURE, {"azure_deployment": "d", "azure_endpoint": "https://e"}, AZURE),
         (AZURE, {"azure_deployment": "d", "connection": "azure"}, AZURE),
         (AZURE, AzureOpenAIModelConfiguration("d", connection="azure"), AZURE),
-        (AZURE, AzureOpenAIModelConfiguration("d", azure_endpoint="e"), AZURE),
+        (AZURE, AzureOpenAIModelConfiguration("d", azure_endpoint="https://e"), AZURE),
         (f"Optional[{AZURE}]", None, "NoneType"),
         (f"{AZURE} = None", None, "NoneType"),
         (f"{AZURE} | None", {"azure_deployment": "d"}, AZURE),
