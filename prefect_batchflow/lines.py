@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from prefect_batchflow.definition.flow import NO_DEFAULT
 from prefect_batchflow.exceptions import (
     InputMappingError,
     InputNotFound,
@@ -75,6 +76,7 @@ def check(
     *,
     bad_rows: BadRows = "refuse",
     inputs_with_default: InputsWithDefault = "column",
+    takes_any: bool = False,
     is_stopped: Callable[[], bool] = lambda: False,
 ) -> Inventory:
     """Read all data once and find all errors, before a line runs and costs money.
@@ -87,6 +89,7 @@ def check(
         bad_rows: Whether a row that cannot be read, or lacks a column that other rows have, stops the run or becomes a
             failed line. An unreadable row in a source with its own line numbers always stops the run.
         inputs_with_default: Whether an unmapped input with a default is read from the column of its name, if there is one.
+        takes_any: Whether the flow takes inputs of any name.
         is_stopped: Called from time to time; reading ends when it returns true.
 
     Raises:
@@ -96,7 +99,16 @@ def check(
     """
     required = _required(flow_inputs)
     optional = [name for name in flow_inputs if name not in required]
-    checker = Checker(sources, required, optional, inputs_mapping or {}, bad_rows, inputs_with_default, is_stopped)
+    checker = Checker(
+        sources,
+        required,
+        optional,
+        inputs_mapping or {},
+        bad_rows=bad_rows,
+        inputs_with_default=inputs_with_default,
+        takes_any=takes_any,
+        is_stopped=is_stopped,
+    )
     return checker.run(max_lines_count)
 
 
@@ -108,6 +120,7 @@ def read_lines(
     *,
     flow_folder: str | None = None,
     image_form: ImageForm = BASIC,
+    takes_any: bool = False,
 ) -> Iterator[Line]:
     """Read the data again and give the lines that `check` counted.
 
@@ -121,12 +134,16 @@ def read_lines(
         inventory: The result of `check`.
         flow_folder: The folder of images in the flow's defaults and the mapping's constants.
         image_form: How the flow writes images.
+        takes_any: Whether the flow takes inputs of any name. If it has no others, and there is no mapping, it gets the
+            columns of the first source.
 
     Raises:
         InvalidUserData: The data changed after the check. Appended rows are left out with a warning.
     """
     folders = {"": flow_folder, **{source.name: source.folder for source in sources}}
-    preparation = _Preparation(folders, flow_inputs, inputs_mapping, inventory.unmapped, image_form)
+    takes_row = takes_any and not flow_inputs and not inputs_mapping
+    unmapped = inventory.unmapped
+    preparation = _Preparation(folders, flow_inputs, inputs_mapping, unmapped, image_form, takes_row=takes_row)
     numbered = [
         maps.number_rows(_unchanged(source, summary), summary.number_column)
         for source, summary in zip(sources, inventory.sources, strict=True)
@@ -193,6 +210,8 @@ class _Preparation:
         inputs_mapping: Mapping[str, Any] | None,
         unmapped: Sequence[str],
         image_form: ImageForm,
+        *,
+        takes_row: bool = False,
     ) -> None:
         sources = [name for name in folders if name]
         mapping = maps.complete_mapping(inputs_mapping, unmapped)
@@ -203,17 +222,22 @@ class _Preparation:
             n for n, e in self._mapping.items() if isinstance(e, maps.FixedValue) and not _is_scalar(e.value)
         ]
         self._flow_inputs = flow_inputs
-        self._defaults = {name: i.default for name, i in flow_inputs.items() if not i.required}
+        self._defaults = {name: i.default for name, i in flow_inputs.items() if i.default is not NO_DEFAULT}
         self._folders = folders
         self._image_form = image_form
+        self._takes_row = takes_row
         self._typed = [(name, i.type, CONVERTERS[i.type]) for name, i in flow_inputs.items() if i.type in CONVERTERS]
         self._nullable = {name for name, i in flow_inputs.items() if i.nullable}
         # Nobody asked for these columns, so a null there is no reason to fail the line, or to write "None" into a text.
+        unasked = [name for name in unmapped if name in flow_inputs and not flow_inputs[name].required]
+        typed = {name: type_name for name, type_name, _ in self._typed}
         self._null_gives_default = [
-            name
-            for name, type_name, _ in self._typed
-            if name in unmapped and name in self._defaults and type_name != "object" and name not in self._nullable
+            name for name in unasked if typed.get(name, "object") != "object" and name not in self._nullable
         ]
+        # An empty cell of a csv is no number, for example.
+        is_empty = [name for name, i in flow_inputs.items() if not i.takes_empty_text]
+        self._empty_is_null = [name for name in is_empty if flow_inputs[name].allows_none]
+        self._empty_gives_default = [name for name in unasked if name in is_empty and not flow_inputs[name].allows_none]
 
     def line(self, number: int, rows: Sequence[Row]) -> Line:
         """The line of these rows, one row per source."""
@@ -227,6 +251,11 @@ class _Preparation:
         for name in self._null_gives_default:
             if inputs.get(name, "") is None:
                 del inputs[name]
+        for name in self._empty_gives_default:
+            if inputs.get(name) == "":
+                del inputs[name]
+        if self._takes_row:
+            inputs = _columns(rows[0].values)
         if maps.LINE_NUMBER in self._flow_inputs:
             inputs[maps.LINE_NUMBER] = number
         fault = self._missing(unresolved) or self._complete(inputs)
@@ -276,7 +305,12 @@ class _Preparation:
                 inputs[name] = default if _is_scalar(default) else copy.deepcopy(default)
                 if default is None:
                     left_null.add(name)
+        for name in self._empty_is_null:
+            if inputs.get(name) == "":
+                inputs[name] = None
         for name, type_name, convert in self._typed:
+            if name not in inputs:  # the code has a default
+                continue
             value = inputs[name]
             if value is None and (name in left_null or name in self._nullable):
                 continue
@@ -290,6 +324,12 @@ class _Preparation:
                 kind, found = InputTypeError, f"{type(value).__name__} {shorten(value)} ({exc})"
             return kind, f"input '{name}' is of type {type_name}, found {found}. Change the input's type or the value."
         return None
+
+
+def _columns(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of a row as inputs, without those that say what became of a failed line."""
+    left_out = FAILED_COLUMNS if row.keys() >= FAILED_COLUMNS else {maps.LINE_NUMBER}
+    return {column: value for column, value in row.items() if column not in left_out}
 
 
 def _required(flow_inputs: Mapping[str, FlowInput]) -> list[str]:

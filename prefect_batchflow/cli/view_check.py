@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from rich.text import Text
 
 from prefect_batchflow.cli.screen import console, indented, print_facts, printable, shell_line
+from prefect_batchflow.definition.flow import NO_DEFAULT
 from prefect_batchflow.report.summary import one_line, value_text
 
 if TYPE_CHECKING:
@@ -78,8 +79,12 @@ def check_document(checked: FlowCheck) -> dict[str, Any]:
 
 
 def _input_document(item: FlowInput) -> dict[str, Any]:
-    return {"name": item.name, "type": item.type} | ({} if item.required else {"default": item.default})
+    default = {} if item.default is NO_DEFAULT else {"default": item.default}
+    return {"name": item.name, "type": item.type, **default}
 
 
 def _text_of(item: FlowInput, done: str) -> str:
-    return item.type if item.required else f"{item.type}, {value_text(item.default)} unless it is {done}"
+    if item.required:
+        return item.type
+    default = "its code's default" if item.has_code_default else value_text(item.default)
+    return f"{item.type}, {default} unless it is {done}"

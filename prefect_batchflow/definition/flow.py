@@ -50,11 +50,17 @@ class FlowInput:
     nullable: bool = False
     """Whether null stays null. True when the type comes from a callable's annotation. A yaml's `string` turns null into
     "None", as in promptflow."""
+    takes_empty_text: bool = True
+    """Whether an empty text can be a value. False if a callable's annotation takes no text, such as a date's."""
+    allows_none: bool = False
+    """Whether a callable's annotation or default allows `None`. An empty text that is not a value is then null."""
+    has_code_default: bool = False
+    """Whether the code has a default that is not JSON. A line without a value leaves the argument to Python."""
 
     @property
     def required(self) -> bool:
         """Whether each line must have it."""
-        return self.default is NO_DEFAULT
+        return self.default is NO_DEFAULT and not self.has_code_default
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,6 +325,8 @@ class Flow:
     """Absolute paths of files and folders to merge with its folder for a run; see `merged_copy`."""
     message_format: str = MESSAGE_FORMATS[0]
     """How its data and outputs write images."""
+    takes_any: bool = False
+    """Whether its code takes inputs of any name; known once a worker has imported it."""
     environment_variables: Mapping[str, str] = field(default_factory=dict)
     """Set in the process that runs its code, before the import; a value can be `${connection.key}`."""
 
@@ -334,7 +342,7 @@ class Flow:
 
     def described(self, description: FlowDescription) -> Flow:
         """This flow with the inputs that a worker found on import."""
-        return replace(self, inputs=description.inputs)
+        return replace(self, inputs=description.inputs, takes_any=description.takes_any)
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,6 +354,8 @@ class FlowDescription:
     is_async: bool
     """True: many lines at once on one event loop. False: one line at a time per process."""
     has_aggregation: bool
+    takes_any: bool = False
+    """Whether it takes inputs of any name, by `**row`."""
 
 
 def left_out(folder: os.DirEntry[str]) -> bool:

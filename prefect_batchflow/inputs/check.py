@@ -49,6 +49,7 @@ class Checker:
         given: `inputs_mapping` as the user wrote it.
         bad_rows: What to do about a row that cannot be read, or lacks a column that others have.
         inputs_with_default: Whether an unmapped input with a default is read from the column of its name, if there is one.
+        takes_any: Whether the flow takes inputs of any name.
         is_stopped: Whether the result is no longer needed.
     """
 
@@ -58,6 +59,7 @@ class Checker:
     given: Mapping[str, Any]
     bad_rows: BadRows = "refuse"
     inputs_with_default: InputsWithDefault = "column"
+    takes_any: bool = False
     is_stopped: Callable[[], bool] = lambda: False
     notes: list[str] = field(default_factory=list)
 
@@ -113,7 +115,7 @@ class Checker:
                 self.notes.append(
                     "inputs_mapping: 'line_number' is ignored, because this input always gets the number of its line."
                 )
-            elif name not in self.required and name not in self.optional:
+            elif not self.takes_any and name not in self.required and name not in self.optional:
                 known = _listed([*self.required, *self.optional])
                 self.notes.append(f"inputs_mapping: '{name}' is not an input of the flow; its inputs are {known}.")
 

@@ -69,6 +69,7 @@ class Prepared:
             self.inventory,
             flow_folder=str(self.flow.working_dir),
             image_form=form_of(self.flow.message_format),
+            takes_any=self.flow.takes_any,
         )
 
 
@@ -129,6 +130,7 @@ class Preparation:
             self._options.max_lines_count or None,
             bad_rows=self._options.bad_rows,
             inputs_with_default=self._options.inputs_with_default,
+            takes_any=flow.takes_any,
             is_stopped=lambda: self._state.stop.is_stopped,
         )
         for note in inventory.notes:

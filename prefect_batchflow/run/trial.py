@@ -73,7 +73,7 @@ async def try_line(request: FlowRequest, given: GivenRow) -> Trial:
         flow = start.flow.described(description)
         values, mapping = _values(flow, row, given)
         source = RowsSource("data", [values], folder)
-        inventory = check([source], flow.inputs, mapping)
+        inventory = check([source], flow.inputs, mapping, takes_any=flow.takes_any)
         lines = read_lines(
             [source],
             flow.inputs,
@@ -81,6 +81,7 @@ async def try_line(request: FlowRequest, given: GivenRow) -> Trial:
             inventory,
             flow_folder=str(flow.working_dir),
             image_form=form_of(flow.message_format),
+            takes_any=flow.takes_any,
         )
         outcome = await start.executor.run_line(next(lines), attempt=1, timeout_sec=request.options.line_timeout_sec)
     notes = (*start.notes, *(note for note in inventory.notes))
@@ -145,4 +146,7 @@ def _values(flow: Flow, row: Mapping[str, Any], given: GivenRow) -> tuple[dict[s
 
 
 def _is_text(flow: Flow, name: str) -> bool:
-    return flow.inputs[name].type == "string"
+    """Whether the code gets a text, or reads the text itself: 1.10 for a `Decimal`."""
+    return flow.inputs[name].type == "string" or not (
+        flow.inputs[name].takes_empty_text or flow.inputs[name].type != "any"
+    )

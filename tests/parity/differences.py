@@ -98,6 +98,7 @@ def _of_both(told: list[Any]) -> dict[str, Any]:
     return _completed(outputs=outputs, tokens=[0, 0, 0])
 
 
+_BUILT = "What an annotation says is built from the row (docs/values.md); promptflow gives the text or dict."
 _TABLE = "Values that JSON does not know are written by one table (docs/values.md); promptflow fails the line."
 
 _NULL = "JSON has no NaN and no infinity, so output files have null; the records keep the numbers."
@@ -110,6 +111,24 @@ def _written(**output: Any) -> Difference:
 
 
 DIFFERENCES: dict[str, Difference] = {
+    "row_for_a_date_of_a_node": Difference(_BUILT, {"outputs": [{"line_number": 0, "out": ["date", "2026-01-02"]}]}),
+    "row_for_a_dataclass_of_a_node": Difference(
+        _BUILT, {"outputs": [{"line_number": 0, "out": ["User", "User(name='a')"]}]}
+    ),
+    "row_for_an_enum_of_a_node": Difference(_BUILT, {"outputs": [{"line_number": 0, "out": ["Mode", "Mode.FAST"]}]}),
+    "row_for_a_list_of_numbers": Difference(
+        _BUILT, {"outputs": [{"line_number": number, "output": ["list", "[1]"]} for number in range(2)]}
+    ),
+    "row_for_an_optional": Difference(
+        _BUILT,
+        {"outputs": [{"line_number": 0, "output": ["int", "5"]}, {"line_number": 1, "output": ["NoneType", "None"]}]},
+    ),
+    "row_for_a_dataclass": Difference(_BUILT, {"outputs": [{"line_number": 0, "output": ["User", "User(name='a')"]}]}),
+    "row_for_an_enum": Difference(_BUILT, {"outputs": [{"line_number": 0, "output": ["Mode", "Mode.FAST"]}]}),
+    "row_for_any_keywords": Difference(
+        "`**row` alone, without a mapping, gets the row; promptflow calls it with nothing.",
+        {"outputs": [{"line_number": 0, "output": ["a", "b"]}]},
+    ),
     "flex_unserialisable": Difference(
         _TABLE,
         _completed(

@@ -65,8 +65,8 @@ async def _stages(case: Case, folder: Path, sources: Mapping[str, str], model_ur
     try:
         flow = flow.described(description := await pool.start())
         opened = [open_source(url, name=name, base_dir=str(folder)) for name, url in sources.items()]
-        inventory = check(opened, flow.inputs, case.mapping, case.run.get("max_lines_count"))
-        lines = list(read_lines(opened, flow.inputs, case.mapping, inventory))
+        inventory = check(opened, flow.inputs, case.mapping, case.run.get("max_lines_count"), takes_any=flow.takes_any)
+        lines = list(read_lines(opened, flow.inputs, case.mapping, inventory, takes_any=flow.takes_any))
         outcomes = await asyncio.gather(*(pool.run_line(line, attempt=1, timeout_sec=timeout_sec) for line in lines))
         records = sorted((outcome.parsed() for outcome in outcomes), key=lambda record: record["line_number"])
         aggregated = None

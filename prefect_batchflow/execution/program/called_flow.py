@@ -43,12 +43,17 @@ class _CalledFlow:
         name = self._flow.name
         if positional:
             raise InvalidOptionError(f"The flow {name!r} takes its inputs by name, such as {name}(question=…).")
-        inputs = {}
+        inputs: dict[str, Any] = {}
         for declared in self._flow.inputs.values():
             if declared.name not in given and declared.required:
                 known = ", ".join(self._flow.inputs)
                 raise InputNotFound(f"The flow {name!r} needs the input {declared.name!r}. Its inputs: {known}.")
+            if declared.name not in given and declared.has_code_default:
+                continue
             value = given.get(declared.name, declared.default)
+            if value is None and declared.nullable:
+                inputs[declared.name] = None
+                continue
             try:
                 inputs[declared.name] = CONVERTERS.get(declared.type, _as_it_is)(value)
             except CONVERSION_ERRORS as exc:

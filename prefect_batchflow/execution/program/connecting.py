@@ -81,7 +81,7 @@ def constructor_value(value: Any, annotation: Any, type_name: str, connections: 
     Source: promptflow `executor/_script_executor.py`, `_resolve_init_kwargs`.
     """
     kinds = connection_types(annotation)
-    models = _model_types(annotation)
+    models = model_types(annotation)
     allows_others = bool(kinds or models) and _allows_others(annotation, value)
     named = installed_kind(type_name) if type_name in KINDS else None
     if named is not None and not kinds:
@@ -116,7 +116,8 @@ def _members(annotation: Any) -> tuple[Any, ...]:
     return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
 
 
-def _model_types(annotation: Any) -> list[type[Any]]:
+def model_types(annotation: Any) -> list[type[Any]]:
+    """The model configurations that an annotation allows; empty for other parameters."""
     return [member for member in _members(annotation) if isinstance(member, type) and member.__name__ in _MODELS]
 
 

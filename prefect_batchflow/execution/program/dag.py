@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow.connections.kinds import is_connection_type
 from prefect_batchflow.definition.flow import Constant, Reference
-from prefect_batchflow.exceptions import InputNotFound, InvalidReferenceProperty, error_dict
+from prefect_batchflow.exceptions import InputNotFound, InputTypeError, InvalidReferenceProperty, error_dict
 from prefect_batchflow.execution.program.program import Program, copied
 from prefect_batchflow.execution.program.steps import END, Begin, Branch, Canceled, Raised, Stream, joined, plain_stream
 from prefect_batchflow.execution.program.user_errors import tool_error
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from prefect_batchflow.definition.flow import Activate, FlowDescription, FlowOutput
     from prefect_batchflow.execution.program.steps import Step, Steps, UserFunction
+    from prefect_batchflow.execution.program.wanted import Builder
     from prefect_batchflow.results.records import CompletedLine, NodeRecord
     from prefect_batchflow.tools.context import RunContext
 
@@ -34,6 +35,7 @@ class NodeTool:
         *,
         optional: Collection[str] = (),
         activate: Activate | None = None,
+        builders: Mapping[str, Builder] | None = None,
     ) -> None:
         """Take the parts that the loader found.
 
@@ -43,6 +45,7 @@ class NodeTool:
             inputs: Parameter to value.
             optional: Parameters with a default. They get no argument if their value comes from a bypassed node.
             activate: When it runs; `None` means always.
+            builders: Parameter to what builds its values.
         """
         self.name = name
         self.function = function
@@ -54,6 +57,7 @@ class NodeTool:
         self.references = [(key, value) for key, value in inputs.items() if isinstance(value, Reference)]
         self.optional = frozenset(optional)
         self.activate = activate
+        self._builders = builders or {}
         self._sources = {r.name for _, r in self.references if r.section == "node"}
 
     @property
@@ -81,13 +85,20 @@ class NodeTool:
         return bool(when.value != self.activate.expected)
 
     def arguments(self, bypassed: Collection[str], value_of: Callable[[Reference], Any]) -> dict[str, Any]:
-        """The arguments of its function. A bypassed node gives the parameter's default, otherwise `None`."""
+        """The arguments of its function. A bypassed node gives the parameter's default, otherwise `None`.
+
+        Raises:
+            InputTypeError: A value of the row does not fit the parameter's annotation.
+        """
         arguments = copied(self._constants)
         for name, reference in self.references:
             if reference.section != "node" or reference.name not in bypassed:
                 arguments[name] = value_of(reference)
             elif name not in self.optional:
                 arguments[name] = None
+        for name, builder in self._builders.items():
+            if name in arguments:
+                arguments[name] = builder.of_line(arguments[name], f"Node '{self.name}', input '{name}'")
         return dict(arguments)
 
 
@@ -154,7 +165,7 @@ class DagProgram(Program):
                 output[wanted.name] = found
             if error is None:
                 aggregated = {text: plain_stream(walk.value_of(r)) for text, r in self._aggregated.items()}
-        except (InputNotFound, InvalidReferenceProperty) as exc:
+        except (InputNotFound, InputTypeError, InvalidReferenceProperty) as exc:
             error = error_dict(exc)
         # With branches, the line has metrics of its own: those logged by threads of user code.
         metrics = {} if self._is_chain else dict(context.metrics)
@@ -194,7 +205,7 @@ class DagProgram(Program):
         while error is None:
             try:
                 ready = self._ready(context, walk, waiting, records)
-            except (InputNotFound, InvalidReferenceProperty) as exc:
+            except (InputNotFound, InputTypeError, InvalidReferenceProperty) as exc:
                 error = error_dict(exc)
                 break
             running.update(branch.name for branch in ready)
@@ -249,7 +260,7 @@ class DagProgram(Program):
                     nodes.append(_bypassed_record(tool.name))
                     continue
                 arguments = tool.arguments(bypassed, value_of)
-            except (InputNotFound, InvalidReferenceProperty) as exc:
+            except (InputNotFound, InputTypeError, InvalidReferenceProperty) as exc:
                 nodes.append(node_record(tool.name, Clock().span(), inputs=arguments, error=error_dict(exc)))
                 continue
             record, value = yield from _run_node(context, tool, arguments)

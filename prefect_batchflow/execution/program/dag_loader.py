@@ -21,15 +21,10 @@ from prefect_batchflow.execution.program.dag import DagProgram, NodeTool
 from prefect_batchflow.execution.program.images import FlowImages
 from prefect_batchflow.execution.program.importing import import_file, loading, own_objects
 from prefect_batchflow.execution.program.node_tools import FoundTool, tool_of_package, tool_of_source
-from prefect_batchflow.execution.program.signatures import (
-    constant_type,
-    is_async_callable,
-    named_parameters,
-    signature_of,
-    to_type,
-)
+from prefect_batchflow.execution.program.signatures import is_async_callable, named_parameters, signature_of, to_type
 from prefect_batchflow.execution.program.steps import UserFunction
 from prefect_batchflow.execution.program.user_errors import describe, exception_text, passes_through
+from prefect_batchflow.execution.program.wanted import builders_of, constant_type
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -38,6 +33,7 @@ if TYPE_CHECKING:
 
     from prefect_batchflow.connections.given import Connections
     from prefect_batchflow.definition.flow import Dag, Flow, Node
+    from prefect_batchflow.execution.program.wanted import Builder
 
     Inputs = dict[str, Constant | Reference]
     """Parameter to value, of one node."""
@@ -111,13 +107,15 @@ def _node_tool(node: Node, found: FoundTool, connections: Connections, images: F
         function, inputs = _method(found.owner, found, inputs, node, place, connections, images)
     signature = signature_of(function)
     optional: set[str] = set()
+    builders: dict[str, Builder] = {}
     if signature is not None:
         _check_arguments(signature, inputs, node, place)
         named = named_parameters(signature)
         optional = {name for name, parameter in named.items() if parameter.default is not parameter.empty}
         inputs = _converted_constants(inputs, named, found.types, node, place, connections, images)
+        builders = {} if node.aggregation else _builders(inputs, named, found.types)
     called = UserFunction(function, node.name, is_async=is_async_callable(function))
-    return NodeTool(node.name, called, inputs, optional=optional, activate=node.activate)
+    return NodeTool(node.name, called, inputs, optional=optional, activate=node.activate, builders=builders)
 
 
 def _set_inputs(node: Node) -> Inputs:
@@ -203,6 +201,16 @@ def _method(
             additional_info={"ToolLoadErrorDetails": describe(exc)},
         ) from exc
     return getattr(built, name), {key: value for key, value in inputs.items() if key not in taken}
+
+
+def _builders(inputs: Inputs, named: Mapping[str, inspect.Parameter], types: Mapping[str, str]) -> dict[str, Builder]:
+    """The builders of parameters that get a value of the row, and have a type for which promptflow has no rule.
+
+    Constants stay as promptflow gives them: the text of an enum's member, the dict of a dataclass. Flows rely on it.
+    """
+    of_rows = {name for name, value in inputs.items() if isinstance(value, Reference) and value.section == "inputs"}
+    asked = [parameter for name, parameter in named.items() if name in of_rows and name not in types]
+    return builders_of(asked, lambda wanted: wanted.is_rich)
 
 
 def _converted_constants(

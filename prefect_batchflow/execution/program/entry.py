@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import logging
 from dataclasses import fields
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow.execution.program.program import Program, copied
+from prefect_batchflow.execution.program.record import own_failure
 from prefect_batchflow.execution.program.steps import Raised, UserFunction, joined
 from prefect_batchflow.execution.program.user_errors import script_error
 from prefect_batchflow.promptflow_shim.types import AttrDict
 from prefect_batchflow.results.records import Clock, line_run
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from prefect_batchflow.definition.flow import FlowDescription
     from prefect_batchflow.execution.program.steps import Steps
+    from prefect_batchflow.execution.program.wanted import Builder
     from prefect_batchflow.results.records import AggregationRun, CompletedLine
     from prefect_batchflow.tools.context import RunContext
 
@@ -31,8 +34,11 @@ class EntryProgram(Program):
         description: FlowDescription,
         function: UserFunction,
         *,
-        parameters: Sequence[str] | None,
-        positional: Sequence[str] = (),
+        parameters: Sequence[str],
+        takes_any: bool = False,
+        positional: Mapping[str, Any] = MappingProxyType({}),
+        builders: Mapping[str, Builder] = MappingProxyType({}),
+        others: Builder | None = None,
         aggregate: UserFunction | None = None,
     ) -> None:
         """Take the parts that the loader found.
@@ -40,26 +46,31 @@ class EntryProgram(Program):
         Args:
             description: For the run.
             function: The entry, or the object's `__call__`.
-            parameters: Names of its parameters; `None`: it takes any, by `**kwargs`.
-            positional: Those of its parameters that are positional-only, in order.
+            parameters: Names of its parameters.
+            takes_any: Whether it takes other names, too, by `**row`.
+            positional: Those of its parameters that are positional-only, in order, with their defaults.
+            builders: Parameter to what builds its values.
+            others: The same for all other names.
             aggregate: The object's `__aggregate__`.
         """
         self.description = description
         self._function = function
-        self._parameters = parameters
+        self._parameters = tuple(parameters)
+        self._takes_any = takes_any
         self._positional = positional
+        self._builders = builders
+        self._others = others
         self._aggregate = aggregate
 
     def _line(self, context: RunContext, inputs: dict[str, Any]) -> Steps:
         clock = Clock()
-        named = inputs if self._parameters is None else {n: inputs[n] for n in self._parameters if n in inputs}
-        named = copied(named)
-        by_position = []
-        for name in self._positional:
-            if name not in named:
-                break
-            by_position.append(named.pop(name))
-        result = yield self._function, tuple(by_position), named
+        named = copied(inputs if self._takes_any else {n: inputs[n] for n in self._parameters if n in inputs})
+        if self._builders or self._others is not None:
+            named = yield _BUILT, (self, named, context.line_number), {}
+            if isinstance(named, Raised):
+                error = own_failure(named.error)
+                return line_run(inputs, clock.span(), error=error, metrics=context.metrics, tokens=context.tokens)
+        result = yield self._function, self._by_position(named) if self._positional else (), named
         if not isinstance(result, Raised):
             result = yield _AS_OUTPUT, (result,), {}
         if isinstance(result, Raised):
@@ -82,6 +93,24 @@ class EntryProgram(Program):
             metrics=context.metrics,
             tokens=context.tokens,
         )
+
+    def build(self, named: dict[str, Any], line_number: int | None) -> dict[str, Any]:
+        """The arguments that the annotations ask for.
+
+        Raises:
+            InputTypeError: A value does not fit.
+        """
+        for name, value in named.items():
+            builder = self._builders.get(name) if name in self._parameters else self._others
+            if builder is not None:
+                named[name] = builder.of_line(value, f"Line {line_number}: input '{name}'")
+        return named
+
+    def _by_position(self, named: dict[str, Any]) -> tuple[Any, ...]:
+        """Take the values of positional-only parameters; for one between others, its default."""
+        given = [name for name in self._positional if name in named]
+        before = list(self._positional)[: list(self._positional).index(given[-1]) + 1] if given else []
+        return tuple([named.pop(name, self._positional[name]) for name in before])
 
     def _aggregation(self, context: RunContext, lines: Sequence[CompletedLine]) -> Steps:
         run: AggregationRun = {"output": {}, "metrics": context.metrics, "nodes": [], "error": None}
@@ -119,4 +148,5 @@ def _as_output(value: Any) -> tuple[dict[str, Any], bool]:
     return {"output": value}, True
 
 
+_BUILT = UserFunction(EntryProgram.build, "inputs", is_async=True)
 _AS_OUTPUT = UserFunction(_as_output, "output", is_async=True)

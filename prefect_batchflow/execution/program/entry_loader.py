@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack, get_args, get_origin, is_typeddict
 
 from prefect_batchflow.definition.flow import NO_DEFAULT, FlowDescription, FlowInput
 from prefect_batchflow.exceptions import (
@@ -20,12 +21,13 @@ from prefect_batchflow.exceptions import (
 from prefect_batchflow.execution.program.connecting import constructor_value
 from prefect_batchflow.execution.program.entry import EntryProgram
 from prefect_batchflow.execution.program.importing import give_values, import_file, import_script, loading, own_objects
-from prefect_batchflow.execution.program.signatures import is_async_callable, signature_of, to_type, type_name_of
+from prefect_batchflow.execution.program.signatures import is_async_callable, signature_of, to_type
 from prefect_batchflow.execution.program.steps import UserFunction
 from prefect_batchflow.execution.program.user_errors import describe, exception_text, passes_through
+from prefect_batchflow.execution.program.wanted import builders_of, keys_of, spelled, wanted_by
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Iterator, Mapping, Sequence
     from types import ModuleType
 
     from prefect_batchflow.connections.given import Connections
@@ -61,19 +63,25 @@ def load_entry(flow: Flow, entry: Entry, init_kwargs: Mapping[str, Any], connect
         name = f"{type(target).__qualname__}.__call__"
         aggregate = _aggregate_of(target)
     signature = signature_of(target)
-    parameters = () if signature is None else signature.parameters.values()
+    parameters = [] if signature is None else list(_each_parameter(signature))
     names = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    takes_any = signature is None or any(p.kind is p.VAR_KEYWORD for p in parameters)
+    others = next((p for p in parameters if p.kind is p.VAR_KEYWORD), None)
+    takes_any = signature is None or others is not None
+    builders = builders_of(p for p in parameters if p.name in names)
     description = FlowDescription(
-        inputs=_described_inputs(flow.inputs, parameters, takes_any=takes_any),
+        inputs=_described_inputs(flow.inputs, parameters, builders, takes_any=takes_any),
         is_async=is_async_callable(target),
         has_aggregation=aggregate is not None,
+        takes_any=takes_any,
     )
     return EntryProgram(
         description,
         UserFunction(target, name, is_async=description.is_async),
-        parameters=None if takes_any else names,
-        positional=[p.name for p in parameters if p.kind is p.POSITIONAL_ONLY],
+        parameters=names,
+        takes_any=takes_any,
+        positional={p.name: p.default for p in parameters if p.kind is p.POSITIONAL_ONLY},
+        builders=builders,
+        others=None if others is None else builders_of([others], lambda wanted: True).get(others.name),
         aggregate=aggregate,
     )
 
@@ -144,6 +152,7 @@ def _built(flow: Flow, entry: Entry, target: type, init_kwargs: Mapping[str, Any
                 arguments[name] = to_type(arguments[name], declared.type)
             except ValueError as exc:
                 raise InvalidOptionError(f"init '{name}' of the flow '{flow.name}': {exc}") from exc
+    _build_arguments(flow, parameters, arguments)
     try:
         return target(**arguments)
     except BaseException as exc:
@@ -157,6 +166,31 @@ def _built(flow: Flow, entry: Entry, target: type, init_kwargs: Mapping[str, Any
             target="Executor",
             additional_info={"FlexFlowExecutionErrorDetails": describe(exc)},
         ) from exc
+
+
+def _build_arguments(flow: Flow, parameters: Mapping[str, inspect.Parameter], arguments: dict[str, Any]) -> None:
+    """Convert a constructor's arguments to what its annotations ask for, in place.
+
+    promptflow has no rule here. A command line gives texts, and numbers for texts that are digits, so these are converted;
+    other values of plain types stay as they are.
+    """
+    given = [parameter for name, parameter in parameters.items() if name in arguments]
+    builders = builders_of(given)
+    for parameter in given:
+        name, value, annotation = parameter.name, arguments[parameter.name], parameter.annotation
+        wanted = wanted_by(annotation)
+        try:
+            if name in builders:
+                arguments[name] = builders[name].build(value)
+            elif value == "" and wanted.optional and not wanted.takes_text:
+                arguments[name] = None
+            elif (isinstance(value, str) and wanted.type != "string") or (
+                wanted.type == "string" and isinstance(value, int | float)
+            ):
+                arguments[name] = json.dumps(value) if wanted.type == "string" else to_type(value, wanted.type)
+        except ValueError as exc:
+            what = f"init '{name}' of the flow '{flow.name}' is annotated {spelled(annotation)}"
+            raise InvalidOptionError(f"{what}, found a {type(value).__name__} ({exc}). Change the value.") from exc
 
 
 def _not_given(parameters: Mapping[str, inspect.Parameter], arguments: Mapping[str, Any]) -> str:
@@ -188,25 +222,56 @@ def _aggregate_of(target: Any) -> UserFunction | None:
     return UserFunction(aggregate, name, is_async=is_async_callable(aggregate))
 
 
-def _described_inputs(declared: Mapping[str, FlowInput], parameters: Any, *, takes_any: bool) -> dict[str, FlowInput]:
+def _each_parameter(signature: inspect.Signature) -> Iterator[inspect.Parameter]:
+    """The parameters; in place of `**row: Unpack[Row]`, the keys of the `TypedDict`."""
+    for parameter in signature.parameters.values():
+        unpacked = get_args(parameter.annotation) if parameter.kind is parameter.VAR_KEYWORD else ()
+        if get_origin(parameter.annotation) is not Unpack or not is_typeddict(unpacked[0]):
+            yield parameter
+            continue
+        for name, annotation, is_required in keys_of(unpacked[0]):
+            default = parameter.empty if is_required else NO_DEFAULT
+            yield inspect.Parameter(name, parameter.KEYWORD_ONLY, annotation=annotation, default=default)
+
+
+def _described_inputs(
+    declared: Mapping[str, FlowInput],
+    parameters: Sequence[inspect.Parameter],
+    builders: Collection[str],
+    *,
+    takes_any: bool,
+) -> dict[str, FlowInput]:
     """A callable's inputs: names of its signature; types and defaults of the yaml, otherwise of the signature.
 
-    Without a type in the yaml, null stays null. A parameter whose default is not JSON is left out, so Python applies the
-    default, unless the mapping names the parameter.
+    Without a type in the yaml, null stays null.
     """
     inputs = {}
     for parameter in parameters:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         known = declared.get(parameter.name)
+        wanted = wanted_by(parameter.annotation)
         default = known.default if known is not None else NO_DEFAULT
+        has_code_default = False
         if default is NO_DEFAULT and parameter.default is not parameter.empty:
-            if not _is_plain(parameter.default):
-                continue
-            default = parameter.default
-        type_name = known.type if known is not None else type_name_of(parameter.annotation, "any")
-        description = known.description if known is not None else ""
-        inputs[parameter.name] = FlowInput(parameter.name, type_name, default, description, nullable=known is None)
+            if _is_plain(parameter.default):
+                default = parameter.default
+            else:
+                has_code_default = True
+        type_name = known.type if known is not None else wanted.type
+        if type_name == "object" and wanted.type == "any" and parameter.name in builders:
+            type_name = "any"  # pydantic reads the text itself: "1.10" for a Decimal
+        takes_empty_text = known is not None or wanted.takes_text
+        inputs[parameter.name] = FlowInput(
+            parameter.name,
+            type_name,
+            default,
+            known.description if known is not None else "",
+            nullable=known is None,
+            takes_empty_text=takes_empty_text,
+            allows_none=not takes_empty_text and (wanted.optional or parameter.default is None),
+            has_code_default=has_code_default,
+        )
     if takes_any:
         inputs |= {name: known for name, known in declared.items() if name not in inputs}
     return inputs

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow.exceptions import (
     FlowOutputUnserializable,
+    InputTypeError,
     LineOutOfMemoryError,
     LoadMultimediaDataError,
     UnexpectedError,
@@ -66,7 +67,7 @@ def fail_run(record: LineRun, error: dict[str, Any]) -> None:
 
 def own_failure(exc: BaseException) -> dict[str, Any]:
     """The error of a line that failed outside user code."""
-    if isinstance(exc, LoadMultimediaDataError):
+    if isinstance(exc, LoadMultimediaDataError | InputTypeError):
         return error_dict(exc)
     text = f"({type(exc).__name__}) {exception_text(exc)}"
     if isinstance(exc, MemoryError):

@@ -142,7 +142,8 @@ class WorkerPool:
         worker = self._new_worker()
         head = await self._load(worker)
         inputs = {i["name"]: FlowInput(**i) for i in head["inputs"]}
-        description = FlowDescription(inputs, is_async=head["is_async"], has_aggregation=head["has_aggregation"])
+        known = {name: head[name] for name in ("is_async", "has_aggregation", "takes_any")}
+        description = FlowDescription(inputs, **known)
         if description.is_async:
             self._run_async()
         elif self._autoscaler is not None:

@@ -66,6 +66,7 @@ def _ready(program: Program, scrubber: Scrubber, *, is_async: bool) -> bytes:
         "inputs": inputs,
         "is_async": is_async,
         "has_aggregation": description.has_aggregation,
+        "takes_any": description.takes_any,
         # The engine scrubs the output of killed lines. On a cluster its environment can have other secrets.
         "secrets": sorted(scrubber.secrets),
     }

@@ -473,7 +473,7 @@ class TestEntries:
         assert output(program, x="ab") == {"output": "abab"}
         assert program.description.inputs == {
             "x": FlowInput("x", "string", nullable=True),
-            "n": FlowInput("n", "int", 2, nullable=True),
+            "n": FlowInput("n", "int", 2, nullable=True, takes_empty_text=False),
         }
         assert not program.description.has_aggregation
 
@@ -681,8 +681,8 @@ class TestDescription:
             "d": "bool",
             "e": "list",
             "f": "object",
-            "g": "any",
-            "h": "any",
+            "g": "int",
+            "h": "list",
             "i": "any",
             "j": "any",
         }
@@ -709,7 +709,10 @@ class TestDescription:
     def test_a_default_that_is_no_json_is_left_to_python(self, entry: Load) -> None:
         program = entry("def Run(a=(1, 2), b=[1, {'k': None}], c=object(), d={1: 2}): return isinstance(a, tuple)")
 
-        assert list(program.description.inputs) == ["b"]
+        found = program.description.inputs
+        assert {name: (i.required, i.has_code_default) for name, i in found.items()} == {
+            "a": (False, True), "b": (False, False), "c": (False, True), "d": (False, True)
+        }  # fmt: skip
         assert output(program) == {"output": True}
         assert output(program, a=[1]) == {"output": False}
 

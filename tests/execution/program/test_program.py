@@ -83,7 +83,7 @@ def callable_program(target: Any) -> Program:
 def async_program(target: Any) -> Program:
     """A program of an object that shares its state with the test."""
     description = FlowDescription({}, is_async=True, has_aggregation=False)
-    return EntryProgram(description, UserFunction(target, "target", is_async=True), parameters=None)
+    return EntryProgram(description, UserFunction(target, "target", is_async=True), parameters=(), takes_any=True)
 
 
 def node_of(line: dict[str, Any], name: str) -> dict[str, Any]:

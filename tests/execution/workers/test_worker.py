@@ -116,14 +116,16 @@ class TestLoading:
         with worker_of(flow) as worker:
             head, _ = worker.receive()
 
+        known = {"description": "", "nullable": True, "allows_none": False, "has_code_default": False}
         assert head == {
             "op": "ready",
             "inputs": [
-                {"name": "question", "type": "string", "description": "", "nullable": True},
-                {"name": "depth", "type": "int", "description": "", "nullable": True, "default": 3},
+                {"name": "question", "type": "string", "takes_empty_text": True, **known},
+                {"name": "depth", "type": "int", "default": 3, "takes_empty_text": False, **known},
             ],
             "is_async": True,
             "has_aggregation": False,
+            "takes_any": False,
             "secrets": [],
         }
 

@@ -81,3 +81,71 @@ case(
     ),
     ONE,
 )
+
+# --- what annotated parameters get ----------------------------------------------------------------------------------
+
+KINDS = """
+from __future__ import annotations
+import dataclasses, datetime, enum
+from typing import Annotated, Dict, List, NewType, Optional, Union
+
+class Mode(enum.Enum):
+    FAST = "fast"
+
+class Tone(str, enum.Enum):
+    WARM = "warm"
+
+@dataclasses.dataclass
+class User:
+    name: str
+
+"""
+TEXT = {"text": "string"}
+OUT = {"out": "${f.output}"}
+SHOWN = "return [type(v).__name__, str(v)]"
+
+
+def constant(annotation: str, value: object) -> dict[str, str | bytes]:
+    """A node that gets a constant."""
+    return dag(
+        TEXT,
+        OUT,
+        f=node(KINDS.split("\n", 2)[2] + f"def f(v: {annotation}, w): {SHOWN}", {"v": value, "w": "${inputs.text}"}),
+    )
+
+
+def of_row(annotation: str, kind: str) -> dict[str, str | bytes]:
+    """A node that gets an input of the flow."""
+    return dag(
+        {"v": kind}, OUT, f=node(KINDS.split("\n", 2)[2] + f"def f(v: {annotation}): {SHOWN}", {"v": "${inputs.v}"})
+    )
+
+
+def function(parameters: str, value: str = "[type(v).__name__, str(v)]") -> dict[str, str | bytes]:
+    """A function, its annotations as text."""
+    return flex(KINDS + f"def main({parameters}): return {value}")
+
+
+case("constant_for_an_optional", constant("Optional[int]", "5"), ONE)
+case("constant_for_a_union_with_none", constant("int | None", "5"), ONE)
+case("constant_for_an_annotated", constant("Annotated[int, 'n']", "5"), ONE)
+case("constant_for_an_enum", constant("Mode", "fast"), ONE)
+case("constant_for_an_optional_enum_of_text", constant("Optional[Tone]", "warm"), ONE)
+case("constant_for_a_dataclass", constant("User", {"name": "a"}), ONE)
+case("constant_for_a_list_of_text", constant("List[str]", '["a"]'), ONE)
+case("constant_for_a_union", constant("Union[int, str]", "5"), ONE)
+case("row_for_a_number_of_a_node", of_row("int", "string"), [{"v": "5"}])
+case("row_for_an_optional_of_a_node", of_row("Optional[int]", "string"), [{"v": "5"}])
+case("row_for_a_list_of_numbers_of_a_node", of_row("List[int]", "list"), [{"v": '["1"]'}])
+case("row_for_a_dict_of_a_node", of_row("Dict[str, int]", "object"), [{"v": '{"a": "1"}'}])
+case("row_for_an_enum_of_a_node", of_row("Mode", "string"), [{"v": "fast"}])
+case("row_for_a_date_of_a_node", of_row("datetime.date", "string"), [{"v": "2026-01-02"}])
+case("row_for_a_dataclass_of_a_node", of_row("User", "object"), [{"v": {"name": "a"}}])
+case("row_for_an_optional", function("v: Optional[int]"), [{"v": "5"}, {"v": None}], **FLEX)
+case("row_for_a_list_of_numbers", function("v: List[int]"), [{"v": ["1"]}, {"v": [1]}], **FLEX)
+case("row_for_an_enum", function("v: Mode"), [{"v": "fast"}], **FLEX)
+case("row_for_a_dataclass", function("v: User"), [{"v": {"name": "a"}}], **FLEX)
+case("row_for_a_number_or_text", function("v: Union[int, str]"), [{"v": "5"}, {"v": 5}], **FLEX)
+case("row_for_any_keywords", function("**row", "sorted(row)"), [{"a": 1, "b": 2}], **FLEX)
+case("row_for_keywords_beside_others", function("a, **row", "sorted(row)"), [{"a": 1, "b": 2}], **FLEX)
+case("row_for_a_keyword_only", function("*, v: int = 3"), [{"v": 5}], {"v": "${data.v}"}, **FLEX)
