@@ -154,8 +154,15 @@ def words_of(options: RunOptions) -> list[str]:
     words: list[str] = []
     for name, value in parameters_of(options).items():
         if value != PARAMETERS[name].default and name not in ("max_lines_count", "line_number_column"):
-            words += [PARAMETERS[name].flags[0], str(value).removesuffix(".0")]
+            text = repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
+            words += typed(PARAMETERS[name].flags[0], [text])
     return words
+
+
+def typed(flag: str, values: Iterable[str]) -> list[str]:
+    """An option, once per value; a value that looks like an option is tied to its own."""
+    words = ([f"{flag}={value}"] if value.startswith("-") else [flag, value] for value in values)
+    return [word for pair in words for word in pair]
 
 
 def value_of(text: str) -> Any:

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from rich.text import Text
 
-from prefect_batchflow.cli.arguments import words_of
+from prefect_batchflow.cli.arguments import typed, words_of
 from prefect_batchflow.cli.screen import STATUS_COLOURS, console, indented, print_facts, printable, shell_line
+from prefect_batchflow.definition.load import NAMED_CALLABLE
 from prefect_batchflow.errors.groups import advice_for
-from prefect_batchflow.exceptions import InvalidUserData, innermost_code
+from prefect_batchflow.exceptions import InvalidUserData, innermost_code, listed
 from prefect_batchflow.report.summary import one_line, seconds_text, value_text
 from prefect_batchflow.results.models import summary_line
 from prefect_batchflow.results.records import Status
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from rich.console import Console
 
     from prefect_batchflow.cli.runs import StoredRun
     from prefect_batchflow.results.models import BatchResult
+    from prefect_batchflow.storage.manifest import Manifest
 
 SHOWN_ERROR_GROUPS: Final = 10
 """The largest error groups are shown; `--json` has all."""
@@ -121,38 +124,62 @@ def next_commands(run: StoredRun, storage_option: str = "") -> list[tuple[str, s
     left = result.total_lines - result.completed_lines
     if not left or run.status == "Running" or manifest.flow is None:
         return []
-    storage = ["--storage", storage_option] if storage_option else []
+    storage = typed("--storage", [storage_option] if storage_option else [])
     what = "line that has" if left == 1 else f"{left} lines that have"
-    commands = [(f"To run the {what} not completed:", ["batchflow", "resume", manifest.run_id, *storage])]
+    again, left_out = _given_again(manifest)
+    purpose = f"To run the {what} not completed" + (f", with {listed(left_out)} given again" if left_out else "")
+    commands = [(f"{purpose}:", ["batchflow", "resume", manifest.run_id, *storage, *again])]
     # Arguments of a constructor and environment variables may be secret: they are not printed, so there is no second command.
-    is_secret = bool(manifest.init_names or manifest.environment_names)
+    is_secret = bool(manifest.init_names or manifest.environment_names or manifest.connection_names)
     # Rows that could not be read have no inputs to run with, so there is none for them either.
     codes = {group.code for group in run.error_groups}
     if run.failed and not is_secret and codes != {InvalidUserData.__name__}:
-        # The file of failed lines has a column for each mapped input.
-        mapped = [name for name in manifest.inputs_mapping if name != "line_number"]
-        mapping = [part for name in mapped for part in ("--map", f"{name}=${{data.{name}}}")]
-        again = [
-            "batchflow",
-            "run",
-            manifest.flow,
-            "--data",
-            run.failed,
-            *mapping,
-            *(["--variant", manifest.variant] if manifest.variant else []),
-            *_node_connections(manifest.node_connections),
-            *words_of(manifest.options),
-            *storage,
-        ]
-        commands.append(("To run the failed lines as a new run:", again))
+        commands.append(
+            ("To run the failed lines as a new run:", [*failed_lines_words(manifest, run.failed), *storage])
+        )
     return [(purpose, shell_line(words)) for purpose, words in commands]
 
 
-def _node_connections(chosen: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
-    """The connections of nodes, as typed."""
-    for node, inputs in chosen.items():
-        for name, value in inputs.items():
-            yield from ("--node-connections", f"{node}.{name}={value}")
+def failed_lines_words(manifest: Manifest, failed: str) -> list[str]:
+    """The command that runs the failed lines of a run as a new run, as typed: everything that the run was given but its data.
+
+    The data is the file of the failed lines, which has the inputs as the flow got them. So neither a limit of rows, nor the
+    column of line numbers, nor the run that this one was built on is needed.
+    """
+    mapped = [name for name in manifest.inputs_mapping if name != "line_number"]
+    chosen = manifest.node_connections.items()
+    return [
+        *("batchflow", "run", manifest.flow or "", "--data", failed),
+        *typed("--map", [f"{name}=${{data.{name}}}" for name in mapped]),
+        *typed("--working-dir", _own_working_dir(manifest)),
+        *typed("--variant", [manifest.variant] if manifest.variant else []),
+        *typed("--node-connections", [f"{node}.{n}={value}" for node, inputs in chosen for n, value in inputs.items()]),
+        *typed("--connection", [f"{name}={place}" for name, place in manifest.connections.items()]),
+        *words_of(manifest.options),
+    ]
+
+
+def _given_again(manifest: Manifest) -> tuple[list[str], list[str]]:
+    """What a resume needs and the run does not keep: as words with a place for each value, and its names."""
+    is_kept = manifest.init_kwargs is not None
+    parts = {
+        "--init": [] if is_kept else manifest.init_names,
+        "--environment-variables": manifest.environment_names,
+        "--connection": manifest.connection_names,
+    }
+    words = [word for flag, names in parts.items() for word in typed(flag, [f"{name}=…" for name in names])]
+    return words, [name for names in parts.values() for name in names]
+
+
+def _own_working_dir(manifest: Manifest) -> list[str]:
+    """The working directory, if the flow's place does not give it."""
+    flow = manifest.flow or ""
+    named = NAMED_CALLABLE.fullmatch(flow)
+    if named and not Path(flow).exists():
+        place = named["file"] and Path(named["file"]).parent
+    else:
+        place = Path(flow) if Path(flow).is_dir() else Path(flow).parent
+    return [] if place and str(place) == manifest.working_dir else [manifest.working_dir]
 
 
 def _headline_colour(run: StoredRun) -> str:

@@ -263,6 +263,7 @@ class Resuming:
             init_names=sorted(state.init_kwargs),
             init_kwargs=request.init_kwargs if state.live.init_kwargs is None else None,
             connections=request.connections,
+            connection_names=sorted(set(state.live.connections or ()) - request.connections.keys()),
             options=state.options,
             output_dir=str(prepared.output_dir) if prepared.output_dir else None,
             total_lines=prepared.inventory.total_lines,

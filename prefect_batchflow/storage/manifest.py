@@ -74,7 +74,9 @@ class Manifest(BaseModel):
     init_kwargs: dict[str, Any] | None
     """Their values, if they came as plain parameters; values from Python are not stored."""
     connections: dict[str, str] = {}
-    """Connection name to the block that the user named for it."""
+    """Connection name to the block or file that the user named for it."""
+    connection_names: list[str] = []
+    """Names of the connections that came as values, which are not stored."""
     options: RunOptions
     output_dir: str | None
     total_lines: int
