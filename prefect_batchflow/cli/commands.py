@@ -40,11 +40,12 @@ from prefect_batchflow.cli.arguments import (
     parameters_of_resume,
     sources,
 )
+from prefect_batchflow.cli.old_words import translated
 from prefect_batchflow.cli.places import absolute_place, peek, promptflow_run
 from prefect_batchflow.cli.process import end_soon, quiet_prefect
 from prefect_batchflow.cli.running import COMPLETED, EXIT_STATUSES, RUN_FAILED, run_and_show, show_run
 from prefect_batchflow.exceptions import BatchflowException, InvalidOptionError, UnexpectedError, error_dict
-from prefect_batchflow.settings import MAX_FAILURES_INSTEAD, PARAMETERS, RUN_FILE_KEYS
+from prefect_batchflow.settings import PARAMETERS, RUN_FILE_KEYS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -330,14 +331,12 @@ def _status(words: list[str], screen: Screen) -> int:
 
 
 def _command(words: list[str]) -> Callable[[], int]:
-    for option in (word.partition("=")[0] for word in words):
-        if instead := MAX_FAILURES_INSTEAD.get(option.removeprefix("--").replace("-", "_")):
-            raise InvalidOptionError(f"There is no option {option}. Use --max-failures {instead}.")
-    if any(word.partition("=")[0] == "--connections" for word in words):
-        raise InvalidOptionError(
-            "There is no option --connections. Use --node-connections NODE.INPUT=NAME to give a node another connection, or "
-            "--connection NAME=BLOCK to name the Prefect block of a connection."
-        )
+    words, notes = translated(words)
+    if notes:
+        from prefect_batchflow.cli.screen import print_note
+
+        for note in notes:
+            print_note(note)
     try:
         command, bound, _ = app.parse_args(words, print_error=False, exit_on_error=False)
     except CycloptsError as exc:
