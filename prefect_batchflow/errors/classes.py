@@ -11,6 +11,8 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
+from prefect_batchflow.errors.quota import CODES
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
@@ -138,7 +140,7 @@ def _class_of(exc: BaseException) -> ErrorClass | None:
     """The class of one exception; `None` if the exception itself does not show it."""
     if (said := getattr(exc, INFO_KEY, None)) in _VALUES:
         return ErrorClass(said)
-    if "insufficient_quota" in (getattr(exc, "code", None), getattr(exc, "type", None)):
+    if not CODES.isdisjoint({str(getattr(exc, "code", None)), str(getattr(exc, "type", None))}):
         return ErrorClass.REFUSED
     for cls in type(exc).__mro__:
         package, name = _package(cls), cls.__name__

@@ -7,6 +7,8 @@ from bisect import insort
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from prefect_batchflow.errors.classes import ErrorClass, class_of_error
+from prefect_batchflow.errors.quota import asks_for_billing
 from prefect_batchflow.exceptions import innermost_code
 
 if TYPE_CHECKING:
@@ -61,6 +63,10 @@ def shortened(text: str, limit: int) -> str:
 
 _LOOK = "Read the traceback in the records of these lines, fix the flow or the data, then run the failed lines again."
 
+_BILLING = (
+    "The service's quota is used up, and neither retries nor fewer calls at once help: check plan, credit and limits in its "
+    "billing settings, or wait until the quota is renewed. Then run the failed lines again."
+)
 _ADVICE: dict[str, str] = {
     "LineExecutionTimeoutError": "Raise `line_timeout_sec`, or find out what these lines wait for.",
     "BatchRunTimeoutError": "Resume the run: finished lines are kept. Or raise `batch_timeout_sec` or `worker_count`.",
@@ -120,6 +126,10 @@ def advice_for(code: str, message: str) -> str:
 
     The message of an error of the flow's own code names the exception.
     """
+    if class_of_error({"code": code}) is not ErrorClass.BAD_INPUT and asks_for_billing(
+        f"{code} {message[:_READ_CHARS]}"
+    ):
+        return _BILLING
     if code in _ADVICE:
         return _ADVICE[code]
     for pattern, text in _CAUSES:

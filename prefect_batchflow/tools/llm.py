@@ -19,6 +19,7 @@ from prefect_batchflow import exceptions
 from prefect_batchflow.connections.addresses import check_address
 from prefect_batchflow.connections.entra import check_installed, has_token
 from prefect_batchflow.errors.packages import pip_install
+from prefect_batchflow.errors.quota import CODES, is_spent
 from prefect_batchflow.errors.waits import retry_after_sec
 from prefect_batchflow.exceptions import (
     APIConnectionError,
@@ -60,7 +61,7 @@ _OWN_CAUSES = {"UnsupportedProtocol", "LocalProtocolError", "InvalidURL"}  # a r
 _UNREACHED = {"ConnectError", "ConnectTimeout"}
 _FILTERED = {"content_filter", "content_policy_violation"}
 _STATUS_OF_CODE = {
-    **dict.fromkeys(("rate_limit_exceeded", "rate_limit_error", "insufficient_quota"), 429),
+    **dict.fromkeys(("rate_limit_exceeded", "rate_limit_error", *CODES), 429),
     **dict.fromkeys(("server_error", "internal_error"), 500),
     **dict.fromkeys(("overloaded", "overloaded_error"), 503),
 }
@@ -244,7 +245,7 @@ def _status_error(exc: Any) -> OpenAIError:
         additional_info={"OpenAIErrorDetails": details},
         status=exc.status_code,
         retry_after_sec=asked,
-        final=_is_spent(body) or headers.get("x-should-retry") == "false",
+        final=is_spent(body) or headers.get("x-should-retry") == "false",
     )
     return error
 
@@ -270,16 +271,12 @@ def _error_of_body(body: Any, message: str) -> OpenAIError:
         cls = RateLimitError
     elif told is not None and told >= 500:
         cls = InternalServerError
-    return cls(message, target="Tool", status=told or 200, retry_after_sec=None, final=_is_spent(body))
+    return cls(message, target="Tool", status=told or 200, retry_after_sec=None, final=is_spent(body))
 
 
 def _as_status(code: Any) -> int | None:
     text = str(code)
     return int(text) if text.isdecimal() and len(text) == 3 else None
-
-
-def _is_spent(body: Any) -> bool:
-    return isinstance(body, dict) and "insufficient_quota" in (body.get("type"), body.get("code"))
 
 
 def _said(body: Any) -> str:

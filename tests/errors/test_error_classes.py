@@ -76,6 +76,8 @@ class OddError(Exception):
 EXCEPTIONS: list[tuple[BaseException, str]] = [
     (answered(openai.RateLimitError, 429), "rate_limit"),
     (answered(openai.RateLimitError, 429, code="insufficient_quota"), "refused"),
+    (answered(openai.RateLimitError, 429, code="billing_hard_limit_reached"), "refused"),
+    (answered(openai.RateLimitError, 429, code="billing_not_active"), "refused"),
     (answered(openai.InternalServerError, 500), "transient"),
     (answered(openai.InternalServerError, 503), "transient"),
     (answered(openai.ConflictError, 409), "transient"),

@@ -167,6 +167,58 @@ def test_advice_follows_the_code_then_the_cause(code: str, message: str, advice:
     assert advice in advice_for(code, message)
 
 
+OPENAI_SPENT = (
+    "You exceeded your current quota, please check your plan and billing details. For more information, read the docs."
+)
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("RateLimitError", f"Error code: 429. {OPENAI_SPENT}"),
+        ("ToolExecutionError", f"(RateLimitError) Error code: 429 - {{'error': {{'message': '{OPENAI_SPENT}'}}}}"),
+        ("ScriptExecutionError", "(RateLimitError) Error code: 429 - {'error': {'code': 'insufficient_quota'}}"),
+        ("RateLimitError", "Error code: 429. Billing hard limit has been reached"),
+        ("BadRequestError", "Error code: 400. billing_hard_limit_reached"),
+        ("RateLimitError", "Error code: 429. Your account is not active: billing_not_active"),
+        ("PermissionDeniedError", "Error code: 403. Out of call volume quota. Quota will be replenished in 02:05:06."),
+        ("OpenAIError", "Error code: 402. Insufficient Balance"),
+        ("ToolExecutionError", "(HTTPStatusError) Client error '402 Payment Required' for url 'https://x'"),
+        ("BadRequestError", "Error code: 400. Your credit balance is too low to access the API."),
+        ("RateLimitError", f"Error code: 429. {OPENAI_SPENT} RESOURCE_EXHAUSTED"),
+    ],
+)
+def test_a_spent_quota_advises_billing_and_no_lower_concurrency(code: str, message: str) -> None:
+    advice = advice_for(code, message)
+
+    assert "billing" in advice
+    assert "max_concurrency" not in advice
+    assert "worker_count" not in advice
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "advice"),
+    [
+        (
+            "RateLimitError",
+            "Error code: 429. Requests to the ChatCompletions_Create Operation under Azure OpenAI API version 2024-02-01 have "
+            "exceeded token rate limit of your current OpenAI S0 pricing tier. Please retry after 20 seconds. Please go here: "
+            "https://aka.ms/oai/quotaincrease if you would like to further increase the default rate limit.",
+            "max_concurrency",
+        ),
+        (
+            "RateLimitError",
+            "Error code: 429. Rate limit reached for gpt-4o on tokens per min (TPM): Limit 30000",
+            "max_con",
+        ),
+        ("InputTypeError", "The input 'x' is 'insufficient_quota'", "input's type"),
+    ],
+    ids=["azure", "openai", "data"],
+)
+def test_a_rate_limit_is_no_spent_quota(code: str, message: str, advice: str) -> None:
+    assert advice in advice_for(code, message)
+
+
 def test_advice_names_existing_error_classes_only() -> None:
     from prefect_batchflow.errors.groups import _ADVICE
 

@@ -202,6 +202,9 @@ FINAL = [
     (400, "content_filter", "", "ContentFilterError"),
     (400, "content_policy_violation", "", "ContentFilterError"),
     (429, "insufficient_quota", "insufficient_quota", "RateLimitError"),
+    (429, "billing_hard_limit_reached", "", "RateLimitError"),
+    (429, None, "billing_not_active", "RateLimitError"),
+    (402, None, "", "OpenAIError"),
     (418, None, "", "OpenAIError"),
 ]
 
@@ -220,6 +223,25 @@ def test_what_does_not_pass_fails_at_once_and_is_named(
     error = error_dict(raised.value)
     assert (error["code"], error["innerError"]["code"]) == ("UserError", "OpenAIError")
     assert error["additionalInfo"][0]["info"]["status"] == status
+
+
+def test_azures_words_for_a_spent_quota_are_understood(model_server: ModelServer, delays: list[float]) -> None:
+    text = "Out of call volume quota for CognitiveServices. Quota will be replenished in 2.05:06:00."
+    model_server.script.append(error_reply(429, text, code="429"))
+
+    with pytest.raises(RateLimitError, match="Out of call volume"):
+        ask(model_server)
+    assert delays == []
+
+
+def test_a_quota_per_minute_that_speaks_of_billing_is_tried_again(
+    model_server: ModelServer, delays: list[float]
+) -> None:
+    text = "You exceeded your current quota, please check your plan and billing details."
+    model_server.script.append(error_reply(429, text, code="429"))
+
+    ask(model_server)
+    assert len(delays) == 1
 
 
 def test_a_wait_beyond_all_patience_fails_at_once_and_tells(model_server: ModelServer, delays: list[float]) -> None:
