@@ -17,10 +17,24 @@ _CONNECTIONS: Final = {
 }  # fmt: skip
 _TOOL: Final = {"tool": "tools.python:tool", "ToolProvider": "tools.python:ToolProvider"}
 _SETTINGS: Final = {"InputSetting": "tools.python:InputSetting", "DynamicList": "tools.python:DynamicList"}
+_FLOWS: Final = {
+    "AsyncFlow": "execution.program.called_flow:AsyncFlow",
+    "AsyncPrompty": "tools.prompty:AsyncPrompty",
+    "Flow": "execution.program.called_flow:CallableFlow",
+    "Prompty": "tools.prompty:Prompty",
+}
+_CONFIGURATIONS: Final = {
+    name: f"connections.model_configurations:{name}"
+    for name in ("AzureOpenAIModelConfiguration", "ModelConfiguration", "OpenAIModelConfiguration")
+}
+_LOAD_FLOW: Final = {"load_flow": "execution.program.called_flow:load_called_flow"}
+_TRACE: Final = {"trace": "promptflow_shim.tracing:trace"}
+_START_TRACE: Final = {"start_trace": "promptflow_shim.tracing:start_trace"}
+_POOL: Final = {"ThreadPoolExecutorWithContext": "promptflow_shim.tracing:ThreadPoolExecutorWithContext"}
 _LOG_METRIC: Final = {"log_metric": "tools.context:log_metric"}
 
 PROVIDED: Final[dict[str, dict[str, str]]] = {
-    "promptflow": {**_TOOL, **_LOG_METRIC, "log_flow_metric": "tools.context:log_metric"},
+    "promptflow": {**_TOOL, **_LOG_METRIC, **_LOAD_FLOW, "log_flow_metric": "tools.context:log_metric"},
     "promptflow._cli": {},
     "promptflow._cli._utils": {
         "get_workspace_triad_from_local": "promptflow_shim.types:get_workspace_triad_from_local"
@@ -41,10 +55,12 @@ PROVIDED: Final[dict[str, dict[str, str]]] = {
         "register_connections": "promptflow_shim.types:registered",
     },
     "promptflow._sdk": {},
+    "promptflow._sdk._load_functions": _LOAD_FLOW,
     "promptflow._sdk._constants": {"ConnectionType": "promptflow_shim.types:ConnectionType"},
     "promptflow._sdk.entities": _CONNECTIONS,
+    "promptflow._sdk.entities._connection": _CONNECTIONS,
     "promptflow.batch": {"BatchEngine": "engine:BatchEngine", "BatchResult": "results.models:BatchResult"},
-    "promptflow.client": {},
+    "promptflow.client": _LOAD_FLOW,
     "promptflow.connections": _CONNECTIONS,
     "promptflow.contracts": {},
     "promptflow.contracts.multimedia": {"Image": "images.image:Image", "Text": "images.image:Text"},
@@ -63,14 +79,12 @@ PROVIDED: Final[dict[str, dict[str, str]]] = {
     "promptflow.core": {
         **_TOOL,
         **_LOG_METRIC,
-        "AsyncFlow": "execution.program.called_flow:AsyncFlow",
-        "AsyncPrompty": "tools.prompty:AsyncPrompty",
-        "AzureOpenAIModelConfiguration": "connections.model_configurations:AzureOpenAIModelConfiguration",
-        "Flow": "execution.program.called_flow:CallableFlow",
-        "ModelConfiguration": "connections.model_configurations:ModelConfiguration",
-        "OpenAIModelConfiguration": "connections.model_configurations:OpenAIModelConfiguration",
-        "Prompty": "tools.prompty:Prompty",
+        **_FLOWS,
+        **_CONFIGURATIONS,
     },
+    "promptflow.core._connection": _CONNECTIONS,
+    "promptflow.core._flow": _FLOWS,
+    "promptflow.core._model_configuration": _CONFIGURATIONS,
     "promptflow.entities": {**_CONNECTIONS, **_SETTINGS},
     "promptflow.exceptions": {
         "ErrorCategory": "promptflow_shim.types:ErrorCategory",
@@ -86,11 +100,13 @@ PROVIDED: Final[dict[str, dict[str, str]]] = {
         "AbstractBatchRunStorage": "storage.custom:AbstractBatchRunStorage",
         "AbstractRunStorage": "storage.custom:AbstractRunStorage",
     },
-    "promptflow.tracing": {
-        "ThreadPoolExecutorWithContext": "promptflow_shim.tracing:ThreadPoolExecutorWithContext",
-        "start_trace": "promptflow_shim.tracing:start_trace",
-        "trace": "promptflow_shim.tracing:trace",
-    },
+    "promptflow.tracing": {**_POOL, **_START_TRACE, **_TRACE},
+    "promptflow.tracing._context_utils": _POOL,
+    "promptflow.tracing._operation_context": {"OperationContext": "promptflow_shim.tracing:OperationContext"},
+    "promptflow.tracing._start_trace": _START_TRACE,
+    "promptflow.tracing._trace": _TRACE,
+    "promptflow.tracing.contracts": {},
+    "promptflow.tracing.contracts.trace": {"TraceType": "promptflow_shim.tracing:TraceType"},
 }
 """Import path to name to `module:name` in this package. To mirror a new name, add a row."""
 
@@ -102,7 +118,6 @@ _CONNECTION_SOURCE: Final = (
 )
 _SERVICE: Final = {
     "PFClient": _BATCH,
-    "load_flow": _CALL,
     "load_run": "Use PromptflowRunStorage of prefect_batchflow.storage.promptflow_runs to resume a run of promptflow.",
 }
 
@@ -133,6 +148,14 @@ REPLACED: Final[dict[str, dict[str, str]]] = {
 MODULE_HINTS: Final[dict[str, str]] = {
     "promptflow.tools": "Use an llm or prompt node, or the openai package in a python node. Or install the package alone: "
     "pip install --no-deps promptflow-tools.",
+    "promptflow.evals": "Use the package that replaced it: pip install azure-ai-evaluation.",
+    "promptflow.rag": "Call the vector store's own package in a python node.",
+    "promptflow.parallel": _BATCH,
+    "promptflow.integrations": "Remove it: calls through the openai package are counted without a handler.",
+    "promptflow.core._serving": "This package does not serve flows. " + _BATCH,
+    "promptflow._core": "Only the names that tools use are provided, such as promptflow._core.tool.tool.",
+    "promptflow._orchestrator": _BATCH,
+    "promptflow._proxy": _BATCH,
     "promptflow.azure": "This package does not run flows on Azure. " + _BATCH,
     "promptflow._utils": "Use Python's logging for its loggers.",
     "promptflow._sdk": _BATCH,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from typing import TYPE_CHECKING, Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, cast
 
 from prefect_batchflow.connections import kinds
 from prefect_batchflow.connections.environment import filled_in, variable_named
@@ -19,11 +19,11 @@ from prefect_batchflow.exceptions import (
     InvalidOptionError,
     InvalidOutputKeyError,
     MissingRequiredInputError,
-    UnsupportedFeatureError,
 )
 from prefect_batchflow.tools.context import connection_named, given_connections
 from prefect_batchflow.tools.llm import answer_of, call_model, call_model_sync, check_connection, kind_of, texts_of
 from prefect_batchflow.tools.prompt import Template, without_image_marks
+from prefect_batchflow.tools.token_estimate import estimated_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -65,7 +65,7 @@ class Prompty:
         self._set(load_flow(os.fspath(path)), model, connection_named)
 
     @classmethod
-    def load(cls, source: str | PathLike[str], *, model: Mapping[str, Any] | None = None, **others: Any) -> Prompty:
+    def load(cls, source: str | PathLike[str], *, model: Mapping[str, Any] | None = None, **others: Any) -> Self:
         """Read a file.
 
         Args:
@@ -137,10 +137,21 @@ class Prompty:
         return str(self._rendered(self._complete(args, inputs)))
 
     def estimate_token_count(self, *args: Any, **inputs: Any) -> int:
-        """Refused, because this package has no tokenizer."""
-        raise UnsupportedFeatureError(
-            "Prompty.estimate_token_count is not provided. Count the tokens of `render`'s text with tiktoken."
-        )
+        """Estimate the tokens of a call: those of the prompt, and `max_tokens` for the answer if the file sets them.
+
+        Raises:
+            InvalidOptionError: `max_tokens` is not a whole number above 1.
+        Source: promptflow `core/_flow.py`, `Prompty.estimate_token_count`.
+        """
+        rendered = self._rendered(self._complete(args, inputs))
+        parameters = dict(self._model.get("parameters") or {})
+        name = next((key for key in ("max_tokens", "max_completion_tokens") if parameters.get(key) is not None), None)
+        answer = 0 if name is None else parameters[name]
+        if name is not None and (not isinstance(answer, int) or isinstance(answer, bool) or answer <= 1):
+            raise InvalidOptionError(f"{self._prompt.file}: {name} is {answer!r}. Expected a whole number above 1.")
+        configuration = self._model.get("configuration") or {}
+        model = parameters.get("model") or configuration.get("model") or configuration.get("azure_deployment")
+        return estimated_tokens(rendered, str(model or "")) + int(answer)
 
     def _asked(self, args: tuple[Any, ...], inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """The connection, and the parameters of this call."""

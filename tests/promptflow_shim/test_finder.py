@@ -127,7 +127,13 @@ def test_uninstalling_leaves_nothing() -> None:
         ("from promptflow.azure import PFClient", "promptflow.azure", "Run flows with `batchflow run`"),
         ("from promptflow._sdk._pf_client import PFClient", "promptflow._sdk._pf_client", "BatchEngine"),
         ("from promptflow._utils.logger_utils import logger", "promptflow._utils", "Use Python's logging"),
-        ("from promptflow.tracing._trace import _traced", "promptflow.tracing._trace", "Remove tracing"),
+        ("from promptflow.tracing._trace import _traced", "promptflow.tracing._trace._traced", "Remove tracing"),
+        (
+            "from promptflow.evals.evaluators import F1ScoreEvaluator",
+            "promptflow.evals",
+            "pip install azure-ai-evaluation",
+        ),
+        ("from promptflow.core._serving.app import create_app", "promptflow.core._serving", "does not serve flows"),
     ],
 )
 def test_what_is_not_mirrored_says_what_to_do(statement: str, missing: str, told: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,7 +14,7 @@ from prefect_batchflow import exceptions
 from prefect_batchflow.exceptions import UnsupportedFeatureError, error_dict
 from prefect_batchflow.promptflow_shim import install, uninstall
 from prefect_batchflow.promptflow_shim.names import PROVIDED, REPLACED
-from prefect_batchflow.promptflow_shim.tracing import trace
+from prefect_batchflow.promptflow_shim.tracing import OperationContext, trace
 from prefect_batchflow.tools.context import current_context, running
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ PUBLIC = {
     "promptflow._internal": "AttrDict ToolExecutionError ToolInvoker ToolProvider enable_cache register_apis "
     "register_builtins register_connections tool",
     "promptflow._sdk._constants": "ConnectionType",
+    "promptflow._sdk._load_functions": "load_flow",
+    "promptflow._sdk.entities._connection": "AzureOpenAIConnection CustomConnection OpenAIConnection",
     "promptflow._sdk.entities": "AzureContentSafetyConnection AzureOpenAIConnection CognitiveSearchConnection "
     "CustomConnection CustomStrongTypeConnection FlowContext FormRecognizerConnection OpenAIConnection QdrantConnection "
     "Run SerpConnection ServerlessConnection ValidationResult WeaviateConnection",
@@ -41,6 +44,9 @@ PUBLIC = {
     "promptflow.contracts.types": "AssistantDefinition AttrDict FilePath PromptTemplate Secret",
     "promptflow.core": "AsyncFlow AsyncPrompty AzureOpenAIModelConfiguration Flow ModelConfiguration "
     "OpenAIModelConfiguration Prompty ToolProvider log_metric tool",
+    "promptflow.core._connection": "AzureOpenAIConnection CustomConnection OpenAIConnection ServerlessConnection",
+    "promptflow.core._flow": "AsyncFlow AsyncPrompty Flow Prompty",
+    "promptflow.core._model_configuration": "AzureOpenAIModelConfiguration ModelConfiguration OpenAIModelConfiguration",
     "promptflow.entities": "AzureContentSafetyConnection AzureOpenAIConnection CognitiveSearchConnection CustomConnection "
     "DynamicList FlowContext FormRecognizerConnection InputSetting OpenAIConnection QdrantConnection Run SerpConnection",
     "promptflow.exceptions": "ErrorCategory ErrorTarget PromptflowException SystemErrorException UserErrorException "
@@ -49,6 +55,11 @@ PUBLIC = {
     "promptflow.operations": "ConnectionOperations FlowOperations RunOperations",
     "promptflow.storage": "AbstractBatchRunStorage AbstractCacheStorage AbstractRunStorage",
     "promptflow.tracing": "ThreadPoolExecutorWithContext start_trace trace",
+    "promptflow.tracing._context_utils": "ThreadPoolExecutorWithContext",
+    "promptflow.tracing._operation_context": "OperationContext",
+    "promptflow.tracing._start_trace": "start_trace",
+    "promptflow.tracing._trace": "trace",
+    "promptflow.tracing.contracts.trace": "TraceType",
 }
 NAMES = [(module, name) for module, names in PUBLIC.items() for name in names.split()]
 
@@ -103,6 +114,38 @@ def test_what_is_replaced_may_stand_in_annotations() -> None:
     assert not isinstance(1, client)
     assert client | None == None | client
     assert not hasattr(client, "__wrapped__")
+
+
+def test_every_provided_module_is_on_the_page_for_moving() -> None:
+    """The page names each module, or the module above it, with what works and what raises."""
+    page = (Path(__file__).parents[2] / "docs" / "moving-from-promptflow.md").read_text()
+    rows = [row for row in page.splitlines() if row.startswith("| `promptflow")]
+    text = "\n".join(rows)
+    for module in {*PROVIDED, *REPLACED}:
+        if PROVIDED.get(module) or REPLACED.get(module):
+            assert f"`{module}`" in text, f"{module} is not on the page"
+    for module, names in REPLACED.items():
+        of_module = [row for row in rows if f"`{module}`" in row]
+        right = " ".join(row.split("|")[3] for row in of_module)
+        missing = {name for name in names if f"`{name}`" not in right}
+        assert not missing or "all" in right, f"{module}: {missing} missing"
+
+
+class TestOperationContext:
+    def test_it_is_a_dict_with_attributes_of_this_context(self) -> None:
+        context = OperationContext.get_instance()
+        assert OperationContext.get_instance() is context
+        context.user = "me"
+        assert context["user"] == context.user == context.get_context_dict()["user"] == "me"
+        context.append_user_agent("app/1")
+        context.append_user_agent("app/1")
+        assert context.get_user_agent().startswith("app/1 ")
+        assert context.get_request_id() == "unknown"
+        copied = context.copy()
+        del context.user
+        assert (hasattr(context, "user"), copied.user, type(copied)) == (False, "me", OperationContext)
+        OperationContext.set_instance(None)
+        assert OperationContext.get_instance() is not context
 
 
 class TestTrace:

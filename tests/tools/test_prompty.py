@@ -21,7 +21,6 @@ from prefect_batchflow.exceptions import (
     InvalidOptionError,
     InvalidOutputKeyError,
     MissingRequiredInputError,
-    UnsupportedFeatureError,
 )
 from prefect_batchflow.execution.program.loader import load_program
 from prefect_batchflow.images.image import Image
@@ -322,9 +321,45 @@ def test_a_file_that_is_no_prompty(tmp_path: Path) -> None:
         Prompty.load(f"{tmp_path / 'main.py'}:flow")
 
 
-def test_tokens_are_not_estimated(write: Any) -> None:
-    with pytest.raises(UnsupportedFeatureError, match="with tiktoken"):
-        Prompty.load(write()).estimate_token_count(question="a")
+class TestEstimateTokenCount:
+    """The counting itself is in test_token_estimate."""
+
+    @pytest.fixture(autouse=True)
+    def one_per_character(self, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, str]]:
+        asked: list[tuple[Any, str]] = []
+
+        def estimate(prompt: Any, model: str) -> int:
+            asked.append((prompt, model))
+            return 1000
+
+        monkeypatch.setattr("prefect_batchflow.tools.prompty.estimated_tokens", estimate)
+        return asked
+
+    @pytest.mark.parametrize(
+        ("parameters", "added"),
+        [("{}", 0), ("{max_tokens: 7}", 7), ("{max_completion_tokens: 9}", 9), ("{max_tokens: null}", 0)],
+    )
+    def test_the_prompt_and_room_for_the_answer(
+        self, parameters: str, added: int, write: Any, server: ModelServer, one_per_character: list[tuple[Any, str]]
+    ) -> None:
+        prompty = Prompty.load(write(model=f"  parameters: {parameters}\n"))
+        assert prompty.estimate_token_count(question="How?") == 1000 + added
+        prompt, model = one_per_character[0]
+        assert "How?" in str(prompt)
+        assert model == "m"
+        assert not server.calls
+
+    @pytest.mark.parametrize("wrong", ["1", "0", "-3", "'12'", "2.5", "true"])
+    def test_a_wrong_max_tokens_is_refused(self, wrong: str, write: Any) -> None:
+        prompty = Prompty.load(write(model=f"  parameters: {{max_tokens: {wrong}}}\n"))
+        with pytest.raises(InvalidOptionError, match=r"max_tokens is .*Expected a whole number above 1"):
+            prompty.estimate_token_count(question="a")
+
+    def test_inputs_are_checked_as_in_a_call(self, write: Any) -> None:
+        with pytest.raises(MissingRequiredInputError):
+            Prompty.load(write()).estimate_token_count(other="a")
+        with pytest.raises(InvalidOptionError, match="by name"):
+            Prompty.load(write()).estimate_token_count("a")
 
 
 class TestAsAFlow:

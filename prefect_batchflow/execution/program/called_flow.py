@@ -18,6 +18,7 @@ from prefect_batchflow.exceptions import (
 from prefect_batchflow.execution.program.loader import program_of
 from prefect_batchflow.inputs.types import CONVERSION_ERRORS, CONVERTERS
 from prefect_batchflow.tools.context import current_context, given_connections
+from prefect_batchflow.tools.prompty import AsyncPrompty, Prompty
 from prefect_batchflow.tools.side_loop import run_beside
 
 if TYPE_CHECKING:
@@ -32,7 +33,11 @@ class _CalledFlow:
     Source: promptflow `core/_flow.py`, `FlowBase`.
     """
 
-    def __init__(self, source: str | PathLike[str]) -> None:
+    def __init__(self, source: str | PathLike[str], **others: Any) -> None:
+        if others:
+            raise InvalidOptionError(
+                f"The flow {os.fspath(source)!r} cannot take {', '.join(others)}. Only a .prompty file takes `model`."
+            )
         flow = load_flow(os.fspath(source))
         connections = given_connections()
         self._program = program_of(flow, {}, Connections(None, os.environ) if connections is None else connections)
@@ -77,13 +82,17 @@ class CallableFlow(_CalledFlow):
     """promptflow's `Flow`, for sync code. It runs in the caller's thread; if it is async, in another thread on its own loop."""
 
     @classmethod
-    def load(cls, source: str | PathLike[str]) -> CallableFlow:
-        """Load a flow folder, yaml, `.prompty` or callable, as `load_flow` does.
+    def load(cls, source: str | PathLike[str], **prompty: Any) -> CallableFlow | Prompty:
+        """Load a flow folder, yaml or callable, as `load_flow` does.
+
+        Args:
+            source: A relative path counts from the current folder, which is the flow's while a run runs.
+            prompty: `model`, for a `.prompty` file. Such a file gives a `Prompty`, as in promptflow.
 
         Raises:
             UserErrorException: As when a run loads the flow.
         """
-        return cls(source)
+        return Prompty.load(source, **prompty) if _is_prompty(source) else cls(source, **prompty)
 
     def __call__(self, *positional: Any, **inputs: Any) -> dict[str, Any]:
         """Run it with inputs by name and return its outputs.
@@ -104,13 +113,25 @@ class AsyncFlow(_CalledFlow):
     """A flow to await in async code; its sync functions run in threads."""
 
     @classmethod
-    def load(cls, source: str | PathLike[str]) -> AsyncFlow:
+    def load(cls, source: str | PathLike[str], **prompty: Any) -> AsyncFlow | AsyncPrompty:
         """Load it as `CallableFlow.load` does."""
-        return cls(source)
+        return AsyncPrompty.load(source, **prompty) if _is_prompty(source) else cls(source, **prompty)
 
     async def __call__(self, *positional: Any, **inputs: Any) -> dict[str, Any]:
         """Run it as `CallableFlow` does."""
         return self._output(await self._program.run_line_async(_line_number(), self._inputs(positional, inputs)))
+
+
+def load_called_flow(source: str | PathLike[str], **prompty: Any) -> CallableFlow | Prompty:
+    """Promptflow's `load_flow` of its client, in a flow's code.
+
+    Source: promptflow `_sdk/_load_functions.py`, `load_flow`.
+    """
+    return CallableFlow.load(source, **prompty)
+
+
+def _is_prompty(source: str | PathLike[str]) -> bool:
+    return os.fspath(source).lower().endswith(".prompty")
 
 
 def _line_number() -> int:

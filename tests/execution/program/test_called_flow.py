@@ -9,8 +9,9 @@ import pytest
 
 from prefect_batchflow.definition.load import load_flow
 from prefect_batchflow.exceptions import InputNotFound, InputTypeError, InvalidOptionError, ToolExecutionError
-from prefect_batchflow.execution.program.called_flow import AsyncFlow, CallableFlow
+from prefect_batchflow.execution.program.called_flow import AsyncFlow, CallableFlow, load_called_flow
 from prefect_batchflow.execution.program.loader import load_program
+from prefect_batchflow.tools.prompty import AsyncPrompty, Prompty
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,9 +57,30 @@ def test_it_is_awaited_also_many_times_at_once(inner: Path) -> None:
     flow = AsyncFlow.load(inner)
 
     async def many() -> list[dict[str, Any]]:
-        return await asyncio.gather(*(flow(n=n, note="") for n in range(5)))
+        return list(await asyncio.gather(*(flow(n=n, note="") for n in range(5))))
 
     assert asyncio.run(many()) == [{"doubled": 2 * n} for n in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("load", "kind"),
+    [(CallableFlow.load, Prompty), (load_called_flow, Prompty), (AsyncFlow.load, AsyncPrompty)],
+    ids=["Flow.load", "load_flow", "AsyncFlow.load"],
+)
+def test_a_prompty_is_given_as_one(load: Any, kind: type[Prompty], tmp_path: Path) -> None:
+    file = tmp_path / "ask.prompty"
+    file.write_text("---\nmodel: {configuration: {type: openai, model: m, api_key: k}}\n---\nsystem:\nHi.\n")
+    assert type(load(file)) is kind
+    assert load(file, model={"parameters": {"max_tokens": 5}}).estimate_token_count() > 5
+
+
+def test_only_a_prompty_takes_a_model(inner: Path) -> None:
+    with pytest.raises(InvalidOptionError, match=r"cannot take model\. Only a \.prompty file"):
+        load_called_flow(inner, model={})
+
+
+def test_load_flow_is_the_same_as_flow_load(inner: Path) -> None:
+    assert load_called_flow(inner)(n=4, note="") == {"doubled": 8}
 
 
 def test_an_async_flow_is_called_from_sync_code_inside_a_running_loop(tmp_path: Path) -> None:
