@@ -47,6 +47,9 @@ PASSING: Final = frozenset({ErrorClass.RATE_LIMIT, ErrorClass.TRANSIENT, ErrorCl
 INFO_KEY: Final = "error_class"
 """The key of the class in an error dictionary's facts about the exception."""
 
+IN_GROUP_KEY: Final = "types_in_group"
+"""The key of the types of the exceptions in a group."""
+
 _OF_CODES: Final[Mapping[str, ErrorClass]] = {
     code: kind
     for kind, codes in {
@@ -90,17 +93,47 @@ _UNREACHED: Final = frozenset({"EAI_AGAIN", "EHOSTDOWN", "EHOSTUNREACH", "ENETDO
 _CERTIFICATE: Final = "ssl.SSLCertVerificationError"
 _OWN: Final = frozenset({"prefect_batchflow", "promptflow"})
 _MOST_CAUSES: Final = 8
+_MOST_IN_GROUP: Final = 100
+
+_IN_GROUP: Final = (
+    *(ErrorClass.REFUSED, ErrorClass.BAD_INPUT, ErrorClass.OUT_OF_MEMORY, ErrorClass.CRASH, ErrorClass.USER_CODE),
+    *(ErrorClass.RATE_LIMIT, ErrorClass.TRANSIENT, ErrorClass.TIMEOUT),
+)
+"""Which class a group of several errors has: the first of these. A retry must cure them all, so the stubborn ones count."""
 
 
 def class_of_exception(exc: BaseException) -> ErrorClass:
-    """The class of an exception, or of its causes if the exception itself has none."""
+    """The class of an exception, or of its causes if the exception itself has none; that of a group by what is in it."""
     try:
-        for cause in _causes(exc):
-            if (found := _class_of(cause)) is not None:
-                return found
+        return _class_with_causes(exc) or ErrorClass.USER_CODE
     except Exception:  # noqa: BLE001 - attributes of a user's class can raise, and be anything
         return ErrorClass.USER_CODE
-    return ErrorClass.USER_CODE
+
+
+def exceptions_in(exc: BaseException) -> list[BaseException]:
+    """The exceptions in a group and in the groups in it; otherwise the exception itself.
+
+    A task that was only cancelled because another failed says nothing, so a cancellation counts if there is nothing else.
+    """
+    found: list[BaseException] = []
+    waiting = [exc]
+    while waiting and len(found) < _MOST_IN_GROUP:
+        one = waiting.pop(0)
+        if isinstance(one, BaseExceptionGroup):
+            waiting[:0] = one.exceptions
+        else:
+            found.append(one)
+    return [one for one in found if type(one).__name__ != "CancelledError"] or found
+
+
+def _class_with_causes(exc: BaseException) -> ErrorClass | None:
+    for cause in _causes(exc):
+        if (found := _class_of(cause)) is not None:
+            return found
+        if isinstance(cause, BaseExceptionGroup):
+            kinds = {_class_with_causes(one) or ErrorClass.USER_CODE for one in exceptions_in(cause)}
+            return next(kind for kind in _IN_GROUP if kind in kinds)
+    return None
 
 
 def class_of_error(error: Mapping[str, Any]) -> ErrorClass:
@@ -126,7 +159,13 @@ def is_one_of(names: Collection[str], error: dict[str, Any]) -> bool:
         if node.get("code") in names:
             return True
         node = node.get("innerError")
-    return any(info.get("type") in names for info in infos(error))
+    return any(name in names for info in infos(error) for name in (info.get("type"), *_types_in(info)))
+
+
+def _types_in(info: Mapping[str, Any]) -> list[Any]:
+    """The types of the exceptions in a group."""
+    types = info.get(IN_GROUP_KEY)
+    return [name for name in types if isinstance(name, str)] if isinstance(types, list) else []
 
 
 def infos(error: Mapping[str, Any]) -> list[dict[str, Any]]:

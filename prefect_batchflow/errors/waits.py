@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from prefect_batchflow.errors.classes import infos
+from prefect_batchflow.errors.classes import exceptions_in, infos
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,21 +37,27 @@ def retry_after_sec(headers: Mapping[str, str]) -> float | None:
 
 
 def wait_asked_by(exc: BaseException) -> float | None:
-    """The wait in seconds that an exception or one of its causes asks for; `None` if none does.
+    """The wait in seconds that an exception, one of its causes or one in a group asks for; `None` if none does.
 
     Exceptions of this package have it as an attribute, those of openai, httpx and requests in their response, those of urllib
     in their headers.
     """
-    cause: BaseException | None = exc
     try:
-        for _ in range(_MOST_CAUSES):
-            if cause is None:
-                return None
-            if (asked := _asked_by(cause)) is not None:
-                return asked
-            cause = cause.__cause__
+        return _asked_with_causes(exc)
     except Exception:  # noqa: BLE001 - attributes of a user's class can raise, and be anything
         return None
+
+
+def _asked_with_causes(exc: BaseException) -> float | None:
+    cause: BaseException | None = exc
+    for _ in range(_MOST_CAUSES):
+        if cause is None:
+            return None
+        if (asked := _asked_by(cause)) is not None:
+            return asked
+        if isinstance(cause, BaseExceptionGroup):
+            return max(filter(None, map(_asked_with_causes, exceptions_in(cause))), default=None)
+        cause = cause.__cause__
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import http.client
 import socket
@@ -19,8 +20,10 @@ import requests
 import urllib3
 
 from prefect_batchflow import exceptions
-from prefect_batchflow.errors.classes import _OF_CODES, ErrorClass, class_of_error, class_of_exception
-from prefect_batchflow.exceptions import BatchflowException, error_dict
+from prefect_batchflow.errors.classes import _OF_CODES, ErrorClass, class_of_error, class_of_exception, is_one_of
+from prefect_batchflow.errors.groups import advice_for
+from prefect_batchflow.errors.waits import wait_asked_by
+from prefect_batchflow.exceptions import BatchflowException, error_dict, innermost_code
 from prefect_batchflow.execution.program.user_errors import script_error, tool_error
 
 BAD_CERTIFICATE = ssl.SSLCertVerificationError(1, "certificate verify failed")
@@ -55,6 +58,10 @@ def requests_error(status: int) -> requests.HTTPError:
 def raised_from(exc: BaseException, cause: BaseException) -> BaseException:
     exc.__cause__ = cause
     return exc
+
+
+def group(*exceptions: BaseException) -> BaseExceptionGroup[BaseException]:
+    return BaseExceptionGroup("unhandled errors in a TaskGroup", exceptions)
 
 
 class OwnError(Exception):
@@ -144,6 +151,18 @@ EXCEPTIONS: list[tuple[BaseException, str]] = [
     (raised_from(RuntimeError("no answer"), httpx.ReadTimeout("no")), "timeout"),
     (raised_from(RuntimeError("no"), raised_from(KeyError("no"), ConnectionResetError("no"))), "transient"),
     (raised_from(ValueError("no"), KeyError("no")), "user_code"),
+    (group(answered(openai.RateLimitError, 429)), "rate_limit"),
+    (group(answered(openai.RateLimitError, 429), answered(openai.RateLimitError, 429)), "rate_limit"),
+    (group(answered(openai.InternalServerError, 500), answered(openai.RateLimitError, 429)), "rate_limit"),
+    (group(answered(openai.RateLimitError, 429), answered(openai.BadRequestError, 400)), "refused"),
+    (group(answered(openai.RateLimitError, 429), ValueError("no")), "user_code"),
+    (group(group(group(model_is_away()))), "transient"),
+    (group(raised_from(RuntimeError("no answer"), httpx.ReadTimeout("no"))), "timeout"),
+    (group(MemoryError()), "out_of_memory"),
+    (group(asyncio.CancelledError(), http_error(429)), "rate_limit"),
+    (group(KeyError("no")), "user_code"),
+    (raised_from(RuntimeError("no"), group(http_error(503))), "transient"),
+    (group(OddError("no")), "user_code"),
 ]
 
 
@@ -194,3 +213,56 @@ def test_an_error_that_a_foreign_service_made_up_is_user_code(error: dict[str, A
 
 def test_the_codes_are_those_of_exceptions() -> None:
     assert all(issubclass(getattr(exceptions, code), BatchflowException) for code in _OF_CODES)
+
+
+class TestGroups:
+    def test_the_message_says_what_is_in_it_each_text_once(self) -> None:
+        several = group(ValueError("a"), group(KeyError("b"), ValueError("a")), *(OSError(n, "c") for n in (1, 2, 3)))
+
+        message = script_error("main", several)["message"]
+
+        assert message == (
+            "Execution failure in 'main': (ExceptionGroup) unhandled errors in a TaskGroup (5 sub-exceptions): "
+            "(ValueError) a; (KeyError) 'b'; (PermissionError) [Errno 1] c; and 2 more"
+        )
+
+    def test_its_advice_is_that_of_what_is_in_it(self) -> None:
+        error = script_error("main", group(answered(openai.RateLimitError, 429)))
+
+        assert "too many calls" in advice_for("ScriptExecutionError", error["message"])
+
+    @pytest.mark.parametrize("make", [tool_error, script_error])
+    @pytest.mark.parametrize(
+        ("names", "chosen"),
+        [
+            (["RateLimitError"], True),
+            (["rate_limit"], True),
+            (["ExceptionGroup", "BaseExceptionGroup"], True),
+            (["KeyError"], True),
+            (["ValueError"], False),
+        ],
+        ids=str,
+    )
+    def test_it_is_chosen_by_the_types_in_it(self, make: Any, names: list[str], chosen: bool) -> None:
+        error = make("main", group(asyncio.CancelledError(), answered(openai.RateLimitError, 429)))
+        if "KeyError" in names:
+            error = make("main", group(group(KeyError("no"))))
+
+        assert is_one_of(names, error) is chosen
+
+    def test_it_waits_as_long_as_the_longest_wait_in_it(self) -> None:
+        asking = [
+            exceptions.RateLimitError("no", status=429, final=False, retry_after_sec=seconds) for seconds in (3.0, 7.0)
+        ]
+
+        assert wait_asked_by(group(ValueError("no"), *asking)) == 7.0
+        assert wait_asked_by(raised_from(RuntimeError("no"), group(*asking))) == 7.0
+        assert wait_asked_by(group(ValueError("no"))) is None
+
+    def test_memory_that_ran_out_in_it_is_the_lines(self) -> None:
+        assert innermost_code(script_error("main", group(MemoryError()))) == "LineOutOfMemoryError"
+
+    def test_a_huge_group_has_a_short_text(self) -> None:
+        error = script_error("main", group(*(ValueError("x" * 1_000 + str(n)) for n in range(1_000))))
+
+        assert len(error["message"]) < 5_000

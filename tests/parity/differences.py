@@ -110,6 +110,17 @@ def _written(**output: Any) -> Difference:
     return Difference(_TABLE, facts)
 
 
+_AWAITED = "What a call returns is awaited, whatever hides the async def; promptflow cannot write the coroutine."
+_TEXTS = ["one", "two", "three four"]
+_THREE = [{"line_number": n, "output": text.upper()} for n, text in enumerate(_TEXTS)]
+
+
+def _awaited(outputs: list[dict[str, Any]]) -> Difference:
+    """Three lines that complete."""
+    facts = {"completed_lines": 3, "errors": {}, "failed_lines": 0, "user_and_system_errors": [0, 0]}
+    return Difference(_AWAITED, {"outputs": outputs, **facts})
+
+
 DIFFERENCES: dict[str, Difference] = {
     "row_for_a_date_of_a_node": Difference(_BUILT, {"outputs": [{"line_number": 0, "out": ["date", "2026-01-02"]}]}),
     "row_for_a_dataclass_of_a_node": Difference(
@@ -128,6 +139,29 @@ DIFFERENCES: dict[str, Difference] = {
     "row_for_any_keywords": Difference(
         "`**row` alone, without a mapping, gets the row; promptflow calls it with nothing.",
         {"outputs": [{"line_number": 0, "output": ["a", "b"]}]},
+    ),
+    "async_behind_a_plain_decorator": _awaited(_THREE),
+    "async_returned_by_a_function": _awaited(_THREE),
+    "async_returned_by_a_tool": _awaited([{"line_number": n, "out": text.upper()} for n, text in enumerate(_TEXTS)]),
+    "async_tool_behind_a_decorator": _awaited([{"line_number": n, "out": text} for n, text in enumerate(_TEXTS)]),
+    "async_behind_a_partial": Difference(
+        "A partial is a callable like others; promptflow refuses it.", _completed(outputs=_THREE, tokens=[0, 0, 0])
+    ),
+    "an_error_in_a_group_of_tasks": Difference(
+        "What async code raises is the code's error as in sync code; promptflow counts a system error.",
+        {
+            "errors": {
+                str(n): {
+                    "codes": ["UserError", "ScriptExecutionError"],
+                    "user_code": "ExceptionGroup: unhandled errors in a TaskGroup (1 sub-exception)",
+                }
+                for n in range(3)
+            },
+            "user_and_system_errors": [3, 0],
+        },
+    ),
+    "tokens_of_a_call_in_a_pool": Difference(
+        "Calls in threads of a line count; promptflow counts 0.", {"tokens": [14, 4, 10]}
     ),
     "flex_unserialisable": Difference(
         _TABLE,

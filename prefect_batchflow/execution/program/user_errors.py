@@ -8,7 +8,7 @@ from pathlib import Path
 from traceback import TracebackException
 from typing import TYPE_CHECKING, Any
 
-from prefect_batchflow.errors.classes import INFO_KEY, ErrorClass, class_of_exception
+from prefect_batchflow.errors.classes import IN_GROUP_KEY, INFO_KEY, ErrorClass, class_of_exception, exceptions_in
 from prefect_batchflow.errors.waits import wait_asked_by
 from prefect_batchflow.exceptions import (
     BatchflowException,
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 TEXT_LIMIT = 20_000
 """Characters that an error keeps of an exception's text, and of its traceback."""
+_TOLD_OF_GROUP = 3
+"""Exceptions of a group that its text shows."""
 _RAISED_BY_USERS = (BatchflowException, UserErrorException, SystemErrorException)
 """The classes that flows import under promptflow's names, and derive from."""
 _OWN_FOLDER = f"{Path(__file__).parents[2]}{os.sep}"
@@ -60,15 +62,26 @@ def describe(exc: BaseException) -> dict[str, Any]:
         trace = "".join(TracebackException(type(exc), exc, user_frames).format())
     except Exception:  # noqa: BLE001 - formatting calls a user's class, and can run out of memory
         trace = ""
-    described = {"type": type(exc).__name__, "message": exception_text(exc), "traceback": _shortened(trace)}
+    described: dict[str, Any] = {"type": type(exc).__name__, "message": _own_text(exc), "traceback": _shortened(trace)}
     if (kind := class_of_exception(exc)) is not ErrorClass.USER_CODE:
         described[INFO_KEY] = str(kind)
+    if isinstance(exc, BaseExceptionGroup):
+        described[IN_GROUP_KEY] = sorted({type(one).__name__ for one in exceptions_in(exc)})
     asked = wait_asked_by(exc)
     return described if asked is None else {**described, "retry_after_sec": asked}
 
 
 def exception_text(exc: BaseException) -> str:
-    """The text of an exception, with an explanation for `SystemExit` and `MemoryError`."""
+    """The text of an exception, with an explanation for `SystemExit` and `MemoryError`; of a group, what is in it, too."""
+    if not isinstance(exc, BaseExceptionGroup):
+        return _own_text(exc)
+    # Each text once: many tasks of a group often fail alike.
+    told = list(dict.fromkeys(f"({type(one).__name__}) {_own_text(one)}" for one in exceptions_in(exc)))
+    more = f"; and {len(told) - _TOLD_OF_GROUP} more" if len(told) > _TOLD_OF_GROUP else ""
+    return _shortened(f"{_own_text(exc)}: {'; '.join(told[:_TOLD_OF_GROUP])}{more}")
+
+
+def _own_text(exc: BaseException) -> str:
     try:
         text = _shortened(str(exc))
     except Exception as broken:  # noqa: BLE001 - a user's class
@@ -119,7 +132,7 @@ def _failure(
     details: dict[str, Any],
     target: str,
 ) -> dict[str, Any]:
-    error_class = LineOutOfMemoryError if isinstance(exc, MemoryError) else kind
+    error_class = LineOutOfMemoryError if any(isinstance(one, MemoryError) for one in exceptions_in(exc)) else kind
     message = f"Execution failure in '{name}': ({type(exc).__name__}) {exception_text(exc)}"
     return error_dict(error_class(message, target=target, additional_info=details))
 
