@@ -43,10 +43,10 @@ class BatchEngine:
             what lines do.
         init_kwargs: Arguments of a class flow's constructor, any picklable values. The run does not keep them.
         **kwargs: The other options of docs/options.md by their names in Python, such as `retries` or `max_failures`. `retry_on`
-            and `rerun` can be lists, `max_failures` can be a number. `variant`, `node_connections` and `environment_variables`
-            are as in `batch_run`; the run keeps only the names of environment variables. `run_storage_url` is the `storage` of
-            `batch_run`. `listener` is called with each `ProgressReport`. promptflow's `batch_use_async` has no effect: async
-            code always runs on an event loop.
+            and `rerun` can be lists, `max_failures` can be a number, `image_roots` can be one path. `variant`,
+            `node_connections` and `environment_variables` are as in `batch_run`; the run keeps only the names of environment
+            variables. `run_storage_url` is the `storage` of `batch_run`. `listener` is called with each `ProgressReport`.
+            promptflow's `batch_use_async` has no effect: async code always runs on an event loop.
 
     Raises:
         FlowNotFoundError: There is no flow at `flow_file`.
@@ -93,6 +93,8 @@ class BatchEngine:
         self._listener = kwargs.pop("listener", None)
         self._run_storage_url = kwargs.pop("run_storage_url", "")
         kwargs.pop("batch_use_async", None)
+        roots = kwargs.pop("image_roots", None) or ()
+        self._image_roots = list(map(os.fspath, [roots] if isinstance(roots, str | os.PathLike) else roots))
         for name, value in kwargs.items():
             is_list = isinstance(value, list | tuple | set | frozenset) and all(isinstance(item, str) for item in value)
             if is_list and name in PARAMETERS and PARAMETERS[name].errors:
@@ -157,6 +159,7 @@ class BatchEngine:
             "flow": self._flow.source or self._flow.name,
             "working_dir": str(base),
             "more_data": data,
+            "image_roots": [locate(root, base) for root in self._image_roots],
             "inputs_mapping": dict(inputs_mapping or {}),
             "output_dir": "" if output_dir is None else locate(output_dir, base),
             "run_id": run_id or "",
@@ -196,7 +199,10 @@ class BatchEngine:
         register_executor(language, executor_proxy_cls)
 
 
-_MORE = ("batch_use_async", "environment_variables", "listener", "node_connections", "run_storage_url", "variant")
+_MORE = (
+    *("batch_use_async", "environment_variables", "image_roots", "listener", "node_connections", "run_storage_url"),
+    "variant",
+)
 OPTIONS = frozenset({*OPTION_NAMES, *_MORE}).difference(
     *(inspect.signature(method).parameters for method in (BatchEngine.__init__, BatchEngine.run))
 )

@@ -26,6 +26,7 @@ from prefect_batchflow.exceptions import (
     innermost_code,
 )
 from prefect_batchflow.images.forms import BASIC
+from prefect_batchflow.images.places import folders_of
 from prefect_batchflow.inputs import mapping as maps
 from prefect_batchflow.inputs.check import Checker, Inventory
 from prefect_batchflow.inputs.formats import shorten
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from prefect_batchflow.inputs.formats import Row
     from prefect_batchflow.inputs.readers import Source
     from prefect_batchflow.inputs.survey import SourceSummary
-    from prefect_batchflow.results.records import Origins
+    from prefect_batchflow.results.records import ImageFolders, Origins
     from prefect_batchflow.settings import BadRows, InputsWithDefault
 
     _Fault = tuple[type[UserErrorException], str]
@@ -119,6 +120,7 @@ def read_lines(
     inventory: Inventory,
     *,
     flow_folder: str | None = None,
+    image_roots: Sequence[str] = (),
     image_form: ImageForm = BASIC,
     takes_any: bool = False,
 ) -> Iterator[Line]:
@@ -133,6 +135,7 @@ def read_lines(
         inputs_mapping: Input name to `${source.column}` or a constant.
         inventory: The result of `check`.
         flow_folder: The folder of images in the flow's defaults and the mapping's constants.
+        image_roots: More folders where images can be, absolute paths or URLs.
         image_form: How the flow writes images.
         takes_any: Whether the flow takes inputs of any name. If it has no others, and there is no mapping, it gets the
             columns of the first source.
@@ -140,7 +143,8 @@ def read_lines(
     Raises:
         InvalidUserData: The data changed after the check. Appended rows are left out with a warning.
     """
-    folders = {"": flow_folder, **{source.name: source.folder for source in sources}}
+    own = {"": flow_folder, **{source.name: source.folder for source in sources}}
+    folders = {name: folders_of(folder, image_roots) for name, folder in own.items()}
     takes_row = takes_any and not flow_inputs and not inputs_mapping
     unmapped = inventory.unmapped
     preparation = _Preparation(folders, flow_inputs, inputs_mapping, unmapped, image_form, takes_row=takes_row)
@@ -205,7 +209,7 @@ class _Preparation:
 
     def __init__(
         self,
-        folders: Mapping[str, str | None],
+        folders: Mapping[str, ImageFolders],
         flow_inputs: Mapping[str, FlowInput],
         inputs_mapping: Mapping[str, Any] | None,
         unmapped: Sequence[str],
@@ -267,7 +271,7 @@ class _Preparation:
         return Line(number, inputs, error, images=self._images(inputs, values))
 
     def _images(self, inputs: Mapping[str, Any], values: Mapping[str, Mapping[str, Any]]) -> Origins | None:
-        found: dict[str, tuple[str, str | None]] = {}
+        found: dict[str, tuple[str, ImageFolders]] = {}
         for name, declared in self._flow_inputs.items():
             value = inputs.get(name)
             if declared.type != "image":

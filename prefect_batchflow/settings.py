@@ -469,6 +469,17 @@ class BatchRequest:
     more_data: Annotated[
         dict[str, str], Option("More sources, name to URL, for mappings such as ${name.column}.", flag="--data")
     ] = field(default_factory=dict)
+    image_roots: Annotated[
+        list[str],
+        Option(
+            "Folders, paths or URLs, where the images that rows name can be, besides the folder of the data. An absolute path "
+            "must be below one of them. A relative path that the data's folder does not have is looked for in them.",
+            group="",
+            flag="--image-root",
+            metavar="FOLDER",
+            typed="Repeatable.",
+        ),
+    ] = field(default_factory=list)
     init_kwargs: Annotated[
         dict[str, Any],
         Option(

@@ -284,6 +284,7 @@ def test_the_engine_takes_every_option() -> None:
     assert OPTIONS - set(OPTION_NAMES) == {
         "batch_use_async",
         "environment_variables",
+        "image_roots",
         "listener",
         "node_connections",
         "run_storage_url",

@@ -87,6 +87,7 @@ def run(
     ] = "",
     data: Annotated[Texts, flag("data")] = None,
     map: Annotated[Texts, flag("inputs_mapping")] = None,  # noqa: A002 - the option's name
+    image_root: Annotated[Texts, flag("image_roots")] = None,
     run_id: Annotated[str, flag("run_id")] = "",
     run: Annotated[str, flag("run")] = "",
     resume_from: Annotated[str, flag("resume_from")] = "",
@@ -130,6 +131,7 @@ def run(
     parameters = {
         "flow": loaded.source or flow,
         "working_dir": absolute_place(working_dir),
+        "image_roots": image_root or [],
         "variant": variant,
         "node_connections": chosen,
         **data_parameters(urls),
@@ -193,6 +195,7 @@ def resume(
     parameters = {
         "flow": manifest.flow,
         "working_dir": manifest.working_dir,
+        "image_roots": manifest.image_roots,
         "variant": manifest.variant,
         "node_connections": manifest.node_connections,
         **data_parameters(manifest.data),

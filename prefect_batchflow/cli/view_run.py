@@ -151,6 +151,7 @@ def failed_lines_words(manifest: Manifest, failed: str) -> list[str]:
     return [
         *("batchflow", "run", manifest.flow or "", "--data", failed),
         *typed("--map", [f"{name}=${{data.{name}}}" for name in mapped]),
+        *typed("--image-root", manifest.image_roots),
         *typed("--working-dir", _own_working_dir(manifest)),
         *typed("--variant", [manifest.variant] if manifest.variant else []),
         *typed("--node-connections", [f"{node}.{n}={value}" for node, inputs in chosen for n, value in inputs.items()]),

@@ -23,6 +23,8 @@ from prefect_batchflow.inputs.formats import shorten
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from prefect_batchflow.results.records import ImageFolders
+
 _MAX_PATH = 4096
 _KEY = re.compile(r"data:(image/[\w.+*-]+);(path|base64|url)")
 # Bounded where parts overlap, because rows supply the text.
@@ -69,10 +71,10 @@ class ImageForm(ABC):
             level = [child for part in level for child in (part.values() if type(part) is dict else part)]
         return False
 
-    def load_images(self, value: Any, folder: str | None) -> Any:
+    def load_images(self, value: Any, folder: ImageFolders) -> Any:
         """Give the value with each image dictionary, at any depth, as an `Image` and each text dictionary as a `Text`.
 
-        Paths are relative to the folder and cannot leave it; `None` if there is none.
+        Paths are relative to the folder and cannot leave it and the image roots; `None` if there is none.
 
         Raises:
             InvalidImageInput: An image cannot be read, or is outside the folder.
@@ -87,10 +89,10 @@ class ImageForm(ABC):
             return Text.deserialize(value)
         return {key: self.load_images(part, folder) for key, part in value.items()}
 
-    def place_images(self, value: Any, folder: str | None) -> Any:
+    def place_images(self, value: Any, folder: ImageFolders) -> Any:
         """Give the value with full paths, which code can open, in its image dictionaries; nothing is read.
 
-        Paths are relative to the folder and cannot leave it; `None` leaves them as they are.
+        Paths are relative to the folder and cannot leave it and the image roots; `None` leaves them as they are.
 
         Raises:
             InvalidImageInput: A path leads out of the folder, or is not valid.
@@ -141,7 +143,7 @@ class ImageForm(ABC):
         mime_type, _, _ = self._parts(value)
         return self.path_dict(mime_type or ANY_TYPE, path)
 
-    def load_image(self, value: Any, folders: Sequence[str | None]) -> Any:
+    def load_image(self, value: Any, folders: Sequence[ImageFolders]) -> Any:
         """Load the image of an input of type image.
 
         Args:
@@ -177,7 +179,7 @@ class ImageForm(ABC):
                 return _image(content)
             raise
 
-    def _load_dict(self, value: dict[str, Any], folder: str | None) -> Any:
+    def _load_dict(self, value: dict[str, Any], folder: ImageFolders) -> Any:
         mime_type, resource, content = self._parts(value)
         if not isinstance(content, str) or not content:
             raise InvalidImageInput(f"The {resource} of an image must be text, found {shorten(content)}.")

@@ -107,8 +107,10 @@ class ImagesRecord(TypedDict):
     """For each image whose bytes are in the output, the keys and indexes that lead to it."""
 
 
-Origins: TypeAlias = "Mapping[str, tuple[str, str | None]]"
-"""Inputs with images, to their source (`""` is the flow itself) and the folder that paths are relative to."""
+ImageFolders: TypeAlias = "str | tuple[str, ...] | None"
+"""Where images can be, each a local folder or a URL: the folder that paths are relative to, then the run's image roots."""
+Origins: TypeAlias = "Mapping[str, tuple[str, ImageFolders]]"
+"""Inputs with images, to their source (`""` is the flow itself) and the folders where they can be."""
 
 
 class CompletedLine(TypedDict):

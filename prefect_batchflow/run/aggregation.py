@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Mapping
 
     from prefect_batchflow.execution.executor import Executor
-    from prefect_batchflow.results.records import CompletedLine, LineRecord
+    from prefect_batchflow.results.records import CompletedLine, ImageFolders, LineRecord
 
 
 async def aggregate(
@@ -23,7 +23,7 @@ async def aggregate(
     *,
     run_id: str,
     timeout_sec: float,
-    image_folders: Mapping[str, str | None] | None = None,
+    image_folders: Mapping[str, ImageFolders] | None = None,
 ) -> AggregationResult:
     """Run the flow's aggregation over the completed lines, within the time limit of a line, as in promptflow.
 
@@ -36,7 +36,7 @@ async def aggregate(
     return aggregation_result(run, run_id)
 
 
-def _kept(record: LineRecord, folders: Mapping[str, str | None]) -> CompletedLine:
+def _kept(record: LineRecord, folders: Mapping[str, ImageFolders]) -> CompletedLine:
     line: CompletedLine = {
         "line_number": record["line_number"],
         "inputs": record["inputs"],

@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from prefect_batchflow.images.forms import form_of
+from prefect_batchflow.images.places import folders_of
 from prefect_batchflow.prefect_runtime.gone_server import let_go_of_server, server_answers
 from prefect_batchflow.prefect_runtime.own_server import has_own_server, wait_until_recorded
 from prefect_batchflow.report.artifacts import write_failed_lines, write_summary
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from prefect_batchflow.results.models import BatchResult
-    from prefect_batchflow.results.records import LineRecord
+    from prefect_batchflow.results.records import ImageFolders, LineRecord
     from prefect_batchflow.run.handle import LiveRun
     from prefect_batchflow.run.preparation import Prepared
     from prefect_batchflow.run.resuming import Resumed
@@ -92,10 +93,11 @@ class Ending:
         await _hand_in(state)
         return result
 
-    def _image_folders(self) -> dict[str, str | None]:
-        """By source, the folder to which its image paths are relative; `""` is the flow."""
-        folders = {source.name: source.folder for source in self._prepared.sources}
-        return {"": str(self._prepared.flow.working_dir), **folders}
+    def _image_folders(self) -> dict[str, ImageFolders]:
+        """By source, the folders where its images can be; `""` is the flow."""
+        prepared = self._prepared
+        folders = {"": str(prepared.flow.working_dir), **{source.name: source.folder for source in prepared.sources}}
+        return {name: folders_of(folder, prepared.image_roots) for name, folder in folders.items()}
 
     def _image_inputs(self) -> ImageInputs | None:
         """How lines name images; `None` if a service runs them: it finds its images in its own way."""

@@ -258,6 +258,7 @@ class Resuming:
             node_connections=request.node_connections,
             environment_names=sorted(state.environment_variables),
             data={name: locate(url) for name, url in request.sources.items()},
+            image_roots=list(prepared.image_roots),
             run=request.run or None,
             inputs_mapping=request.inputs_mapping,
             init_names=sorted(state.init_kwargs),

@@ -50,7 +50,8 @@ def check_roots(request: BatchRequest, roots: str) -> None:
     if request.storage != default_storage_url() and not request.storage.startswith("batchflow-run-storage/"):
         places.append(("storage", request.storage))
     # The check sees data with its variables filled in; the message shows it as it was given.
-    found = [(f"{name} {url!r}", locate(url)) for name, url in request.sources.items()]
+    given = [*request.sources.items(), *(("image_roots", root) for root in request.image_roots)]
+    found = [(f"{name} {url!r}", locate(url)) for name, url in given]
     # A cluster gets the run's connections, and its answers are unpickled here. Its address must be a root itself.
     address = request.options.task_runner_address
     addresses = [address] if address not in ("", "auto") else []

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from prefect_batchflow.images.forms import ImageForm
-    from prefect_batchflow.results.records import LineRecord
+    from prefect_batchflow.results.records import ImageFolders, LineRecord
     from prefect_batchflow.storage.files import RunFiles
     from prefect_batchflow.storage.keys import RunKeys
 
@@ -35,7 +35,7 @@ RECORDS_ARE_KEPT = "The line records are kept; resume the run to write it again.
 class ImageInputs:
     """How the inputs of lines name image files."""
 
-    folders: Mapping[str, str | None] = field(default_factory=dict)
+    folders: Mapping[str, ImageFolders] = field(default_factory=dict)
     """The folder of relative paths, by source; `""` is the flow. Image files of other sources are not copied."""
     plain_paths: bool = False
     """Whether a plain text in an input of type image is a path. False for callables, which get texts unchanged."""
@@ -101,7 +101,7 @@ class ImageFiles:
                 inputs[name] = await self._copied_file(value, folder)
         return {**record, "inputs": inputs}
 
-    async def _copied(self, value: Any, folder: str | None) -> Any:
+    async def _copied(self, value: Any, folder: ImageFolders) -> Any:
         if self._form.is_image_dict(value):
             return await self._copied_file(value, folder)
         if isinstance(value, list):
@@ -110,17 +110,17 @@ class ImageFiles:
             return {key: await self._copied(part, folder) for key, part in value.items()}
         return value
 
-    async def _copied_file(self, value: Any, folder: str | None) -> Any:
+    async def _copied_file(self, value: Any, folder: ImageFolders) -> Any:
         image = await self._read(value, folder)
         return value if image is None else self._form.with_path(value, f"{IMAGES}/{await self._write(image)}")
 
-    async def _read(self, value: Any, folder: str | None) -> Image | None:
+    async def _read(self, value: Any, folder: ImageFolders) -> Image | None:
         """The image that a value names by its path; `None` if it names none, or the image cannot be read."""
         path = self._form.path_in(value)
         if path is None:
             return None
         try:
-            if folder is None or is_local_path(folder):
+            if all(map(is_local_path, (folder,) if isinstance(folder, str) else folder or ())):
                 return Image(await asyncio.to_thread(read_within, path, folder))
             return Image(await self._read_remote(path, folder))
         except InvalidImageInput:
@@ -129,7 +129,7 @@ class ImageFiles:
             self.left += 1
             return None
 
-    async def _read_remote(self, path: str, folder: str) -> bytes:
+    async def _read_remote(self, path: str, folder: ImageFolders) -> bytes:
         if self._remote_sec <= 0:
             raise TimeoutError
         began = time.monotonic()
@@ -153,7 +153,7 @@ class ImageFiles:
         return name
 
 
-def _read_in_daemon_thread(path: str, folder: str) -> asyncio.Future[bytes]:
+def _read_in_daemon_thread(path: str, folder: ImageFolders) -> asyncio.Future[bytes]:
     """Read on a thread that nothing waits for: `asyncio.run` would wait for a thread of `asyncio.to_thread`."""
     content: Future[bytes] = Future()
     content.set_running_or_notify_cancel()

@@ -66,6 +66,8 @@ class Manifest(BaseModel):
     """Names of the run's environment variables. Their values can be secret, so they are not stored."""
     data: dict[str, str]
     """Source name to URL."""
+    image_roots: list[str] = []
+    """More folders where images can be, absolute paths or URLs."""
     run: str | None = None
     """The run that this one is built on, the source of `run.outputs` and `run.inputs`, if any."""
     inputs_mapping: dict[str, Any]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from prefect_batchflow.images.forms import ImageForm
     from prefect_batchflow.lines import Line
+    from prefect_batchflow.results.records import ImageFolders
 
 _PLACEHOLDER = re.compile(r"Image\([^,()]+, [\d,]+ bytes, ([0-9a-f]{32}\.[a-z0-9]+)\)")
 """As `images.written.placeheld` writes it."""
@@ -64,7 +65,7 @@ class TakenImages:
                 continue
         return value
 
-    def found(self, value: Any, folder: str | None = None, place: Place = ()) -> Iterator[tuple[Place, Any]]:
+    def found(self, value: Any, folder: ImageFolders = None, place: Place = ()) -> Iterator[tuple[Place, Any]]:
         """Give the images in a value, each with the keys and indexes that lead to it: whole ones, and files in the folder."""
         if type(value) is dict or not place:
             image = self._loaded(value, folder)
@@ -105,7 +106,7 @@ class TakenImages:
         _, folder = line.images[name]  # type: ignore[index] # it is there
         return bool(self._content(self.whole(stored), None) == self._content(line.inputs[name], folder))
 
-    def _content(self, value: Any, folder: str | None) -> Any:
+    def _content(self, value: Any, folder: ImageFolders) -> Any:
         """Give a value with a hash in place of each image."""
         if (image := self._loaded(value, folder)) is not None:
             return ("image", hashlib.sha256(image).hexdigest())
@@ -118,7 +119,7 @@ class TakenImages:
             }
         return value
 
-    def _loaded(self, value: Any, folder: str | None = None) -> Any:
+    def _loaded(self, value: Any, folder: ImageFolders = None) -> Any:
         """Give the image of a dictionary or an image input, if it is whole or in a folder; nothing is fetched."""
         by_path = folder is not None and self.form.path_in(value) is not None
         if not by_path and not self.form.is_whole(value):

@@ -11,7 +11,7 @@ import pytest
 from prefect_batchflow.exceptions import InvalidImageInput
 from prefect_batchflow.images import forms, places
 from prefect_batchflow.images.forms import BASIC
-from prefect_batchflow.images.places import read_within
+from prefect_batchflow.images.places import folders_of, place_within, read_within
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(8)
 B64 = base64.b64encode(PNG).decode()
@@ -35,6 +35,47 @@ class TestFolders:
     def test_nothing_leads_out(self, folder: str, path: str) -> None:
         with pytest.raises(InvalidImageInput, match="leads out of"):
             read_within(path.format(parent=os.path.dirname(folder)), folder)  # noqa: PTH120
+
+    @pytest.mark.parametrize(
+        ("path", "content"),
+        [
+            ("a.png", PNG),
+            ("deep/b.jpg", b"\xff\xd8\xff" + bytes(9)),
+            ("c.png", b"secret"),
+            ("{parent}/data-too/c.png", b"secret"),
+            ("../data-too/c.png", b"secret"),
+            ("out/c.png", b"secret"),
+            ("{parent}/data/a.png", PNG),
+        ],
+    )
+    def test_a_root_is_one_more_folder(self, folder: str, path: str, content: bytes) -> None:
+        parent = os.path.dirname(folder)  # noqa: PTH120
+        path = path.format(parent=parent)
+
+        assert read_within(path, (folder, f"{parent}/data-too")) == content
+        assert place_within(path, (folder, f"{parent}/data-too")).endswith(os.path.basename(path))  # noqa: PTH119
+
+    @pytest.mark.parametrize(
+        "path", ["../secret.png", "{parent}/secret.png", "/etc/passwd", "link.png", "{parent}/data-to"]
+    )
+    def test_nothing_leads_out_of_all_roots(self, folder: str, path: str) -> None:
+        parent = os.path.dirname(folder)  # noqa: PTH120
+        folders = (folder, f"{parent}/data-too", "memory://images/data")
+        path = path.format(parent=parent)
+
+        for use in (read_within, place_within):
+            with pytest.raises(
+                InvalidImageInput, match=r"leads out of .*data and .*image_roots \(--image-root FOLDER\)"
+            ):
+                use(path, folders)
+
+    def test_a_missing_image_is_told_with_all_places(self, folder: str) -> None:
+        with pytest.raises(InvalidImageInput, match=rf"no image 'no\.png' in {folder} or /nowhere"):
+            read_within("no.png", (folder, "/nowhere"))
+
+    def test_a_root_can_be_the_only_folder(self, folder: str) -> None:
+        assert read_within("a.png", folders_of(None, [folder])) == PNG
+        assert folders_of(folder, []) == folder
 
     def test_a_pipe_holds_nobody(self, folder: str) -> None:
         with pytest.raises(InvalidImageInput, match=r"'pipe\.png' in .* is not a file"):

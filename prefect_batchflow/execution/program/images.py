@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from prefect_batchflow.definition.flow import FlowInput
     from prefect_batchflow.images.forms import ImageForm
-    from prefect_batchflow.results.records import CompletedLine, LineRun, Origins
+    from prefect_batchflow.results.records import CompletedLine, ImageFolders, LineRun, Origins
 
 _MODULES = ("prefect_batchflow.images.image", "promptflow.contracts.multimedia")
 """If neither module is imported, no image object exists."""
@@ -61,7 +61,7 @@ class FlowImages:
                 given[name] = self._loaded_input(name, given[name], folder)
         return given
 
-    def _loaded_input(self, name: str, value: Any, folder: str | None) -> Any:
+    def _loaded_input(self, name: str, value: Any, folder: ImageFolders) -> Any:
         try:
             if not self._loads:
                 return self._form.place_images(value, folder)
