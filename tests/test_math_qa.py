@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from model_server import Reply, rate_limited
+from prefect.settings import PREFECT_API_URL
 
 from prefect_batchflow import BatchEngine, Status
 
@@ -43,3 +48,24 @@ def test_each_line_asks_the_model_once_and_the_metrics_are_right(model_server: M
     tokens = result.system_metrics
     assert {name: getattr(tokens, name) for name in model_server.tokens} == model_server.tokens
     assert result.node_status["solve.completed"] == lines
+
+
+@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.parametrize("page", ["README.md", "flows/math_qa/README.md"])
+def test_the_command_of_a_page_runs_as_typed(page: str, tmp_path: Path, storage: Path) -> None:
+    root = SAMPLE.parents[1]
+    (command,) = re.findall(
+        r"^python flows/math_qa/model_server.py batchflow .*$", (root / page).read_text(), flags=re.M
+    )
+    for name, words in {"python": "", "batchflow": " -m prefect_batchflow.cli"}.items():
+        (tmp_path / name).write_text(f'#!/bin/sh\nexec "{sys.executable}"{words} "$@"\n')
+        (tmp_path / name).chmod(0o755)
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PREFECT_API_URL": str(PREFECT_API_URL.value())}
+    env |= {"BATCHFLOW_STORAGE": str(storage)}
+
+    done = subprocess.run(command, shell=True, cwd=root, env=env, capture_output=True, text=True, timeout=90)  # noqa: S602
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{len(ROWS)} of {len(ROWS)} lines completed" in done.stdout
+    assert re.search(r"^ *accuracy +0\.875$", done.stdout, flags=re.M), done.stdout
+    assert "Tokens" in done.stdout
