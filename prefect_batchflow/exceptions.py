@@ -475,6 +475,10 @@ def is_promptflows(exc: BaseException) -> TypeGuard[Any]:
     )
 
 
+TO_GIVE = "ToGive"
+"""The key in an error's additional information for something that a run lacks and the caller can give: its kind and name."""
+
+
 def error_dict(exc: BaseException, *, debug: bool = False) -> dict[str, Any]:
     """Describe an exception as promptflow does.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,9 +17,11 @@ from prefect_batchflow.blocks import (
     OpenAIConnectionBlock,
 )
 from prefect_batchflow.connections.given import make_connection
-from prefect_batchflow.prefect_runtime.own_database import block_name
+from prefect_batchflow.prefect_runtime.own_database import block_name, may_have_blocks
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from prefect.blocks.core import Block
 
 CANARY = "s3cr3t-canary"
@@ -56,3 +60,27 @@ def test_a_block_becomes_the_connection(block: ConnectionBlock, kind: str, confi
 )
 def test_a_connections_name_tells_its_block(connection: str, block: str) -> None:
     assert block_name(connection) == block
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "asks"),
+    [
+        ("pyproject.toml", "[tool.prefect.api]\nurl = 'http://127.0.0.1:9'\n", True),
+        ("pyproject.toml", "[project]\ndependencies = ['prefect_batchflow']\n", False),
+        (".env", "PREFECT_API_URL=http://127.0.0.1:9\n", True),
+        (".env", "OPENAI_API_KEY=k\n", False),
+        ("prefect.toml", "[api]\nurl = 'http://127.0.0.1:9'\n", True),
+    ],
+    ids=str,
+)
+def test_a_server_is_asked_if_the_folder_may_name_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str, *, asks: bool
+) -> None:
+    (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    for variable in [v for v in os.environ if v.startswith("PREFECT_")]:
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "home"))
+    monkeypatch.delitem(sys.modules, "prefect")
+
+    assert may_have_blocks(["my-ai"]) is asks

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Group, Parameter
 
 from prefect_batchflow.exceptions import InvalidOptionError
-from prefect_batchflow.settings import LIMITS, OPTION_NAMES, PARAMETERS, RETRIES, RUN, Option, RunOptions
+from prefect_batchflow.settings import LIMITS, OPTION_NAMES, PARAMETERS, RETRIES, RUN, RUN_FILE_KEYS, Option, RunOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -69,6 +69,14 @@ def _checked_by(option: Option) -> Callable[[Any, Any], None]:
 
 
 Texts = list[str] | None
+FlowOrFile = Annotated[str, Parameter(help=f"{PARAMETERS['flow'].help} Not needed with a --file that names it.")]
+RunFilePath = Annotated[
+    str,
+    Parameter(
+        metavar="YAML",
+        help=f"A run file of promptflow, with {', '.join(RUN_FILE_KEYS)}. Options on the command line override it.",
+    ),
+]
 Storage = Annotated[str, flag("storage")]
 Init = Annotated[Texts, flag("init_kwargs")]
 Variant = Annotated[str, flag("variant")]

@@ -20,11 +20,13 @@ from prefect_batchflow.cli import connections, one_line
 from prefect_batchflow.cli.arguments import (
     Connections,
     EnvironmentVariables,
+    FlowOrFile,
     Init,
     NodeConnections,
     OptionFlags,
     OutputDir,
     ResumeFlags,
+    RunFilePath,
     Screen,
     Storage,
     Texts,
@@ -45,7 +47,7 @@ from prefect_batchflow.cli.places import absolute_place, peek, promptflow_run
 from prefect_batchflow.cli.process import end_soon, quiet_prefect
 from prefect_batchflow.cli.running import COMPLETED, EXIT_STATUSES, RUN_FAILED, run_and_show, show_run
 from prefect_batchflow.exceptions import BatchflowException, InvalidOptionError, UnexpectedError, error_dict
-from prefect_batchflow.settings import PARAMETERS, RUN_FILE_KEYS
+from prefect_batchflow.settings import PARAMETERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -63,6 +65,10 @@ app = App(
 )
 
 
+_NO_FLOW = (
+    "FLOW is missing. Give the flow's folder or file, or path/to/file.py:attr, or a --file that names the flow. See "
+    "`batchflow {} --help`."
+)
 _PLAIN = Screen()
 _NO_FLAGS, _RESUME_AS_BEFORE = OptionFlags(), ResumeFlags()
 
@@ -75,16 +81,10 @@ app.command(one_line.try_flow, name="test", sort_key=4)
 
 @app.command(sort_key=0)
 def run(
-    flow: Annotated[str, Parameter(help=f"{PARAMETERS['flow'].help} Not needed with a --file that names it.")] = "",
+    flow: FlowOrFile = "",
     /,
     *,
-    file: Annotated[
-        str,
-        Parameter(
-            metavar="YAML",
-            help=f"A run file of promptflow, with {', '.join(RUN_FILE_KEYS)}. Options on the command line override it.",
-        ),
-    ] = "",
+    file: RunFilePath = "",
     data: Annotated[Texts, flag("data")] = None,
     map: Annotated[Texts, flag("inputs_mapping")] = None,  # noqa: A002 - the option's name
     image_root: Annotated[Texts, flag("image_roots")] = None,
@@ -113,10 +113,7 @@ def run(
     if not flow:
         flow, working_dir = written.flow, working_dir or written.working_dir
     if not flow:
-        raise InvalidOptionError(
-            "FLOW is missing. Give the flow's folder or file, or path/to/file.py:attr, or a --file that names the flow. See "
-            "`batchflow run --help`."
-        )
+        raise InvalidOptionError(_NO_FLOW.format("run"))
     run = run or written.run
     urls = {**written.data, **sources(data or [], needed=not (written.data or run))}
     mapping, init_kwargs = assignments("--map", map or []), assignments("--init", init or [])
@@ -260,24 +257,56 @@ def show(
 
 @app.command(sort_key=5)
 def check(
-    flow: Annotated[str, Parameter(name="FLOW", help=PARAMETERS["flow"].help)],
+    flow: FlowOrFile = "",
     /,
     *,
+    file: RunFilePath = "",
+    imports: Annotated[
+        bool,
+        Parameter(
+            name="--import",
+            help="Let a worker process import the flow's code, as a run does, and build its class. No line runs.",
+        ),
+    ] = False,
+    init: Init = None,
+    connection: Connections = None,
+    environment_variables: EnvironmentVariables = None,
     variant: Variant = "",
     node_connections: NodeConnections = None,
     working_dir: WorkingDir = "",
     screen: Screen = _PLAIN,
 ) -> int:
-    """Check what a flow needs to run here, such as connections and packages. None of its code runs.
+    """Check whether a flow can run here, as `batchflow run` with the same options would, without data.
+
+    It reads the flow's code and runs none of it, unless you give --import.
 
     Exit status: 0 nothing in the flow stops it (you may still have to give what is listed), 1 the flow cannot run, 2 wrong
     use, such as a flow that does not exist.
     """
+    quiet_prefect(debug=screen.debug)
     from prefect_batchflow.cli.flow_check import check_flow
+    from prefect_batchflow.cli.run_file import RunFile, read_run_file
     from prefect_batchflow.cli.screen import print_json
     from prefect_batchflow.cli.view_check import check_document, print_check
 
-    checked = check_flow(flow, working_dir or None, variant, node_connections_of(node_connections or []))
+    written = read_run_file(file) if file else RunFile()
+    if not flow:
+        flow, working_dir = written.flow, working_dir or written.working_dir
+    if not flow:
+        raise InvalidOptionError(_NO_FLOW.format("check"))
+    environment = {**written.environment_variables, **environment_of(environment_variables or [])}
+    places = connections.places_of(connection)
+    checked = check_flow(
+        flow,
+        working_dir or None,
+        variant or written.variant,
+        joined(written.node_connections, node_connections_of(node_connections or [])),
+        imports=imports,
+        init_kwargs={**written.init_kwargs, **assignments("--init", init or [])},
+        blocks=places,
+        connections=connections.asked_for(places, environment),
+        environment_variables=environment,
+    )
     if screen.json:
         print_json(check_document(checked))
     else:

@@ -12,12 +12,14 @@ from prefect_batchflow.definition.flow import NO_DEFAULT
 from prefect_batchflow.report.summary import one_line, value_text
 
 if TYPE_CHECKING:
-    from prefect_batchflow.cli.flow_check import FlowCheck, Level
+    from prefect_batchflow.cli.flow_check import FlowCheck
     from prefect_batchflow.definition.flow import FlowInput
+    from prefect_batchflow.execution.program.findings import Level
 
 _LEVELS: Final[dict[Level, tuple[str, str]]] = {
     "stops": ("Fix first", "red"),
     "needs": ("You must give", "yellow"),
+    "unsure": ("Look at", "yellow"),
     "note": ("Notes", ""),
 }
 
@@ -25,16 +27,18 @@ _LEVELS: Final[dict[Level, tuple[str, str]]] = {
 def print_check(checked: FlowCheck) -> None:
     """Show what a flow is and what it needs."""
     out = console()
-    problems, needs = len(checked.of("stops")), len(checked.of("needs"))
+    problems, needs, unsure = (len(checked.of(level)) for level in ("stops", "needs", "unsure"))
     verdict = (
         f"cannot run here, {problems} thing{'s' * (problems > 1)} to fix"
         if problems
         else f"can run once you give {needs} thing{'s' * (needs > 1)}"
         if needs
+        else f"may not run here, {unsure} thing{'s' * (unsure > 1)} to look at"
+        if unsure
         else "can run"
     )
     kind = f", a {checked.kind}," if checked.kind else ""
-    colour = "red" if problems else "yellow" if needs else "green"
+    colour = "red" if problems else "yellow" if needs or unsure else "green"
     name = one_line(checked.name or checked.source, 200)
     out.print(Text.assemble((f"{name}{kind} {verdict}", f"bold {colour}")))
     print_facts(out, {item.name: _text_of(item, "mapped") for item in checked.inputs}, "Inputs")
@@ -71,6 +75,8 @@ def check_document(checked: FlowCheck) -> dict[str, Any]:
         "name": checked.name,
         "kind": checked.kind,
         "runs": checked.runs,
+        "verdict": checked.verdict,
+        "imported": checked.is_imported,
         "inputs": list(map(_input_document, checked.inputs)),
         "init": list(map(_input_document, checked.init)),
         "nodes": [asdict(node) for node in checked.nodes],

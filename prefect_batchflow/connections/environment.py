@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from prefect_batchflow.exceptions import InvalidConnectionError
+from prefect_batchflow.exceptions import TO_GIVE, InvalidConnectionError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,7 +41,8 @@ def filled_in(text: str, environ: Mapping[str, str], place: str) -> str:
         if name not in environ:
             raise InvalidConnectionError(
                 f"{place} is {match[0]}, but the environment variable {name} is not set. Set it for the process that "
-                "runs the flow."
+                "runs the flow.",
+                additional_info={TO_GIVE: {"variable": name}},
             )
         return environ[name]
 

@@ -6,7 +6,7 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from prefect_batchflow.exceptions import GetConnectionError, InvalidConnectionError
+from prefect_batchflow.exceptions import TO_GIVE, GetConnectionError, InvalidConnectionError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -156,13 +156,22 @@ class Connections:
         """
         if name not in self._made:
             place = f" for {needed_by}" if needed_by else ""
+            if not name:
+                raise GetConnectionError(
+                    f"The name of the connection{place} is ''. Write it into the flow, or give it to the run: "
+                    "--node-connections NODE.INPUT=CONNECTION for a node, --init NAME=CONNECTION for a constructor.",
+                    target="Tool",
+                    additional_info={TO_GIVE: {"connection": ""}},
+                )
             if name not in self._specs:
                 self._find(name, place, kinds)
             try:
                 self._made[name] = make_connection(name, self._specs[name], self._environ, installed_kind)
             except InvalidConnectionError as exc:
                 raise GetConnectionError(
-                    f"The connection {name!r}{place} cannot be created. {exc}", target="Tool"
+                    f"The connection {name!r}{place} cannot be created. {exc}",
+                    target="Tool",
+                    additional_info=exc.additional_info,
                 ) from exc
         return self._made[name]
 
@@ -178,7 +187,7 @@ class Connections:
 
     def _find(self, name: str, place: str, kinds: Sequence[str]) -> None:
         # Only here, because a worker rarely needs it, and it reads yaml.
-        from prefect_batchflow.connections.variables import connection_of_variables, missing_variables
+        from prefect_batchflow.connections.variables import connection_of_variables
 
         # While the flow loads, the run looks for a block first: variables alone do not show what it has.
         if self._is_loaded and (spec := connection_of_variables(name, self._environ, kinds)) is not None:
@@ -186,12 +195,21 @@ class Connections:
             return
         there = ", ".join(self.names) or "none"
         raise GetConnectionError(
-            f"The connection {name!r}{place} was not given; given: {there}. Give it as a file (--connection {name}=FILE.yml) "
-            f"or in `connections`, save it (batchflow connection create), set {missing_variables(name, kinds)}, or correct "
-            "the name in the flow.",
+            f"The connection {name!r}{place} was not given; given: {there}. {how_to_give(name, kinds)}, or correct the name in "
+            "the flow.",
             target="Tool",
             additional_info={MISSING: name, WANTED: list(kinds)},
         )
+
+
+def how_to_give(name: str, kinds: Sequence[str]) -> str:
+    """Say how to give a connection to a run, without a full stop."""
+    from prefect_batchflow.connections.variables import missing_variables
+
+    return (
+        f"Give it as a file (--connection {name}=FILE.yml), a Prefect block (--connection {name}=BLOCK) or in `connections`, "
+        f"save it (batchflow connection create), or set {missing_variables(name, kinds)}"
+    )
 
 
 def installed_kind(type_name: str) -> type[Any] | None:

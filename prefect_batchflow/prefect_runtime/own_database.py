@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 _ELSEWHERE: Final = ("PREFECT_API_URL", "DATABASE", "PREFECT_PROFILES_PATH")
 """Settings that say another place, as parts of their names."""
-_SETTINGS_FILES: Final = ("prefect.toml", ".env", "pyproject.toml")
-"""Where Prefect reads settings, in the current folder; and profiles in its home."""
+_SETTINGS_FILES: Final = {".env": "PREFECT_", "pyproject.toml": "[TOOL.PREFECT", "prefect.toml": ""}
+"""Where Prefect reads settings, in the current folder, and how these begin there; and profiles in its home."""
 
 
 def block_name(connection: str) -> str:
@@ -45,14 +45,9 @@ def may_have_blocks(names: Collection[str]) -> bool:
 def _says_elsewhere() -> bool:
     if any(name.startswith("PREFECT_") and any(part in name for part in _ELSEWHERE) for name in os.environ):
         return True
-    places = [default_home() / "profiles.toml", *map(Path, _SETTINGS_FILES)]
+    places = {default_home() / "profiles.toml": "PREFECT_", **{Path(n): mark for n, mark in _SETTINGS_FILES.items()}}
     with contextlib.suppress(OSError, UnicodeDecodeError):
-        return (
-            any(
-                place.is_file()
-                and any(part in place.read_text(encoding="utf-8").upper() for part in ("PREFECT_", "TOOL.PREFECT"))
-                for place in places
-            )
-            or Path("prefect.toml").exists()
+        return any(
+            place.is_file() and mark in place.read_text(encoding="utf-8").upper() for place, mark in places.items()
         )
     return True

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from prefect_batchflow.promptflow_shim.finder import install, uninstall
+from prefect_batchflow.promptflow_shim.finder import install, is_in_place, uninstall
 
-__all__ = ["install", "uninstall"]
+__all__ = ["install", "is_in_place", "uninstall"]

@@ -31,7 +31,7 @@ class ShimFinder:
         if installed is not None and (installed.origin is not None or name not in PROVIDED):
             return installed
         if name not in PROVIDED:
-            raise ModuleNotFoundError(_missing(name), name=name)
+            raise ModuleNotFoundError(missing_text(name), name=name)
         spec = ModuleSpec(name, ShimFinder, origin=f"{__name__}.ShimFinder", is_package=True)  # type: ignore[arg-type]
         spec.submodule_search_locations = _installed_folders() if name == "promptflow" else []
         return spec
@@ -60,7 +60,7 @@ def _giver(module: ModuleType) -> Callable[[str], Any]:
         elif name.startswith("__") or f"{path}.{name}" in PROVIDED:
             raise AttributeError(f"module {path!r} has no attribute {name!r}")
         else:
-            raise ImportError(_missing(f"{path}.{name}"), name=path)
+            raise ImportError(missing_text(f"{path}.{name}"), name=path)
         setattr(module, name, value)
         return value
 
@@ -81,11 +81,17 @@ class _StandIn(type):
 
     def _refusal(cls) -> str:
         known = next(base for base in cls.__mro__ if base.__name__ in REPLACED.get(base.__module__, {}))
-        hint = REPLACED[known.__module__][known.__name__]
-        return f"prefect_batchflow does not provide {known.__module__}.{known.__name__}. {hint}"
+        return replaced_text(f"{known.__module__}.{known.__name__}")
 
 
-def _missing(name: str) -> str:
+def replaced_text(name: str) -> str:
+    """The message for the use of a name that can only be imported."""
+    module, _, last = name.rpartition(".")
+    return f"prefect_batchflow does not provide {name}. {REPLACED[module][last]}"
+
+
+def missing_text(name: str) -> str:
+    """The message for a name of promptflow that does not exist here."""
     parts = name.split(".")
     hints = (MODULE_HINTS.get(".".join(parts[:length])) for length in range(len(parts), 1, -1))
     hint = next(filter(None, hints), "")
@@ -98,7 +104,7 @@ def install() -> bool:
     Returns:
         Whether the mirror is in place; false if promptflow itself is installed.
     """
-    if ShimFinder in sys.meta_path:
+    if is_in_place():
         return True
     if _is_installed():
         return False
@@ -106,6 +112,11 @@ def install() -> bool:
     sys.modules.pop("promptflow", None)
     sys.meta_path.insert(0, ShimFinder)
     return True
+
+
+def is_in_place() -> bool:
+    """Whether the mirror is in place."""
+    return ShimFinder in sys.meta_path
 
 
 def uninstall() -> None:

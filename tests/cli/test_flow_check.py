@@ -121,7 +121,8 @@ def test_a_tool_of_a_package_that_is_not_there_stops_it(tmp_path: Path) -> None:
     assert found(checked) == [("stops", "node 'see'"), ("needs", "node 'see'")]
     assert "pip install --no-deps promptflow-tools" in checked.findings[0].text
     checked = check_flow(str(flow(tmp_path, node.replace("TOOL", "yaml.something"))))
-    assert found(checked) == [("needs", "node 'see'")]
+    assert found(checked) == [("stops", "node 'see'"), ("needs", "node 'see'")]
+    assert "No installed package has the tool 'yaml.something'" in checked.findings[0].text
 
 
 def test_a_missing_extra_stops_it_with_the_line_that_installs_it(
@@ -147,8 +148,13 @@ def test_a_missing_extra_stops_it_with_the_line_that_installs_it(
         ),
         ("from promptflow.tools import serp\n" + TOOL, "stops", "shout.py, line 1", "the openai package"),
         ("from promptflow.client import PFClient\n" + TOOL, "note", "shout.py, line 1", "batchflow run"),
-        ("def shout(text): return text\n", "stops", "node 'shout'", "no function of shout.py has @tool"),
-        (TOOL + TOOL.replace("def shout", "def other"), "stops", "node 'shout'", "2 tools: shout, other"),
+        ("def shout(text): return text\n", "stops", "node 'shout'", "shout.py has no function with @tool"),
+        (
+            TOOL + TOOL.replace("def shout", "def other"),
+            "stops",
+            "node 'shout'",
+            "2 functions with @tool: other, shout",
+        ),
         ("def shout(:\n", "stops", "shout.py", "SyntaxError"),
     ],
     ids=["module", "optional module", "promptflow's tools", "client", "no tool", "two tools", "syntax"],
@@ -167,7 +173,7 @@ def test_a_helper_of_the_flow_is_followed_and_types_are_not(tmp_path: Path) -> N
         f"from helper import loud\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import only_types\n{TOOL}"
     )
 
-    checked = check_flow(str(flow(tmp_path, shout=tool, helper="import not_to_be_had\n")))
+    checked = check_flow(str(flow(tmp_path, shout=tool, helper="import not_to_be_had\ndef loud(): ...\n")))
 
     assert found(checked) == [("stops", "helper.py, line 1")]
 
@@ -192,8 +198,8 @@ def test_a_variable_of_the_environment_that_is_not_set_is_to_be_given(
     checked = check_flow(str(tmp_path / "ask.prompty"))
 
     assert checked.kind == "prompty"
-    assert [(f.level, f.text.partition(":")[0]) for f in checked.findings] == [("needs", "${env")]
-    assert "THE_URL is not set" in checked.findings[0].text
+    assert found(checked) == [("needs", "ask.prompty")]
+    assert "base_url is ${env:THE_URL}, but the environment variable THE_URL is not set" in checked.findings[0].text
 
 
 def test_nothing_there_is_wrong_use(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def connect(name: Any, kinds: list[type], connections: Connections, needed_by: s
         try:
             return strong_connection(found, strong)
         except InvalidConnectionError as exc:
-            raise GetConnectionError(f"{needed_by}: {exc}", target="Tool") from exc
+            raise GetConnectionError(f"{needed_by}: {exc}", target="Tool", additional_info=exc.additional_info) from exc
     raise NodeInputValidationError(
         f"{needed_by}: the connection {name!r} is a {type(found).__name__}, but the code takes {takes}. Name a connection "
         "of that type, or change the annotation.",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from prefect_batchflow.definition.flow import Constant, FlowDescription, Reference
 from prefect_batchflow.definition.node_connections import MODEL_INPUTS
 from prefect_batchflow.exceptions import (
+    TO_GIVE,
     InvalidImageInput,
     InvalidOptionError,
     NodeInputValidationError,
@@ -27,7 +28,7 @@ from prefect_batchflow.execution.program.user_errors import describe, exception_
 from prefect_batchflow.execution.program.wanted import builders_of, constant_type
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
     from types import ModuleType
 
@@ -81,46 +82,54 @@ def _tool_of_node(
         return model_nodes.llm_node(flow, node, connections)
     found = _found_tool(flow, node, modules)
     signature = signature_of(found.function) or inspect.Signature()
+    return _node_tool(with_template(flow, node, signature, found.place), found, connections, images)
+
+
+def with_template(flow: Flow, node: Node, signature: inspect.Signature, tool: str) -> Node:
+    """Give a `custom_llm` node its template as an input of its tool.
+
+    Args:
+        flow: The flow.
+        node: The node.
+        signature: The tool's.
+        tool: The tool, for messages.
+    """
+    from prefect_batchflow.execution.program import model_nodes
+
     names = named_parameters(signature)
     prompt = next((name for name, p in names.items() if constant_type(p) == "prompt_template"), None)
     if prompt is None:
         raise ResolveToolError(
-            f"Node '{node.name}': {found.place} has no PromptTemplate parameter for the template {node.source}. Use the tool "
+            f"Node '{node.name}': {tool} has no PromptTemplate parameter for the template {node.source}. Use the tool "
             "in a python node, with the source type 'package'.",
             target="Tool",
         )
     model_nodes.refuse_template_collisions(flow, node, names)
     # As in promptflow, an input of this name replaces the template.
-    given = {prompt: Constant(model_nodes.template_text(flow, node)), **_set_inputs(node)}
+    given = {prompt: Constant(model_nodes.template_text(flow, node)), **set_inputs(node)}
     from_rows = sorted(model_nodes.inputs_of_the_line(node))
     if from_rows and any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
         # promptflow's own tools escape these inputs, so that no row can add a chat role.
         given["_inputs_to_escape"] = Constant(from_rows)
-    return _node_tool(replace(node, inputs=given), found, connections, images)
+    return replace(node, inputs=given)
 
 
 def _node_tool(node: Node, found: FoundTool, connections: Connections, images: FlowImages) -> NodeTool:
     place = f"Node '{node.name}': {found.place}"
-    inputs = _set_inputs(node)
-    function = found.function
+    inputs, function = set_inputs(node), found.function
     if found.owner is not None:
         function, inputs = _method(found.owner, found, inputs, node, place, connections, images)
     signature = signature_of(function)
     optional: set[str] = set()
     builders: dict[str, Builder] = {}
     if signature is not None:
-        _check_arguments(signature, inputs, node, place)
+        check_arguments(signature, inputs, node, place)
         named = named_parameters(signature)
         optional = {name for name, parameter in named.items() if parameter.default is not parameter.empty}
-        inputs = _converted_constants(inputs, named, found.types, node, place, connections, images)
+        inputs = converted_constants(inputs, named, found.types, node, place, connections, images)
         builders = {} if node.aggregation else _builders(inputs, named, found.types)
     called = UserFunction(function, node.name, is_async=is_async_callable(function))
     return NodeTool(node.name, called, inputs, optional=optional, activate=node.activate, builders=builders)
-
-
-def _set_inputs(node: Node) -> Inputs:
-    """A node's inputs without empty ones: promptflow's yaml editor writes an empty text or null for "not set"."""
-    return {k: v for k, v in node.inputs.items() if not (isinstance(v, Constant) and v.value in (None, ""))}
 
 
 def _found_tool(flow: Flow, node: Node, modules: dict[Path, ModuleType]) -> FoundTool:
@@ -138,17 +147,23 @@ def _found_tool(flow: Flow, node: Node, modules: dict[Path, ModuleType]) -> Foun
         if file not in modules:
             modules[file] = import_file(file, f"node '{node.name}'")
         found = tool_of_source(node.name, own_objects(modules[file]), file)
-    _check_choice(flow, node, found)
-    return found
-
-
-def _check_choice(flow: Flow, node: Node, found: FoundTool) -> None:
-    """Refuse a choice for an input that takes no connection, except for the model's inputs."""
-    if not (chosen := flow.node_connections.get(node.name)):
-        return
     signatures = [signature_of(found.function)]
     if found.owner is not None:
         signatures.append(signature_of(inspect.getattr_static(found.owner, "__init__")))
+    check_choice(flow, node, signatures)
+    return found
+
+
+def check_choice(flow: Flow, node: Node, signatures: Iterable[inspect.Signature | None]) -> None:
+    """Refuse a choice for an input that takes no connection, except for the model's inputs.
+
+    Args:
+        flow: The flow, with the choices.
+        node: One of its nodes.
+        signatures: Those of its tool and of the tool's class.
+    """
+    if not (chosen := flow.node_connections.get(node.name)):
+        return
     named = {name: p for signature in signatures if signature for name, p in named_parameters(signature).items()}
     takes = [name for name, p in named.items() if connection_types(p.annotation)]
     if others := [name for name in chosen if name not in (*takes, *MODEL_INPUTS)]:
@@ -171,23 +186,9 @@ def _method(
     constructor = signature_of(inspect.getattr_static(owner, "__init__"))
     parameters = [] if constructor is None else list(constructor.parameters.values())[1:]
     constructor = inspect.Signature(parameters)
-    own = named_parameters(constructor)
-    twice = own.keys() & named_parameters(signature_of(found.function) or inspect.Signature()).keys() - {"self"}
-    if twice:
-        raise ResolveToolError(
-            f"{place} has the parameter '{min(twice)}', and its class's __init__ has it too. Rename one of them.",
-            target="Tool",
-        )
-    taken = {key: value for key, value in inputs.items() if key in own}
-    for key, value in taken.items():
-        if isinstance(value, Reference):
-            raise ResolveToolError(
-                f"{place}, input '{key}' is {value.text}, but it is an argument of {owner.__qualname__}, which is built once, "
-                f"before any line. Write a value instead, or make it a parameter of '{name}'.",
-                target="Tool",
-            )
-    _check_arguments(constructor, taken, node, f"{place}, its class {owner.__qualname__}")
-    taken = _converted_constants(taken, own, found.types, node, place, connections, images)
+    signature = signature_of(found.function) or inspect.Signature()
+    taken = constructor_inputs(f"{owner.__qualname__}.{name}", constructor, signature, inputs, node, place)
+    taken = converted_constants(taken, named_parameters(constructor), found.types, node, place, connections, images)
     try:
         built = owner(**{key: value.value for key, value in taken.items() if isinstance(value, Constant)})
     except BaseException as exc:
@@ -213,7 +214,48 @@ def _builders(inputs: Inputs, named: Mapping[str, inspect.Parameter], types: Map
     return builders_of(asked, lambda wanted: wanted.is_rich)
 
 
-def _converted_constants(
+def constructor_inputs(
+    name: str, constructor: inspect.Signature, method: inspect.Signature, inputs: Inputs, node: Node, place: str
+) -> Inputs:
+    """Give the inputs that a tool's class takes.
+
+    Args:
+        name: Class and method, `Tool.run`.
+        constructor: The parameters of the class, without `self`.
+        method: Those of the method.
+        inputs: The node's.
+        node: The node.
+        place: For messages.
+    """
+    owner, _, function = name.rpartition(".")
+    own = named_parameters(constructor)
+    twice = own.keys() & named_parameters(method).keys() - {"self"}
+    if twice:
+        raise ResolveToolError(
+            f"{place} has the parameter '{min(twice)}', and its class's __init__ has it too. Rename one of them.",
+            target="Tool",
+        )
+    taken = {key: value for key, value in inputs.items() if key in own}
+    for key, value in taken.items():
+        if isinstance(value, Reference):
+            raise ResolveToolError(
+                f"{place}, input '{key}' is {value.text}, but it is an argument of {owner}, which is built once, "
+                f"before any line. Write a value instead, or make it a parameter of '{function}'.",
+                target="Tool",
+            )
+    check_arguments(constructor, taken, node, f"{place}, its class {owner}")
+    return taken
+
+
+def set_inputs(node: Node) -> Inputs:
+    """The inputs of a node that have a value.
+
+    promptflow's yaml editor writes an empty text or null for "not set". Then the tool's default applies.
+    """
+    return {k: v for k, v in node.inputs.items() if not (isinstance(v, Constant) and v.value in (None, ""))}
+
+
+def converted_constants(
     inputs: Inputs,
     named: Mapping[str, inspect.Parameter],
     types: Mapping[str, str],
@@ -244,13 +286,21 @@ def _converted_constants(
     return converted
 
 
-def _check_arguments(signature: inspect.Signature, given: Mapping[str, Any], node: Node, place: str) -> None:
+def check_arguments(signature: inspect.Signature, given: Mapping[str, Any], node: Node, place: str) -> None:
+    """Refuse inputs that a tool does not take, and parameters that no input gives."""
     named = named_parameters(signature)
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
     problems = [] if takes_any else [f"has no parameter '{name}'" for name in given if name not in named]
-    for name, parameter in named.items():
-        if parameter.default is parameter.empty and name not in given:
-            empty = " (an empty value counts as none)" if name in node.inputs else ""
-            problems.append(f"needs '{name}', which the node's inputs lack{empty}")
+    lacking = [name for name, p in named.items() if p.default is p.empty and name not in given]
+    for name in lacking:
+        empty = " (an empty value counts as none)" if name in node.inputs else ""
+        problems.append(f"needs '{name}', which the node's inputs lack{empty}")
     if problems:
-        raise ResolveToolError(f"{place} {'; it '.join(problems)}. Parameters: {signature}.", target="Tool")
+        connections = [name for name in lacking if connection_types(named[name].annotation)]
+        choose = " ".join(f"--node-connections {node.name}.{name}=CONNECTION" for name in connections)
+        raise ResolveToolError(
+            f"{place} {'; it '.join(problems)}. Parameters: {signature}."
+            + f" Write the connection's name there, or choose it for one run: {choose}." * bool(choose),
+            target="Tool",
+            additional_info={TO_GIVE: {"connection": ""}} if len(connections) == len(problems) else None,
+        )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Unpack, get_args, get_origin, is_typeddic
 
 from prefect_batchflow.definition.flow import NO_DEFAULT, FlowDescription, FlowInput
 from prefect_batchflow.exceptions import (
+    TO_GIVE,
     FlowEntryInitializationError,
     InvalidAggregationFunction,
     InvalidConnectionError,
@@ -101,10 +102,18 @@ def _imported(entry: Entry) -> Any:
     found: Any = module
     for part in entry.attribute.split("."):
         if not hasattr(found, part):
-            names = ", ".join(value.__qualname__ for value in own_objects(module)) or "no function or class"
-            raise PythonLoadError(f"{module.__file__ or entry.module} has no '{entry.attribute}'. It defines {names}.")
+            raise no_entry(
+                entry, module.__file__ or entry.module, [value.__qualname__ for value in own_objects(module)]
+            )
         found = getattr(found, part)
     return found
+
+
+def no_entry(entry: Entry, file: object, names: list[str]) -> PythonLoadError:
+    """The error of a file that has these functions and classes, and not the entry."""
+    return PythonLoadError(
+        f"{file} has no '{entry.attribute}'. It defines {', '.join(names) or 'no function or class'}."
+    )
 
 
 def _import_module(entry: Entry) -> ModuleType:
@@ -127,85 +136,115 @@ def _built(flow: Flow, entry: Entry, target: type, init_kwargs: Mapping[str, Any
     Source: promptflow `executor/_script_executor.py`, `_resolve_init_kwargs`.
     """
     if not any("__call__" in base.__dict__ for base in target.__mro__):
-        raise PythonLoadError(
-            f"The class '{entry.attribute}' of {entry.module} has no __call__, which each line calls. Add one."
-        )
-    arguments = {name: declared.default for name, declared in flow.init.items() if not declared.required}
-    arguments |= init_kwargs or entry.sample_init
+        raise not_callable(entry)
     signature = signature_of(target)
-    parameters = {} if signature is None else signature.parameters
-    for name, value in arguments.items():
-        annotation = parameters[name].annotation if name in parameters else None
-        type_name = flow.init[name].type if name in flow.init else ""
-        if value is None and name in parameters and parameters[name].default is None:
-            continue
-        try:
-            arguments[name] = constructor_value(value, annotation, type_name, connections, f"init '{name}'")
-        except (ResolveToolError, InvalidConnectionError) as exc:
-            raise FlowEntryInitializationError(
-                f"'{entry.attribute}' cannot be built: {exc}", target="Executor", additional_info=exc.additional_info
-            ) from exc
-    for name, declared in flow.init.items():
-        # Types that are classes, such as OpenAIConnection, are done above.
-        if name in arguments and declared.type[:1].islower():
-            try:
-                arguments[name] = to_type(arguments[name], declared.type)
-            except ValueError as exc:
-                raise InvalidOptionError(f"init '{name}' of the flow '{flow.name}': {exc}") from exc
-    _build_arguments(flow, parameters, arguments)
+    arguments = constructor_arguments(flow, entry, signature, init_kwargs, connections)
     try:
         return target(**arguments)
     except BaseException as exc:
         if passes_through(exc):
             raise
-        # Only names: a value can be a key.
-        given = ", ".join(arguments) or "no arguments"
+        raise not_built(entry, signature, arguments, exc) from exc
+
+
+def not_callable(entry: Entry) -> PythonLoadError:
+    """The error of a class whose objects cannot be called."""
+    return PythonLoadError(
+        f"The class '{entry.attribute}' of {entry.module} has no __call__, which each line calls. Add one."
+    )
+
+
+def constructor_arguments(
+    flow: Flow,
+    entry: Entry,
+    signature: inspect.Signature | None,
+    init_kwargs: Mapping[str, Any],
+    connections: Connections,
+) -> dict[str, Any]:
+    """Give the arguments of a class entry's constructor: those of the run, or of the yaml's sample; and the yaml's defaults.
+
+    Args:
+        flow: The flow.
+        entry: Its entry.
+        signature: The constructor's, if it is known.
+        init_kwargs: The arguments of the run.
+        connections: The connections of the run.
+    """
+    arguments = {name: declared.default for name, declared in flow.init.items() if not declared.required}
+    arguments |= init_kwargs or entry.sample_init
+    parameters = {} if signature is None else signature.parameters
+    for name, value in arguments.items():
+        arguments[name] = constructor_argument(flow, entry, name, value, parameters.get(name), connections)
+    return arguments
+
+
+def constructor_argument(
+    flow: Flow, entry: Entry, name: str, value: Any, parameter: inspect.Parameter | None, connections: Connections
+) -> Any:
+    """Give one argument in its type: a connection for a name, a model configuration for its keys."""
+    type_name = flow.init[name].type if name in flow.init else ""
+    annotation = None if parameter is None else parameter.annotation
+    is_unset = value is None and parameter is not None and parameter.default is None
+    try:
+        if not is_unset:
+            value = constructor_value(value, annotation, type_name, connections, f"init '{name}'")
+    except (ResolveToolError, InvalidConnectionError) as exc:
         raise FlowEntryInitializationError(
-            f"'{entry.attribute}' cannot be built with {given}: ({type(exc).__name__}) {exception_text(exc)}"
-            f"{_not_given(parameters, arguments)}",
-            target="Executor",
-            additional_info={"FlexFlowExecutionErrorDetails": describe(exc)},
+            f"'{entry.attribute}' cannot be built: {exc}", target="Executor", additional_info=exc.additional_info
         ) from exc
+    if type_name[:1].islower():  # types that are classes, such as OpenAIConnection, are done
+        try:
+            value = to_type(value, type_name)
+        except ValueError as exc:
+            raise InvalidOptionError(f"init '{name}' of the flow '{flow.name}': {exc}") from exc
+    return value if parameter is None else _built_argument(flow, parameter, value)
 
 
-def _build_arguments(flow: Flow, parameters: Mapping[str, inspect.Parameter], arguments: dict[str, Any]) -> None:
-    """Convert a constructor's arguments to what its annotations ask for, in place.
+def _built_argument(flow: Flow, parameter: inspect.Parameter, value: Any) -> Any:
+    """Convert a constructor's argument to what its annotation asks for.
 
     promptflow has no rule here. A command line gives texts, and numbers for texts that are digits, so these are converted;
     other values of plain types stay as they are.
     """
-    given = [parameter for name, parameter in parameters.items() if name in arguments]
-    builders = builders_of(given)
-    for parameter in given:
-        name, value, annotation = parameter.name, arguments[parameter.name], parameter.annotation
-        wanted = wanted_by(annotation)
-        try:
-            if name in builders:
-                arguments[name] = builders[name].build(value)
-            elif value == "" and wanted.optional and not wanted.takes_text:
-                arguments[name] = None
-            elif (isinstance(value, str) and wanted.type != "string") or (
-                wanted.type == "string" and isinstance(value, int | float)
-            ):
-                arguments[name] = json.dumps(value) if wanted.type == "string" else to_type(value, wanted.type)
-        except ValueError as exc:
-            what = f"init '{name}' of the flow '{flow.name}' is annotated {spelled(annotation)}"
-            raise InvalidOptionError(f"{what}, found a {type(value).__name__} ({exc}). Change the value.") from exc
+    builder, wanted = builders_of([parameter]).get(parameter.name), wanted_by(parameter.annotation)
+    try:
+        if builder is not None:
+            return builder.build(value)
+        if value == "" and wanted.optional and not wanted.takes_text:
+            return None
+        if (isinstance(value, str) and wanted.type != "string") or (
+            wanted.type == "string" and isinstance(value, int | float)
+        ):
+            return json.dumps(value) if wanted.type == "string" else to_type(value, wanted.type)
+    except ValueError as exc:
+        what = f"init '{parameter.name}' of the flow '{flow.name}' is annotated {spelled(parameter.annotation)}"
+        raise InvalidOptionError(f"{what}, found a {type(value).__name__} ({exc}). Change the value.") from exc
+    return value
 
 
-def _not_given(parameters: Mapping[str, inspect.Parameter], arguments: Mapping[str, Any]) -> str:
-    """Say how to give the arguments that a constructor needs and did not get."""
+def not_built(
+    entry: Entry, signature: inspect.Signature | None, arguments: Mapping[str, Any], exc: BaseException
+) -> FlowEntryInitializationError:
+    """The error of a constructor that raised, or does not take its arguments; it says how to give those that it lacks."""
     missing = [
         name
-        for name, parameter in parameters.items()
+        for name, parameter in (signature.parameters if signature is not None else {}).items()
         if parameter.default is parameter.empty
         and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
         and name not in arguments
     ]
     options = " ".join(f"--init {name}=…" for name in missing)
-    return (
-        f". Give {options} on the command line, `init_kwargs` in Python, or `sample: {{init: …}}` in its yaml."
-        * bool(missing)
+    how = f". Give {options} on the command line, `init_kwargs` in Python, or `sample: {{init: …}}` in its yaml."
+    # Only names: a value can be a key.
+    given = ", ".join(arguments) or "no arguments"
+    return FlowEntryInitializationError(
+        f"'{entry.attribute}' cannot be built with {given}: ({type(exc).__name__}) {exception_text(exc)}"
+        f"{how * bool(missing)}",
+        target="Executor",
+        additional_info={
+            "FlexFlowExecutionErrorDetails": describe(exc),
+            **({TO_GIVE: {"init": missing}} if missing else {}),
+        },
     )
 
 
@@ -214,12 +253,16 @@ def _aggregate_of(target: Any) -> UserFunction | None:
     if aggregate is None:
         return None
     name = f"{type(target).__qualname__}.__aggregate__"
-    signature = signature_of(aggregate)
+    check_aggregation(name, signature_of(aggregate))
+    return UserFunction(aggregate, name, is_async=is_async_callable(aggregate))
+
+
+def check_aggregation(name: str, signature: inspect.Signature | None) -> None:
+    """Refuse an `__aggregate__` that does not take the list of outputs alone."""
     if signature is not None and len(signature.parameters) != 1:
         raise InvalidAggregationFunction(
             f"{name}{signature} should take one parameter besides self: the list of the lines' outputs."
         )
-    return UserFunction(aggregate, name, is_async=is_async_callable(aggregate))
 
 
 def _each_parameter(signature: inspect.Signature) -> Iterator[inspect.Parameter]:

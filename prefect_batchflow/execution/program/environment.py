@@ -55,7 +55,9 @@ def _resolved(name: str, text: str, connections: Mapping[str, Any], environ: Map
     try:
         found = connection_value(connection, connections[connection], key, environ)
     except InvalidConnectionError as exc:
-        raise GetConnectionError(f"The environment variable {name}: {exc}") from exc
+        raise GetConnectionError(
+            f"The environment variable {name}: {exc}", additional_info=exc.additional_info
+        ) from exc
     if found is None:
         raise InvalidOptionError(
             f"The environment variable {name} refers to '{key}' of the connection '{connection}', which has no such key. "

@@ -11,7 +11,9 @@ import importlib
 import json
 import keyword
 import os
+import re
 import sys
+import traceback
 import zlib
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec, PathFinder
@@ -20,6 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from prefect_batchflow.errors.packages import how_to_install
 from prefect_batchflow.exceptions import InvalidOptionError, PythonLoadError
 from prefect_batchflow.execution.program.user_errors import describe, exception_text, passes_through
 
@@ -240,6 +243,18 @@ def own_objects(module: ModuleType) -> list[Any]:
     )
 
 
+def _missing_module(exc: ModuleNotFoundError) -> str:
+    """The module that was imported. For `azure.identity`, Python names only `azure`, which many packages share."""
+    missing = str(exc.name)
+    for frame in reversed(traceback.extract_tb(exc.__traceback__)):
+        found = re.search(
+            rf"from\s+({missing}(?:\.\w+)*)\s+import\s+\(?\s*(\w+)|import\s+({missing}(?:\.\w+)*)", frame.line or ""
+        )
+        if found is not None:
+            return found[3] or (f"{found[1]}.{found[2]}" if found[1] == missing else found[1])
+    return missing
+
+
 @contextmanager
 def loading(failed: str) -> Iterator[None]:
     """Turn what user code raises while it loads into a `PythonLoadError`; an interrupt passes."""
@@ -250,9 +265,7 @@ def loading(failed: str) -> Iterator[None]:
             raise
         hint = ""
         if isinstance(exc, ModuleNotFoundError) and not str(exc.name).startswith("promptflow"):
-            hint = (
-                f". Install the package that has '{exc.name}' in this Python, or put the module into the flow's folder"
-            )
+            hint = f". {how_to_install(_missing_module(exc))}, or put the module into the flow's folder"
         raise PythonLoadError(
             f"{failed}: ({type(exc).__name__}) {exception_text(exc)}{hint}",
             target="Executor",

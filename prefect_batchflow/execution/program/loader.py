@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from prefect_batchflow import promptflow_shim
 from prefect_batchflow.connections.given import Connections
 from prefect_batchflow.definition.flow import Dag, Prompt
-from prefect_batchflow.exceptions import UnsupportedFeatureError
+from prefect_batchflow.errors.packages import is_installed, pip_install
+from prefect_batchflow.exceptions import PythonLoadError, UnsupportedFeatureError
 from prefect_batchflow.execution.program.dag_loader import load_dag
 from prefect_batchflow.execution.program.entry_loader import load_entry, load_prompt, no_init
 from prefect_batchflow.execution.program.images import FlowImages
@@ -61,6 +62,7 @@ def program_of(flow: Flow, init_kwargs: Mapping[str, Any], connections: Connecti
             f"The flow '{flow.name}' is written in {flow.language}. Register an executor for it: "
             f"register_executor('{flow.language}', …)."
         )
+    check_packages(flow)
     folder = str(flow.working_dir)
     mirrored = prepare_imports(folder)
     if isinstance(flow.program, Dag):
@@ -86,6 +88,17 @@ def prepare_imports(folder: str) -> bool:
     count_model_calls()
     importlib.invalidate_caches()
     return mirrored
+
+
+def check_packages(flow: Flow) -> None:
+    """Refuse a flow whose kind needs a package that is not installed."""
+    if missing := [name for name in flow.program.packages if not is_installed(name)]:
+        nodes = [f"node '{node.name}'" for node in flow.program.nodes if node.has_template]
+        raise PythonLoadError(
+            f"The flow '{flow.name}'{f', {nodes[0]},' if nodes else ''} needs {' and '.join(missing)}, which this Python "
+            f"lacks: {pip_install('openai')}",
+            target="Executor",
+        )
 
 
 def _take_promptflow_metrics() -> None:

@@ -55,15 +55,23 @@ def tool_of_source(node: str, own: Iterable[Any], file: Path) -> FoundTool:
     if len(tools) == 1:
         return tools[0]
     if tools:
-        names = ", ".join(sorted(tool.function.__qualname__ for tool in tools))
-        raise MultipleToolsDefined(
-            f"Node '{node}': {file} has {len(tools)} functions with @tool: {names}. Expected one; put each into its own "
-            "file.",
-            target="Tool",
-        )
-    functions = ", ".join(value.__qualname__ for value in own) or "none"
-    raise NoToolDefined(
-        f"Node '{node}': {file} has no function with @tool. Its functions: {functions}. Put @tool, from "
+        raise several_tools(node, file, [tool.function.__qualname__ for tool in tools])
+    raise no_tool(node, file, [value.__qualname__ for value in own])
+
+
+def several_tools(node: str, file: Path, names: list[str]) -> MultipleToolsDefined:
+    """The error of a file with these tools."""
+    return MultipleToolsDefined(
+        f"Node '{node}': {file} has {len(names)} functions with @tool: {', '.join(sorted(names))}. Expected one; put each "
+        "into its own file.",
+        target="Tool",
+    )
+
+
+def no_tool(node: str, file: Path, names: list[str]) -> NoToolDefined:
+    """The error of a file with these functions, and no tool."""
+    return NoToolDefined(
+        f"Node '{node}': {file} has no function with @tool. Its functions: {', '.join(names) or 'none'}. Put @tool, from "
         "promptflow.core, above the node's function.",
         target="Tool",
     )

@@ -119,6 +119,10 @@ class HttpExecutorProxy(AbstractExecutorProxy):
             raise
         return proxy
 
+    def check_program(self) -> None:
+        """Refuse a flow whose service cannot start because its program does not exist; raises `WorkerStartError`."""
+        self._keeper.check_program()
+
     async def destroy(self) -> None:
         """End the service with SIGTERM, or kill it if needed. No process of it is alive afterwards."""
         await self._keeper.stop()

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
 import re
+import shutil
 import socket
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prefect_batchflow.exceptions import WorkerStartError
@@ -16,7 +20,6 @@ from prefect_batchflow.execution.workers.supervision import Supervisor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     import httpx
 
@@ -144,6 +147,23 @@ class ServiceKeeper:
                 break
         raise WorkerStartError(f"The service of the flow {self._name!r} {trouble}. {served.process.said}")
 
+    def check_program(self) -> None:
+        """Refuse a command whose program does not exist, without starting it.
+
+        Raises:
+            WorkerStartError: The program is not there.
+        """
+        program = self._command[0]
+        path = str(Path(self._cwd, program)) if os.path.dirname(program) else program  # noqa: PTH120 - of a command
+        if shutil.which(path, path=self._environment.get("PATH")) is None:
+            raise self._not_started(os.strerror(errno.ENOENT), list(self._command))
+
+    def _not_started(self, why: str, command: list[str]) -> WorkerStartError:
+        return WorkerStartError(
+            f"The service of the flow {self._name!r} does not start: {why}. Its command is {command}, started in "
+            f"{self._cwd}. Install {command[0]!r} in a folder of PATH, or give its path in the yaml's service.command."
+        )
+
     def _launch(self) -> Served:
         import httpx
 
@@ -159,11 +179,7 @@ class ServiceKeeper:
                 environment={**self._environment, "PORT": str(port)},
             )
         except OSError as exc:
-            raise WorkerStartError(
-                f"The service of the flow {self._name!r} does not start: {exc.strerror or exc}. Its command is "
-                f"{command}, started in {self._cwd}. Install {command[0]!r} in a folder of PATH, or give its path in "
-                "the yaml's service.command."
-            ) from exc
+            raise self._not_started(exc.strerror or str(exc), command) from exc
         client = httpx.AsyncClient(
             base_url=f"http://{HOST}:{port}",
             # The executor limits the time and the number of calls at once.
