@@ -93,7 +93,9 @@ class LocalFeed(LineRunner):
         """Task runs that run lines."""
         sizes = {"auto": "about a second of work", "line": "one line", "chunk": f"{self.group} lines"}
         self.how = f"{sizes[granularity]} per task run, {executor.slots} lines at once"
+        self._begun_lines = 0
         executor.on_slots = lambda: self.on_room()
+        executor.lines_left = lambda: total_lines - self._begun_lines + self.open_lines
 
     @property
     def group(self) -> int:
@@ -123,6 +125,7 @@ class LocalFeed(LineRunner):
         """Run a group of lines in one task run."""
         self.open_lines += len(lines)
         self._begun += 1
+        self._begun_lines += len(lines)
         self._sizes.begun()
         return self._run_task(lines)
 

@@ -62,6 +62,8 @@ class Executor(Protocol):
     """The most that it can become."""
     on_slots: Callable[[], None]
     """Called when it has changed."""
+    lines_left: Callable[[], int | None]
+    """Tells the executor how many lines of the run have not ended; `None` if that is not known."""
 
     async def start(self) -> FlowDescription:
         """Load the flow and describe it. If it does not load, this raises, before any data is read."""

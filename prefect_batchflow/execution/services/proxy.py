@@ -106,6 +106,7 @@ class ProxyExecutor:
     ) -> None:
         self.slots = self.most_slots = slots
         self.on_slots: Callable[[], None] = lambda: None
+        self.lines_left: Callable[[], int | None] = lambda: None
         self._flow = flow
         self._given = proxy
         self._run_id = run_id

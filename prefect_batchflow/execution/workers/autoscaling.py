@@ -7,7 +7,13 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from prefect_batchflow.execution.workers.measuring import Usage, free_bytes, private_bytes, usable_cpus, usage_of
-from prefect_batchflow.execution.workers.worker_count import BEGIN_WITH, Measured, WorkerCount
+from prefect_batchflow.execution.workers.worker_count import (
+    BEGIN_WITH,
+    MOST_WORKERS,
+    Measured,
+    WorkerCount,
+    worth_having,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -32,6 +38,7 @@ class Autoscaler:
         on_count: Called when another number is wanted.
         most: The most workers.
         line_memory_mb: MiB by which a line can let its worker grow, if there is a limit.
+        lines_left: Tells how many lines have not ended; `None` if that is not known.
         alone: Whether this is the only pool of the run on this machine. If not, it begins with one worker and counts on one
             processor.
     """
@@ -44,15 +51,25 @@ class Autoscaler:
         *,
         most: int,
         line_memory_mb: int | None = None,
+        lines_left: Callable[[], int | None] = lambda: None,
         alone: bool = True,
     ) -> None:
         self._workers, self._lines_wait, self._on_count = workers, lines_wait, on_count
-        self._count = WorkerCount(most, usable_cpus() if alone else 1.0, BEGIN_WITH if alone else 1)
+        self._lines_left = lines_left
+        self._cpus = usable_cpus() if alone else 1.0
+        self._count = WorkerCount(most, self._cpus, BEGIN_WITH if alone else 1)
         self._line_bytes = (line_memory_mb or 0) * _MB
         self._seen: dict[WorkerProcess, tuple[float, Usage, int]] = {}
         """By worker, what it had done when it was last looked at: seconds of lines, usage, ended lines."""
+        self._start_cpu_sec: dict[WorkerProcess, float] = {}
+        """By worker, its processor time until its first line ended, or until now."""
+        self._ended_sec, self._ended_lines = 0.0, 0
+        """The time of lines so far, and how many of them have ended."""
         self._looked = time.monotonic()
         self._was_refused = False
+        self._is_short_of_memory = False
+        self._largest = SMALLEST_WORKER
+        """The most memory that a worker had, without what it shares."""
         self._bytes = 0
         """The most memory that all workers had together, without what they share."""
         self._timer: asyncio.TimerHandle | None = None
@@ -63,7 +80,8 @@ class Autoscaler:
         return self._count.wanted
 
     def start(self) -> None:
-        """Begin to look."""
+        """Begin to look, from now on."""
+        self.stop()
         self._timer = asyncio.get_running_loop().call_later(LOOK_EVERY_SEC, self._look)
 
     def stop(self) -> None:
@@ -74,6 +92,10 @@ class Autoscaler:
     def refused(self) -> None:
         """Note that a service refused a call for its rate."""
         self._was_refused = True
+
+    def out_of_memory(self) -> None:
+        """Note that the system took a worker because memory was short."""
+        self._is_short_of_memory = True
 
     def told(self) -> str:
         """How many workers there were and why, for people."""
@@ -92,14 +114,19 @@ class Autoscaler:
         now = time.monotonic()
         elapsed, self._looked = now - self._looked, now
         total, warm = [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]
-        seen, largest, together = {}, SMALLEST_WORKER, 0
+        seen, together = {}, 0
         for worker in self._workers():
             done = worker.line_sec, usage_of(worker.pid), worker.ended_lines
             seen[worker] = done
             size = private_bytes(worker.pid)
-            largest, together = max(largest, size), together + size
-            if (before := self._seen.get(worker)) is None:
+            self._largest, together = max(self._largest, size), together + size
+            before = self._seen.get(worker)
+            if before is None or not before[2]:
+                self._start_cpu_sec[worker] = done[1].cpu_sec
+            if before is None:
                 continue
+            self._ended_sec += max(0.0, done[0] - before[0])
+            self._ended_lines += done[2] - before[2]
             steps = done[0] - before[0], done[1].cpu_sec - before[1].cpu_sec, done[1].queued_sec - before[1].queued_sec
             for sums in (total, warm) if before[2] else (total,):
                 for at, step in enumerate(steps):
@@ -115,13 +142,24 @@ class Autoscaler:
             queued_sec=min(total[2], max(0.0, total[0] - total[1])),
             warm_share=(warm[1] + warm[2]) / warm[0] if warm[0] > 0 else None,
             lines_wait=self._lines_wait(),
-            room=self._room(len(seen), largest),
+            room=self._room(len(seen)),
+            worth=self._worth(len(seen)),
             was_refused=was_refused,
         )
 
-    def _room(self, workers: int, largest: int) -> int:
+    def _worth(self, workers: int) -> int:
+        left = self._lines_left()
+        if left is None or not self._start_cpu_sec:
+            return MOST_WORKERS
+        # Before lines have ended, those that run have taken at least the time so far.
+        line_sec = self._ended_sec / max(self._ended_lines, workers, 1)
+        mean_start = sum(self._start_cpu_sec.values()) / len(self._start_cpu_sec)
+        return worth_having(left * line_sec, mean_start, self._cpus)
+
+    def _room(self, workers: int) -> int:
         """Further workers that fit into the memory; below zero, how many should go."""
         free, total = free_bytes()
-        if free < SHORT_BELOW * total:
+        if free < SHORT_BELOW * total or self._is_short_of_memory:
+            self._is_short_of_memory = False
             return -max(1, workers // 4)
-        return int(free * (1 - KEPT_FREE)) // (largest + self._line_bytes)
+        return int(free * (1 - KEPT_FREE)) // (self._largest + self._line_bytes)

@@ -23,6 +23,7 @@ from prefect_batchflow.errors.classes import ErrorClass, class_of_error
 from prefect_batchflow.exceptions import (
     BatchflowException,
     InvalidOptionError,
+    LineOutOfMemoryError,
     ProcessCrashError,
     UnexpectedError,
     WorkerStartError,
@@ -95,6 +96,7 @@ class WorkerPool:
         alone: bool = True,
     ) -> None:
         self.on_slots: Callable[[], None] = lambda: None
+        self.lines_left: Callable[[], int | None] = lambda: None
         self._flow = flow
         self._init_kwargs = dict(init_kwargs or {})
         self._connections = dict(connections or {})
@@ -115,6 +117,7 @@ class WorkerPool:
                 self._change_count,
                 most=min(max_concurrency, MOST_WORKERS),
                 line_memory_mb=line_memory_mb,
+                lines_left=lambda: self.lines_left(),
                 alone=alone,
             )
             worker_count = self._autoscaler.wanted
@@ -421,7 +424,10 @@ class WorkerPool:
             elif len(begun) > 1:
                 job.answer.set_exception(SuspectError())
             else:
-                job.answer.set_exception(crash_error(worker, job.what, self._oom_kills))
+                error = crash_error(worker, job.what, self._oom_kills)
+                if isinstance(error, LineOutOfMemoryError) and self._autoscaler is not None:
+                    self._autoscaler.out_of_memory()
+                job.answer.set_exception(error)
         self._queue.put_back([*lost, *unbegun])
 
 

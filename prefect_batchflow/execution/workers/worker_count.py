@@ -23,7 +23,7 @@ JUDGED_FROM: Final = 0.25
 SURE_AFTER: Final = 2
 """This many times in a row, lines must compute before workers go."""
 CALM_SEC: Final = 30.0
-"""How long no worker is added after a service has refused a call for its rate."""
+"""How long no worker is added after a service has refused a call for its rate, or after memory was short."""
 FULL_SHARE: Final = 0.9
 """Lines that use this share of all processors leave none for more workers."""
 
@@ -50,6 +50,8 @@ class Measured:
     """Whether lines wait for a worker."""
     room: int = MOST_WORKERS
     """Further workers for which there is memory; negative if there is too little for those that run."""
+    worth: int = MOST_WORKERS
+    """The number of workers that `worth_having` gives for the lines that are left."""
     was_refused: bool = False
     """Whether a service refused a call for its rate."""
 
@@ -62,6 +64,19 @@ class Measured:
     def busy(self) -> float:
         """The share of the time in which workers had a line."""
         return self.line_sec / max(self.elapsed_sec * self.workers, 1e-9)
+
+
+def worth_having(left_sec: float, start_cpu_sec: float, cpus: float) -> int:
+    """The number of workers with which lines that wait end first.
+
+    N workers end `left_sec` seconds of lines in left/N seconds, and need N x start/cpus seconds to start.
+
+    Args:
+        left_sec: The time that the lines that are left take, all together.
+        start_cpu_sec: The processor time until a worker has ended its first line, with all imports.
+        cpus: The processors that workers can use to start.
+    """
+    return max(1, round(math.sqrt(left_sec * cpus / max(start_cpu_sec, 0.01))))
 
 
 class WorkerCount:
@@ -91,6 +106,7 @@ class WorkerCount:
                 min(self.wanted, max(self._begin, self.wanted * 3 // 4)), "the service refused calls for their rate"
             )
         elif seen.room < 0:
+            self._calm_until = seen.now + CALM_SEC
             self._set(
                 max(1, min(self.wanted, max(self._begin, seen.workers + seen.room))), "the machine is short of memory"
             )
@@ -112,7 +128,7 @@ class WorkerCount:
             and seen.now >= self._calm_until
             and seen.cpu_sec < FULL_SHARE * self._cpus * seen.elapsed_sec
         )
-        larger = min(2 * self.wanted, self.most, seen.workers + seen.room)
+        larger = min(2 * self.wanted, self.most, seen.workers + seen.room, seen.worth)
         if seen.share < WAITS_BELOW:
             if can_grow and larger > self.wanted:
                 self._set(larger, f"lines spent {100 * seen.share:.0f} % of their time on a processor")

@@ -17,7 +17,14 @@ from waiting import eventually
 
 from prefect_batchflow.execution.workers import autoscaling
 from prefect_batchflow.execution.workers.measuring import free_bytes, private_bytes, usable_cpus, usage_of
-from prefect_batchflow.execution.workers.worker_count import BEGIN_WITH, CALM_SEC, MOST_WORKERS, Measured, WorkerCount
+from prefect_batchflow.execution.workers.worker_count import (
+    BEGIN_WITH,
+    CALM_SEC,
+    MOST_WORKERS,
+    Measured,
+    WorkerCount,
+    worth_having,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -95,6 +102,7 @@ NO_MORE: dict[str, dict[str, Any]] = {
     "lines use a fifth of their time": {"cpu": 0.2},
     "the processors are taken": {"cpu": 0.19, "elapsed_sec": 0.08},
     "memory for none": {"room": 0},
+    "few lines are left": {"worth": 4},
     "workers stand in line for a processor": {"cpu": 0.05, "queued": 0.3},
 }
 
@@ -124,6 +132,21 @@ def test_a_service_that_refuses_calls_gets_fewer_workers_and_then_a_rest() -> No
     assert counts(count, 4, now=100.0 + CALM_SEC - 1) == [27] * 4
     assert counts(count, 1, now=100.0 + CALM_SEC) == [54]
     assert counts(count, 40, was_refused=True, now=200.0)[-1] == BEGIN_WITH
+
+
+@pytest.mark.parametrize(
+    ("left_sec", "start_cpu_sec", "cpus", "workers"),
+    [(200, 0.1, 2, 63), (200, 1.5, 2, 16), (60, 1.3, 2, 10), (6_000, 1.5, 2, 89), (200, 1.5, 16, 46), (0, 1, 2, 1)],
+)
+def test_a_worker_is_worth_its_start_only_for_enough_work(
+    left_sec: float, start_cpu_sec: float, cpus: float, workers: int
+) -> None:
+    assert worth_having(left_sec, start_cpu_sec, cpus) == workers
+
+    def seconds(count: int) -> float:
+        return left_sec / count + count * start_cpu_sec / cpus
+
+    assert seconds(workers) <= min(seconds(count) for count in range(1, 200)) * 1.01
 
 
 @pytest.mark.parametrize("most", [1, 2, 3])
@@ -324,6 +347,20 @@ class TestAPool:
         assert changed == [8, 9]
         assert "9 worker processes, because lines spent" in pool.told()
         assert "MB of memory" in pool.told()
+
+    async def test_a_flow_that_imports_much_gets_few_workers_for_few_lines(self, tmp_path: Path) -> None:
+        slow = "import time\nwhile time.process_time() < 2: pass\n" + WAITS
+        async with running_pool(flow_of(tmp_path, slow), worker_count=0) as pool:
+            pool.lines_left = lambda: 12
+            lines = [asyncio.ensure_future(run(pool, number, n=number)) for number in range(12)]
+            await eventually(lambda: len(pool.running()) == BEGIN_WITH, description="four lines run")
+            assert pool._autoscaler is not None
+            for _ in range(3):
+                await asyncio.sleep(0.05)
+                pool._autoscaler._look()
+            assert pool.slots == BEGIN_WITH
+            (tmp_path / "go").touch()
+            await asyncio.gather(*lines)
 
     async def test_as_few_lines_as_there_are_start_as_few_workers(self, tmp_path: Path) -> None:
         async with running_pool(flow_of(tmp_path, WAITS), worker_count=0) as pool:
