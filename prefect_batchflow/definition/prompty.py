@@ -65,6 +65,8 @@ def flow_of_prompty(file: Path, working_dir: Path) -> Flow:
     _check_engine(document.get("template"), problems)
     variables = _variables(template, template_line, problems)
     inputs = _read_inputs(document, sample, variables, problems)
+    if "self" in inputs:
+        problems.add("inputs", "'self' is a name that jinja2 keeps for itself. Rename the input.")
     problems.raise_any()
     prompt = Prompt(file, template, model, tuple(outputs), sample, tuple(references.files))
     return Flow(str(document.get("name") or file.stem), working_dir, prompt, inputs, definition_file=file)

@@ -210,6 +210,11 @@ def without_image_marks(text: str) -> str:
     return _IMAGE_MARK.sub(r"\n{{\1}}\n", text)
 
 
+def image_names(text: str) -> set[str]:
+    """The variables that a template shows as images: `![image]({{name}})`."""
+    return set(_IMAGE_MARK.findall(text))
+
+
 def _message(role: str, body: str, images: Mapping[str, Mapping[str, Any]], place: str) -> dict[str, Any]:
     if role == "tool":
         if found := _ANSWER_OF_TOOL.search(body):

@@ -96,6 +96,12 @@ def test_the_whole_front_matter(folder: Path) -> None:
     )
 
 
+def test_an_input_that_no_template_can_show_is_refused(folder: Path) -> None:
+    text = "---\nmodel: {configuration: {type: openai, model: m}}\ninputs: {self: {type: string}}\n---\nuser:\n{{self}}"
+
+    assert "'self' is a name that jinja2 keeps for itself" in refusal(folder, text)
+
+
 def test_a_flow_of_a_prompty_travels(folder: Path) -> None:
     flow = load(folder, ALL)
 

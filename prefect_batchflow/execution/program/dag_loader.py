@@ -76,6 +76,7 @@ def _tool_of_node(
         return _node_tool(node, _found_tool(flow, node, modules), connections, images)
     from prefect_batchflow.execution.program import model_nodes
 
+    node = model_nodes.with_images(flow, node, images)
     if node.type == "prompt":
         return model_nodes.prompt_node(flow, node)
     if node.type == "llm":

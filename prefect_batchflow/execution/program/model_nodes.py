@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -11,19 +12,21 @@ from prefect_batchflow.exceptions import (
     GetConnectionError,
     InvalidConnectionError,
     InvalidConnectionType,
+    InvalidImageInput,
     JinjaTemplateError,
     NodeInputValidationError,
     ResolveToolError,
 )
 from prefect_batchflow.execution.program.dag import NodeTool
 from prefect_batchflow.execution.program.steps import UserFunction
-from prefect_batchflow.tools.prompt import PromptResult, Template, without_image_marks
+from prefect_batchflow.tools.prompt import PromptResult, Template, image_names, without_image_marks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
     from prefect_batchflow.connections.given import Connections
     from prefect_batchflow.definition.flow import Flow, Node
+    from prefect_batchflow.execution.program.images import FlowImages
     from prefect_batchflow.tools.llm import Api
 
 APIS: Mapping[str, Mapping[str, str]] = {
@@ -240,6 +243,28 @@ def template_text(flow: Flow, node: Node) -> str:
         raise ResolveToolError(
             f"Node '{node.name}': its template {node.source} cannot be read as UTF-8: {exc}.", target="Tool"
         ) from exc
+
+
+def with_images(flow: Flow, node: Node, images: FlowImages) -> Node:
+    """Give the node with its constants for `![image]({{name}})` loaded.
+
+    Raises:
+        NodeInputValidationError: One is not an image.
+    Source: promptflow `executor/_tool_resolver.py`, `_load_images_for_prompt_tpl`.
+    """
+    texts = [template_text(flow, node), *(v.value for v in node.inputs.values() if isinstance(v, Constant))]
+    shown = {name for text in texts if isinstance(text, str) for name in image_names(text)}
+    loaded = dict(node.inputs)
+    for name in shown & loaded.keys():
+        value = loaded[name]
+        if isinstance(value, Constant) and not _is_empty(value):
+            try:
+                loaded[name] = Constant(images.load_constant(value.value))
+            except InvalidImageInput as exc:
+                raise NodeInputValidationError(
+                    f"Node '{node.name}', input '{name}', which {node.source} shows as an image: {exc}", target="Tool"
+                ) from exc
+    return replace(node, inputs=loaded)
 
 
 def refuse_template_collisions(flow: Flow, node: Node, names: Collection[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import sys
 from itertools import cycle
 from typing import TYPE_CHECKING, Any, Literal
@@ -123,6 +124,38 @@ def test_images_go_to_the_model_where_the_prompt_has_them(
         {"type": "text", "text": "![image](http://127.0.0.1/x)"},
     ]
     assert "iVBORw0KGgo" not in str(record["nodes"])
+
+
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
+
+
+@pytest.mark.parametrize("given", ["pixel.png", {"data:image/png;base64": PIXEL}, {"data:image/png;path": "pixel.png"}])
+@pytest.mark.parametrize("by_prompt", [False, True], ids=["template", "prompt"])
+def test_an_image_that_the_yaml_names_goes_to_the_model(
+    flows: Flows, model_server: ModelServer, given: Any, *, by_prompt: bool
+) -> None:
+    (flows.folder / "pixel.png").write_bytes(base64.b64decode(PIXEL))
+    text = "user:\nLook ![image]({{ image }})"
+    inputs = {"image": given, **({"prompt": text} if by_prompt else {})}
+    program = flows.llm("user:\nno" if by_prompt else text, inputs=inputs)
+
+    record = run(program, question="x")
+
+    assert record["error"] is None
+    assert model_server.calls[0].body["messages"][0]["content"] == [
+        {"type": "text", "text": "Look "},
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PIXEL}"}},
+    ]
+
+
+@pytest.mark.parametrize("kind", ["llm", "prompt"])
+def test_a_constant_that_is_no_image_is_refused_where_the_template_shows_one(flows: Flows, kind: str) -> None:
+    asking = node("ask", kind, {"model": "m", "image": "none.png"}, **({"connection": "open"} if kind == "llm" else {}))
+
+    with pytest.raises(
+        NodeInputValidationError, match=r"Node 'ask', input 'image', which ask\.jinja2 shows as an image"
+    ):
+        flows.load(asking, templates={"ask.jinja2": "user:\n![image]({{ image }})"})
 
 
 def test_azure_is_asked_for_the_deployment(flows: Flows, model_server: ModelServer) -> None:
