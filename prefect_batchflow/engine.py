@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from prefect_batchflow.connections.files import is_connection_file
 from prefect_batchflow.definition.document import environment_texts
 from prefect_batchflow.definition.load import load_flow
+from prefect_batchflow.definition.sending import run_comes_later
 from prefect_batchflow.exceptions import InvalidOptionError, LineFailureError
 from prefect_batchflow.execution.languages import register_executor
 from prefect_batchflow.execution.services.proxy import AbstractExecutorProxy
@@ -74,9 +75,13 @@ class BatchEngine:
             instead = MAX_FAILURES_INSTEAD.get(unknown[0])
             hint = f"Use max_failures={instead!r}" if instead else f"It has {', '.join(sorted(OPTIONS))}"
             raise InvalidOptionError(f"BatchEngine has no {', '.join(unknown)}. {hint}.")
-        self._flow: Flow = load_flow(
-            flow_file, working_dir, variant=kwargs.get("variant", ""), node_connections=kwargs.get("node_connections")
-        )
+        with run_comes_later():
+            self._flow: Flow = load_flow(
+                flow_file,
+                working_dir,
+                variant=kwargs.get("variant", ""),
+                node_connections=kwargs.get("node_connections"),
+            )
         self._flow_object = None if isinstance(flow_file, str | os.PathLike) else flow_file
         places = {n: os.fspath(c) for n, c in (connections or {}).items() if isinstance(c, str | os.PathLike)}
         self._connections = {name: given for name, given in (connections or {}).items() if name not in places}

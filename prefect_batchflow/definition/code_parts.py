@@ -168,7 +168,8 @@ class _PartsWalk:
 
     def use_global(self, name: str, namespace: dict[str, Any], user: str) -> None:
         """A function refers to a global of its module."""
-        if name not in namespace or name in self._found.globals:
+        is_modules_own = name.startswith("__") and name.endswith("__")  # `__name__`, `__file__`
+        if name not in namespace or name in self._found.globals or is_modules_own:
             return
         value = namespace[name]
         self._found.globals[name] = value

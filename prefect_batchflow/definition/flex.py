@@ -281,8 +281,12 @@ def _import_folder(module: str | None, file: Path | None) -> Path:
     """The folder that a module is imported from; for installed modules and the standard library, the current folder."""
     if module is None or file is None:
         return Path.cwd()
+    if module == MAIN:
+        # `python -m package.module` has the name by which it was found.
+        spec = getattr(sys.modules[MAIN], "__spec__", None)
+        module = "" if spec is None else str(spec.name)
     levels = module.count(".") + (file.name == "__init__.py")
-    folder = file.parents[levels] if module != MAIN and levels < len(file.parents) else file.parent
+    folder = file.parents[levels] if levels < len(file.parents) else file.parent
     paths = sysconfig.get_paths()
     installed = any(folder.is_relative_to(paths[key]) for key in ("stdlib", "platlib", "purelib"))
     return Path.cwd() if installed else folder

@@ -37,6 +37,19 @@ _CACHED = type(functools.lru_cache(lambda: None))
 _DEEPEST_CULPRIT = 4
 
 
+_runs_later: ContextVar[bool] = ContextVar("runs_later", default=False)
+
+
+@contextlib.contextmanager
+def run_comes_later() -> Iterator[None]:
+    """An engine that is made above the guard can run below it."""
+    token = _runs_later.set(True)
+    try:
+        yield
+    finally:
+        _runs_later.reset(token)
+
+
 class MainModule:
     """The caller's main module, if a worker can run it again: its run was started below the guard."""
 
@@ -62,7 +75,9 @@ class MainModule:
             # A file that was changed since it started is not what runs here.
             if compile(source, name, "exec", dont_inherit=True) == frame[0]:
                 guards = list(_guards(ast.parse(source)))
-                if any(guard.body[0].lineno <= frame[1] <= (guard.body[-1].end_lineno or 0) for guard in guards):
+                ends = [guard.body[-1].end_lineno or 0 for guard in guards]
+                starts = [0 if _runs_later.get() else guard.body[0].lineno for guard in guards]
+                if any(start <= frame[1] <= end for start, end in zip(starts, ends, strict=True)):
                     return cls(module, file, source, set(_bound_in(guards)))
         return None
 

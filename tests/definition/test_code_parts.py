@@ -219,6 +219,7 @@ def test_the_modules_that_code_uses_are_found() -> None:
             "import random\nR = random.Random(1)\ndef f(q): return R",
             "import random\nR = random.Random(1)\nR.random()\ndef f(q): return R",
         ),
+        ("__file__ = 'one'\ndef f(q): return __file__", "__file__ = 'two'\ndef f(q): return __file__"),
         ("api_key = 'one'\ndef f(q): return api_key", "api_key = 'two'\ndef f(q): return api_key"),
         ("C = {'api_key': 'one'}\ndef f(q): return C", "C = {'api_key': 'two'}\ndef f(q): return C"),
         ("_cache = {}\ndef f(q): return _cache", "_cache = {'seen': 1}\ndef f(q): return _cache"),
@@ -235,6 +236,7 @@ def test_the_modules_that_code_uses_are_found() -> None:
         *["comments and lines", "order of a set", "order of a dict", "other code", "redefined as it was", "a lock"],
         *[
             "random numbers drawn",
+            "the place of the file",
             "a secret",
             "a secret in a dict",
             "a cache",
