@@ -26,6 +26,18 @@ _COLUMN = (
 _LOOKS = "What looks like a reference is refused; promptflow runs all lines on the text, without a word."
 
 
+def _runs(*outputs: Any) -> dict[str, Any]:
+    """The facts of a run of one node `f` that completes, where its lines fail in promptflow."""
+    return {
+        "completed_lines": len(outputs),
+        "errors": {},
+        "failed_lines": 0,
+        "node_status": {"f.completed": len(outputs)},
+        "outputs": [{"line_number": number, "out": output} for number, output in enumerate(outputs)],
+        "user_and_system_errors": [0, 0],
+    }
+
+
 def _shown(line_number: int, **given: list[Any]) -> dict[str, Any]:
     """An output of a flow that shows its inputs."""
     return {"line_number": line_number, "out": given}
@@ -162,6 +174,14 @@ DIFFERENCES: dict[str, Difference] = {
     ),
     "tokens_of_a_call_in_a_pool": Difference(
         "Calls in threads of a line count; promptflow counts 0.", {"tokens": [14, 4, 10]}
+    ),
+    "a_process_pool_in_a_node": Difference(
+        "A worker may have children, as any Python may; promptflow's are daemons, which may not.",
+        _runs(["oneone", "oneone"], ["twotwo", "twotwo"]),
+    ),
+    "a_node_that_pickles_its_own_class": Difference(
+        "A node's file has the name by which it is imported; promptflow gives it one that no import finds.",
+        _runs("one", "two"),
     ),
     "flex_unserialisable": Difference(
         _TABLE,
