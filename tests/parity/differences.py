@@ -348,6 +348,29 @@ DIFFERENCES: dict[str, Difference] = {
         {"raised": ["UserError", "InvalidUserData"]},
     ),
     "default_beats_an_unmapped_column": Difference(_COLUMN, {"outputs": [_shown(0, v=["str", "a"], w=["int", 9])]}),
+    "flex_default_beside_a_column": Difference(
+        _COLUMN,
+        {"outputs": [{"line_number": 0, "v": "a", "w": "b"}, {"line_number": 1, "v": "c", "w": "default"}]},
+    ),
+    **{
+        f"a_reference_with_{name}": Difference(
+            _LOOKS, {"raised": ["UserError", "ValidationError", "InputMappingError"]}
+        )
+        for name in ("no_sigil", "no_braces", "not_closed", "jinja", "shell")
+    },
+    "hidden_files_of_a_folder": Difference(
+        "Hidden files are no data, and a note counts them; promptflow runs them as rows, without a word.",
+        {
+            "total_lines": 2,
+            "completed_lines": 2,
+            "node_status": {"show.completed": 2},
+            "outputs": [_shown(n, v=["str", v], w=["str", w]) for n, (v, w) in enumerate((("a", "b"), ("c", "d")))],
+        },
+    ),
+    "line_numbers_that_repeat": Difference(
+        "A number identifies its line, so it must be unique; promptflow loses all rows of a number but the last.",
+        {"raised": ["UserError", "InvalidUserData"]},
+    ),
     "text_around_a_reference_is_a_literal": Difference(
         _LOOKS, {"raised": ["UserError", "ValidationError", "InputMappingError"]}
     ),

@@ -61,7 +61,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def needs_engine(case: Case) -> bool:
-    return case.resumes or "raise_on_line_failure" in case.run
+    return case.resumes or "raise_on_line_failure" in case.run or "image_roots" in case.engine
 
 
 def expected(case: Case) -> dict[str, Any]:
