@@ -24,6 +24,8 @@ SURE_AFTER: Final = 2
 """This many times in a row, lines must compute before workers go."""
 CALM_SEC: Final = 30.0
 """How long no worker is added after a service has refused a call for its rate, or after memory was short."""
+QUICK_START_SEC: Final = 0.3
+"""A start that takes less processor time is not weighed against the lines that are left."""
 FULL_SHARE: Final = 0.9
 """Lines that use this share of all processors leave none for more workers."""
 
@@ -69,14 +71,17 @@ class Measured:
 def worth_having(left_sec: float, start_cpu_sec: float, cpus: float) -> int:
     """The number of workers with which lines that wait end first.
 
-    N workers end `left_sec` seconds of lines in left/N seconds, and need N x start/cpus seconds to start.
+    N workers end `left_sec` seconds of lines in left/N seconds, and need N x start/cpus seconds to start. Workers that start
+    quickly are always worth it.
 
     Args:
         left_sec: The time that the lines that are left take, all together.
         start_cpu_sec: The processor time until a worker has ended its first line, with all imports.
         cpus: The processors that workers can use to start.
     """
-    return max(1, round(math.sqrt(left_sec * cpus / max(start_cpu_sec, 0.01))))
+    if start_cpu_sec < QUICK_START_SEC:
+        return MOST_WORKERS
+    return max(1, round(math.sqrt(left_sec * cpus / start_cpu_sec)))
 
 
 class WorkerCount:

@@ -136,7 +136,7 @@ def test_a_service_that_refuses_calls_gets_fewer_workers_and_then_a_rest() -> No
 
 @pytest.mark.parametrize(
     ("left_sec", "start_cpu_sec", "cpus", "workers"),
-    [(200, 0.1, 2, 63), (200, 1.5, 2, 16), (60, 1.3, 2, 10), (6_000, 1.5, 2, 89), (200, 1.5, 16, 46), (0, 1, 2, 1)],
+    [(200, 0.4, 2, 32), (200, 1.5, 2, 16), (60, 1.3, 2, 10), (6_000, 1.5, 2, 89), (200, 1.5, 16, 46), (0, 1, 2, 1)],
 )
 def test_a_worker_is_worth_its_start_only_for_enough_work(
     left_sec: float, start_cpu_sec: float, cpus: float, workers: int
@@ -147,6 +147,10 @@ def test_a_worker_is_worth_its_start_only_for_enough_work(
         return left_sec / count + count * start_cpu_sec / cpus
 
     assert seconds(workers) <= min(seconds(count) for count in range(1, 200)) * 1.01
+
+
+def test_a_quick_start_is_always_worth_it() -> None:
+    assert worth_having(1, 0.1, 2) == MOST_WORKERS
 
 
 @pytest.mark.parametrize("most", [1, 2, 3])
