@@ -8,8 +8,10 @@ import time
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from prefect_batchflow.errors.classes import ErrorClass, class_of_error
 from prefect_batchflow.errors.waits import not_before_sec
 from prefect_batchflow.exceptions import BatchflowException
+from prefect_batchflow.execution.executor import Wait
 from prefect_batchflow.prefect_runtime.logs import PrintedLog
 from prefect_batchflow.prefect_runtime.task_runs import jittered
 from prefect_batchflow.storage.writer import RecordWriter
@@ -61,8 +63,8 @@ class LineRunner:
         self._events = events
         self._settles = True
         self._printed = PrintedLog() if printed is None else printed
-        self._not_before: dict[int, float] = {}
-        """By line, when its next attempt may begin, if the error of the failed attempt asks for a wait; monotonic."""
+        self._not_before: dict[int, Wait] = {}
+        """By line, when its next attempt may begin, if the error of the failed attempt asks for a wait."""
         self._attempts: dict[asyncio.Task[LineOutcome], int] = {}
         """The running attempts, and their line numbers."""
         self._ended_lines = False
@@ -122,11 +124,16 @@ class LineRunner:
         if self.is_final(outcome.receipt):
             self._events.ended(outcome.receipt)
         elif asked := not_before_sec(outcome.receipt.error or {}):
-            self._not_before[outcome.receipt.line_number] = time.monotonic() + asked
+            is_rate = class_of_error(outcome.receipt.error or {}) is ErrorClass.RATE_LIMIT
+            self._not_before[outcome.receipt.line_number] = Wait(time.monotonic() + asked, 429 if is_rate else None)
 
     def running(self) -> int:
         """How many lines a worker is running."""
         return len(self.executor.running())
+
+    def waits(self) -> list[Wait]:
+        """The lines that wait for a service: before their next attempt, or inside of this one."""
+        return [*self._not_before.values(), *self.executor.waits().values()]
 
     async def written(self, limit_sec: float) -> None:
         """Wait, for a bounded time, until nothing is being written. No line is settled after that."""
@@ -135,9 +142,9 @@ class LineRunner:
 
     async def wait_turn(self, line: Line) -> None:
         """Wait for as long as the service that refused the last attempt asked for. Then the line is load again."""
-        moment = self._not_before.pop(line.line_number, None)
-        if moment is not None:
-            await self.pause(moment - time.monotonic())
+        if (wait := self._not_before.get(line.line_number)) is not None:
+            await self.pause(wait.until - time.monotonic())
+            del self._not_before[line.line_number]
         self.open_lines += 1
 
     async def pause(self, delay_sec: float) -> None:

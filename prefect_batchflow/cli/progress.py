@@ -31,6 +31,8 @@ def progress_text(report: ProgressReport) -> str:
         parts.append(f"{report.failed_lines} failed")
     if report.running_lines:
         parts.append(f"{report.running_lines} running")
+    if report.waiting_lines:
+        parts.append(waiting_text(report))
     ran = ended - report.reused_lines
     if ran > 0 and report.elapsed_sec > 0:
         rate = ran / report.elapsed_sec
@@ -40,6 +42,14 @@ def progress_text(report: ProgressReport) -> str:
     if ended >= report.total_lines:
         parts.append("finishing the run")
     return ", ".join(parts)
+
+
+def waiting_text(report: ProgressReport) -> str:
+    """The lines that wait for a service: `12 lines wait for the service (429, next in 8 s)`."""
+    count = report.waiting_lines
+    who = "1 line waits" if count == 1 else f"{count} lines wait"
+    status = f"{report.wait_status}, " if report.wait_status else ""
+    return f"{who} for the service ({status}next in {seconds_text(max(1, round(report.next_wait_sec)))})"
 
 
 class Progress:
@@ -63,6 +73,8 @@ class Progress:
         self._printed: set[str] = set()
         self._report: ProgressReport | None = None
         self._told = (0, 0.0)
+        self._waited = False
+        """Whether the last line that was printed had lines that wait."""
         self._spinner = Spinner("dots")
         self._live: Live | None = None
         if self._console.is_terminal if living is None else living:
@@ -101,8 +113,11 @@ class Progress:
         step = ended * self.PLAIN_STEPS // max(report.total_lines, 1)
         last_step, last_sec = self._told
         waited = report.elapsed_sec - last_sec
-        if waited < (self.PLAIN_AT_LEAST_SEC if step > last_step else self.PLAIN_AT_MOST_SEC):
+        begins_to_wait = report.waiting_lines > 0 and not self._waited
+        is_news = step > last_step or begins_to_wait
+        if waited < (self.PLAIN_AT_LEAST_SEC if is_news else self.PLAIN_AT_MOST_SEC):
             return False
+        self._waited = report.waiting_lines > 0
         self._told = (step, report.elapsed_sec)
         return True
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from prefect_batchflow.cluster.clusters import Cluster
     from prefect_batchflow.cluster.work import RunDescription
+    from prefect_batchflow.execution.executor import Wait
     from prefect_batchflow.execution.line_feed import LineEvents
     from prefect_batchflow.lines import Line
     from prefect_batchflow.results.records import Receipt
@@ -104,6 +105,10 @@ class ClusterFeed:
         """Chunks without a report, by their first line."""
         self._telling: set[asyncio.Task[None]] = set()
         self._told: Order = "run"
+
+    def waits(self) -> list[Wait]:
+        """Nothing: chunks report only when they end."""
+        return []
 
     def running(self) -> int:
         """The most lines that can be running now. Chunks report only when they end."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from prefect_batchflow.exceptions import BatchflowException, LineExecutionTimeoutError, error_dict
 from prefect_batchflow.execution.scrubbing import Scrubber
@@ -36,6 +36,15 @@ class LineOutcome:
     def parsed(self) -> Any:
         """The record as values."""
         return json.loads(self.record)
+
+
+class Wait(NamedTuple):
+    """A line that waits because a service has asked for it, or has refused a call."""
+
+    until: float
+    """On the monotonic clock."""
+    status: int | None
+    """The service's HTTP status, such as 429."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -86,6 +95,9 @@ class Executor(Protocol):
 
     def running(self) -> set[int]:
         """The numbers of the lines that have a slot now."""
+
+    def waits(self) -> dict[int, Wait]:
+        """The running lines that wait for a service, as far as is known, by number."""
 
     async def close(self) -> None:
         """End everything that runs. No process of this executor is alive afterwards."""

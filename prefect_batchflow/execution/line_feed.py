@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
     from prefect_batchflow.exceptions import BatchflowException
-    from prefect_batchflow.execution.executor import LineOutcome
+    from prefect_batchflow.execution.executor import LineOutcome, Wait
     from prefect_batchflow.lines import Line
     from prefect_batchflow.results.records import Receipt
 
@@ -62,6 +62,9 @@ class LineFeed(Protocol):
 
     def running(self) -> int:
         """How many lines may be running now."""
+
+    def waits(self) -> list[Wait]:
+        """The lines that wait for a service, as far as is known."""
 
     def run(self, lines: Sequence[Line]) -> Coroutine[Any, Any, None]:
         """Run a group; it counts as load from this call on. A line that is not settled was canceled or is unsettled."""

@@ -238,6 +238,9 @@ class Feeding:
         """Tell the caller how far the run is. A listener that raises does not fail the run."""
         if self._live.listener is None:
             return
+        feed = self._state.stop.feed
+        waits = [] if feed is None else feed.waits()
+        first = min(waits, key=lambda wait: wait.until, default=None)
         report = ProgressReport(
             run_id=self._state.request.run_id,
             flow_name=self._prepared.flow.name,
@@ -245,8 +248,11 @@ class Feeding:
             completed_lines=self._tally.completed_lines,
             failed_lines=self._tally.failed_lines,
             reused_lines=self._state.reused_lines,
-            running_lines=feed.running() if (feed := self._state.stop.feed) is not None else 0,
+            running_lines=0 if feed is None else feed.running(),
             elapsed_sec=elapsed_sec,
+            waiting_lines=len(waits),
+            next_wait_sec=max(0.0, first.until - time.monotonic()) if first else 0.0,
+            wait_status=first.status if first else None,
         )
         try:
             self._live.listener(report)

@@ -36,6 +36,12 @@ class ProgressReport:
     running_lines: int
     elapsed_sec: float
     """Since the first line could start."""
+    waiting_lines: int = 0
+    """Lines that wait for a service, which has refused a call or asked for a wait, as far as is known."""
+    next_wait_sec: float = 0.0
+    """Seconds until the first of them continues."""
+    wait_status: int | None = None
+    """With which HTTP status the service has refused them, such as 429."""
 
 
 @dataclass

@@ -137,6 +137,22 @@ def current_context() -> RunContext | None:
     return context
 
 
+_tell_wait: Callable[[int, float, int | None], object] | None = None
+
+
+def when_lines_wait(tell: Callable[[int, float, int | None], object]) -> None:
+    """Call `tell(line_number, seconds, status)` from now on when a line begins to wait for a service, from any thread."""
+    global _tell_wait
+    _tell_wait = tell
+
+
+def note_wait(seconds: float, status: int | None) -> None:
+    """Note that the line that runs here waits before it calls a service again, which has refused it with this status."""
+    context = current_context()
+    if _tell_wait is not None and context is not None and context.line_number is not None:
+        _tell_wait(context.line_number, seconds, status)
+
+
 _connections: Connections | None = None
 
 

@@ -33,6 +33,7 @@ from prefect_batchflow.exceptions import (
     RateLimitError,
     ToolValidationError,
 )
+from prefect_batchflow.tools.context import note_wait
 from prefect_batchflow.tools.side_loop import run_beside
 from prefect_batchflow.tools.usage import count_model_calls
 
@@ -99,6 +100,7 @@ async def call_model(connection: Any, api: Api, parameters: Mapping[str, Any]) -
                 raise error from exc
         retries += 1
         logger.warning("Try %d of %d in %.1f s: %s", retries + 1, MAX_RETRIES + 1, delay, error)
+        note_wait(delay, getattr(error, "status", None))
         await asyncio.sleep(delay)
 
 

@@ -124,6 +124,35 @@ def test_progress_is_told_in_a_line(values: dict[str, Any], text: str) -> None:
     assert progress_text(report(**values)) == text
 
 
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        (
+            {"waiting_lines": 12, "next_wait_sec": 7.8, "wait_status": 429},
+            "12 lines wait for the service (429, next in 8 s)",
+        ),
+        ({"waiting_lines": 1, "next_wait_sec": 0.1}, "1 line waits for the service (next in 1 s)"),
+        (
+            {"waiting_lines": 2, "next_wait_sec": 150.0, "wait_status": 503},
+            "2 lines wait for the service (503, next in 2 min",
+        ),
+    ],
+)
+def test_lines_that_wait_are_part_of_the_progress(values: dict[str, Any], text: str) -> None:
+    assert f"0 of 100 lines, 20 running, {text}" in progress_text(report(running_lines=20, **values))
+
+
+def test_without_a_terminal_a_wait_is_told_when_it_begins() -> None:
+    out = io.StringIO()
+    with Progress(Console(file=out, width=200)) as progress:
+        for sec in range(1, 50):
+            progress.update(report(elapsed_sec=float(sec), waiting_lines=3 if sec > 5 else 0, next_wait_sec=9.0))
+
+    assert [line.partition(", ")[2] for line in out.getvalue().splitlines()] == [
+        "3 lines wait for the service (next in 9 s)"
+    ]
+
+
 def test_without_a_terminal_progress_is_a_line_now_and_then() -> None:
     out = io.StringIO()
     with Progress(Console(file=out, width=200)) as progress:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from prefect_batchflow.definition.flow import Flow
+    from prefect_batchflow.execution.executor import Wait
     from prefect_batchflow.lines import Line
     from prefect_batchflow.results.records import AggregationRun, CompletedLine, NodeRecord
 
@@ -197,6 +198,10 @@ class ProxyExecutor:
     def told(self) -> str:
         """Nothing: the number of lines at once is given."""
         return ""
+
+    def waits(self) -> dict[int, Wait]:
+        """Nothing: a service does not tell."""
+        return {}
 
     def running(self) -> set[int]:
         """The numbers of the lines that the proxy runs now."""

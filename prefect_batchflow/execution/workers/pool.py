@@ -15,6 +15,7 @@ import json
 import os
 import pickle
 import sys
+import time
 from typing import TYPE_CHECKING, Any, cast
 
 from prefect_batchflow import exceptions
@@ -33,6 +34,7 @@ from prefect_batchflow.exceptions import (
 from prefect_batchflow.execution.executor import (
     Given,
     LineOutcome,
+    Wait,
     aggregation_timed_out,
     failed_aggregation,
     failed_outcome,
@@ -62,6 +64,8 @@ _END_WITHIN_SEC = 5.0
 _CLOSED = "The workers are gone: the run was closed."
 LOADING_AT_ONCE = 4
 """How many workers load the flow at once when their number follows the lines."""
+RATE_LIMITED = 429
+"""The status of a call that a service refuses for its rate."""
 ALONE_AT_ONCE = 4
 """How many suspect lines run at once, each in its own process."""
 
@@ -124,6 +128,7 @@ class WorkerPool:
         self._worker_count = self.slots = worker_count
         self.most_slots = worker_count if self._autoscaler is None else min(max_concurrency, MOST_WORKERS)
         self._keys = itertools.count()
+        self._waits: dict[int, Wait] = {}
         self._workers: set[WorkerProcess] = set()
         self._queue = JobQueue(self._workers, self._on_shortage)
         self._loading: set[asyncio.Task[None]] = set()
@@ -192,6 +197,17 @@ class WorkerPool:
         run: AggregationRun = json.loads(encoded)
         return run
 
+    def waits(self) -> dict[int, Wait]:
+        """The running lines that wait before they call a model again, by number."""
+        now, running = time.monotonic(), self.running()
+        self._waits = {n: wait for n, wait in self._waits.items() if wait.until > now and n in running}
+        return self._waits
+
+    def _on_wait(self, head: dict[str, Any]) -> None:
+        self._waits[head["line_number"]] = Wait(time.monotonic() + head["sec"], head["status"])
+        if self._autoscaler is not None and head["status"] == RATE_LIMITED:
+            self._autoscaler.refused()
+
     def running(self) -> set[int]:
         """The numbers of the lines that workers run now."""
         jobs = (job for worker in self._workers for job in worker.running() if not job.answer.done())
@@ -257,6 +273,7 @@ class WorkerPool:
             on_exit=self._on_exit,
             on_stuck=self._retire,
             on_async=self._run_async_in,
+            on_wait=self._on_wait,
         )
         self._workers.add(worker)
         return worker

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow.exceptions import innermost_code
@@ -45,17 +46,24 @@ def aggregate_reply(head: dict[str, Any], run: AggregationRun, scrubber: Scrubbe
     return wire.pack({"op": "aggregate", "id": head["id"]}, body)
 
 
+def wait_message(line_number: int, sec: float, status: int | None) -> bytes:
+    """The message that a line waits for a service, and with which status the service has refused its call."""
+    return wire.pack({"op": "wait", "line_number": line_number, "sec": sec, "status": status})
+
+
 class Writer:
-    """Writes whole messages to a blocking pipe."""
+    """Writes whole messages to a blocking pipe, from any thread."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._pid = os.getpid()
+        self._writing = Lock()
 
     def __call__(self, message: bytes) -> None:
         """Write a message; this waits while the pipe is full. A fork of user code exits here: it is not a second worker."""
         if os.getpid() != self._pid:
             os._exit(0)
         view = memoryview(message)
-        while view:
-            view = view[os.write(self._fd, view) :]
+        with self._writing:
+            while view:
+                view = view[os.write(self._fd, view) :]

@@ -31,8 +31,9 @@ from prefect_batchflow.execution.program.loader import load_program, prepare_imp
 from prefect_batchflow.execution.scrubbing import Scrubber
 from prefect_batchflow.execution.workers import streams, threads, wire
 from prefect_batchflow.execution.workers.memory import be_killed_first
-from prefect_batchflow.execution.workers.replies import Writer, aggregate_reply, line_reply
+from prefect_batchflow.execution.workers.replies import Writer, aggregate_reply, line_reply, wait_message
 from prefect_batchflow.execution.workers.streams import PrintedOutput
+from prefect_batchflow.tools.context import when_lines_wait
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
@@ -150,6 +151,7 @@ def main(permits: int) -> None:
     faulthandler.enable(file=2)
     threads.install()
     frames, write = _Frames(fd_in), Writer(fd_out)
+    when_lines_wait(lambda *wait: write(wait_message(*wait)))
     if (first := next(iter(frames), None)) is None:
         return
     scrubber = Scrubber()

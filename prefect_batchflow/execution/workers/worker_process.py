@@ -70,6 +70,7 @@ class WorkerProcess:
         on_exit: Called once it is gone, with the jobs it had not begun and the jobs it had begun but not answered.
         on_stuck: Called when it reports that a line still runs after it was cancelled.
         on_async: Called when it reports that its flow is async.
+        on_wait: Called with its message that a line waits for a service.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class WorkerProcess:
         on_exit: Callable[[WorkerProcess, list[Job], list[Job]], None],
         on_stuck: Callable[[WorkerProcess], None],
         on_async: Callable[[WorkerProcess], None],
+        on_wait: Callable[[dict[str, Any]], None],
     ) -> None:
         self.token = token
         self.jobs: dict[int, Job] = {}
@@ -104,6 +106,7 @@ class WorkerProcess:
         """The job that printed the tail; `None` if several jobs did."""
         self.scrubber = scrubber
         self._on_room, self._on_exit, self._on_stuck, self._on_async = on_room, on_exit, on_stuck, on_async
+        self._on_wait = on_wait
         self._unpacker = wire.Unpacker()
         self._transports: list[asyncio.ReadTransport | asyncio.WriteTransport] = []
         self._takes_permits = True
@@ -288,6 +291,8 @@ class WorkerProcess:
                 self._on_stuck(self)
             elif op == "async":
                 self._on_async(self)
+            elif op == "wait":
+                self._on_wait(head)
             elif (job := self.jobs.get(head["id"])) is None:
                 continue
             elif op != "canceled":
