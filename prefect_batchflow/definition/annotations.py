@@ -6,12 +6,13 @@ import collections.abc
 import contextlib
 import functools
 import inspect
+import sys
 import typing
 from types import FunctionType, MethodType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 _WORDS: Mapping[str, Any] = {
     name: getattr(module, name) for module in (collections.abc, typing) for name in module.__all__
@@ -29,36 +30,75 @@ def evaluated(annotation: Any, function: Any) -> Any:
     if not isinstance(annotation, str) and not typing.get_args(annotation):
         return annotation
     code = _code_of(function)
-    names = getattr(code, "__globals__", {})
-    local = {**_class_names(function), **_enclosed(code)}
-    holder = SimpleNamespace(__annotations__={"it": annotation})
-    for known in (names, {**_WORDS, **names}):
-        # Annotations are user code and can raise anything.
-        with contextlib.suppress(Exception):
-            return typing.get_type_hints(holder, known, local, include_extras=True)["it"]
-    return annotation
+    return _in_place(annotation, getattr(code, "__globals__", {}), {**_class_names(function), **_enclosed(code)})
 
 
 @contextlib.contextmanager
 def evaluated_annotations(target: Any) -> Iterator[None]:
     """Evaluate the annotations of a callable in place, to send it by value: its module's other names do not travel.
 
-    It has its own annotations again at the end.
+    The same goes for the classes of its module that they name. All have their own annotations again at the end.
     """
     definition: Any = target
     while isinstance(definition, functools.partial | MethodType):
         definition = definition.func if isinstance(definition, functools.partial) else definition.__func__
     owner = definition if isinstance(definition, type) else type(definition)
     methods = [vars(owner).get(name) for name in ("__init__", "__call__")]
-    functions = [definition] if isinstance(definition, FunctionType) else methods
+    classes: dict[type, None] = {}
     with contextlib.ExitStack() as restored:
-        for function in functions:
+        for function in [definition] if isinstance(definition, FunctionType) else methods:
             while isinstance(function, FunctionType):
-                before = function.__annotations__
-                function.__annotations__ = {name: evaluated(it, function) for name, it in before.items()}
-                restored.callback(setattr, function, "__annotations__", before)
+                found = {name: evaluated(it, function) for name, it in function.__annotations__.items()}
+                restored.callback(setattr, function, "__annotations__", function.__annotations__)
+                function.__annotations__ = found
+                classes |= dict.fromkeys(_classes_in(found.values(), function.__module__))
                 function = getattr(function, "__wrapped__", None)
+        for kind in (each := _Growing(classes)):
+            names = vars(sys.modules.get(kind.__module__, typing))
+            own = vars(kind).get("__annotations__", {})
+            found = {name: _in_place(it, names, {kind.__name__: kind}) for name, it in own.items()}
+            each.add(_classes_in(found.values(), kind.__module__))
+            if found != own:
+                restored.callback(own.update, dict(own))
+                own.update(found)
+            for name, field in vars(kind).get("__dataclass_fields__", {}).items():
+                if isinstance(field.type, str):
+                    restored.callback(setattr, field, "type", field.type)
+                    field.type = found.get(name, field.type)
         yield
+
+
+class _Growing:
+    """A loop over classes to which it can add more; each comes once."""
+
+    def __init__(self, classes: Iterable[type]) -> None:
+        self._classes = list(classes)
+
+    def __iter__(self) -> Iterator[type]:
+        yield from self._classes
+
+    def add(self, classes: Iterable[type]) -> None:
+        """Add those that are new."""
+        self._classes += [kind for kind in classes if kind not in self._classes]
+
+
+def _classes_in(annotations: Iterable[Any], module: str | None) -> Iterator[type]:
+    """The classes of a module in evaluated annotations."""
+    for annotation in annotations:
+        if isinstance(annotation, type) and annotation.__module__ == module:
+            yield annotation
+        yield from _classes_in(typing.get_args(annotation), module)
+
+
+def _in_place(annotation: Any, names: dict[str, Any], local: Mapping[str, Any]) -> Any:
+    if not isinstance(annotation, str | typing.ForwardRef) and not typing.get_args(annotation):
+        return annotation
+    holder = SimpleNamespace(__annotations__={"it": annotation})
+    for known in (names, {**_WORDS, **names}):
+        # Annotations are user code and can raise anything.
+        with contextlib.suppress(Exception):
+            return typing.get_type_hints(holder, known, local, include_extras=True)["it"]
+    return annotation
 
 
 def _code_of(function: Any) -> Callable[..., Any]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
+from prefect_batchflow.definition.annotations import evaluated_annotations
 from prefect_batchflow.definition.code_parts import parts_of
 from prefect_batchflow.definition.document import (
     DISPLAY_KEYS,
@@ -221,7 +222,8 @@ def _sent(target: Any, name: str, module_name: str | None, file: Path | None) ->
     is_named = main is not None and main.has(target)
     parts = parts_of(target, MAIN if is_of_main or not is_by_value else str(module_name))
     try:
-        sent = None if is_named else pickled(target, main, module if is_by_value else None)
+        with evaluated_annotations(target):
+            sent = None if is_named else pickled(target, main, module if is_by_value else None)
         # An object of another module can have parts of the script in it.
         needs_script = main is not None and (is_named or MAIN.encode() in (sent or b""))
         return Entry(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import dataclasses
 import functools
 import importlib
 import io
@@ -157,6 +158,9 @@ def _pickler() -> Callable[..., Any]:
                 return self._function(obj)
             if isinstance(obj, _CACHED) and (obj.__module__ in self._by_value or not is_found(obj)):
                 return _make_cached, (obj.__wrapped__, obj.cache_parameters())
+            if obj is dataclasses.MISSING:
+                # A copy of it would be a default value of each field.
+                return getattr, (dataclasses, "MISSING")
             if type(obj) in _LOCKS:
                 return _LOCKS[type(obj)], ()
             if type(obj) is threading.local:

@@ -8,14 +8,12 @@ pydantic's rules in lax mode, in the worker that has the classes. pydantic is im
 from __future__ import annotations
 
 import collections.abc
-import functools
 import inspect
 import json
-import sys
 import types
 import typing
 from enum import Enum
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple, NewType, TypeVar, Union
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple, NewType, TypedDict, TypeVar, Union
 
 from prefect_batchflow.exceptions import InputTypeError
 from prefect_batchflow.execution.program.connecting import connection_types, model_types
@@ -262,40 +260,20 @@ def _has_empty_text(annotation: Any) -> bool:
 def _adapter_of(annotation: Any) -> Any:
     from pydantic import TypeAdapter
 
+    # Before Python 3.12, pydantic refuses `typing.TypedDict`, wherever it is, by the module of its metaclass, because
+    # optional keys of a base class are not marked. A flow's author cannot know, and rows do not mind.
+    meta = type(_AnyDict)
+    module, meta.__module__ = meta.__module__, "typing_extensions"
     try:
-        return TypeAdapter(_with_usable_dicts(annotation))
+        return TypeAdapter(annotation)
     except Exception:  # noqa: BLE001 - classes of the user's that pydantic does not know
         return None
+    finally:
+        meta.__module__ = module
 
 
-def _with_usable_dicts(annotation: Any) -> Any:
-    """The annotation with the `TypedDict`s that pydantic takes: before Python 3.12 only those of typing_extensions."""
-    if sys.version_info >= (3, 12):
-        return annotation
-    if type(annotation).__name__ == "_TypedDictMeta" and type(annotation).__module__ == "typing":
-        return _extended(annotation)
-    args = typing.get_args(annotation)
-    if not args or typing.get_origin(annotation) in (Literal, Annotated):
-        return annotation
-    changed = tuple(_with_usable_dicts(arg) for arg in args)
-    if changed == args:
-        return annotation
-    if typing.get_origin(annotation) is types.UnionType:
-        return Union[changed]  # noqa: UP007 - made at run time
-    if hasattr(annotation, "copy_with"):
-        return annotation.copy_with(changed)
-    return types.GenericAlias(annotation.__origin__, changed)
-
-
-@functools.cache
-def _extended(kind: Any) -> Any:
-    import typing_extensions
-
-    keys = {}
-    for name, hint, is_required in keys_of(kind):
-        hint = _with_usable_dicts(hint)
-        keys[name] = typing.Required[hint] if is_required else typing.NotRequired[hint]
-    return typing_extensions.TypedDict(kind.__name__, keys)  # type: ignore[operator] # made at run time
+class _AnyDict(TypedDict):
+    """Has the metaclass of each `TypedDict`."""
 
 
 def _parsed(text: str) -> Any:

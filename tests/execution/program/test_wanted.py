@@ -5,7 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import pickle
 import re
+import subprocess
+import sys
 from textwrap import dedent
 from typing import TYPE_CHECKING, Any
 
@@ -634,3 +637,49 @@ class TestAnyRow:
 
 def cells_of(row: dict[str, str]) -> str:
     return f"{','.join(row)}\n{','.join(row.values())}\n"
+
+
+SCRIPT = """
+import pickle, sys
+source = '''
+{future}
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Optional, TypedDict
+from pydantic import BaseModel
+class Item(BaseModel):
+    n: int
+class Row(TypedDict):
+    item: Item
+@dataclass
+class User:
+    row: Row
+    since: Optional[date] = None
+    items: list[Item] = field(default_factory=list)
+def f(n: Optional[int], user: User): return [type(n).__name__, repr(user)]
+class C:
+    def __init__(self, since: Optional[date]): self.since = since
+    def __call__(self, n: Optional[int], user: User): return [type(n).__name__, repr(user), repr(self.since)]
+'''
+exec(compile(source, "<cell>", "exec"), sys.modules["__main__"].__dict__)
+from prefect_batchflow.definition.load import load_flow
+sys.stdout.buffer.write(pickle.dumps([load_flow(f), load_flow(C)]))
+"""
+
+
+@pytest.mark.parametrize("future", ["", "from __future__ import annotations"], ids=["evaluated", "text"])
+def test_a_notebook_s_annotations_travel(future: str, tmp_path: Path) -> None:
+    made = subprocess.run(
+        [sys.executable, "-c", SCRIPT.replace("{future}", future)], capture_output=True, check=True, cwd=tmp_path
+    )
+    function, kind = pickle.loads(made.stdout)  # noqa: S301 - made here
+    user = {"row": {"item": {"n": "1"}}, "since": "2026-01-02", "items": [{"n": 2}]}
+    shown = "User(row={'item': Item(n=1)}, since=datetime.date(2026, 1, 2), items=[Item(n=2)])"
+
+    program = load_program(function)
+    ran = program.run_line(0, {"n": 5, "user": user})
+    built = load_program(kind, {"since": "2026-01-02"}).run_line(0, {"n": 5, "user": user})
+
+    assert program.description.inputs["n"].type == "int"
+    assert (ran["error"], ran["output"]) == (None, {"output": ["int", shown]})
+    assert (built["error"], built["output"]) == (None, {"output": ["int", shown, "datetime.date(2026, 1, 2)"]})
