@@ -105,7 +105,7 @@ def check_flow(
     shown = source if isinstance(source, str) else getattr(source, "__qualname__", repr(source))
     checked = FlowCheck(shown)
     try:
-        flow = load_flow(source, working_dir, variant=variant, node_connections=node_connections)
+        flow = load_flow(source, working_dir or None, variant=variant, node_connections=node_connections)
     except FlowNotFoundError:
         raise
     except BatchflowException as exc:

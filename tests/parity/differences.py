@@ -292,6 +292,10 @@ DIFFERENCES: dict[str, Difference] = {
             "user_and_system_errors": [1, 0],
         },
     ),
+    "a_node_with_an_empty_connection": Difference(_BEFORE, {"raised": ["UserError", "ResolveToolError"]}),
+    "a_prompty_that_names_no_model": Difference(
+        _NAMED, {"raised": ["UserError", "CoreError", "InvalidConnectionError"]}
+    ),
     "flex_missing_argument": Difference(_MAPPING, {"raised": ["UserError", "ValidationError", "InputMappingError"]}),
     "flex_any_keywords": Difference(
         "`**given` gets what the mapping names; promptflow drops it.",
