@@ -5,23 +5,23 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow.connections.files import is_connection_file
 from prefect_batchflow.definition.document import environment_texts
 from prefect_batchflow.definition.load import load_flow
 from prefect_batchflow.definition.sending import run_comes_later
-from prefect_batchflow.exceptions import InvalidOptionError, LineFailureError
+from prefect_batchflow.exceptions import InvalidOptionError, InvalidUserData, LineFailureError
 from prefect_batchflow.execution.languages import register_executor
 from prefect_batchflow.execution.services.proxy import AbstractExecutorProxy
 from prefect_batchflow.flows import run_batch
-from prefect_batchflow.inputs.places import absolute, locate
+from prefect_batchflow.inputs.places import absolute, is_local_path, locate
 from prefect_batchflow.run.handle import LiveRun
 from prefect_batchflow.settings import MAX_FAILURES_INSTEAD, OPTION_NAMES, PARAMETERS, given_by_promptflows_variables
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from prefect_batchflow.definition.flow import Flow
     from prefect_batchflow.results.models import BatchResult
@@ -174,7 +174,13 @@ class BatchEngine:
             "storage": self._run_storage_url,
             **self._options,
         }
-        result = run_batch(parameters, live)
+        try:
+            result = run_batch(parameters, live)
+        except InvalidUserData as exc:
+            if hint := _start_of_paths(input_dirs, base):
+                exc.message = f"{exc.message} {hint}"
+                exc.args = (exc.message,)
+            raise
         if raise_on_line_failure and result.failed_lines:
             first = result.error_summary.error_list[0]
             raise LineFailureError(
@@ -212,6 +218,17 @@ OPTIONS = frozenset({*OPTION_NAMES, *_MORE}).difference(
     *(inspect.signature(method).parameters for method in (BatchEngine.__init__, BatchEngine.run))
 )
 """Keyword arguments of `BatchEngine` that promptflow does not have."""
+
+
+def _start_of_paths(input_dirs: Mapping[str, str | Path], base: Path) -> str:
+    """Say where relative paths start, if one of them leads to nothing. Users expect the current folder."""
+    relative = [Path(url) for url in map(str, input_dirs.values()) if is_local_path(url) and url[:1] not in "/~$"]
+    missing = [path for path in relative if not (base / path).exists()]
+    if not missing:
+        return ""
+    here = next((path for path in missing if path.exists()), None)
+    found = f" {str(here)!r} exists in the current folder: give its absolute path." if here is not None else ""
+    return f"Relative paths start at the working_dir of the engine, {base}.{found}"
 
 
 def _refuse_other_types(storage: Any, **mappings: Any) -> None:

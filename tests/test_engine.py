@@ -833,3 +833,27 @@ def test_a_line_ended_by_a_signal_without_a_name_fails_alone(storage: Path, writ
     )
     assert (result.completed_lines, result.failed_lines) == (2, 1)
     assert "killed by signal 35" in result.error_summary.error_list[0].error["message"]
+
+
+@pytest.mark.parametrize("here", [True, False], ids=["it is in the current folder", "it is nowhere"])
+def test_a_missing_relative_path_says_where_it_starts(
+    here: bool,
+    dag: Path,
+    storage: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    write_rows: Callable[..., Path],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if here:
+        write_rows([{"n": 1}], "rows.jsonl")
+
+    with pytest.raises(InvalidUserData) as caught:
+        BatchEngine(dag, run_storage_url=str(storage)).run({"data": "rows.jsonl"})
+
+    said = str(caught.value)
+    assert (
+        f"{dag}/rows.jsonl not found. Check the path. Relative paths start at the working_dir of the engine, {dag}."
+        in said
+    )
+    assert ("'rows.jsonl' exists in the current folder: give its absolute path." in said) is here

@@ -24,7 +24,7 @@ from prefect_batchflow.inputs import columnar, compression
 from prefect_batchflow.inputs.formats import SAME_FORMATS, TEXT_FORMATS, Row, shorten
 from prefect_batchflow.inputs.hidden import is_below_hidden, is_named_by, left_out_note
 from prefect_batchflow.inputs.mapping import LINE_NUMBER, number_columns
-from prefect_batchflow.inputs.places import OBJECT_STORES, fixed_folder, fresh_listings, locate
+from prefect_batchflow.inputs.places import OBJECT_STORES, fixed_folder, fresh_listings, is_local_path, locate
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -104,7 +104,9 @@ def open_source(
             "of a file or folder; .gz files are decompressed without a chain."
         )
     location = "/dev/stdin" if location == "-" else locate(location, base_dir)
-    return _FileSource(name, location, _public(given), number_columns(line_number_column))
+    source = _FileSource(name, location, _public(given), number_columns(line_number_column))
+    source.starts_here = base_dir is None and is_local_path(given) and not given.startswith(("/", "~", "$"))
+    return source
 
 
 class RowsSource:
@@ -167,6 +169,8 @@ class _FileSource:
         """The files that were left out."""
         self._location = location
         self._protocol = location.partition("://")[0] if "://" in location else "file"
+        self.starts_here = False
+        """Whether its path was given relative to the current folder."""
         # A variable can hold a secret, and messages must not show it to someone who only names the variable.
         self._has_variable = self._protocol == "file" and "$" in shown
 
@@ -303,8 +307,10 @@ class _FileSource:
         except (InvalidUserData, compression.CutOffError):
             raise
         except FileNotFoundError:
-            looked = "" if self._has_variable else f" (looked for {_public(self._location)})"
-            message = f"{shown} not found{looked}. Check the path{' and its variables' * self._has_variable}."
+            place = _public(self._location)
+            looked = "" if self._has_variable or shown == place else f" (looked for {place})"
+            start = " Relative paths start at the current folder." * self.starts_here
+            message = f"{shown} not found{looked}.{start} Check the path{' and its variables' * self._has_variable}."
         except ImportError as exc:
             module = module or _MODULES.get(self._protocol)
             run = pip_install(module) if module else f"pip install <the fsspec package for {self._protocol}>"

@@ -492,6 +492,21 @@ class TestPlaces:
             "expected one of .jsonl, .csv, .tsv, .json, each also with .gz or .zst, and .parquet, .arrow, .feather"
         ) in str(caught.value)
 
+    def test_a_missing_relative_path_says_where_it_starts(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+
+        with pytest.raises(InvalidUserData) as caught:
+            rows_of("rows/no.jsonl")
+        assert (
+            f"rows/no.jsonl not found (looked for {tmp_path}/rows/no.jsonl). Relative paths start at the current"
+            in str(caught.value)
+        )
+        with pytest.raises(InvalidUserData) as caught:
+            rows_of(tmp_path / "no.jsonl")
+        assert f"{tmp_path}/no.jsonl not found. Check the path." in str(caught.value)
+
     def test_chains_are_refused(self) -> None:
         with pytest.raises(InvalidUserData, match=r"chained URLs \(::\) are not supported, found 'zip://d.jsonl::file"):
             open_source("zip://d.jsonl::file:///x.zip", name="data")
