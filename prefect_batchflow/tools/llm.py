@@ -345,13 +345,16 @@ def _new_client(openai: ModuleType, kind: str, connection: Any) -> Any:
     return openai.AsyncOpenAI(api_key=key, organization=connection.organization or None, base_url=base_url, **shared)
 
 
-def check_connection(connection: Any, place: str, variable_of: Callable[[str], str | None]) -> None:
+def check_connection(
+    connection: Any, place: str, variable_of: Callable[[str], str | None], *, address_name: str = ""
+) -> None:
     """Refuse a connection that no call can use, before the first line.
 
     Args:
         connection: OpenAI, Azure OpenAI or Serverless.
         place: For messages: `Node 'ask': the connection 'azure'`.
         variable_of: Gives the environment variable that a key comes from.
+        address_name: What the user calls the address, if it is not the connection's key.
 
     Raises:
         InvalidConnectionError: Its address is not one, it has no key, or it needs azure-identity, which is not installed.
@@ -362,7 +365,8 @@ def check_connection(connection: Any, place: str, variable_of: Callable[[str], s
 
     def told(key: str) -> str:
         variable = variable_of(key)
-        return f"{place}: its {key}" + (f", from the environment variable {variable}," if variable else "")
+        name = address_name if key == address and address_name else key
+        return f"{place}: its {name}" + (f", from the environment variable {variable}," if variable else "")
 
     if kind != "OpenAIConnection" or getattr(connection, address, None) or variable_of(address):
         check_address(getattr(connection, address, None), told(address))

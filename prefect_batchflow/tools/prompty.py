@@ -270,6 +270,8 @@ def _merged_model(prompt: Prompt, override: Any) -> dict[str, Any]:
             f"{place} has {', '.join(sorted(map(str, unknown)))}; expected api, configuration, parameters or response."
         )
     problems = problems_of_model(override)
+    if not isinstance(override.get("parameters"), dict | None):
+        problems.append(f"'parameters' must be a dict, found a {type(override['parameters']).__name__}.")
     if problems:
         raise InvalidOptionError(f"{place}: {' '.join(problems)}")
     configuration = override.get("configuration")
@@ -375,7 +377,8 @@ def _connection(
         own = next((written[name] for name in _SPELLINGS.get(key, (key,)) if written.get(name)), None)
         return variables[key] if own is None and os.environ.get(variables[key]) else variable_named(str(own or ""))
 
-    check_connection(connection, place, variable_of)
+    named = "api_base" if written.get("api_base") and not written.get("azure_endpoint") else "azure_endpoint"
+    check_connection(connection, place, variable_of, address_name=named if kind == _AZURE else "")
     return connection
 
 

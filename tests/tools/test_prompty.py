@@ -284,6 +284,10 @@ class TestModel:
             ({"parmeters": {}}, "has parmeters; expected api"),
             ({"api": "embedding"}, "'api' is 'embedding'"),
             ({"configuration": 3}, "expected a dict, an AzureOpenAIModelConfiguration"),
+            ({"configuration": "my_ai"}, "expected a dict, an AzureOpenAIModelConfiguration"),
+            ({"configuration": ["my_ai"]}, "expected a dict, an AzureOpenAIModelConfiguration"),
+            ({"parameters": "temperature=0"}, "'parameters' must be a dict, found a str"),
+            ({"parameters": ["temperature"]}, "'parameters' must be a dict, found a list"),
         ],
     )
     def test_a_model_that_was_given_wrong(self, write: Any, model: Any, told: str) -> None:

@@ -92,7 +92,7 @@ OPEN_AI: dict[str, Any] = {"type": "openai", "model": "m", "api_key": "k"}
 @pytest.mark.parametrize(
     ("configuration", "variables", "said"),
     [
-        ({**AZURE, "azure_endpoint": "x.azure.com"}, {}, "its api_base has no scheme"),
+        ({**AZURE, "azure_endpoint": "x.azure.com"}, {}, "its azure_endpoint has no scheme"),
         (
             {**AZURE, "azure_endpoint": "${env:MY_X}"},
             {"MY_X": "x.azure.com"},
