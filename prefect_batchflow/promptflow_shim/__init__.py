@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from prefect_batchflow.promptflow_shim.finder import install, is_in_place, uninstall
+from prefect_batchflow.promptflow_shim.finder import FOR_PROCESSES, install, is_in_place, uninstall
 
-__all__ = ["install", "is_in_place", "uninstall"]
+__all__ = ["FOR_PROCESSES", "install", "is_in_place", "uninstall"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow.exceptions import UnsupportedFeatureError
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 
 _PACKAGE = __name__.partition(".")[0]
 _INSTALL = "install promptflow itself (pip install promptflow-core), or remove it from the flow's code."
+
+
+FOR_PROCESSES = str(Path(__file__).with_name("for_processes"))
+"""A folder for the end of `sys.path`, which gives the mirror to processes that have the path only."""
 
 
 class ShimFinder:
@@ -138,5 +143,5 @@ def _is_installed() -> bool:
 
 def _installed_folders() -> list[str]:
     """The folders with parts of promptflow, a namespace package; any folder of that name counts as one."""
-    spec = PathFinder.find_spec("promptflow")
+    spec = PathFinder.find_spec("promptflow", [entry for entry in sys.path if entry != FOR_PROCESSES])
     return list(spec.submodule_search_locations or []) if spec is not None else []

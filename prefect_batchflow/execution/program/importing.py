@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import keyword
 import os
 import re
 import sys
 import traceback
-import zlib
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec, PathFinder
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow.errors.packages import how_to_install
 from prefect_batchflow.exceptions import InvalidOptionError, PythonLoadError
+from prefect_batchflow.execution.program.made_up import module_for
 from prefect_batchflow.execution.program.user_errors import describe, exception_text, passes_through
 
 if TYPE_CHECKING:
@@ -31,8 +29,6 @@ if TYPE_CHECKING:
 
     from prefect_batchflow.definition.flow import Script
 
-MADE_UP_MODULES = "BATCHFLOW_MADE_UP_MODULES"
-"""The environment variable with made-up module names and their files, as JSON, for the processes that a worker starts."""
 _SCRIPT = "__mp_main__"
 """The name of the caller's main module in a worker. It is multiprocessing's, so that its processes find it, too."""
 _loads: list[str] = []
@@ -50,12 +46,7 @@ def import_file(file: Path, whose: str) -> ModuleType:
         name = _real_name(file)
         if name is not None:
             return importlib.import_module(name)
-        name = _made_up_name(file)
-        if name in sys.modules:
-            return sys.modules[name]
-        given = json.loads(os.environ.get(MADE_UP_MODULES, "{}"))
-        os.environ[MADE_UP_MODULES] = json.dumps({**given, name: str(file)})
-        return import_as(name, file)
+        return importlib.import_module(module_for(file))
 
 
 @contextmanager
@@ -91,21 +82,6 @@ def refuse_run_while_loading() -> None:
             f"The code of the flow '{_loads[-1]}' starts a batch run when a worker imports it. Start the run below "
             '`if __name__ == "__main__":` in that file.'
         )
-
-
-def import_as(name: str, file: Path) -> ModuleType:
-    """Import a file under a name of one's choice."""
-    spec = spec_from_file_location(name, file)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{file} is not a Python file", path=str(file))
-    module = module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        sys.modules.pop(name, None)
-        raise
-    return module
 
 
 def _real_name(file: Path) -> str | None:
@@ -154,23 +130,6 @@ def _is_own(name: str, folder: Path) -> bool:
     spec = PathFinder.find_spec(name, others)
     places = [spec.origin, *(spec.submodule_search_locations or ())] if spec is not None else []
     return any(place and Path(place).resolve().is_relative_to(folder) for place in places)
-
-
-def _made_up_name(file: Path) -> str:
-    stem = "".join(character if character.isalnum() else "_" for character in file.stem)
-    return f"batchflow_{stem}_{zlib.crc32(os.fsencode(file)):08x}"
-
-
-class MadeUpModules:
-    """Finds the modules with made-up names, in the processes that a worker starts."""
-
-    @staticmethod
-    def find_spec(name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        """As import asks for it."""
-        if not name.startswith("batchflow_"):
-            return None
-        file = json.loads(os.environ.get(MADE_UP_MODULES, "{}")).get(name)
-        return None if file is None else spec_from_file_location(name, file)
 
 
 def import_script(script: Script) -> ModuleType:

@@ -85,6 +85,8 @@ def prepare_imports(folder: str) -> bool:
     if sys.path[:1] != [folder]:
         sys.path.insert(0, folder)
     mirrored = promptflow_shim.install()
+    if mirrored and promptflow_shim.FOR_PROCESSES not in sys.path:
+        sys.path.append(promptflow_shim.FOR_PROCESSES)
     count_model_calls()
     importlib.invalidate_caches()
     return mirrored

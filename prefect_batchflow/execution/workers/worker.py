@@ -22,11 +22,10 @@ from collections import deque
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
-from prefect_batchflow import promptflow_shim
 from prefect_batchflow.definition.flow import NO_DEFAULT, Entry
 from prefect_batchflow.exceptions import BatchflowException, UnexpectedError, error_dict
 from prefect_batchflow.execution.program.environment import resolved
-from prefect_batchflow.execution.program.importing import MadeUpModules, import_script, loading_flow
+from prefect_batchflow.execution.program.importing import import_script, loading_flow
 from prefect_batchflow.execution.program.loader import load_program, prepare_imports
 from prefect_batchflow.execution.scrubbing import Scrubber
 from prefect_batchflow.execution.workers import streams, threads, wire
@@ -191,9 +190,5 @@ def main(permits: int) -> None:
     os._exit(0)
 
 
-if __name__ == "__mp_main__":
-    # A process that multiprocessing or joblib starts from a worker imports the worker's main module first.
-    promptflow_shim.install()
-    sys.meta_path.append(MadeUpModules)
 if __name__ == "__main__":
     main(int(sys.argv[1]))
