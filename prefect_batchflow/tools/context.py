@@ -5,6 +5,7 @@ It is kept in context variables. `travelling` names those that threads inherit f
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from contextlib import contextmanager
@@ -41,7 +42,7 @@ def keeps_model_calls() -> bool:
 class RunContext:
     """The metrics and tokens of one line or aggregation so far."""
 
-    __slots__ = ("calls", "line_number", "metrics", "tokens", "unfinished")
+    __slots__ = ("_line", "calls", "line_number", "metrics", "tokens", "unfinished")
 
     def __init__(self, line_number: int | None = None) -> None:
         self.line_number = line_number
@@ -50,6 +51,8 @@ class RunContext:
         """Metrics of the node that runs now; the walk takes them when the node ends."""
         self.tokens = {"total_tokens": 0, "prompt_tokens": 0, "completion_tokens": 0}
         """Sums over the model calls of the whole line."""
+        self._line: RunContext | None = None
+        """If it is a node's, the one of the line."""
         self.unfinished: set[str] = set()
         """The ids of its calls whose answer was not ready and has no usage yet."""
         self.calls: list[ModelCall] | None = [] if keeps_model_calls() else None
@@ -59,10 +62,13 @@ class RunContext:
         """A context for a node that runs beside other nodes: its own metrics, the line's tokens."""
         context = RunContext(self.line_number)
         context.tokens, context.unfinished, context.calls = self.tokens, self.unfinished, self.calls
+        context._line = self._line or self
         return context
 
     def add_tokens(self, prompt_tokens: int, completion_tokens: int) -> None:
         """Count one model call."""
+        if (self._line or self) not in _open:
+            say_not_counted()
         with _counting:
             self.tokens["prompt_tokens"] += prompt_tokens
             self.tokens["completion_tokens"] += completion_tokens
@@ -100,15 +106,9 @@ _open: set[RunContext] = set()
 
 
 @contextmanager
-def running(line_number: int | None = None) -> Iterator[RunContext]:
-    """Make this context belong to a line or an aggregation, so that its code logs there."""
-    with resuming(RunContext(line_number)) as context:
-        yield context
-
-
-@contextmanager
-def resuming(context: RunContext) -> Iterator[RunContext]:
-    """Continue with a line or an aggregation in this context."""
+def running(line_number: int | None = None, begun: RunContext | None = None) -> Iterator[RunContext]:
+    """Make this context belong to a line or an aggregation, so that its code logs there; to one that has begun, if given."""
+    context = RunContext(line_number) if begun is None else begun
     token = _current.set(context)
     _open.add(context)
     try:
@@ -151,6 +151,21 @@ def note_wait(seconds: float, status: int | None) -> None:
     context = current_context()
     if _tell_wait is not None and context is not None and context.line_number is not None:
         _tell_wait(context.line_number, seconds, status)
+
+
+def note_call_of_no_line() -> None:
+    """Say that a model call is not counted, if lines run and it belongs to none of them."""
+    if _open:
+        say_not_counted()
+
+
+@functools.cache
+def say_not_counted() -> None:
+    """Warn, once per process."""
+    logger.warning(
+        "A thread or task has called a model outside any line, or after its line had ended. The tokens of such calls are not "
+        "counted. Start the thread in the line, and wait for it before the line returns. This warning appears once per process."
+    )
 
 
 _connections: Connections | None = None

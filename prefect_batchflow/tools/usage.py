@@ -14,7 +14,7 @@ import logging
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from prefect_batchflow.tools.context import current_context
+from prefect_batchflow.tools.context import current_context, note_call_of_no_line
 from prefect_batchflow.tools.on_import import when_imported
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ def _keep(context: RunContext | None, options: Any) -> None:
 def _noted(result: Any, options: Any, context: RunContext | None) -> Any:
     """Count the usage of an answer: now, or while user code reads it."""
     if context is None:
+        note_call_of_no_line()
         return result
     if hasattr(result, "_iterator"):
         stream = result._iterator

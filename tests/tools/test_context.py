@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from prefect_batchflow.tools.context import RunContext, current_context, log_metric, running
+from prefect_batchflow.tools.context import RunContext, current_context, log_metric, running, say_not_counted
 
 
 def test_a_metric_belongs_to_what_runs() -> None:
@@ -81,3 +81,23 @@ def test_tokens_add_up() -> None:
         context.add_tokens(1, 2)
 
     assert context.tokens == {"total_tokens": 18, "prompt_tokens": 11, "completion_tokens": 7}
+
+
+def test_a_node_counts_for_its_line_without_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    say_not_counted.cache_clear()
+    with running(1) as context:
+        context.of_node().of_node().add_tokens(1, 2)
+
+    assert context.tokens["total_tokens"] == 3
+    assert not caplog.records
+
+
+def test_tokens_after_the_end_are_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    say_not_counted.cache_clear()
+    with running(1) as context:
+        node = context.of_node()
+
+    node.add_tokens(1, 2)
+    context.add_tokens(1, 2)
+
+    assert [record.message[:42] for record in caplog.records] == ["A thread or task has called a model outsid"]

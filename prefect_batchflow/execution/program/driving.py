@@ -96,11 +96,19 @@ async def drive_async(steps: Steps, taken_over: Handover | None = None) -> Any:
 def _call(function: UserFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     try:
         value = function.function(*args, **kwargs)
+        if hasattr(type(value), "add_done_callback") and not hasattr(type(value), "__await__"):
+            value = _waited_for(value)
         return Stream(list(value), is_async=False) if _is_plain_generator(value) else value
     except BaseException as exc:
         if passes_through(exc):
             raise
         return Raised(exc)
+
+
+def _waited_for(value: Any) -> Any:
+    """The result of a future of `concurrent.futures`, which a pool of threads gives; anything else as it is."""
+    futures = sys.modules.get("concurrent.futures")
+    return value.result() if futures is not None and isinstance(value, futures.Future) else value
 
 
 async def _attempt_async(function: UserFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -13,7 +13,7 @@ from prefect_batchflow.execution.program.driving import drive, drive_async
 from prefect_batchflow.execution.program.record import fail_run, own_failure
 from prefect_batchflow.execution.program.steps import Handover, Raised, UserFunction
 from prefect_batchflow.results.records import Clock, line_run
-from prefect_batchflow.tools.context import resuming, running
+from prefect_batchflow.tools.context import running
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
@@ -57,7 +57,7 @@ class Program:
         self, context: RunContext, rest: Handover, inputs: dict[str, Any], images: Origins | None
     ) -> LineRun:
         assert context.line_number is not None
-        with resuming(context):
+        with running(context.line_number, context):
             try:
                 return self._recorded(context, await drive_async(rest.steps, rest), images)
             except Exception as exc:  # noqa: BLE001 - as in `begin_line`
@@ -92,7 +92,7 @@ class Program:
             return run
 
     async def _finish_aggregation(self, context: RunContext, rest: Handover) -> AggregationRun:
-        with resuming(context):
+        with running(context.line_number, context):
             run: AggregationRun = await drive_async(rest.steps, rest)
             return run
 

@@ -358,6 +358,20 @@ async def test_sync_code_that_runs_its_own_loop_stays_sync(tmp_path: Path) -> No
         assert pool.slots == 2
 
 
+async def test_a_future_of_a_pool_of_threads_is_waited_for(tmp_path: Path) -> None:
+    code = """
+    from concurrent.futures import ThreadPoolExecutor
+    pool = ThreadPoolExecutor(2)
+    def main(n):
+        return pool.submit(divmod, 7, n)
+    """
+    async with running_pool(flow_of(tmp_path, code), worker_count=1) as pool:
+        records = [(await run(pool, n, n=n)).parsed() for n in (2, 0)]
+
+    assert records[0]["output"] == {"output": [3, 1]}
+    assert "(ZeroDivisionError)" in records[1]["error"]["message"]
+
+
 async def test_a_runtime_error_of_the_code_is_told_once_on_the_loop(tmp_path: Path) -> None:
     code = """
     import asyncio

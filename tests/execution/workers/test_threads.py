@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pools import flow_of, run, running_pool
 
+from prefect_batchflow.execution.workers.streams import END_OUTSIDE, OUTSIDE
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -156,6 +158,36 @@ async def test_a_thread_that_outlives_its_line_is_not_counted_to_another(
 
     assert [record["status"] for record in records] == ["Completed", "Completed"]
     assert [record["tokens"]["prompt_tokens"] for record in records] == [0, 2]
+    assert records[1]["logs"].startswith(OUTSIDE)
+    assert "not counted" in records[1]["logs"].partition(END_OUTSIDE)[0], "and that is said"
+    assert records[1]["logs"].endswith(f"{END_OUTSIDE}asks 2\n")
+
+
+async def test_a_call_that_belongs_to_no_line_is_told(tmp_path: Path, model_server: ModelServer) -> None:
+    code = f"""{HEAD}
+given = queue.Queue()
+
+def serve():
+    while True:
+        words, done = given.get()
+        ask(words)
+        done.set()
+
+threading.Thread(target=serve, daemon=True).start()
+both = asyncio.Barrier(2)
+
+async def main(words):
+    await both.wait()
+    done = threading.Event()
+    given.put((words, done))
+    await asyncio.to_thread(done.wait)
+    await both.wait()
+"""
+    async with running_pool(flow_of(tmp_path, code), environment_variables=_model(model_server)) as pool:
+        records = [o.parsed() for o in await asyncio.gather(*(run(pool, n, words=n) for n in (1, 2)))]
+
+    assert [record["tokens"]["total_tokens"] for record in records] == [0, 0]
+    assert sum("not counted" in record["logs"] for record in records) == 1
 
 
 async def test_threads_and_pools_behave_as_pythons(tmp_path: Path) -> None:
