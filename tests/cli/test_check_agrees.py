@@ -233,6 +233,14 @@ ROWS = [
         "def main(q): return p.PFClient()\n"), "batchflow run"),
     Row("a client that is made in a script", "can run", flex("from promptflow.client import PFClient\n"
         "def main(q): return q\nif __name__ == '__main__':\n    PFClient()\n")),
+    Row("a flow that is called", "can run", flex("from promptflow.core import Prompty\n"
+        "def main(q): return Prompty.load('ask.prompty')(q=q)\n")
+        | prompty("model: {configuration: {type: openai, model: m, api_key: k}}")),
+    Row("a called flow that is not there", "cannot tell", flex("from promptflow.core import Prompty\n"
+        "def main(q): return Prompty.load('gone.prompty')(q=q)\n"), "gone.prompty"),
+    Row("a called flow that names no model", "cannot tell", flex("from promptflow.client import load_flow\n"
+        "def main(q): return load_flow(source='ask.prompty')(q=q)\n")
+        | prompty("model: {configuration: {type: openai, api_key: k}}"), "does not name a model"),
     Row("a name that promptflow does not have here", "cannot run", flex("from promptflow.core import nothing\n"
         "def main(q): return q\n"), "promptflow.core.nothing"),
     # environment

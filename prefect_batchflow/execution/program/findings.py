@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from prefect_batchflow import promptflow_shim
 from prefect_batchflow.connections.given import MISSING, WANTED, Connections, how_to_give
 from prefect_batchflow.definition.flow import Constant, Dag, Entry, Prompt
+from prefect_batchflow.definition.load import load_flow
 from prefect_batchflow.exceptions import TO_GIVE, BatchflowException, FlowDefinitionError
 from prefect_batchflow.execution.program import dag_loader, entry_loader
 from prefect_batchflow.execution.program.connecting import connection_types
@@ -87,6 +88,7 @@ class FlowFindings:
         self._environment = {**flow.environment_variables, **environment_variables}
         self._files: dict[Path, SourceCode] = {}
         self._found: list[Finding] = []
+        self._follows_calls = True
         self.missing: dict[str, list[str]] = {}
         """Connections that were not given, each with the places that need it."""
         self.wanted: dict[str, list[str]] = {}
@@ -107,6 +109,8 @@ class FlowFindings:
             self._of_environment(unset)
             imports = ImportCheck(self._flow, self._code)
             self._found += [Finding(level, place, text) for level, place, text in imports.findings()]
+            if self._follows_calls:
+                self._of_called_flows()
         needs = [
             Finding("needs", ", ".join(places), needed_connection(name, self.wanted[name]))
             for name, places in self.missing.items()
@@ -204,6 +208,24 @@ class FlowFindings:
                 self._of_package_tool(node, place)
             else:
                 self._of_source_tool(node, place)
+
+    def _of_called_flows(self) -> None:
+        """Flows that the code loads: lines that call one fail if it cannot run."""
+        for file, code in list(self._files.items()):
+            for path, line in (code.loaded_flows() if code is not None else {}).items():
+                place = f"{self._place_of(file)}, line {line}"
+                try:
+                    called = load_flow(path, self._flow.working_dir)
+                except BatchflowException as exc:
+                    self._found.append(Finding("unsure", place, f"It loads the flow '{path}'. {exc.message}"))
+                    continue
+                whole = FlowFindings(called, {}, self._connections, {})
+                whole._follows_calls = False  # flows can call each other
+                for finding in whole.all():
+                    if finding.level != "note":
+                        self._found.append(
+                            Finding("unsure", place, f"It calls the flow '{path}', {finding.place}: {finding.text}")
+                        )
 
     def _of_package_tool(self, node: Node, place: str) -> None:
         from prefect_batchflow.definition.flex import find_module_file

@@ -347,6 +347,18 @@ class SourceCode:
                     found[name] = part.lineno, reach  # type: ignore[attr-defined]
         return found
 
+    def loaded_flows(self) -> dict[str, int]:
+        """The paths of flows that it loads with promptflow's functions, as far as they are texts, each with its line."""
+        found: dict[str, int] = {}
+        for part, _ in walked(self._tree, "always"):
+            if isinstance(part, ast.Call) and self.origin(part.func).startswith("promptflow."):
+                name = self.origin(part.func).rpartition(".")[2]
+                given = [*part.args, *(keyword.value for keyword in part.keywords if keyword.arg == "source")]
+                path = given[0] if given and name in ("load", "load_flow") else None
+                if isinstance(path, ast.Constant) and isinstance(path.value, str):
+                    found.setdefault(path.value, part.lineno)
+        return found
+
     def _changes_path(self, node: ast.AST) -> bool:
         if isinstance(node, ast.Attribute):
             owner = self.origin(node)
