@@ -124,7 +124,8 @@ def files_of(flow: Flow, *, names: Iterable[str] = (), leave_out: Collection[Pat
     while named := [file for file in waiting if search.words.name(file.relative_to(folder))]:
         own.update(file.resolve() for file in named)
         search.add_files(named)
-        waiting = [file for file in waiting if file not in set(named)]
+        done = set(named)
+        waiting = [file for file in waiting if file not in done]
     if sent is not None and sent.is_of_main:
         own -= set(sent.sources(folder))
     packages = {name.split(".")[0] for name in flow.program.packages} | search.packages
