@@ -236,6 +236,9 @@ ROWS = [
     Row("a flow that is called", "can run", flex("from promptflow.core import Prompty\n"
         "def main(q): return Prompty.load('ask.prompty')(q=q)\n")
         | prompty("model: {configuration: {type: openai, model: m, api_key: k}}")),
+    Row("a flow that is called with another model", "can run", flex("from promptflow.core import Prompty\n"
+        "def main(q): return Prompty.load('ask.prompty', model={'configuration': {'model': 'm'}})(q=q)\n")
+        | prompty("model: {configuration: {type: openai, api_key: k}}")),
     Row("a called flow that is not there", "cannot tell", flex("from promptflow.core import Prompty\n"
         "def main(q): return Prompty.load('gone.prompty')(q=q)\n"), "gone.prompty"),
     Row("a called flow that names no model", "cannot tell", flex("from promptflow.client import load_flow\n"

@@ -354,7 +354,9 @@ class SourceCode:
             if isinstance(part, ast.Call) and self.origin(part.func).startswith("promptflow."):
                 name = self.origin(part.func).rpartition(".")[2]
                 given = [*part.args, *(keyword.value for keyword in part.keywords if keyword.arg == "source")]
-                path = given[0] if given and name in ("load", "load_flow") else None
+                # Other arguments, such as `model`, change what the flow needs.
+                alone = len(given) == 1 == len(part.args) + len(part.keywords)
+                path = given[0] if alone and name in ("load", "load_flow") else None
                 if isinstance(path, ast.Constant) and isinstance(path.value, str):
                     found.setdefault(path.value, part.lineno)
         return found
