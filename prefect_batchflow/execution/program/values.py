@@ -1,4 +1,4 @@
-"""The table of what becomes what in JSON, for every value of user code: outputs, nodes, metrics. docs/outputs.md shows it.
+"""The table of what becomes what in JSON, for every value of user code: outputs, nodes, metrics. docs/values.md shows it.
 
 JSON's own values are encoded without asking here. Libraries are known by the names of their types, so that nothing is
 imported for flows that do not use them.
