@@ -39,7 +39,11 @@ def connection_of_variables(name: str, environ: Mapping[str, str], kinds: Sequen
         return (
             {"type": kind, "value": values, "secret_keys": [k for k in values if _SECRET.search(k)]} if values else None
         )
-    values = {key: value for key, value in given.items() if key in fields_of(kind)}
+    fields = fields_of(kind)
+    if "base_url" in fields and "base_url" not in given and "api_base" in given:
+        # Without it, the key would go to another service than the one that was written.
+        given["base_url"] = given["api_base"]
+    values = {key: value for key, value in given.items() if key in fields}
     return connection_of({"type": kind, **values}, f"The variables {_shown(name, values)}", {}, name).spec
 
 

@@ -19,6 +19,7 @@ from prefect_batchflow.blocks import (
 from prefect_batchflow.exceptions import InvalidOptionError
 from prefect_batchflow.prefect_runtime.own_database import block_name
 from prefect_batchflow.prefect_runtime.own_server import start_own_server
+from prefect_batchflow.prefect_runtime.reached_server import check_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -77,6 +78,7 @@ async def _blocks(names: set[str] | None) -> dict[str, list[ConnectionBlock]]:
         return found
     # Prefect would start one by itself, but would wait less long for it.
     await asyncio.to_thread(start_own_server)
+    await check_server()
     async with get_client() as client:
         while True:
             by_name = {} if names is None else {"block_documents": {"name": {"any_": sorted(names)}}}

@@ -15,7 +15,7 @@ from prefect_batchflow.connections.files import connection_in_file, is_connectio
 from prefect_batchflow.connections.given import MISSING, WANTED
 from prefect_batchflow.connections.variables import connection_of_variables
 from prefect_batchflow.definition.load import load_flow, merged
-from prefect_batchflow.exceptions import FlowEntryInitializationError, GetConnectionError
+from prefect_batchflow.exceptions import FlowEntryInitializationError, GetConnectionError, PrefectServerError
 from prefect_batchflow.execution.languages import new_executor
 from prefect_batchflow.execution.program.environment import connections_in
 from prefect_batchflow.prefect_runtime.own_database import block_name, may_have_blocks
@@ -127,12 +127,22 @@ class FlowStart:
         missing = exc.additional_info.get(MISSING)
         if not missing or missing in self._connections:
             return {}
-        found = await self._saved_connections(missing)
-        if missing not in found:
-            environ = environment_of(self.flow, self._request)
-            spec = connection_of_variables(missing, environ, exc.additional_info.get(WANTED) or ())
-            return {} if spec is None else {missing: spec}
-        return found
+        found, no_server = dict[str, Any](), ""
+        try:
+            found = await self._saved_connections(missing)
+        except PrefectServerError as problem:
+            no_server = problem.message
+        if missing in found:
+            return found
+        environ = environment_of(self.flow, self._request)
+        spec = connection_of_variables(missing, environ, exc.additional_info.get(WANTED) or ())
+        if spec is not None:
+            if no_server:
+                self.notes.append(f"The connection {missing!r} comes from variables. {no_server}")
+            return {missing: spec}
+        if no_server:
+            raise PrefectServerError(f"{exc.message} Saved connections could not be looked up: {no_server}") from exc
+        return {}
 
     async def _saved_connections(self, missing: str) -> dict[str, Any]:
         names = {missing, *may_be_connections(self.flow, self._request)} - self._connections.keys()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from prefect_batchflow.exceptions import GetConnectionError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from prefect_batchflow.connections.given import Connections
     from prefect_batchflow.results.records import ModelCall
@@ -182,8 +182,8 @@ def given_connections() -> Connections | None:
     return _connections
 
 
-def connection_named(name: str) -> Any:
-    """The run's connection with this name.
+def connection_named(name: str, needed_by: str = "", kinds: Sequence[str] = ()) -> Any:
+    """The run's connection with this name; the arguments are those of `Connections.get`.
 
     Raises:
         GetConnectionError: It was not given, or cannot be created; or this is outside a run.
@@ -193,7 +193,7 @@ def connection_named(name: str) -> Any:
             f"The connection {name!r} was asked for outside a run, and only runs have connections. Give a key instead.",
             target="Tool",
         )
-    return _connections.get(name)
+    return _connections.get(name, needed_by, kinds)
 
 
 def log_metric(key: str, value: Any, variant_id: str | None = None) -> None:

@@ -26,11 +26,13 @@ from prefect_batchflow.tools.prompt import Template, without_image_marks
 from prefect_batchflow.tools.token_estimate import estimated_tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from os import PathLike
 
     from prefect_batchflow.definition.flow import Flow
     from prefect_batchflow.tools.llm import Api
+
+    GetConnection = Callable[[str, str, Sequence[str]], Any]
 
 _AZURE, _OPENAI = "AzureOpenAIConnection", "OpenAIConnection"
 _KINDS: Final = {
@@ -82,13 +84,13 @@ class Prompty:
         return cls(source, model)
 
     @classmethod
-    def of_flow(cls, flow: Flow, init_kwargs: Mapping[str, Any], get_connection: Callable[[str], Any]) -> Prompty:
+    def of_flow(cls, flow: Flow, init_kwargs: Mapping[str, Any], get_connection: GetConnection) -> Prompty:
         """Make the prompty of a flow, with its model's connection.
 
         Args:
             flow: A flow whose program is a `Prompt`.
             init_kwargs: `model`, as for `load`.
-            get_connection: Gives a connection by name.
+            get_connection: Gives a connection, as `Connections.get`.
         """
         _refuse_others({name: value for name, value in init_kwargs.items() if name != "model"})
         prompty = cls.__new__(cls)
@@ -96,7 +98,7 @@ class Prompty:
         prompty._connect()
         return prompty
 
-    def _set(self, flow: Flow, model: Mapping[str, Any] | None, get_connection: Callable[[str], Any]) -> None:
+    def _set(self, flow: Flow, model: Mapping[str, Any] | None, get_connection: GetConnection) -> None:
         prompt = flow.program
         if not isinstance(prompt, Prompt):
             raise FlowDefinitionError(f"{flow.source} is not a .prompty file. Give the path of one.")
@@ -319,7 +321,7 @@ def _from_environment(value: Any, place: str) -> Any:
 
 
 def _connection(
-    configuration: Mapping[str, Any], written: Mapping[str, Any], place: str, get_connection: Callable[[str], Any]
+    configuration: Mapping[str, Any], written: Mapping[str, Any], place: str, get_connection: GetConnection
 ) -> Any:
     """The connection that a configuration names, or one made from its keys and the environment.
 
@@ -327,7 +329,7 @@ def _connection(
         configuration: With the values of variables.
         written: As it is written.
         place: For messages.
-        get_connection: Gives a connection by name.
+        get_connection: Gives a connection, as `Connections.get`.
 
     Source: promptflow `core/_prompty_utils.py`, `convert_model_configuration_to_connection`.
     """
@@ -338,7 +340,7 @@ def _connection(
             raise InvalidConnectionError(
                 f"{place} has `connection` and also {', '.join(inline)}. Give only one of the two."
             )
-        found = get_connection(given) if isinstance(given, str) else given
+        found = get_connection(given, place, _kinds_for(configuration)) if isinstance(given, str) else given
         if kind_of(found) is None:
             raise InvalidConnectionError(
                 f"{place}: the connection has the type {type(found).__name__}, expected AzureOpenAI or OpenAI."
@@ -380,6 +382,14 @@ def _connection(
     named = "api_base" if written.get("api_base") and not written.get("azure_endpoint") else "azure_endpoint"
     check_connection(connection, place, variable_of, address_name=named if kind == _AZURE else "")
     return connection
+
+
+def _kinds_for(configuration: Mapping[str, Any]) -> list[str]:
+    """The kinds of connections that a configuration was written for. A connection that was given is what it is."""
+    kind = _KINDS.get(str(configuration.get("type")).lower())
+    if kind is None and configuration.get("azure_deployment"):
+        kind = _AZURE
+    return [_AZURE, _OPENAI] if kind is None else [kind]
 
 
 def _kind(configuration: Mapping[str, Any], place: str) -> str:

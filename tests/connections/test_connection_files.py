@@ -249,6 +249,7 @@ KEY, BASE = ("MY_AI_API_KEY", CANARY), ("MY_AI_API_BASE", "https://x")
             "ServerlessConnection",
             {"api_key": CANARY, "api_base": "https://x"},
         ),
+        (["OpenAIConnection"], [KEY, BASE], "OpenAIConnection", {"api_key": CANARY, "base_url": "https://x"}),
         (["QdrantConnection"], [KEY, BASE], "QdrantConnection", {"api_key": CANARY, "api_base": "https://x"}),
         (["SerpConnection"], [KEY], "SerpConnection", {"api_key": CANARY}),
         (

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from model_server import ModelServer, Reply, error_reply
 
-from prefect_batchflow.connections.given import Connections
+from prefect_batchflow.connections.given import WANTED, Connections
 from prefect_batchflow.connections.kinds import OpenAIConnection
 from prefect_batchflow.connections.model_configurations import AzureOpenAIModelConfiguration, OpenAIModelConfiguration
 from prefect_batchflow.definition.load import load_flow
@@ -25,6 +25,7 @@ from prefect_batchflow.exceptions import (
 from prefect_batchflow.execution.program.loader import load_program
 from prefect_batchflow.images.image import Image
 from prefect_batchflow.tools import context
+from prefect_batchflow.tools import prompty as prompty_module
 from prefect_batchflow.tools.context import running
 from prefect_batchflow.tools.prompty import AsyncPrompty, Prompty
 
@@ -413,6 +414,38 @@ class TestAsAFlow:
         asyncio.run(program.run_line_async(0, {"question": "a"}))
 
         assert (server.calls[-1].headers["authorization"], sent(server)["model"]) == ("bearer k7", "other")
+
+    @pytest.mark.parametrize(
+        ("configuration", "kinds"),
+        [
+            ("{type: azure_openai, connection: absent, model: m}", ["AzureOpenAIConnection"]),
+            ("{type: AZURE_OPENAI, connection: absent, azure_deployment: m}", ["AzureOpenAIConnection"]),
+            ("{connection: absent, azure_deployment: m}", ["AzureOpenAIConnection"]),
+            ("{type: openai, connection: absent, model: m}", ["OpenAIConnection"]),
+            ("{connection: absent, model: m}", ["AzureOpenAIConnection", "OpenAIConnection"]),
+        ],
+    )
+    def test_a_connection_that_is_missing_is_of_the_kind_that_its_model_was_written_for(
+        self, write: Any, configuration: str, kinds: list[str]
+    ) -> None:
+        with pytest.raises(GetConnectionError, match="'absent'") as caught:
+            load_program(load_flow(write(configuration=configuration)))
+        assert caught.value.additional_info[WANTED] == kinds
+        if len(kinds) == 1 and "azure" in configuration.lower():
+            assert "set ABSENT_API_KEY and ABSENT_API_BASE" in caught.value.message
+
+    @pytest.mark.parametrize("configuration", [AzureOpenAIModelConfiguration, OpenAIModelConfiguration])
+    def test_a_configuration_object_asks_for_its_kind(
+        self, write: Any, monkeypatch: pytest.MonkeyPatch, configuration: Any
+    ) -> None:
+        asked: list[Any] = []
+        monkeypatch.setattr(prompty_module, "connection_named", lambda *given: asked.append(given))
+        model = {"configuration": configuration("m", connection="mine")}
+
+        with pytest.raises(InvalidConnectionError, match="NoneType"):
+            Prompty.load(write(), model=model)(question="a")
+
+        assert asked[0][2] == [configuration.__name__.replace("ModelConfiguration", "Connection")]
 
     def test_what_is_wrong_with_its_model_shows_before_the_first_line(self, write: Any) -> None:
         with pytest.raises(GetConnectionError, match="'absent'"):
