@@ -44,6 +44,8 @@ _SECRET = re.compile(
 """What bears such a name is rotated, and its hash should be nowhere."""
 _MEMO = re.compile(r"_*(?:.*_)?(?:cache|caches|cached|memo)_*", re.IGNORECASE)
 """A global of such a name holds results, not settings."""
+_BY_NAME = frozenset({"eval", "exec", "globals", "vars"})
+"""What reads globals by names in texts."""
 _NOT_CODE = frozenset(
     {
         *("__dict__", "__weakref__", "__module__", "__doc__", "__firstlineno__", "__static_attributes__", "__slots__"),
@@ -347,7 +349,7 @@ class _Digest:
         self._sorted((name, item) for name, item in vars(function).items() if name != "__wrapped__")
         self.value(getattr(function, "__wrapped__", None))
         if self._walk.is_module(home := str(function.__globals__.get("__name__"))):
-            for name in _globals_of(function.__code__):
+            for name in [*_globals_of(function.__code__), *_named_globals(function.__code__)]:
                 self._walk.use_global(name, function.__globals__, function.__qualname__)
         else:
             self._walk.use_module(home)  # of a decorator from elsewhere, for example
@@ -414,6 +416,9 @@ class _Digest:
     def _object(self, kind: type, value: Any) -> None:
         """An object by its class and its state, if that is data; otherwise by its class alone."""
         self._class(kind)
+        if (text := _text_of(kind, value)) is not None:
+            self.value(text)
+            return
         state = _state_of(kind, value)
         if state is None:
             self._opaque(value)
@@ -431,6 +436,15 @@ class _Digest:
     def _opaque(self, value: Any) -> None:
         self.is_data = False
         self._walk.add_opaque(self._place, value)
+
+
+def _text_of(kind: type, value: Any) -> Any:
+    """What counts of a prompt of jinja2: the code of a template, the loader of an environment; otherwise `None`."""
+    if kind.__module__.split(".")[0] != "jinja2":
+        return None
+    if hasattr(value, "root_render_func"):
+        return [value.root_render_func.__code__, *(block.__code__ for block in value.blocks.values())]
+    return [value.loader] if hasattr(value, "loader") and hasattr(value, "from_string") else None
 
 
 def _state_of(kind: type, value: Any) -> Any:
@@ -463,6 +477,20 @@ def _globals_of(code: CodeType) -> Iterator[str]:
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _globals_of(constant)
+
+
+def _named_globals(code: CodeType) -> Iterator[str]:
+    """The texts in code that reads globals by their names, as in `globals()["PROMPT"]`."""
+    if _BY_NAME & set(_globals_of(code)):
+        waiting: list[Any] = [code]
+        while waiting:
+            constant = waiting.pop()
+            if isinstance(constant, str) and constant.isidentifier():
+                yield constant
+            elif isinstance(constant, CodeType):
+                waiting += constant.co_consts
+            elif isinstance(constant, tuple | frozenset):
+                waiting += constant
 
 
 def _annotations(value: Any) -> dict[str, Any]:

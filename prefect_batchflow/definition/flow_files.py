@@ -58,6 +58,14 @@ SOURCE_FILE_LIMIT: Final = 10_000
 """How many files of a flow folder count for its fingerprint, at most."""
 _OWN_NAMES: Final = frozenset({"prefect", "prefect_batchflow"})
 """What runs the flow is not part of it: a newer version may finish a run."""
+_OWN_STATE: Final = frozenset(
+    {".bak", ".db", ".lock", ".log", ".out", ".pid", ".pyc", ".sqlite", ".sqlite3", ".swp", ".tmp"}
+)
+"""Files that code usually writes itself. All other files count if a source names them."""
+_LISTINGS: Final = frozenset({"glob", "iglob", "iterdir", "listdir", "rglob", "scandir", "walk"})
+"""Functions that list a folder."""
+_IMPORTS: Final = frozenset({"__import__", "import_module", "iter_modules", "walk_packages"})
+"""Functions that import or find modules by names that can be made while the code runs."""
 _ABOUT: Final = re.compile(r"readme|licen[cs]e|change(?:s|log)|contributing|notice|authors|security", re.IGNORECASE)
 """Texts for people, unless a source names them."""
 _SCRATCH: Final = re.compile(r"(?:.*[._-])?(?:caches?|logs?|te?mp)", re.IGNORECASE)
@@ -100,14 +108,14 @@ def files_of(flow: Flow, *, names: Iterable[str] = (), leave_out: Collection[Pat
     if flow.service is not None:
         arguments = (folder / argument for argument in flow.service.command if argument)
         own.update(file.resolve() for file in arguments if file.is_file())
-    suffixes = TEXT_SUFFIXES | DATA_SUFFIXES | (OTHER_SOURCE_SUFFIXES if flow.service is not None else frozenset())
-    if isinstance(flow.program, Prompt):
-        suffixes = SOURCE_SUFFIXES  # its template reads no other file
+    suffixes = TEXT_SUFFIXES | (OTHER_SOURCE_SUFFIXES if flow.service is not None else frozenset())
+    is_prompt = isinstance(flow.program, Prompt)  # its template reads no other file
     sent = flow.program if isinstance(flow.program, Entry) else None
     modules = sent.modules if sent is not None else ()
     if not is_folder and not own and not modules:
         return FlowFiles(())  # an object of the interpreter
-    below = list(_files_below(folder, suffixes, _excluded(leave_out), warns=is_folder))
+    kept = _is_source if is_prompt else _can_be_read
+    below = list(_files_below(folder, suffixes, kept, _excluded(leave_out), warns=is_folder))
     for name in names:
         search.words.add_text(name)
     for module in modules:
@@ -115,13 +123,13 @@ def files_of(flow: Flow, *, names: Iterable[str] = (), leave_out: Collection[Pat
     search.add_files(own)
     if is_folder:
         assert flow.definition_file is not None
-        sure = [file for file in below if not _needs_name(file)]
+        sure = [file for file in below if not _needs_name(file, suffixes)]
         search.add_files(sure)
         search.words.add_text(flow.definition_file.read_text(encoding="utf-8", errors="replace"))
         own.update(file.resolve() for file in sure)
     # A source that another source names can name more: a plugin with its prompts.
     waiting = [file for file in below if file.resolve() not in own]
-    while named := [file for file in waiting if search.words.name(file.relative_to(folder))]:
+    while named := [file for file in waiting if search.names(file, folder, suffixes)]:
         own.update(file.resolve() for file in named)
         search.add_files(named)
         done = set(named)
@@ -137,6 +145,7 @@ class _Words:
 
     def __init__(self) -> None:
         self._words: set[str] = set()
+        self._begins: set[str] = set()
         self._ends: set[str] = set()
 
     def add_text(self, text: str) -> None:
@@ -154,11 +163,13 @@ class _Words:
             self._words |= {word, *word.split(".")[:-1]}
             if word[0] in "._-" and "." in word and word != ".py":
                 self._ends.add(word)
+            if word[-1] in "_-" and word[0] not in "_-":
+                self._begins.add(word)
 
-    def name(self, file: Path) -> bool:
-        """Whether they name a file below the flow's folder: the file, a folder above it, or its ending, as in `*.txt`."""
-        found = {file.name, file.stem, *file.parts[:-1]} & self._words
-        return bool(found) or any(file.name.endswith(end) for end in self._ends)
+    def name(self, file: Path, *, without_suffix: bool) -> bool:
+        """Whether they name a file, a folder that it is in, or one end of its name, as `*.txt` and `f"prompt_{n}"` do."""
+        found = {file.name, *file.parts[:-1], *([file.stem] if without_suffix else [])} & self._words
+        return bool(found) or file.name.startswith(tuple(self._begins)) or file.name.endswith(tuple(self._ends))
 
 
 @dataclass
@@ -169,6 +180,10 @@ class _Imports:
     words: _Words = field(default_factory=_Words)
     files: set[Path] = field(default_factory=set)
     packages: set[str] = field(default_factory=set)
+    lists_texts: bool = False
+    """Whether a source lists a folder that it does not name, such as its own."""
+    imports_any: bool = False
+    """Whether a source imports modules by names that it makes."""
     _seen: set[tuple[str, str]] = field(default_factory=set)
     _read: set[Path] = field(default_factory=set)
 
@@ -189,6 +204,14 @@ class _Imports:
             for found in self._imported_by(file):
                 self.files.add(found)
                 waiting.append(found)
+
+    def names(self, file: Path, folder: Path, texts: frozenset[str]) -> bool:
+        """Whether the sources that were read so far can read a file below the flow's folder."""
+        suffix = file.suffix.lower()
+        if self.imports_any if suffix == ".py" else self.lists_texts and not _needs_name(file, texts):
+            return True
+        # `name="model"` is no reason to compare `model.bin`.
+        return self.words.name(file.relative_to(folder), without_suffix=suffix in texts | DATA_SUFFIXES)
 
     def _add_text_of(self, file: Path) -> None:
         """A template or a yaml can name further files."""
@@ -219,6 +242,9 @@ class _Imports:
                         yield from self._found("__init__", folders)
                 case ast.Constant(value=str() as text) if len(text) <= _LONGEST_TEXT:
                     self.words.add_text(text)
+                case ast.Call(func=ast.Attribute(attr=name) | ast.Name(id=name)):
+                    self.lists_texts |= name in _LISTINGS and not _has_name(node)
+                    self.imports_any |= name in _IMPORTS and not _has_name(node)
 
     def _found(self, module: str, folders: list[str]) -> Iterator[Path]:
         """The local files of a module and of the packages that it is in."""
@@ -243,6 +269,12 @@ class _Imports:
                 return
             if found.suffix == ".py":
                 yield found
+
+
+def _has_name(call: ast.Call) -> bool:
+    """Whether a call has a text that can be the name of a file, unlike `"*"`."""
+    texts = [node.value for node in ast.walk(call) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    return any(map(str.isalpha, "".join(texts)))
 
 
 def _is_namespace(name: str, folders: list[str]) -> bool:
@@ -275,10 +307,15 @@ def _excluded(places: Collection[Path]) -> Callable[[Path], bool]:
 
 
 def _files_below(
-    folder: Path, suffixes: frozenset[str], is_excluded: Callable[[Path], bool], *, warns: bool
+    folder: Path,
+    texts: frozenset[str],
+    kept: Callable[[Path], bool],
+    is_excluded: Callable[[Path], bool],
+    *,
+    warns: bool,
 ) -> Iterator[Path]:
-    """Files with these suffixes below a folder, nearest first, in the same order on every file system."""
-    left = SOURCE_FILE_LIMIT
+    """Files below a folder, nearest first, in the same order on every file system; the limit is for texts and for others."""
+    left = {True: SOURCE_FILE_LIMIT, False: SOURCE_FILE_LIMIT}
     folders = [Path(os.path.realpath(folder))]
     top = folders[0]
     for current in folders:
@@ -293,8 +330,11 @@ def _files_below(
             if entry.is_dir(follow_symlinks=False):
                 if len(folders) < SOURCE_FILE_LIMIT and not left_out(entry) and not _is_written(path):
                     folders.append(path)
-            elif _is_kept(path, suffixes) and entry.is_file():
-                if left == 0:
+            elif kept(path) and entry.is_file():
+                is_text = path.suffix.lower() in texts
+                if left[is_text] == 0 and not is_text:
+                    continue
+                if left[is_text] == 0:
                     if warns:
                         warnings.warn(
                             f"{folder} has more than {SOURCE_FILE_LIMIT:,} source files. Files deeper than {current} do not "
@@ -302,21 +342,28 @@ def _files_below(
                             stacklevel=3,
                         )
                     return
-                left -= 1
+                left[is_text] -= 1
                 yield folder / path.relative_to(top)
 
 
-def _needs_name(file: Path) -> bool:
+def _needs_name(file: Path, texts: frozenset[str]) -> bool:
     """Whether a file of a flow folder counts only if a source names it."""
     suffix = file.suffix.lower()
-    return suffix in DATA_SUFFIXES or (suffix not in SOURCE_SUFFIXES and bool(_ABOUT.fullmatch(file.stem)))
+    return suffix not in texts or (suffix not in SOURCE_SUFFIXES and bool(_ABOUT.fullmatch(file.stem)))
 
 
-def _is_kept(path: Path, suffixes: frozenset[str]) -> bool:
+def _is_source(path: Path) -> bool:
+    return path.suffix.lower() in SOURCE_SUFFIXES
+
+
+def _can_be_read(path: Path) -> bool:
+    """Whether code can read a file, and does not write it. A hidden file without a suffix, such as `.env`, has secrets."""
     suffix = path.suffix.lower()
-    if path.name == _RESULT:
+    if suffix in SOURCE_SUFFIXES:
+        return True
+    if path.name == _RESULT or suffix in _OWN_STATE or (path.name[0] == "." and suffix not in TEXT_SUFFIXES):
         return False
-    return suffix in suffixes and (suffix in SOURCE_SUFFIXES or not _SCRATCH.fullmatch(path.stem))
+    return not _SCRATCH.fullmatch(path.stem)
 
 
 def _is_written(folder: Path) -> bool:

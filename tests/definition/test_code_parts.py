@@ -165,6 +165,23 @@ F = "def f(q): return g(q)\n"
             "from string import Template\nT = Template('b')\ndef f(q): return T",
             {"global T"},
         ),
+        (
+            "import jinja2\nT = jinja2.Template('a {{q}}')\ndef f(q): return T",
+            "import jinja2\nT = jinja2.Template('b {{q}}')\ndef f(q): return T",
+            {"global T"},
+        ),
+        (
+            "import jinja2\nT = jinja2.Template('{% block x %}a{% endblock %}')\ndef f(q): return T",
+            "import jinja2\nT = jinja2.Template('{% block x %}b{% endblock %}')\ndef f(q): return T",
+            {"global T"},
+        ),
+        (
+            "import jinja2\nE = jinja2.Environment(loader=jinja2.DictLoader({'t': 'a'}))\ndef f(q): return E",
+            "import jinja2\nE = jinja2.Environment(loader=jinja2.DictLoader({'t': 'b'}))\ndef f(q): return E",
+            {"global E"},
+        ),
+        ("P = 1\ndef f(q): return globals()['P']", "P = 2\ndef f(q): return globals()['P']", {"global P"}),
+        ("P = 1\ndef f(q): return eval('P')", "P = 2\ndef f(q): return eval('P')", {"global P"}),
     ],
     ids=[
         *[
@@ -189,6 +206,7 @@ F = "def f(q): return g(q)\n"
         *["a lambda", "a closure", "a partial", "a cached helper", "a decorator's argument", "a wrapped function"],
         *["a class's call", "a class's attribute", "a base's method", "an object's state", "a bound method's object"],
         *["a dataclass", "a pydantic model", "a pattern", "parsed arguments", "a template"],
+        *["a jinja2 template", "a block", "a jinja2 environment", "a global by its name", "a global in eval"],
     ],
 )
 def test_a_change_is_in_the_part_that_has_it(before: str, after: str, changed: set[str]) -> None:

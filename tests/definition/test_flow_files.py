@@ -81,8 +81,23 @@ def test_data_outputs_caches_and_texts_for_people_do_not(tmp_path: Path, name: s
     assert names_of(tmp_path, str(tmp_path)) == {"flow.flex.yaml", "main.py"}
 
 
-@pytest.mark.parametrize("named", ["few.csv", "examples/few.csv", "README.md"])
-def test_data_and_texts_for_people_count_if_a_source_names_them(tmp_path: Path, named: str) -> None:
+@pytest.mark.parametrize(
+    "named",
+    [
+        *[
+            "few.csv",
+            "examples/few.csv",
+            "README.md",
+            "PROMPT",
+            "system.xyz",
+            "few.json.gz",
+            "model.pkl",
+            "few_shot.png",
+        ],
+        *["vectors.npy", "prompts/system", "run.sh"],
+    ],
+)
+def test_data_and_texts_for_people_and_other_files_count_if_a_source_names_them(tmp_path: Path, named: str) -> None:
     write(tmp_path, {"flow.flex.yaml": FLEX, "main.py": f"def run(q): return open('{named}').read()\n", named: "x"})
 
     assert named in names_of(tmp_path, str(tmp_path))
@@ -120,6 +135,21 @@ HELPERS = {
         "prompts/a.txt", "prompts/b.txt",
     },
     "import glob\nglob.glob('*.md')": {"note.md"},
+    "def g(k): return open(f'some_{k}')": {"some_shot", "some_texts.html"},
+    "import importlib\ndef g(k): return importlib.import_module('help' + '_' + k)": set(),
+    "import importlib\ndef g(k): return importlib.import_module(f'hel_{k}')": {"hel_per.py"},
+    "import importlib\ndef g(k): return importlib.import_module(k)": {
+        "hel_per.py", "helper.py", "middle.py", "other.py", "pack/__init__.py", "pack/mod.py", "pack/relative.py",
+        "space/sub.py", "tests/test_main.py",
+    },
+    "from pathlib import Path\nd = Path(__file__).parent\ndef g(): return [f.read_text() for f in d.iterdir()]": {
+        "from_list.j2", "listed.yaml", "note.md", "prompts/a.txt", "prompts/b.txt", "some_texts.html", "unrelated.json",
+    },
+    "import os\ndef g(): return os.listdir('prompts')": {"prompts/a.txt", "prompts/b.txt"},
+    "import glob\nx = glob.glob('*.md')": {"note.md"},
+    "x = 'model'": set(),
+    "x = open('model.bin')": {"model.bin"},
+    "x = 'state.db run.log .env'": set(),
     "t = 'listed.yaml'": {"listed.yaml", "from_list.j2"},
     "x = 'A sentence about a helper and some prompts.'": set(),
     "import json, os": set(),
@@ -134,6 +164,7 @@ def test_a_callable_counts_what_its_file_imports_and_names(
     write(tmp_path, {"main.py": f"{code}\ndef run(q): return q\n", "middle.py": "import helper"})
     write(tmp_path, ["helper.py", "other.py", "pack/__init__.py", "pack/mod.py", "space/sub.py", "prompts/a.txt"])
     write(tmp_path, ["prompts/b.txt", "note.md", "from_list.j2", "unrelated.json", "tests/test_main.py"])
+    write(tmp_path, ["some_shot", "some_texts.html", "hel_per.py", "model.bin", "state.db", "run.log", ".env"])
     write(tmp_path, {"pack/relative.py": "from . import mod", "listed.yaml": "- from_list.j2\n"})
 
     flow = f"{tmp_path / 'main.py'}:run" if form.startswith("file") else "main:run"
