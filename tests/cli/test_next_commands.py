@@ -73,6 +73,7 @@ MANIFESTS = st.builds(
     node_connections=st.dictionaries(NAME, st.dictionaries(NAME, WORD, min_size=1, max_size=2), max_size=2),
     data=st.just({"data": "/rows.jsonl"}),
     run=st.sampled_from([None, "other"]),
+    image_roots=st.lists(st.sampled_from(["/shared images", "s3://bucket/a"]), unique=True),
     inputs_mapping=st.dictionaries(NAME.filter(lambda name: "=" not in name), st.just("${data.x}"), max_size=3),
     init_names=st.just([]),
     init_kwargs=st.just({}),
@@ -96,6 +97,7 @@ def test_the_command_for_failed_lines_gives_all_that_the_run_was_given(manifest:
     assert (said["flow"], said["data"]) == (manifest.flow, ["/runs/r1/failed lines.jsonl"])
     expected = {name: f"${{data.{name}}}" for name in manifest.inputs_mapping if name != "line_number"}
     assert assignments("--map", said.get("map") or []) == expected
+    assert (said.get("image_root") or []) == manifest.image_roots
     assert said.get("variant", "") == manifest.variant
     assert node_connections_of(said.get("node_connections") or []) == manifest.node_connections
     assert dict(text.split("=", 1) for text in said.get("connection") or []) == manifest.connections
@@ -109,6 +111,7 @@ def test_the_command_for_failed_lines_gives_all_that_the_run_was_given(manifest:
 def test_every_parameter_of_a_run_is_in_the_command_or_left_out_for_a_reason() -> None:
     words = {
         *("flow", "data", "inputs_mapping", "working_dir", "variant", "node_connections", "connections", "storage"),
+        "image_roots",
         *(set(OPTION_NAMES) - LEFT_OUT.keys()),
     }
     reasons = {
