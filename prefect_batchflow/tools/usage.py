@@ -1,7 +1,8 @@
 """Counts the tokens of all model calls through the openai package, from this package and from user code.
 
 All resources of openai, sync and async, call their client's `request`; the usage is read from its answers there, however user
-code reads them: as objects, as streams, as raw responses or as bytes. Nothing is patched before openai is imported.
+code reads them: as objects, as streams, as raw responses or as bytes. A client that waits before it repeats a refused call
+tells the run so. Nothing is patched before openai is imported.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import logging
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from prefect_batchflow.tools.context import current_context, note_call_of_no_line
+from prefect_batchflow.tools.context import current_context, note_call_of_no_line, note_wait
 from prefect_batchflow.tools.on_import import when_imported
 
 if TYPE_CHECKING:
@@ -37,6 +38,22 @@ def _count_calls_of(module: ModuleType) -> None:
         request = getattr(client, "request", None)
         if client is not None and request is not None and not hasattr(request, "counts_tokens"):
             client.request = _counted(request)
+            if (sleep := getattr(client, "_sleep_for_retry", None)) is not None:
+                client._sleep_for_retry = _told(sleep)
+
+
+def _told(sleep: Callable[..., Any]) -> Callable[..., Any]:
+    """A client's wait before its own retry, which also tells the run. The run adds no workers while a service answers 429."""
+
+    @functools.wraps(sleep)
+    def told(self: Any, **call: Any) -> Any:
+        with contextlib.suppress(Exception):  # these are the client's inner names
+            response, left = call["response"], call["max_retries"] - call["retries_taken"]
+            seconds = self._calculate_retry_timeout(left, call["options"], response.headers if response else None)
+            note_wait(seconds, response.status_code if response else None)
+        return sleep(self, **call)
+
+    return told
 
 
 def _counted(request: Callable[..., Any]) -> Callable[..., Any]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import httpx2
 import openai
 import pytest
+from model_server import Reply, error_reply, rate_limited
 
 from prefect_batchflow.tools import usage
 from prefect_batchflow.tools.context import running
@@ -263,3 +264,38 @@ def test_openai_is_counted_whenever_it_is_imported_and_not_imported_for_that() -
     )
 
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("refusals", "told"),
+    [
+        pytest.param([rate_limited("1")], [(7, 1.0, 429)], id="too many calls"),
+        pytest.param([error_reply(500, "oops", retry_after="2")], [(7, 2.0, 500)], id="an error of the service"),
+        pytest.param([], [], id="none"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_client_that_waits_before_its_own_retry_tells_the_run(
+    model_server: ModelServer,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    refusals: list[Reply],
+    told: list[tuple[int, float, int | None]],
+) -> None:
+    waits: list[tuple[int, float, int | None]] = []
+    monkeypatch.setattr("prefect_batchflow.tools.context._tell_wait", lambda *wait: waits.append(wait))
+    model_server.script.extend(refusals)
+
+    async def ask() -> None:
+        async with openai.AsyncOpenAI(api_key="key", base_url=model_server.base_url) as client:
+            await client.chat.completions.create(model="m", messages=MESSAGES)
+
+    with running(7):
+        if kind == "async":
+            asyncio.run(ask())
+        else:
+            with openai.OpenAI(api_key="key", base_url=model_server.base_url) as client:
+                client.chat.completions.create(model="m", messages=MESSAGES)
+
+    assert waits == told
+    assert model_server.answered == 1
