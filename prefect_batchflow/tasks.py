@@ -63,7 +63,8 @@ _STATE_NAMES = {
 class LocalFeed(LineRunner):
     """Runs lines in task runs of this process: one per line, or one per chunk of lines. `run_id` is their tag.
 
-    `flow_run_id` is the Prefect flow run to which the task runs belong; `None` if they belong to none.
+    `total_lines` are about those that are left to run. `flow_run_id` is the Prefect flow run to which the task runs belong;
+    `None` if they belong to none.
     """
 
     stop_grace_sec = STOP_GRACE_SEC
@@ -92,10 +93,11 @@ class LocalFeed(LineRunner):
         self._begun, self._ended = 0, 0
         """Task runs that run lines."""
         sizes = {"auto": "about a second of work", "line": "one line", "chunk": f"{self.group} lines"}
-        self.how = f"{sizes[granularity]} per task run, {executor.slots} lines at once"
+        at_first = " at first" if executor.most_slots > executor.slots else ""
+        self.how = f"{sizes[granularity]} per task run, {executor.slots} lines at once{at_first}"
         self._begun_lines = 0
         executor.on_slots = lambda: self.on_room()
-        executor.lines_left = lambda: total_lines - self._begun_lines + self.open_lines
+        executor.lines_left = lambda: max(0, total_lines - self._begun_lines) + self.open_lines
 
     @property
     def group(self) -> int:

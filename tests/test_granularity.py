@@ -223,6 +223,22 @@ class TestFailedLinesOfChunks:
         assert result.completed_lines == 400
         assert len(task_runs(f"shown-{quick.parent.name}"[:60], SINGLE_LINES_FIRST)) < 40
 
+    def test_a_resume_goes_by_the_lines_that_are_left(
+        self, quick: Path, storage: Path, write_rows: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        totals = []
+
+        class Noted(TaskRunSizes):
+            def __init__(self, granularity: Granularity, total_lines: int) -> None:
+                totals.append(total_lines)
+                super().__init__(granularity, total_lines)
+
+        monkeypatch.setattr(tasks, "TaskRunSizes", Noted)
+        rows = write_rows([{"n": n} for n in range(40)])
+
+        assert [self.run(quick, storage, rows).completed_lines for _ in range(2)] == [36, 36]
+        assert totals == [40, 4]
+
 
 PRINTS = """
 import asyncio

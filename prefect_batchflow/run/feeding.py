@@ -66,6 +66,8 @@ class Feeding:
         """Lines that failed in an earlier start and that `rerun` does not select."""
         self._changed_lines: set[int] = set()
         """Lines whose records of earlier sessions had other inputs, and no longer count."""
+        self._logged_slots = self._executor.slots
+        """The number of lines at once that the log has."""
         has_own_numbers = any(source.own_numbers for source in prepared.inventory.sources)
         self._numbers: set[int] | None = set() if has_own_numbers else None
         """The data's own line numbers; `None` for lines numbered by position."""
@@ -117,7 +119,7 @@ class Feeding:
                 events,
                 run_id=state.request.run_id,
                 granularity=options.granularity,
-                total_lines=self._total_lines,
+                total_lines=max(1, self._total_lines - self._opened.index.completed_count()),
                 flow_run_id=state.flow_run.id,
             )
 
@@ -165,9 +167,7 @@ class Feeding:
                     await window.end(feed.stop_grace_sec if state.stop.is_stopped else 0)
                     await feed.written(WRITE_GRACE_SEC)
                     state.task_runs = feed.task_runs
-                if self._prepared.cluster is None and (workers := self._executor.told()):
-                    self._live.workers = workers
-                    state.logger.info("Run %s: %s", run_id, workers)
+                self._tell_workers()
                 progress.update(self._tally.ended_lines, self._tally.failed_lines)
                 self._tell(time.monotonic() - state.clock)
 
@@ -229,10 +229,19 @@ class Feeding:
             if time.monotonic() >= look_again:
                 look_again = time.monotonic() + LOOK_EVERY_SEC
                 await feed.look()
+                if self._executor.slots != self._logged_slots:
+                    self._tell_workers()
                 if self._state.flow_run.deployment_id is None and await is_cancelled_in_prefect(
                     self._state.flow_run.id
                 ):
                     self._live.cancel("Canceled in Prefect.")
+
+    def _tell_workers(self) -> None:
+        """Log how many workers there are and why, if that has changed; for the report too."""
+        workers = self._executor.told() if self._prepared.cluster is None else ""
+        if workers != self._live.workers:
+            self._logged_slots, self._live.workers = self._executor.slots, workers
+            self._state.logger.info("Run %s: %s", self._state.request.run_id, workers)
 
     def _tell(self, elapsed_sec: float) -> None:
         """Tell the caller how far the run is. A listener that raises does not fail the run."""

@@ -41,6 +41,10 @@ class RecordIndex:
         ended = self.ended(line_number, input_hash)
         return ended if ended is not None and ended.status == "Completed" else None
 
+    def completed_count(self) -> int:
+        """How many lines have completed, whatever their inputs were; a few unusual records are not counted."""
+        return self.lines.packed_count()
+
     def ended(self, line_number: int, input_hash: str) -> Receipt | None:
         """The receipt of a line that completed or failed with exactly these inputs; otherwise `None`."""
         stored = self.lines.get(line_number)
@@ -79,6 +83,10 @@ class _Lines(Mapping[int, Stored]):
             session, attempt, *_ = self._PACKED.unpack(packed)
             return session, attempt
         return None if (stored := self._whole.get(number)) is None else stored.order
+
+    def packed_count(self) -> int:
+        """How many entries are packed."""
+        return len(self._packed)
 
     def __getitem__(self, number: int) -> Stored:
         if (packed := self._packed.get(number)) is None:

@@ -114,6 +114,8 @@ class WorkerPool:
         self._max_concurrency = max_concurrency
         self._line_memory_mb = line_memory_mb
         self._autoscaler: Autoscaler | None = None
+        self._tells_count = not worker_count
+        """Whether the number of lines at once is not the one that was given."""
         if not worker_count:
             self._autoscaler = Autoscaler(
                 self._taking_lines,
@@ -161,6 +163,8 @@ class WorkerPool:
 
     def told(self) -> str:
         """How many workers it used and why, for people; empty if their number was given."""
+        if self._is_async and self._tells_count:
+            return f"1 worker process with up to {self.slots} lines at once, because the flow's code is async"
         return "" if self._autoscaler is None else self._autoscaler.told()
 
     async def run_line(self, line: Line, *, attempt: int, timeout_sec: float) -> LineOutcome:
@@ -383,6 +387,7 @@ class WorkerPool:
         """Run all further lines in the first worker whose flow has turned out to be async; the others end after theirs."""
         if self._is_async or worker.retiring:
             return
+        self._tells_count = True
         self._run_async()
         worker.becomes_async(self._max_concurrency)
         others = [other for other in self._workers if other is not worker and not other.retiring]

@@ -335,6 +335,9 @@ def main(n):
 """
 
 
+ASYNC = "1 worker process with up to 30 lines at once, because the flow's code is async"
+
+
 @pytest.mark.anyio
 class TestAPool:
     async def test_lines_that_wait_run_all_at_once(self, tmp_path: Path) -> None:
@@ -352,10 +355,13 @@ class TestAPool:
         assert "9 worker processes, because lines spent" in pool.told()
         assert "MB of memory" in pool.told()
 
-    async def test_a_flow_that_imports_much_gets_few_workers_for_few_lines(self, tmp_path: Path) -> None:
+    async def test_a_flow_that_imports_much_gets_few_workers_for_few_lines(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(autoscaling, "usable_cpus", lambda: 1.0)
         slow = "import time\nwhile time.process_time() < 2: pass\n" + WAITS
         async with running_pool(flow_of(tmp_path, slow), worker_count=0) as pool:
-            pool.lines_left = lambda: 12
+            pool.lines_left = lambda: 1  # so that it holds when the machine is busy and lines wait long
             lines = [asyncio.ensure_future(run(pool, number, n=number)) for number in range(12)]
             await eventually(lambda: len(pool.running()) == BEGIN_WITH, description="four lines run")
             assert pool._autoscaler is not None
@@ -420,7 +426,20 @@ class TestAPool:
             flow_of(tmp_path, "async def main(n):\n    return n\n"), worker_count=0, max_concurrency=30
         ) as pool:
             await run(pool, n=1)
-            assert (pool.slots, pool.most_slots, pool.told()) == (30, 30, "")
+            assert (pool.slots, pool.most_slots) == (30, 30)
+            assert pool.told() == ASYNC
+
+    @pytest.mark.parametrize("given", [0, 2], ids=["auto", "a number that is given"])
+    async def test_code_that_turns_out_to_be_async_is_told(self, tmp_path: Path, given: int) -> None:
+        code = "async def later(n):\n    return n\ndef main(n):\n    return later(n)\n"
+        async with running_pool(flow_of(tmp_path, code), worker_count=given, max_concurrency=30) as pool:
+            assert pool.slots < 30
+            await run(pool, n=1)
+            assert (pool.slots, pool.told()) == (30, ASYNC)
+
+    async def test_a_number_that_is_given_for_async_code_is_not_told(self, tmp_path: Path) -> None:
+        async with running_pool(flow_of(tmp_path, "async def main(n):\n    return n\n"), worker_count=2) as pool:
+            assert pool.told() == ""
 
     async def test_there_are_never_more_than_the_limit(self, tmp_path: Path) -> None:
         async with running_pool(flow_of(tmp_path, WAITS), worker_count=0, max_concurrency=1_000) as pool:
