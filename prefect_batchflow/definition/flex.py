@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import inspect
 import re
 import subprocess
 import sys
@@ -34,7 +35,7 @@ from prefect_batchflow.definition.service import with_service
 from prefect_batchflow.exceptions import FlowDefinitionError, InvalidFlexFlowEntry, PythonLoadError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from prefect_batchflow.definition.code_parts import CodeParts
 
@@ -258,25 +259,45 @@ def _sent(target: Any, name: str, module_name: str | None, file: Path | None) ->
 
 def _what_stays(target: Any, parts: CodeParts, main: MainModule | None) -> str:
     """Name the global, or the part of the object, that cannot be pickled."""
+    users: list[tuple[str, Any]] = [("it", target)]
     for name, value in parts.globals.items():
-        try:
-            pickled(value, main)
-        except Exception:  # noqa: BLE001 - this is the one
-            if isinstance(value, type | FunctionType):
-                continue
-            return f"{parts.users[name]} uses {culprit(value, main, f'the global {name!r}')}. "
-    cells = (
-        zip(target.__code__.co_freevars, target.__closure__ or (), strict=True)
-        if isinstance(target, FunctionType)
-        else ()
-    )
-    for name, cell in cells:
-        with contextlib.suppress(ValueError):
-            try:
-                pickled(cell.cell_contents, main)
-            except Exception:  # noqa: BLE001 - this is the one
-                return f"it uses {culprit(cell.cell_contents, main, f'the variable {name!r}')}. "
+        if not _can_be_pickled(value, main):
+            if not isinstance(value, type | FunctionType):
+                return f"{parts.users[name]} uses {culprit(value, main, f'the global {name!r}')}. "
+            users.append((name, value))
+    for user, value in users:
+        for place, part in _parts_of_object(value):
+            if not _can_be_pickled(part, main):
+                return f"{user} uses {culprit(part, main, place)}. "
     return "" if isinstance(target, type | FunctionType) else f"{culprit(target, main, 'the object')} cannot. "
+
+
+def _can_be_pickled(value: Any, main: MainModule | None) -> bool:
+    try:
+        pickled(value, main)
+    except Exception:  # noqa: BLE001 - the object's own pickling can raise anything
+        return False
+    return True
+
+
+def _parts_of_object(value: Any) -> Iterator[tuple[str, Any]]:
+    """What a function, a partial or a class consists of, apart from code and globals."""
+    if isinstance(value, FunctionType):
+        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
+            with contextlib.suppress(ValueError):
+                yield f"the variable {name!r}", cell.cell_contents
+        for name, parameter in inspect.signature(value, follow_wrapped=False).parameters.items():
+            if parameter.default is not parameter.empty:
+                yield f"the default of {name!r}", parameter.default
+    elif isinstance(value, functools.partial):
+        yield from ((f"argument {number}", argument) for number, argument in enumerate(value.args, 1))
+        yield from ((f"the argument {name!r}", argument) for name, argument in value.keywords.items())
+    elif isinstance(value, type):
+        yield from (
+            (f"the attribute {name!r}", item)
+            for name, item in vars(value).items()
+            if not name.startswith("__") and not hasattr(item, "__get__")
+        )
 
 
 def _import_folder(module: str | None, file: Path | None) -> Path:

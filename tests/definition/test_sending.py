@@ -245,8 +245,21 @@ CONNECTION = "import sqlite3\nC = sqlite3.connect(':memory:')\ndef g(q): return 
             True,
             "the attribute 'rows' of the object .*generator",
         ),
+        *[
+            (f"import functools, sqlite3\nC = sqlite3.connect(':memory:')\n{code}\n{SEND}", True, said)
+            for code, said in [
+                ("def f(q, c=C): return q", "it uses the default of 'c' .*sqlite3"),
+                ("def g(c, q): return q\nf = functools.partial(g, C)", "it uses argument 1 .*sqlite3"),
+                ("def g(q, c): return q\nf = functools.partial(g, c=C)", "it uses the argument 'c' .*sqlite3"),
+                ("class f:\n    c = C\n    def __call__(self, q): return q", "it uses the attribute 'c' .*sqlite3"),
+                ("def g(q, c=C): return q\ndef f(q): return g(q)", "g uses the default of 'c' .*sqlite3"),
+            ]
+        ],
     ],
-    ids=["not guarded", "notebook", "a closure", "an object"],
+    ids=[
+        *["not guarded", "notebook", "a closure", "an object"],
+        *["a default", "a partial's argument", "a partial's keyword", "a class's attribute", "a helper"],
+    ],
 )  # fmt: skip
 def test_what_cannot_travel_is_named_with_the_form_that_works(
     tmp_path: Path, code: str, is_file: bool, said: str
