@@ -1,4 +1,4 @@
-"""Evaluating annotations that are text, each in the place where it was written."""
+"""Reading annotations in every spelling; those that are text are evaluated in the place where they were written."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import contextlib
 import functools
 import inspect
 import sys
+import types
 import typing
 from types import FunctionType, MethodType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -66,6 +67,36 @@ def evaluated_annotations(target: Any) -> Iterator[None]:
                     restored.callback(setattr, field, "type", field.type)
                     field.type = found.get(name, field.type)
         yield
+
+
+def bare(annotation: Any) -> tuple[Any, bool]:
+    """An annotation without names for it and notes on it, and whether one of the notes is for pydantic."""
+    is_constrained = False
+    while True:
+        if typing.get_origin(annotation) is typing.Annotated:
+            is_constrained |= any(map(_is_for_pydantic, annotation.__metadata__))
+            annotation = annotation.__origin__
+        elif isinstance(annotation, typing.NewType):
+            annotation = annotation.__supertype__
+        elif type(annotation).__name__ == "TypeAliasType":
+            annotation = annotation.__value__
+        else:
+            return annotation, is_constrained
+
+
+def _is_for_pydantic(note: Any) -> bool:
+    module = type(note).__module__.partition(".")[0]
+    return module in ("pydantic", "annotated_types", "pydantic_core") or hasattr(note, "__get_pydantic_core_schema__")
+
+
+def union_members(annotation: Any) -> tuple[Any, ...] | None:
+    """The members of a union, those of a union in it included; `None` for anything else."""
+    if typing.get_origin(annotation) not in (typing.Union, types.UnionType):
+        return None
+    found: list[Any] = []
+    for member in typing.get_args(annotation):
+        found += union_members(bare(member)[0]) or [member]
+    return tuple(found)
 
 
 class _Growing:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-import types
-from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow.connections.addresses import check_address
 from prefect_batchflow.connections.environment import filled_in, variable_named
 from prefect_batchflow.connections.given import installed_kind
 from prefect_batchflow.connections.kinds import KINDS, is_connection_type, strong_connection
 from prefect_batchflow.connections.model_configurations import AzureOpenAIModelConfiguration, OpenAIModelConfiguration
+from prefect_batchflow.definition.annotations import bare, union_members
 from prefect_batchflow.exceptions import GetConnectionError, InvalidConnectionError, NodeInputValidationError
 
 if TYPE_CHECKING:
@@ -112,8 +112,10 @@ def constructor_value(value: Any, annotation: Any, type_name: str, connections: 
     )
 
 
-def _members(annotation: Any) -> tuple[Any, ...]:
-    return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+def _members(annotation: Any) -> list[Any]:
+    """What an annotation allows, without names for it and notes on it."""
+    plain, _ = bare(annotation)
+    return [bare(member)[0] for member in union_members(plain) or (plain,)]
 
 
 def model_types(annotation: Any) -> list[type[Any]]:
@@ -138,7 +140,8 @@ def _model_configuration(
     fields = {kind: list(kind.__dataclass_fields__) for kind in kinds}
     kind = next((kind for kind in kinds if fields[kind][0] in value), kinds[0])
     unknown = [str(key) for key in value if key not in fields[kind]]
-    if unknown or fields[kind][0] not in value:
+    model = value.get(fields[kind][0])
+    if unknown or model is None or model == "":
         problem = f"has the unknown keys {', '.join(unknown)}" if unknown else f"lacks {fields[kind][0]!r}"
         raise InvalidConnectionError(f"{needed_by}: {kind.__name__} {problem}. Its keys: {', '.join(fields[kind])}.")
     try:
@@ -148,19 +151,28 @@ def _model_configuration(
     if not configuration.connection:
         _check_address_of(configuration, needed_by)
         return configuration
-    found = connect(configuration.connection, [_connection_of(kind)], connections, needed_by)
-    return kind.from_connection(found, value[fields[kind][0]])
+    name = configuration.connection
+    found = connect(name, [_connection_of(kind)], connections, needed_by)
+    key = "api_base" if hasattr(found, "api_base") else "base_url"
+    variable = connections.variable_of(name, key)
+    if key == "api_base" or variable or getattr(found, key):
+        check_address(getattr(found, key), f"{needed_by}: the connection {name!r}: its {key}{_from(variable)}")
+    return kind.from_connection(found, model)
+
+
+def _from(variable: str | None) -> str:
+    return f", from the environment variable {variable}," if variable else ""
 
 
 def _check_address_of(configuration: Any, needed_by: str) -> None:
     """Refuse an address that no call can use; its variables stay as they are written, as in promptflow."""
     for key in ("azure_endpoint", "base_url"):
-        if address := getattr(configuration, key, None):
-            place = f"{needed_by}.{key}"
-            if variable := variable_named(str(address)):
-                address = filled_in(str(address), os.environ, place)
-                place += f", from the environment variable {variable},"
-            check_address(address, place)
+        address, place = getattr(configuration, key, None), f"{needed_by}.{key}"
+        if address is None or (address == "" and (key == "base_url" or os.environ.get("AZURE_OPENAI_ENDPOINT"))):
+            continue
+        if variable := variable_named(str(address)):
+            address = filled_in(str(address), os.environ, place)
+        check_address(address, f"{place}{_from(variable)}")
 
 
 def _connection_of(kind: type[Any]) -> type[Any]:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import collections.abc
 import inspect
 import json
-import types
 import typing
 from enum import Enum
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple, NewType, TypedDict, TypeVar, Union
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypedDict, TypeVar
 
+from prefect_batchflow.definition.annotations import bare, union_members
 from prefect_batchflow.exceptions import InputTypeError
 from prefect_batchflow.execution.program.connecting import connection_types, model_types
 from prefect_batchflow.execution.program.user_errors import exception_text, passes_through
@@ -61,8 +61,8 @@ class Wanted(NamedTuple):
 
 def wanted_by(annotation: Any) -> Wanted:
     """Read an annotation whose texts are evaluated; a text that could not be is no annotation."""
-    annotation, is_constrained = _bare(annotation)
-    members = _members(annotation)
+    annotation, is_constrained = bare(annotation)
+    members = union_members(annotation)
     if members is not None:
         some = [member for member in members if member is not type(None)]
         if len(some) == 1:
@@ -90,7 +90,7 @@ def wanted_by(annotation: Any) -> Wanted:
 
 def type_name_of(annotation: Any, otherwise: str) -> str:
     """Promptflow's name of an annotation; an annotation that is text is known by its spelling."""
-    annotation, _ = _bare(annotation)
+    annotation, _ = bare(annotation)
     for known, name in TYPE_NAMES.items():
         if annotation is known or annotation == known.__name__:
             return name
@@ -109,10 +109,10 @@ def constant_type(parameter: inspect.Parameter) -> str:
     annotation = parameter.annotation
     if annotation is parameter.empty and parameter.default is not parameter.empty:
         annotation = type(parameter.default)
-    annotation, _ = _bare(annotation)
-    if (members := _members(annotation)) is not None:
+    annotation, _ = bare(annotation)
+    if (members := union_members(annotation)) is not None:
         some = [member for member in members if member is not type(None)]
-        annotation, _ = _bare(some[0]) if len(some) == 1 else (object, False)
+        annotation, _ = bare(some[0]) if len(some) == 1 else (object, False)
     if _is_enum(annotation):
         annotation = str
     return type_name_of(typing.get_origin(annotation) or annotation, "object")
@@ -215,36 +215,6 @@ def spelled(annotation: Any) -> str:
     return (
         annotation.__qualname__ if isinstance(annotation, type) and not typing.get_args(annotation) else str(annotation)
     )
-
-
-def _bare(annotation: Any) -> tuple[Any, bool]:
-    """An annotation without names for it and notes on it, and whether one of the notes is for pydantic."""
-    is_constrained = False
-    while True:
-        if typing.get_origin(annotation) is Annotated:
-            is_constrained |= any(map(_is_for_pydantic, annotation.__metadata__))
-            annotation = annotation.__origin__
-        elif isinstance(annotation, NewType):
-            annotation = annotation.__supertype__
-        elif type(annotation).__name__ == "TypeAliasType":
-            annotation = annotation.__value__
-        else:
-            return annotation, is_constrained
-
-
-def _is_for_pydantic(note: Any) -> bool:
-    module = type(note).__module__.partition(".")[0]
-    return module in ("pydantic", "annotated_types", "pydantic_core") or hasattr(note, "__get_pydantic_core_schema__")
-
-
-def _members(annotation: Any) -> tuple[Any, ...] | None:
-    """The members of a union, those of a union in it included; `None` for anything else."""
-    if typing.get_origin(annotation) not in (Union, types.UnionType):
-        return None
-    found: list[Any] = []
-    for member in typing.get_args(annotation):
-        found += _members(_bare(member)[0]) or [member]
-    return tuple(found)
 
 
 def _is_enum(annotation: Any) -> bool:

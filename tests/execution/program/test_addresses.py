@@ -219,3 +219,21 @@ def test_a_model_configuration_of_a_constructor_tells_the_variable(
 
     with pytest.raises(FlowEntryInitializationError, match=said):
         load_program(load_flow(tmp_path), {"c": {"azure_deployment": "d", "azure_endpoint": value}})
+
+
+@pytest.mark.parametrize(("connection", "variables", "said"), [CONNECTIONS[n] for n in (0, 1, 2, 3, 4, 6, 7)], ids=str)
+def test_a_model_configuration_by_connection_tells_the_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, connection: dict[str, Any], variables: dict[str, str], said: str
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    kind = connection["type"].replace("Connection", "ModelConfiguration")
+    code = f"from promptflow.core import {kind}\nclass Flow:\n    def __init__(self, c: {kind}): ...\n"
+    (tmp_path / "asking.py").write_text(f"{code}    def __call__(self, q: str): ...\n")
+    (tmp_path / "flow.flex.yaml").write_text("entry: asking:Flow")
+    model = {"azure_deployment" if "Azure" in kind else "model": "m", "connection": "my_ai"}
+
+    with pytest.raises(FlowEntryInitializationError, match="init 'c': the connection 'my_ai': its ") as caught:
+        load_program(load_flow(tmp_path), {"c": model}, {"my_ai": connection})
+
+    caught.match(said)

@@ -27,9 +27,11 @@ CONNECTIONS = {
 }
 CODE = """
 from __future__ import annotations
-from typing import Any, Optional, Union
+from typing import Annotated, Any, NewType, Optional, Union
 from promptflow.connections import AzureOpenAIConnection, OpenAIConnection
 from promptflow.core import AzureOpenAIModelConfiguration, OpenAIModelConfiguration
+
+Model = NewType("Model", AzureOpenAIModelConfiguration)
 
 class Flow:
     def __init__(self, it: {annotation}):
@@ -73,6 +75,11 @@ def built(folder: Path, annotation: str, value: Any, init: dict[str, Any] | None
         ("Optional[OpenAIConnection]", None, "NoneType"),
         ("Union[OpenAIConnection, dict]", {"a": 1}, "dict"),
         ("Any", "open_ai", "str"),
+        ("Annotated[OpenAIConnection, 'x']", "open_ai", "OpenAIConnection"),
+        ("Optional[Annotated[OpenAIConnection, 'x']]", "open_ai", "OpenAIConnection"),
+        (f"Annotated[{AZURE}, 'x']", {"azure_deployment": "d", "connection": "azure"}, AZURE),
+        (f"Annotated[Union[{AZURE}, {OPEN_AI}], 'x'] | None", {"azure_deployment": "d", "connection": "azure"}, AZURE),
+        ("Model", {"azure_deployment": "d", "connection": "azure"}, AZURE),
     ],
     ids=str,
 )
@@ -111,6 +118,10 @@ def test_what_fits_is_given(tmp_path: Path, annotation: str, value: Any, name: s
         (AZURE, {"azure_deployment": "d", "connection": "azure", "api_version": "v"}, "also api_version"),
         (AZURE, OpenAIModelConfiguration("m"), "found a value of type OpenAIModelConfiguration"),
         (f"Optional[{AZURE}]", "azure", "found a value of type str"),
+        (f"Annotated[{AZURE}, 'x']", "azure", "found a value of type str"),
+        (AZURE, {"azure_deployment": None, "connection": "azure"}, "lacks 'azure_deployment'"),
+        (OPEN_AI, {"model": "", "connection": "open_ai"}, "lacks 'model'"),
+        (AZURE, {"azure_deployment": "d", "azure_endpoint": ""}, r"init 'it'\.azure_endpoint is empty"),
         (f"Union[{AZURE}, {OPEN_AI}]", "azure", "AzureOpenAIModelConfiguration or OpenAIModelConfiguration"),
         ("OpenAIConnection", 5, "expected the name of a connection"),
         ("OpenAIConnection", None, "expected the name of a connection"),

@@ -795,6 +795,9 @@ class TestConnections:
             ("OpenAIConnection | CustomConnection", "custom", "CustomConnection k"),
             ("Mine", "custom", "Mine k"),
             ("Union[Mine, OpenAIConnection]", "custom", "Mine k"),
+            ("Annotated[OpenAIConnection, 'x']", "open", "OpenAIConnection sk-1"),
+            ("Optional[Annotated[OpenAIConnection, 'x']]", "open", "OpenAIConnection sk-1"),
+            ("Annotated[Mine, 'x']", "custom", "Mine k"),
             ("str", "open", "str -"),
         ],
     )
@@ -860,7 +863,7 @@ class TestConnections:
     @staticmethod
     def source(annotation: str) -> str:
         return f"""
-            from typing import Optional, Union
+            from typing import Annotated, Optional, Union
             from promptflow.core import tool
             from promptflow.connections import CustomConnection, CustomStrongTypeConnection, OpenAIConnection
 
