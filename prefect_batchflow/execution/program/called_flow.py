@@ -43,6 +43,14 @@ class _CalledFlow:
         self._program = program_of(flow, {}, Connections(None, os.environ) if connections is None else connections)
         self._flow = flow.described(self._program.description)
 
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"A flow that another flow loads can only be called, such as flow(question=…): it has no {name!r}, unlike "
+            "promptflow's. It uses the connections of this run.",
+            name=name,
+            obj=self,
+        )
+
     def _inputs(self, positional: tuple[Any, ...], given: dict[str, Any]) -> dict[str, Any]:
         """Apply defaults and types; unknown names are ignored, as in promptflow."""
         name = self._flow.name

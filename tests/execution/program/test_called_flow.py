@@ -53,6 +53,14 @@ def test_it_gives_its_outputs_with_defaults_and_types(inner: Path) -> None:
     assert flow(n="5", note="", unknown=1) == {"doubled": 10}
 
 
+@pytest.mark.parametrize("name", ["invoke", "context", "name"])
+def test_what_only_promptflows_has_is_told(inner: Path, name: str) -> None:
+    flow = CallableFlow.load(inner)
+
+    with pytest.raises(AttributeError, match=rf"can only be called, such as flow\(question=…\): it has no '{name}'"):
+        getattr(flow, name)
+
+
 def test_it_is_awaited_also_many_times_at_once(inner: Path) -> None:
     flow = AsyncFlow.load(inner)
 
