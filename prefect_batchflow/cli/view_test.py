@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 MAX_TEXT_CHARS: Final = 20_000
 """Of one text on the screen; `--json` has all."""
-_BASE64: Final = re.compile(r"[A-Za-z0-9+/=\s]{500,}")
+_BASE64: Final = re.compile(r"(?=[a-z0-9+/]*[A-Z])(?=[A-Z0-9+/]*[a-z])(?=[A-Za-z+/]*\d)[A-Za-z0-9+/]{500,}={0,2}")
 _OWN_CODE: Final = ("ScriptExecutionError", "ToolExecutionError")
 """Errors of the flow's own code, whose traceback says it all."""
 _PARAMETERS_LEFT_OUT: Final = frozenset({"messages", "prompt", "input", "model", "stream_options"})

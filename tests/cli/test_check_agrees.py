@@ -29,6 +29,11 @@ CONNECTION_TOOL = (
     "from promptflow.core import tool\nfrom promptflow.connections import CustomConnection\n"
     "@tool\ndef run(text: str, connection: CustomConnection) -> str:\n    return text\n"
 )
+OWN_TOOL = (
+    "from promptflow.core import tool\nfrom promptflow.connections import CustomStrongTypeConnection\n"
+    "from promptflow.contracts.types import Secret\nclass Mine(CustomStrongTypeConnection):\n    token: Secret\n"
+    "    place: str = 'here'\n@tool\ndef run(text: str, connection: Mine) -> str:\n    return text\n"
+)
 FLEX = {"flow.flex.yaml": "entry: main:main\n"}
 CLASS = {"flow.flex.yaml": "entry: main:Main\n"}
 AZURE = "model: {configuration: {type: azure_openai, azure_deployment: d"
@@ -109,6 +114,9 @@ ROWS = [
         | {"lib/inner.py": ""}),
     Row("a search path that does not help", "cannot tell", dag("import sys\nsys.path.append('/nowhere')\n"
         "import nowhere_at_all\n" + TOOL), "check with --import"),
+    Row("a search path, and a missing part of a package", "cannot tell", dag("import sys\nsys.path.append('lib')\n"
+        "try:\n    import pkg.gone\nexcept ImportError as e:\n    if e.name == 'pkg':\n        raise\n"
+        "import pkg.gone\n" + TOOL, **{"pkg/__init__.py": ""}), "check with --import"),
     # missing packages
     Row("a missing package", "cannot run", dag("import nowhere_at_all\n" + TOOL), "pip install nowhere-at-all"),
     Row("a missing part of a shared name", "cannot run", dag("from azure.nowhere.aio import X\n" + TOOL),
@@ -131,7 +139,38 @@ ROWS = [
     Row("an entry in a package", "can run", {"flow/flow.flex.yaml": "entry: pkg.main:main\n", "flow/pkg/__init__.py": "",
         "flow/pkg/main.py": "from .helper import x\ndef main(q): return x\n", "flow/pkg/helper.py": "x = 1\n"}),
     Row("a module of another platform", "cannot run", dag("import winreg\n" + TOOL), "winreg"),
+    Row("a package in an except that gives up", "cannot run", dag("try:\n    import nowhere_at_all\nexcept ImportError as e:\n"
+        "    raise RuntimeError('install it') from e\n" + TOOL), "pip install nowhere-at-all"),
+    Row("a package in an except that exits", "cannot run", dag("import sys\ntry:\n    import nowhere_at_all\n"
+        "except Exception:\n    sys.exit('install it')\n" + TOOL), "pip install nowhere-at-all"),
+    Row("a package in an except for something else", "cannot run", dag("try:\n    import nowhere_at_all\n"
+        "except (ValueError, KeyError):\n    pass\n" + TOOL), "pip install nowhere-at-all"),
+    Row("an optional package by its own error", "can run", dag("try:\n    import nowhere_at_all\n"
+        "except (ValueError, ModuleNotFoundError):\n    pass\n" + TOOL)),
+    Row("a name that Python lacks", "cannot run", dag("from json import nothing\n" + TOOL), "cannot import 'nothing'"),
+    Row("a name that a built-in module lacks", "cannot run", dag("from sys import nothing\n" + TOOL), "'nothing'"),
+    Row("a module of Python", "can run", dag("from os import path, getcwd\nfrom concurrent import futures\n" + TOOL)),
+    Row("a name of a match", "can run", dag("from helper import found, rest\n" + TOOL,
+        **{"helper.py": "match [1, 2]:\n    case [found, *rest]:\n        pass\n"})),
+    Row("a name that is only annotated", "cannot run", dag("from helper import gone\n" + TOOL,
+        **{"helper.py": "gone: int\n"}), "cannot import 'gone'"),
+    Row("a package that adds a folder to itself", "cannot tell", dag("import pkg.inner\n" + TOOL, **{"pkg/__init__.py":
+        "import os\n__path__.append(os.path.join(os.path.dirname(__file__), '..', 'lib'))\n", "lib/inner.py": ""})),
+    Row("a return outside a function", "cannot run", dag("return 1\n" + TOOL), "outside function"),
+    Row("an await outside a function", "cannot run", dag("await x\n" + TOOL), "outside function"),
+    Row("a parameter twice", "cannot run", dag("def f(a, a): ...\n" + TOOL), "duplicate argument"),
     # constructors
+    Row("a class of a helper", "needs", flex("from helper import Main\n", entry="Main") | {"flow/helper.py":
+        "class Main:\n    def __init__(self, n): ...\n    def __call__(self, q): return q\n"}, "--init n=…"),
+    Row("a class of a package's part under another name", "needs", flex("from pkg import Main\n", entry="Main")
+        | {"flow/pkg/__init__.py": "from .part import Own as Main\n", "flow/pkg/part.py":
+        "class Own:\n    def __init__(self, n): ...\n    def __call__(self, q): return q\n"}, "--init n=…"),
+    Row("a pydantic model", "cannot tell", flex("from pydantic import BaseModel\nclass Main(BaseModel):\n    n: int\n"
+        "    def __call__(self, q): return q\n", entry="Main"), "check with --import"),
+    Row("a class with __new__", "cannot tell", flex("class Main:\n    def __new__(cls, n): return object.__new__(cls)\n"
+        "    def __call__(self, q): return q\n", entry="Main"), "check with --import"),
+    Row("an abstract class", "cannot tell", flex("from abc import ABC, abstractmethod\nclass Main(ABC):\n    @abstractmethod\n"
+        "    def f(self): ...\n    def __call__(self, q): return q\n", entry="Main"), "check with --import"),
     Row("a constructor whose argument no yaml names", "needs", flex("class Main:\n    def __init__(self, n): ...\n"
         "    def __call__(self, q): return q\n", entry="Main"), "--init n=…"),
     Row("a constructor that gets its argument", "can run", flex("class Main:\n    def __init__(self, n): ...\n"
@@ -186,6 +225,18 @@ ROWS = [
         "from typing import Union\nfrom promptflow.core import tool\nfrom promptflow.connections import CustomConnection, "
         "OpenAIConnection\nAny = Union[CustomConnection, OpenAIConnection]\n@tool\ndef run(text: str, connection: Any): ...\n",
         inputs=", connection: mine"), "'mine'"),
+    Row("an empty connection beside a class of a package", "needs", dag("from pydantic import BaseModel\n"
+        "class Row(BaseModel):\n    n: int\n" + CONNECTION_TOOL, inputs=", connection: ''"),
+        "--node-connections node.connection="),
+    Row("an empty connection beside a decorated function", "needs", dag("import functools\n@functools.wraps(print)\n"
+        "def f(): ...\nfrom os.path import *\n" + CONNECTION_TOOL, inputs=", connection: ''"),
+        "--node-connections node.connection="),
+    Row("a connection of the flow's own class", "needs", dag(OWN_TOOL, inputs=", connection: mine"), "the connection 'mine'"),
+    Row("no connection of the flow's own class", "needs", dag(OWN_TOOL), "--node-connections node.connection="),
+    Row("a connection of the flow's own class, given", "can run", dag(OWN_TOOL.replace("token", "key"),
+        inputs=", connection: mine"), given={"connections": MINE}),
+    Row("a connection that lacks a field of the flow's own class", "cannot run", dag(OWN_TOOL, inputs=", connection: mine"),
+        "has no token", given={"connections": MINE}),
     Row("a connection of another type", "cannot run", dag(CONNECTION_TOOL, inputs=", connection: ai"), "takes CustomConnection",
         given={"connections": AI}),
     Row("an llm node without connection", "cannot run", llm(connection=""), "expected 'connection' with the name"),
@@ -239,6 +290,15 @@ ROWS = [
     Row("a flow that is called with another model", "can run", flex("from promptflow.core import Prompty\n"
         "def main(q): return Prompty.load('ask.prompty', model={'configuration': {'model': 'm'}})(q=q)\n")
         | prompty("model: {configuration: {type: openai, api_key: k}}")),
+    Row("a called flow of a folder", "can run", flex("from promptflow.client import load_flow\n"
+        "def main(q): return load_flow('sub')(q=q)\n") | {"flow/sub/flow.flex.yaml": "entry: own:f\n",
+        "flow/sub/own.py": "def f(q): return q\n"}),
+    Row("a model configuration's connection by variables", "needs", flex("from promptflow.core import "
+        "AzureOpenAIModelConfiguration\nclass Main:\n    def __init__(self, m: AzureOpenAIModelConfiguration): ...\n"
+        "    def __call__(self, q): return q\n", "sample: {init: {m: {connection: az, azure_deployment: d}}}\n", "Main"),
+        "AZ_API_BASE", given={"environment_variables": {"AZ_API_KEY": "k"}}),
+    Row("a prompty's connection by variables", "needs", prompty(AZURE + ", connection: az}}"), "AZ_API_BASE",
+        entry="flow/ask.prompty", given={"environment_variables": {"AZ_API_KEY": "k"}}),
     Row("a called flow that is not there", "cannot tell", flex("from promptflow.core import Prompty\n"
         "def main(q): return Prompty.load('gone.prompty')(q=q)\n"), "gone.prompty"),
     Row("a called flow that names no model", "cannot tell", flex("from promptflow.client import load_flow\n"

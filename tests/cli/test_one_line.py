@@ -384,3 +384,13 @@ def test_help_names_everything(batchflow: Callable[..., Shown]) -> None:
     parts = ["--input", "--inputs", "--data", "--map", "--init", "--connection", "--variant", "--node-connections"]
     parts += ["--environment-variables", "--working-dir", "--line-timeout", "--json", "--debug", "Exit status"]
     assert (shown.status, [part for part in parts if part not in shown.out]) == (0, [])
+
+
+@pytest.mark.parametrize(
+    "text", ["x" * 3_000, "many words " * 300, "12345678" * 300], ids=["letters", "words", "digits"]
+)
+def test_a_long_text_is_not_taken_for_an_image(batchflow: Callable[..., Shown], text: str) -> None:
+    shown = batchflow("flows.py:later", "--input", f"text={text}")
+
+    assert "bytes)" not in shown.out
+    assert text[:30] in shown.out

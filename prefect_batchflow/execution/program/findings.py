@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from prefect_batchflow import promptflow_shim
 from prefect_batchflow.connections.given import MISSING, WANTED, Connections, how_to_give
+from prefect_batchflow.definition.flex import find_module_file
 from prefect_batchflow.definition.flow import Constant, Dag, Entry, Prompt
 from prefect_batchflow.definition.load import load_flow
 from prefect_batchflow.exceptions import TO_GIVE, BatchflowException, FlowDefinitionError
 from prefect_batchflow.execution.program import dag_loader, entry_loader
-from prefect_batchflow.execution.program.connecting import connection_types
+from prefect_batchflow.execution.program.connecting import connection_types, model_types
 from prefect_batchflow.execution.program.environment import resolved
 from prefect_batchflow.execution.program.images import FlowImages
 from prefect_batchflow.execution.program.loader import check_packages
@@ -215,7 +216,7 @@ class FlowFindings:
             for path, line in (code.loaded_flows() if code is not None else {}).items():
                 place = f"{self._place_of(file)}, line {line}"
                 try:
-                    called = load_flow(path, self._flow.working_dir)
+                    called = load_flow(str(self._flow.working_dir / path))
                 except BatchflowException as exc:
                     self._found.append(Finding("unsure", place, f"It loads the flow '{path}'. {exc.message}"))
                     continue
@@ -228,7 +229,6 @@ class FlowFindings:
                         )
 
     def _of_package_tool(self, node: Node, place: str) -> None:
-        from prefect_batchflow.definition.flex import find_module_file
         from prefect_batchflow.execution.program.package_tools import find_package_tool
 
         try:
@@ -259,7 +259,8 @@ class FlowFindings:
             self._found.append(Finding("stops", place, several_tools(node.name, file, names).message))
         elif not tools and not more:
             self._found.append(Finding("stops", place, no_tool(node.name, file, code.functions()).message))
-        elif len(tools) == 1 and not more:
+        elif len(tools) == 1 and (not more or code.definition(names[0].partition(".")[0]) is not None):
+            # A second tool would be refused, so that this one's inputs count.
             self._of_tool(node, place, f"the tool '{names[0]}' of {file}", tools[0])
 
     def _of_tool(self, node: Node, place: str, name: str, tool: SourceTool) -> None:
@@ -327,25 +328,42 @@ class FlowFindings:
                     Finding("stops", self._name(), entry_loader.no_entry(entry, entry.file, code.functions()).message)
                 )
             return
-        definition = code.definition(name)
+        code, definition = self._defined(code, name)
         if more or definition is None:
             return
+        name = definition.name
         if not code.is_class(name):
             if self._init_kwargs and not definition.decorator_list:
                 error = entry_loader.no_init(entry.attribute, "not a class", self._init_kwargs)
                 self._found.append(Finding("stops", "init", error.message))
             return
         assert not isinstance(definition, inspect.Signature)
-        call, can_call = code.method(definition, "__call__")  # type: ignore[arg-type]
+        call, can_call = code.method(definition, "__call__")
         if call is None and not can_call:
             self._found.append(Finding("stops", self._name(), entry_loader.not_callable(entry).message))
             return
-        self._of_constructor(entry, code.constructor(definition))  # type: ignore[arg-type]
-        aggregate, _ = code.method(definition, "__aggregate__")  # type: ignore[arg-type]
+        self._of_constructor(entry, code.constructor(definition))
+        aggregate, _ = code.method(definition, "__aggregate__")
         self._attempt(
             self._name(),
             lambda _: entry_loader.check_aggregation(f"{entry.attribute}.__aggregate__", aggregate),
         )
+
+    def _defined(self, code: SourceCode, name: str) -> tuple[SourceCode, Any]:
+        """The function or class of a name, also if the file imports it from another one of the flow."""
+        folder = self._flow.working_dir.resolve()
+        for _ in range(10):
+            imported = code.imported_name(name)
+            if imported is None:
+                return code, code.definition(name)
+            module, name, dots = imported
+            start = folder if not dots else code.file.parents[dots - 1]
+            file = find_module_file(module, [str(start)]) if module else None
+            found = self._code(file) if file is not None and file.is_relative_to(folder) else None
+            if found is None:
+                break
+            code = found
+        return code, None
 
     def _of_object(self, entry: Entry) -> None:
         """A callable of the caller, which is in this process already."""
@@ -378,6 +396,9 @@ class FlowFindings:
             annotation = None if parameter is None else parameter.annotation
             named = value.get("connection") if isinstance(value, dict) else None
             kinds = [each.__name__ for each in connection_types(annotation)]
+            kinds += [
+                each.__name__.replace("ModelConfiguration", "Connection") for each in model_types(annotation)
+            ] * bool(named)
             kinds = kinds or [kind] * kind.endswith("Connection")
             if (named or kinds) and self._asked(named or value, f"init '{name}'", kinds):
                 continue
@@ -389,6 +410,9 @@ class FlowFindings:
 
             self._attempt(f"init '{name}'", load)
         if signature is None:
+            if not given and not flow.init and isinstance(flow.program, Entry) and flow.program.file is not None:
+                text = f"Only an import can tell what the constructor of {entry.attribute} takes: check with --import."
+                self._found.append(Finding("unsure", "init", text))
             for name, declared in flow.init.items():
                 if declared.required and name not in given:
                     text = f"The constructor takes a value of type {declared.type}. Run with --init {name}=…."

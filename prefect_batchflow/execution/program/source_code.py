@@ -10,10 +10,12 @@ import ast
 import builtins
 import inspect
 import typing
+import warnings
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Union
 
+from prefect_batchflow.connections.kinds import CustomStrongTypeConnection
 from prefect_batchflow.exceptions import FlowDefinitionError
 from prefect_batchflow.execution.program.statements import (
     Function,
@@ -74,6 +76,8 @@ class SourceCode:
         self.file = file
         try:
             self._tree = ast.parse(file.read_bytes(), filename=str(file))
+            with warnings.catch_warnings(action="ignore"):
+                compile(self._tree, str(file), "exec", dont_inherit=True)  # such as a `return` outside a function
             nodes = list(ast.walk(self._tree))
             self.imports = list(imports_in(self._tree, "always"))
         except (OSError, SyntaxError, ValueError, RecursionError) as exc:
@@ -194,10 +198,12 @@ class SourceCode:
         return (None, not is_known) if method is None else (self.signature(method, is_method=True), True)
 
     def constructor(self, owner: ast.ClassDef) -> inspect.Signature | None:
-        """The parameters of a class."""
-        if owner.keywords:
+        """The parameters of a class; `None` also for one whose objects cannot be built."""
+        if owner.keywords or any(self.origin(base) == "typing.Protocol" for base in owner.bases):
             return None
         methods, is_known = self._members(owner)
+        if any(self.origin(mark) == "abc.abstractmethod" for m in methods.values() for mark in m.decorator_list):
+            return None
         decorators = [self.origin(d.func if isinstance(d, ast.Call) else d) for d in owner.decorator_list]
         if decorators:
             fields = decorators == ["dataclasses.dataclass"] and is_known and not owner.bases
@@ -327,7 +333,19 @@ class SourceCode:
             value = bound[0].value if len(bound) == 1 and isinstance(bound[0], ast.Assign) else None
             if value is not None:  # such as `Connection = Union[OpenAIConnection, AzureOpenAIConnection]`
                 return self._evaluated(value, depth + 1)
+            if len(bound) == 1 and isinstance(bound[0], ast.ClassDef):
+                return self._own_connection(bound[0], depth + 1)
         return _known(self.origin(expression))
+
+    def _own_connection(self, owner: ast.ClassDef, depth: int) -> Any:
+        """A connection class that the file defines, with its fields."""
+        bases = [self._evaluated(base, depth) for base in owner.bases]
+        if not any(isinstance(base, type) and issubclass(base, CustomStrongTypeConnection) for base in bases):
+            return _UNKNOWN
+        fields = [each for each in owner.body if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name)]
+        members: dict[str, Any] = {"__annotations__": {f.target.id: ast.unparse(f.annotation) for f in fields}}  # type: ignore[union-attr]
+        members |= {f.target.id: Opaque("…") for f in fields if f.value is not None}  # type: ignore[union-attr]
+        return type(owner.name, tuple(bases), {**members, "__module__": self.file.stem})
 
     # --- what it does ------------------------------------------------------------------------------------------------
 
@@ -362,6 +380,8 @@ class SourceCode:
         return found
 
     def _changes_path(self, node: ast.AST) -> bool:
+        if isinstance(node, ast.Name):
+            return node.id == "__path__"
         if isinstance(node, ast.Attribute):
             owner = self.origin(node)
             return owner.startswith(("sys.path", "sys.meta_path", "sys.modules")) or node.attr == "addsitedir"

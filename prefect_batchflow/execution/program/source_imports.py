@@ -7,7 +7,9 @@ find more; then a module is never called missing.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
+import platform
 import sys
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -153,11 +155,12 @@ class ImportCheck:
                 for record in list(self._missing[distribution]):
                     reach, _, module, _ = record
                     first = module.partition(".")[0]
-                    home = next((f for f in folders if PathFinder.find_spec(first, [f]) is not None), None)
+                    # Only new folders: where it was searched before, a part of it is missing.
+                    new = (folder for folder in folders if folder not in self._search)
+                    home = next((folder for folder in new if PathFinder.find_spec(first, [folder]) is not None), None)
                     if home is not None:
                         self._missing[distribution].remove(record)
-                        if home not in self._search:
-                            self._search.append(home)
+                        self._search.append(home)
                         self._import(module, record[1], reach)
                         found = True
                 if not self._missing.get(distribution):
@@ -218,6 +221,9 @@ class ImportCheck:
                 self._lacks(inner.missing, inner.missing, "", place, reach, is_sure=inner.is_sure)
         elif located.is_own:
             self._of_own_name(located.own[-1], name, place, reach)
+        elif module.partition(".")[0] in sys.stdlib_module_names and not _python_has(module, name):
+            text = f"cannot import '{name}' from '{module}' of Python {platform.python_version()}. Correct the name."
+            self._others.append((_LEVELS[reach], place, text))
 
     def _lacks(self, missing: str, module: str, name: str, place: str, reach: Reach, *, is_sure: bool) -> None:
         # Where a name is shared by packages, such as azure, the package's name takes more of the module's.
@@ -305,6 +311,16 @@ class ImportCheck:
 
     def _place_of(self, file: Path) -> str:
         return str(file.relative_to(self._folder)) if file.is_relative_to(self._folder) else str(file)
+
+
+def _python_has(module: str, name: str) -> bool:
+    """Whether a module of Python has a name; true if it is not imported here, because importing can have effects."""
+    found = sys.modules.get(module)
+    if found is None and module in sys.builtin_module_names:
+        found = importlib.import_module(module)
+    if found is None or hasattr(found, name):
+        return True
+    return PathFinder.find_spec(name, list(getattr(found, "__path__", ()))) is not None
 
 
 def _lower(module: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import os
 import sys
 from dataclasses import dataclass
@@ -45,13 +46,17 @@ def bound_names(tree: ast.Module) -> dict[str, list[ast.stmt]]:
             names = [alias.asname or alias.name.partition(".")[0] for alias in statement.names]
         elif isinstance(statement, ast.ImportFrom):
             names = [alias.asname or alias.name for alias in statement.names]
+        elif isinstance(statement, ast.AnnAssign) and statement.value is None:
+            pass  # an annotation alone
         else:
             names = [
                 part.id
                 for part in _own_parts(statement)
                 if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)
             ]
-            names += [part.name for part in _own_parts(statement) if isinstance(part, ast.ExceptHandler) and part.name]
+            caught = (ast.ExceptHandler, ast.MatchAs, ast.MatchStar)
+            names += [part.name for part in _own_parts(statement) if isinstance(part, caught) and part.name]
+            names += [part.rest for part in _own_parts(statement) if isinstance(part, ast.MatchMapping) and part.rest]
         for name in names:
             bound.setdefault(name, []).append(statement)
     for part in ast.walk(tree):
@@ -97,14 +102,19 @@ def _children(node: ast.AST, reach: Reach) -> Iterator[tuple[ast.AST, Reach]]:
         for branch in [] if decided else node.orelse:
             yield branch, less if decided is None else reach
     elif isinstance(node, ast.Try | ast.TryStar):
+        its_reach = _reach_of_try(node, reach)
         for branch in node.body:
-            yield branch, "handled" if node.handlers else reach
+            yield branch, its_reach
         for part in (*node.handlers, *node.orelse):
             yield part, less
         for branch in node.finalbody:
             yield branch, reach
     elif isinstance(node, ast.With | ast.AsyncWith):
-        suppresses = any("suppress" in ast.unparse(item.context_expr) for item in node.items)
+        suppresses = any(
+            "suppress" in ast.unparse(item.context_expr)
+            and (not isinstance(item.context_expr, ast.Call) or any(map(_can_be_missing, item.context_expr.args)))
+            for item in node.items
+        )
         for item in node.items:
             yield item, reach
         for branch in node.body:
@@ -119,6 +129,26 @@ def _children(node: ast.AST, reach: Reach) -> Iterator[tuple[ast.AST, Reach]]:
     else:
         for child in ast.iter_child_nodes(node):
             yield child, reach
+
+
+def _reach_of_try(node: ast.Try | ast.TryStar, reach: Reach) -> Reach:
+    """The reach of a `try`'s body: `handled` if a handler catches a missing module and goes on."""
+    catching = next((h for h in node.handlers if h.type is None or _can_be_missing(h.type)), None)
+    return reach if catching is None or _gives_up(catching.body[-1]) else "handled"
+
+
+def _can_be_missing(kind: ast.expr) -> bool:
+    """Whether the classes of a handler can be those of a failed import; a class that is not built in can."""
+    kinds = kind.elts if isinstance(kind, ast.Tuple) else [kind]
+    found = [getattr(builtins, each.id, None) if isinstance(each, ast.Name) else None for each in kinds]
+    return any(each is None or issubclass(ModuleNotFoundError, each) for each in found)
+
+
+def _gives_up(statement: ast.stmt) -> bool:
+    """Whether a statement ends the import of its file."""
+    if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
+        return ast.unparse(statement.value.func) in ("exit", "quit", "sys.exit", "os._exit")
+    return isinstance(statement, ast.Raise)
 
 
 def imports_in(tree: ast.Module, reach: Reach) -> Iterator[SourceImport]:
