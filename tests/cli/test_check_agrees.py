@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from prefect_batchflow.definition.flow import FlowDescription
 
+pytestmark = pytest.mark.programs
+
 TOOL = "from promptflow.core import tool\n@tool\ndef run(text: str) -> str:\n    return text\n"
 CONNECTION_TOOL = (
     "from promptflow.core import tool\nfrom promptflow.connections import CustomConnection\n"

@@ -14,6 +14,8 @@ import pytest
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.programs
+
 START = "import pickle\nfrom prefect_batchflow import load_flow\n"
 GUARD = "if __name__ == '__main__':\n"
 SEND = "print('flow', pickle.dumps(load_flow(f)).hex())\n"

@@ -14,9 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from comparable import connections_of, entry_of, surroundings
 from declared import all_cases
-from differences import DIFFERENCES
 from echo_model import running_model
-from record import recordings
 
 from prefect_batchflow.cli.flow_check import check_flow
 from prefect_batchflow.exceptions import BatchflowException, FlowNotFoundError
@@ -35,15 +33,6 @@ CANNOT_TELL = {
     "a_package_that_only_a_line_imports": "its lines fail",
 }
 """Flows that load, of which a check says that lines can fail."""
-RECORDED = {area: recordings(area)["cases"] for area in sorted({case.area for case in CASES.values()})}
-REFUSED = [
-    name
-    for name, case in CASES.items()
-    if "raised" in RECORDED[case.area].get(name, {}).get("result", {})
-    or (name in DIFFERENCES and "raised" in DIFFERENCES[name].ours)
-]
-SOME = list(dict.fromkeys([*REFUSED, *ONLY_AN_IMPORT_SHOWS, *CANNOT_TELL, *list(CASES)[::8]]))
-"""Those that are refused, by promptflow or here, and some that are not; `pytest -m parity` runs the others."""
 AI = {"type": "OpenAIConnection", "value": {"api_key": "k", "base_url": "http://127.0.0.1:9"}}
 
 
@@ -97,18 +86,11 @@ def compare(name: str, flow: Any, working_dir: str, **given: Any) -> None:
         assert imported.verdict in ("cannot run", "needs"), (refused, imported.findings)
 
 
-@pytest.mark.parametrize("name", SOME)
+@pytest.mark.parity
+@pytest.mark.parametrize("name", CASES)
 @pytest.mark.usefixtures("prefect_server")
 @pytest.mark.filterwarnings("ignore:.*is left out")
 def test_a_check_says_whether_a_case_loads(name: str, folder: Path, model_url: str) -> None:
-    compare_case(name, folder, model_url)
-
-
-@pytest.mark.parity
-@pytest.mark.parametrize("name", [name for name in CASES if name not in SOME])
-@pytest.mark.usefixtures("prefect_server")
-@pytest.mark.filterwarnings("ignore:.*is left out")
-def test_a_check_says_whether_any_other_case_loads(name: str, folder: Path, model_url: str) -> None:
     compare_case(name, folder, model_url)
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-pytestmark = pytest.mark.usefixtures("prefect_server")
+pytestmark = [pytest.mark.programs, pytest.mark.usefixtures("prefect_server")]
 
 RUN = "BatchEngine({flow}, run_storage_url=sys.argv[1]).run({{'data': sys.argv[2]}}, run_id='r')"
 SHOW = "print(result.completed_lines, [error.error['message'] for error in result.error_summary.error_list])\n"
