@@ -120,7 +120,7 @@ def test_what_was_left_is_said_and_runs_with_the_next_start(nightly: Nightly) ->
     run_batch({**parameters, "rerun": "timed_out"}, live)
 
     assert live.notes == [
-        "2 lines that failed before stay failed: rerun is 'timed_out', and their errors are different."
+        "Failed lines that did not run again, because rerun is 'timed_out' and their errors are different: 2."
     ]
     assert run_batch(parameters, LiveRun()).completed_lines == 5, "a choice counts for one start"
 

@@ -177,7 +177,7 @@ def delete(
 def places_of(texts: Iterable[str] | None) -> dict[str, str]:
     """Read the texts of `--connection`: `NAME=BLOCK`, `NAME=FILE`, or a file alone that gives its name.
 
-    A file is read, so that its errors are told at once. Its path becomes absolute, and is all that the run keeps of it.
+    A file is read at once, to report its errors. Its path becomes absolute, and is all that the run keeps of it.
 
     Raises:
         InvalidOptionError: A text lacks a part, a file does not exist, or a name is there twice.

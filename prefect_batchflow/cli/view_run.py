@@ -128,6 +128,8 @@ def next_commands(run: StoredRun, storage_option: str = "") -> list[tuple[str, s
     what = "line that has" if left == 1 else f"{left} lines that have"
     again, left_out = _given_again(manifest)
     purpose = f"To run the {what} not completed" + (f", with {listed(left_out)} given again" if left_out else "")
+    if "-" in manifest.data.values():
+        purpose += " (pipe the same data into the command)"
     commands = [(f"{purpose}:", ["batchflow", "resume", manifest.run_id, *storage, *again])]
     # Arguments of a constructor and environment variables may be secret: they are not printed, so there is no second command.
     is_secret = bool(manifest.init_names or manifest.environment_names or manifest.connection_names)

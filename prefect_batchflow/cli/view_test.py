@@ -104,13 +104,14 @@ def _print_title(out: Console, title: str) -> None:
 
 def _print_values(out: Console, title: str, values: dict[str, Any]) -> None:
     _print_title(out, title)
+    width = min(max(map(len, values), default=0), 40)
     for name, value in values.items():
         text = _shown(value_text(_without_bytes(value)))
         if "\n" in text:
             out.print(Text(f"  {one_line(name, 100)}"))
             out.print(indented(4, text))
         else:
-            out.print(Text(f"  {one_line(name, 100)}  {text}"), soft_wrap=True)
+            out.print(Text(f"  {one_line(name, 100):<{width}}  {text}"), soft_wrap=True)
     if not values:
         out.print("  none")
 

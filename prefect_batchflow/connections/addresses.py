@@ -1,4 +1,4 @@
-"""Addresses of services: what no client can reach is said before the first line."""
+"""Addresses of services. One that no client can reach is refused before the first line."""
 
 from __future__ import annotations
 

@@ -192,7 +192,9 @@ class Checker:
     def _check_rows(self) -> None:
         if not any(survey.summary.rows for survey in self.surveys.values()):
             looked = "; ".join(f"'{source.name}': {source.url}" for source in self.sources) or "no source was given"
-            raise EmptyInputsData(f"There is no data: expected at least one row in the sources ({looked}).")
+            piped = any(source.url == "-" for source in self.sources)
+            again = " Nothing came on standard input (-): pipe the rows into the command, also into a resume." * piped
+            raise EmptyInputsData(f"There is no data: expected at least one row in the sources ({looked}).{again}")
         for survey in self.surveys.values():
             self._check_source(survey)
         self._check_number_columns()

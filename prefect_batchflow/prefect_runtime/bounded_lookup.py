@@ -47,5 +47,5 @@ def look_up_connections(names: Iterable[str]) -> tuple[dict[str, Any], str]:
     if thread.is_alive():
         failure = f"no answer within {WITHIN_SEC:g} s"
     if failure:
-        return {}, f"Saved Prefect blocks could not be looked up, as a run does: {failure}"
+        return {}, f"Saved Prefect blocks, which a run uses, could not be looked up: {failure}"
     return found, ""

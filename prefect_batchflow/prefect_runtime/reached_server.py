@@ -36,7 +36,7 @@ async def check_server(say: Callable[[str], None] = lambda _text: None) -> None:
         say: Gets one sentence if the server is busy and the run waits for it.
 
     Raises:
-        PrefectServerError: It does not answer, refuses, or is something else than a Prefect server.
+        PrefectServerError: It does not answer, refuses, or is no Prefect server.
     """
     url = str(get_current_settings().api.url or "")
     if has_own_server() or not url:
@@ -75,7 +75,7 @@ async def _status(url: str, shown: str) -> int | None:
     except TimeoutError:
         cause, cure = f"does not answer within {ANSWER_WITHIN_SEC:.0f} s", "It hangs or is overloaded: restart it."
     except (json.JSONDecodeError, UnicodeDecodeError):
-        cause, cure = "answers with something else than JSON, such as a web page", _ADDRESS_CURE
+        cause, cure = "answers with something other than JSON, such as a web page", _ADDRESS_CURE
     except httpx.TimeoutException:
         cause, cure = "does not accept a connection in time", _START_CURE
     except httpx.HTTPError as exc:

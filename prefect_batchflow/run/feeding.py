@@ -80,8 +80,8 @@ class Feeding:
         self._account_for_every_line(feed)
         if self._left_failed:
             self._state.note(
-                f"{self._left_failed} lines that failed before stay failed: rerun is {','.join(self._rerun)!r}, and "
-                "their errors are different."
+                f"Failed lines that did not run again, because rerun is {','.join(self._rerun)!r} and their errors are "
+                f"different: {self._left_failed}."
             )
 
     def counts(self, stored: Stored) -> bool:

@@ -99,9 +99,13 @@ class Autoscaler:
 
     def told(self) -> str:
         """How many workers there were and why, for people."""
-        count, at_most = self._count, f" (at most {self._count.highest})" * (self._count.highest > self._count.wanted)
+        count, before = (
+            self._count,
+            f" (up to {self._count.highest} before)" * (self._count.highest > self._count.wanted),
+        )
         why = f", because {count.why}" if count.why else ""
-        return f"{count.wanted} worker processes{at_most}{why}; together up to {self._bytes / _MB:.0f} MB of memory"
+        memory = f"; up to {self._bytes / _MB:.0f} MB of memory that only they used" if self._bytes else ""
+        return f"{count.wanted} worker processes{before}{why}{memory}"
 
     def _look(self) -> None:
         self.start()

@@ -353,7 +353,7 @@ class TestAPool:
         assert [outcome.receipt.error for outcome in outcomes] == [None] * 12
         assert changed == [8, 9]
         assert "9 worker processes, because lines spent" in pool.told()
-        assert "MB of memory" in pool.told()
+        assert "MB of memory that only they used" in pool.told()
 
     async def test_a_flow_that_imports_much_gets_few_workers_for_few_lines(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
