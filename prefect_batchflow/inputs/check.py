@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import chain
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from prefect_batchflow.settings import BadRows, InputsWithDefault
 
 _MAX_NAMED = 30
+_FEW = 2
+"""So many rows that cannot be read are listed, even if a source has no others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +120,11 @@ class Checker:
                 )
             elif not self.takes_any and name not in self.required and name not in self.optional:
                 known = _listed([*self.required, *self.optional])
-                self.notes.append(f"inputs_mapping: '{name}' is not an input of the flow; its inputs are {known}.")
+                near = _same_but_for_case(name, [*self.required, *self.optional])
+                meant = f" Did you mean '{near[0]}'?" if near else ""
+                self.notes.append(
+                    f"inputs_mapping: '{name}' is not an input of the flow; its inputs are {known}.{meant}"
+                )
 
     def _check_constants(self) -> None:
         """Refuse constants that look like references, and note the others: every line gets them."""
@@ -205,7 +212,9 @@ class Checker:
         if not summary.rows:
             self._bad_mapping.add(f"source '{name}' is empty ({summary.url}), so no line is complete. Add rows to it.")
         if self.bad_rows == "refuse" or summary.own_numbers:
-            self._bad_data.extend(survey.unreadable)
+            self._bad_data.extend(
+                _all_alike(survey) if _FEW < survey.unreadable.count == summary.rows else survey.unreadable
+            )
             self._may_fail |= bool(survey.unreadable.count) and not summary.own_numbers
         elif survey.unreadable.count:
             self._note(name, f"rows that cannot be read become failed lines: {survey.unreadable}")
@@ -287,7 +296,7 @@ class Checker:
             columns = survey.summary.columns
             self._bad_mapping.add(
                 f"{self._told(name)}: no row of '{source_name}' has a column '{column}'; its columns are "
-                f"{_listed(columns)}.{_meant(column, columns, before=f'{source_name}.')}"
+                f"{_listed(columns)}.{_meant(column, columns, before=f'{source_name}.')}{_separated(columns)}"
             )
             return
         first = survey.places([lacking[0]])[lacking[0]]
@@ -312,6 +321,12 @@ class Checker:
         found = [
             name for name in self.optional if name in columns and name not in self.mapping and name != maps.LINE_NUMBER
         ]
+        for name in self.optional:
+            if name not in columns and name not in self.mapping and (near := _same_but_for_case(name, columns)):
+                self.notes.append(
+                    f"source 'data': column {near[0]!r} is not read, and input '{name}' gets its default in every line. To "
+                    f"read the column, map the input: --map '{name}=${{data.{near[0]}}}'."
+                )
         if self.inputs_with_default == "column":
             return found
         self.notes.extend(
@@ -331,11 +346,38 @@ class Checker:
         return f"input '{name}' = {text}" if name in self.given else f"input '{name}' (not mapped, so {text})"
 
 
+def _all_alike(survey: Survey) -> Faults:
+    """Give one fault for a source that has no row that can be read: it is of another format, or of another encoding."""
+    rows = survey.summary.rows
+    found = Faults()
+    found.add(f"{survey.unreadable.texts[0]} None of its {rows} rows can be read, so check the format of the data.")
+    return found
+
+
 def _listed(names: Collection[str]) -> str:
     shown = ", ".join(repr(name) for name in list(names)[:_MAX_NAMED]) or "none"
     return shown if len(names) <= _MAX_NAMED else f"{shown} and {len(names) - _MAX_NAMED} more"
 
 
+def _separated(columns: Collection[str]) -> str:
+    """Give the advice for a csv that another character separates: its header is one column."""
+    [header, *others] = columns or [""]
+    found = next((mark for mark in (";", "\t", "|") if mark in header), "")
+    if others or not found:
+        return ""
+    how = "Rename the file to .tsv" if found == "\t" else "Save the file with commas"
+    return f" The header is separated by {found!r}. {how}."
+
+
+def _same_but_for_case(name: str, known: Collection[str]) -> list[str]:
+    """Give the names that differ only in case, in blanks around them, or in `_` and `-`."""
+    return [other for other in known if _without_case(other) == _without_case(name)]
+
+
+def _without_case(name: str) -> str:
+    return re.sub(r"[\s_-]+", "", name).casefold()
+
+
 def _meant(name: str, known: Collection[str], *, before: str = "", behind: str = "") -> str:
-    close = difflib.get_close_matches(name, list(known)[:1000], n=1)
+    close = _same_but_for_case(name, known) or difflib.get_close_matches(name, list(known)[:1000], n=1)
     return f" Did you mean ${{{before}{close[0]}{behind}}}?" if close else ""

@@ -11,7 +11,7 @@ import json
 import reprlib
 import sys
 from collections import Counter
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prefect_batchflow.exceptions import InvalidUserData
@@ -40,6 +40,7 @@ _ON_ONE_LINE = {
     "[": "Rename the file to .json, which can be an array of objects.",
 }
 """By the bracket that the JSON starts with."""
+_COMPLETE = "complete"
 _HINTS = {
     b"\xff\xfe": "It looks like UTF-16: save the file as UTF-8.",
     b"\xfe\xff": "It looks like UTF-16: save the file as UTF-8.",
@@ -110,35 +111,49 @@ class PhysicalLines:
 
 
 def read_jsonl(lines: PhysicalLines) -> Iterator[Row]:
-    """Give one row per line of JSON; blank lines are skipped.
+    """Give one row per line of JSON; blank lines are skipped. An object over several lines is one row with an error.
 
     Raises:
         InvalidUserData: The first value spans several lines, so none of the lines is a row.
     """
     rows = (_jsonl_row(lines.file, *line) for line in lines if line[2] and not line[2].isspace())
     head = list(islice(rows, 1))
-    if head and (start := head[0][1]):
+    if head and (start := head[0][1]) not in ("", _COMPLETE):
         head += islice(rows, 1)
-        if len(head) > 1 and (head[1][0].error or start == "["):
-            raise _data_error(lines.file, head[0][0].line, head[0][0].offset or 0, _SPANS_LINES + _ON_ONE_LINE[start])
-    while head:
-        yield head.pop(0)[0]
-    for row, _ in rows:
-        yield row
+        if len(head) > 1 and (head[1][0].error or start.endswith("[")):
+            raise _data_error(
+                lines.file, head[0][0].line, head[0][0].offset or 0, _SPANS_LINES + _ON_ONE_LINE[start[-1]]
+            )
+    opened: Row | None = None
+    """A row whose object can continue in the lines after it."""
+    for row, start in chain(head, rows):
+        if opened and row.error and (not start or start[0].isspace()):
+            opened = _bad_row(opened.file, opened.line, opened.offset, _SPANS_LINES + _ON_ONE_LINE["{"])
+            continue
+        if opened:
+            yield opened
+        opened = row if start.endswith("{") else None
+        if not opened:
+            yield row
+    if opened:
+        yield opened
     if lines.cut_off:
         yield lines.cut_off
 
 
 def _jsonl_row(file: str, number: int, offset: int, raw: bytes) -> tuple[Row, str]:
-    """Give the row of a line, and the bracket that the line leaves open; empty if its JSON is complete or wrong."""
+    """Give the row of a line, and its start up to the bracket that it leaves open; empty if its JSON is wrong.
+
+    For complete JSON at the beginning of the line, the start is `_COMPLETE`.
+    """
     try:
         text = raw.decode()
         values = json.loads(text)
     except (ValueError, RecursionError) as exc:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
         is_open = isinstance(exc, json.JSONDecodeError) and exc.pos >= len(exc.doc.rstrip())
-        start = raw.lstrip()[:1].decode(errors="replace") if is_open else ""
-        return _undecodable(file, number, offset, raw, exc), start if start in _ON_ONE_LINE else ""
-    return _object_row(values, text, file, number, offset), ""
+        start = raw[: len(raw) - len(raw.lstrip()) + 1].decode(errors="replace") if is_open else ""
+        return _undecodable(file, number, offset, raw, exc), start if start[-1:] in _ON_ONE_LINE else ""
+    return _object_row(values, text, file, number, offset), "" if raw[:1].isspace() else _COMPLETE
 
 
 def read_csv(lines: PhysicalLines, delimiter: str) -> Iterator[Row]:

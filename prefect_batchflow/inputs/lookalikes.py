@@ -66,10 +66,18 @@ def _meant(text: str, columns: Mapping[str, Collection[str]]) -> str | None:
         for source, known in columns.items():
             if name in known:
                 return f"${{{source}.{name}}}"
-            # Behind another first name: `{row.q}`, `$inputs.q`.
-            if is_marked and (column := name.partition(".")[2]) in known and column:
+            # Behind other names: `{row.q}`, `$inputs.q`, `{run.outputs.q}`.
+            if is_marked and (column := _behind_a_dot(name, known)):
                 return f"${{{source}.{column}}}"
     return None
+
+
+def _behind_a_dot(name: str, columns: Collection[str]) -> str:
+    """Give the longest end of a dotted name that is a column; empty if there is none."""
+    while name := name.partition(".")[2]:
+        if name in columns:
+            return name
+    return ""
 
 
 def _split(name: str, sources: Collection[str]) -> tuple[str, str] | None:

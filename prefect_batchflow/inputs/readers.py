@@ -186,6 +186,11 @@ class _FileSource:
         return place.rstrip("/") if is_folder else place.partition("?")[0].rpartition("/")[0]
 
     @property
+    def _start(self) -> str:
+        """For messages: where a relative path starts."""
+        return f" Relative paths start at the current folder, {Path.cwd()}." * self.starts_here
+
+    @property
     def notes(self) -> Sequence[str]:
         return [note] if (note := left_out_note(self._hidden)) else []
 
@@ -261,8 +266,8 @@ class _FileSource:
         self._hidden -= {file.shown for file in found.values()}
         if not found:
             raise InvalidUserData(
-                f"Source '{self.name}': no file matches the pattern {self.url}. Check the pattern; files can be {_KNOWN}."
-                + self._and_hidden()
+                f"Source '{self.name}': no file matches the pattern {self.url}.{self._start} Check the pattern; files can be "
+                f"{_KNOWN}." + self._and_hidden()
             )
         self._refuse_unknown(found.values())
         return [found[place] for place in sorted(found)]
@@ -309,8 +314,9 @@ class _FileSource:
         except FileNotFoundError:
             place = _public(self._location)
             looked = "" if self._has_variable or shown == place else f" (looked for {place})"
-            start = " Relative paths start at the current folder." * self.starts_here
-            message = f"{shown} not found{looked}.{start} Check the path{' and its variables' * self._has_variable}."
+            message = (
+                f"{shown} not found{looked}.{self._start} Check the path{' and its variables' * self._has_variable}."
+            )
         except ImportError as exc:
             module = module or _MODULES.get(self._protocol)
             run = pip_install(module) if module else f"pip install <the fsspec package for {self._protocol}>"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from prefect_batchflow.exceptions import InvalidUserData
+from prefect_batchflow.exceptions import InputMappingError, InvalidUserData
 from prefect_batchflow.inputs.check import Checker
 from prefect_batchflow.inputs.readers import open_source
 
@@ -106,7 +106,10 @@ def test_pretty_printed_json_is_one_error(text: str, advice: str, name: str, tmp
     [
         ('{"q": 1\n{"q": 2}\n{"q": 3}\n', [..., {"q": 2}, {"q": 3}]),
         ('{"q": \n\n{"q": 2}\n', [..., {"q": 2}]),
-        ('{"q": 1}\n{"q": \n2}\n{"q": 3}\n', [{"q": 1}, ..., ..., {"q": 3}]),
+        ('{"q": 1}\n{"q": \n2}\n{"q": 3}\n', [{"q": 1}, ..., {"q": 3}]),
+        ('{"q": 1}\n' + json.dumps(OBJECTS[0], indent=2) + '\n{"q": 3}\n', [{"q": 1}, ..., {"q": 3}]),
+        ('{"q": 1}\n{"q": \n{"q": 3}\n[4]\n', [{"q": 1}, ..., {"q": 3}, ...]),
+        ('{"q": 1}\n{\n  "q": 2\n}\n{\n  "q": 3\n}\n', [{"q": 1}, ..., ...]),
         ('{"q": ', [...]),
         ("[1]\n", [...]),
         ("broken\nbroken\n", [..., ...]),
@@ -117,6 +120,9 @@ def test_pretty_printed_json_is_one_error(text: str, advice: str, name: str, tmp
         "cut",
         "cut, blank line",
         "later",
+        "later, pretty-printed",
+        "later, cut",
+        "several later",
         "cut at the end",
         "array on a line",
         "no json",
@@ -135,3 +141,56 @@ def test_lines_in_a_json_file_get_the_advice_to_rename_it(tmp_path: Path) -> Non
 
     with pytest.raises(InvalidUserData, match=r"Extra data.*If the file has one object per line, rename it to \.jsonl"):
         rows_of(tmp_path / "d.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"q,a\nx,y\nz,w\n", "not JSON"),
+        ('{"q": 1}\n{"q": 2}\n{"q": 3}\n'.encode("utf-16"), "UTF-16"),
+        (gzip.compress(b'{"q": 1}\n' * 5).replace(b"\n", b"") + b"\nx\ny\n", "gzip"),
+        (b"{'q': 1}\n" * 30, "not JSON"),
+        (b'[{"q": 1}]\n[{"q": 2}]\n[]\n', "expected an object"),
+    ],
+    ids=["csv", "utf-16", "gzip", "python", "arrays"],
+)
+def test_a_file_of_another_format_is_one_error(content: bytes, why: str, tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_bytes(content)
+
+    with pytest.raises(InvalidUserData, match=why) as caught:
+        Checker([open_source(path, name="data")], ["q"], [], {}).run(None)
+
+    assert caught.value.problem_count == 1  # type: ignore[attr-defined]
+    assert "rows can be read, so check the format of the data." in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "advice"),
+    [
+        ("q;a\nx;y\n", "separated by ';'. Save the file with commas."),
+        ("q\ta\nx\ty\n", "separated by '\\t'. Rename the file to .tsv."),
+        ("q|a\nx|y\n", "separated by '|'"),
+        ("sep=;\nq;a\n", "separated by ';'"),
+        (" q ,a\nx,y\n", "Did you mean ${data. q }?"),
+        ("Q,a\nx,y\n", "Did you mean ${data.Q}?"),
+    ],
+    ids=["semicolons", "tabs", "bars", "excel", "blanks", "case"],
+)
+def test_a_header_that_was_meant_otherwise_gets_advice(text: str, advice: str, tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_text(text)
+
+    with pytest.raises(InputMappingError) as caught:
+        Checker([open_source(tmp_path / "d.csv", name="data")], ["q"], [], {}).run(None)
+
+    assert advice in str(caught.value)
+
+
+@pytest.mark.parametrize("column", ["Question", " question", "QUESTION ", "ques-tion", "ques_tion"])
+def test_a_column_that_is_almost_an_input_with_a_default_is_noted(column: str, tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_text(f"{column},a\nx,y\n")
+
+    for mapping, is_noted in (({}, True), ({"question": f"${{data.{column}}}"}, False)):
+        inventory = Checker([open_source(tmp_path / "d.csv", name="data")], [], ["question"], mapping).run(None)
+
+        assert any(f"--map 'question=${{data.{column}}}'" in note for note in inventory.notes) is is_noted

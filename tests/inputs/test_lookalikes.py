@@ -54,6 +54,8 @@ MEANT = {
     "column not closed": "${q",
     "another first name": "{row.q}",
     "a node's": "$inputs.q",
+    "another source": "{run.inputs.q}",
+    "a node's output": "${step.output.q}",
     "inside a text": "Question: ${data.q}",
     "text behind": "${data.q}!",
     "two of them": "${data.q} ${data.answer}",
