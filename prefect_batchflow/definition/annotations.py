@@ -80,6 +80,8 @@ def bare(annotation: Any) -> tuple[Any, bool]:
             annotation = annotation.__supertype__
         elif type(annotation).__name__ == "TypeAliasType":
             annotation = annotation.__value__
+        elif isinstance(annotation, typing.TypeVar) and (annotation.__bound__ or annotation.__constraints__):
+            annotation = annotation.__bound__ or typing.Union[annotation.__constraints__]  # noqa: UP007 - of a tuple
         else:
             return annotation, is_constrained
 

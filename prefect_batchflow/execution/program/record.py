@@ -16,7 +16,7 @@ from prefect_batchflow.exceptions import (
     error_dict,
 )
 from prefect_batchflow.execution.program.user_errors import exception_text
-from prefect_batchflow.execution.program.values import plain, to_json
+from prefect_batchflow.execution.program.values import has_other_keys, plain, to_json
 
 if TYPE_CHECKING:
     from prefect_batchflow.results.records import LineRun
@@ -30,25 +30,29 @@ def encode_record(record: LineRun) -> bytes:
     afterwards. With `PF_SKIP_SERIALIZATION_CHECK=true` the line does not fail.
     """
     try:
-        return _STRICT.encode(record).encode("ascii")
+        if not has_other_keys((record["output"], record["aggregation_inputs"])):
+            return _STRICT.encode(record).encode("ascii")
     except MemoryError as exc:
         fail_run(record, own_failure(exc))
         record["nodes"] = [{**node, "inputs": {}, "output": None} for node in record["nodes"]]
     except Exception:  # noqa: BLE001, S110 - objects of user code; checked one by one below
         pass
-    parts = {"output": record["output"] or {}, "aggregation_inputs": record["aggregation_inputs"]}
-    for part, values in () if _takes_any_output() else parts.items():
-        for name, value in values.items():
-            try:
-                _encoded(value)
-            except Exception as exc:  # noqa: BLE001 - objects of user code
-                what = f"'{name}' of the output" if part == "output" else f"{name}, which the aggregation needs,"
-                message = (
-                    f"{what} is not JSON: ({type(exc).__name__}) {exception_text(exc)}. Return text, numbers, booleans, "
-                    "None, lists and dicts of these, or another value that has a form in JSON, such as a dataclass."
-                )
-                fail_run(record, error_dict(FlowOutputUnserializable(message, target="Executor")))
-                return lenient(record).encode("ascii")
+    output = record["output"] or {}
+    parts = [
+        *((f"'{name}' of the output", value) for name, value in output.items()),
+        *((f"{name}, which the aggregation needs,", value) for name, value in record["aggregation_inputs"].items()),
+        ("The output", output),
+    ]
+    for what, value in () if _takes_any_output() else parts:
+        try:
+            _encoded(value)
+        except Exception as exc:  # noqa: BLE001 - objects of user code
+            message = (
+                f"{what} is not JSON: ({type(exc).__name__}) {exception_text(exc)}. Return text, numbers, booleans, "
+                "None, lists and dicts of these, or another value that has a form in JSON, such as a dataclass."
+            )
+            fail_run(record, error_dict(FlowOutputUnserializable(message, target="Executor")))
+            return lenient(record).encode("ascii")
     return lenient(record).encode("ascii")
 
 
@@ -96,7 +100,7 @@ _LENIENT = json.JSONEncoder(separators=(",", ":"), default=_to_json_or_repr)
 def _encoded(value: Any) -> str:
     """JSON of a value. The encoder alone does not know keys that are not text."""
     try:
-        return _STRICT.encode(value)
+        return _STRICT.encode(plain(value) if has_other_keys(value) else value)
     except TypeError:
         return _STRICT.encode(plain(value))
 

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import sys
 from base64 import b64encode
+from collections import UserString
 from collections.abc import Callable, Mapping, Sequence, Set, ValuesView
 from datetime import date, datetime, time, timedelta
 from enum import Enum
@@ -50,6 +51,8 @@ def to_json(value: Any) -> Any:
         return dict(value)
     if isinstance(value, Set):
         return in_order(value)
+    if isinstance(value, UserString):
+        return str(value)
     if isinstance(value, Sequence | ValuesView):
         return list(value)
     if isinstance(value, PathLike):
@@ -81,6 +84,20 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(part) for part in value]
     return plain(to_json(value))
+
+
+def has_other_keys(value: Any) -> bool:
+    """Whether a dictionary at any depth has both keys that are text and others: JSON can write two of them as one."""
+    level = [value]
+    while level:
+        found = level.pop()
+        if isinstance(found, dict):
+            texts = sum(1 for key in found if isinstance(key, str))
+            if 0 < texts < len(found):
+                return True
+            found = found.values()
+        level += [part for part in found if isinstance(part, dict | list | tuple)]
+    return False
 
 
 def in_order(values: Set[Any]) -> list[Any]:

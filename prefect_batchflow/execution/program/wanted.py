@@ -36,11 +36,15 @@ MARKER_TYPES: Final[dict[str, str]] = {
 }
 """The same for promptflow's own classes, or the mirror's, by name."""
 _UNBUILT: Final = (
-    type, collections.abc.Callable, collections.abc.Iterable, collections.abc.Iterator, collections.abc.Generator,
+    type, collections.abc.Callable, collections.abc.Iterator, collections.abc.Generator,
     collections.abc.AsyncIterable, collections.abc.AsyncIterator, collections.abc.AsyncGenerator,
     collections.abc.Awaitable, collections.abc.Coroutine,
 )  # fmt: skip
 """No row has a value for these; pydantic would wrap or refuse what it finds."""
+_LIST_LIKE: Final = (
+    collections.abc.Iterable, collections.abc.Collection, collections.abc.Container, collections.abc.Reversible
+)  # fmt: skip
+"""These count as `Sequence`, but what is no list stays as it is: pydantic does not know them, or reads their items later."""
 _MAX_PROBLEMS = 3
 
 
@@ -83,7 +87,7 @@ def wanted_by(annotation: Any) -> Wanted:
         parts = [wanted_by(part) for part in typing.get_args(annotation)]
         is_rich = any(part.is_rich for part in parts)
         return Wanted(TYPE_NAMES[origin], takes_text=False, build=bool(parts), is_rich=is_rich)
-    if (origin or annotation) in _UNBUILT:
+    if (origin or annotation) in _UNBUILT or annotation in _LIST_LIKE:
         return Wanted()
     return Wanted(takes_text=_has_empty_text(annotation), build=True, is_rich=True)
 
@@ -128,7 +132,7 @@ class Builder:
     A default of the code stays as it is if it does not fit.
     """
 
-    __slots__ = ("_adapter", "_default", "_empty_is_none", "_null_stays", "asked")
+    __slots__ = ("_adapter", "_default", "_empty_is_none", "_null_stays", "_others_stay", "asked")
 
     def __init__(self, annotation: Any, default: Any, adapter: Any) -> None:
         """Take a parameter's annotation and default, and pydantic's adapter of the annotation."""
@@ -136,6 +140,7 @@ class Builder:
         self.asked = spelled(annotation)
         """The annotation, for messages."""
         self._default = default
+        self._others_stay = typing.get_origin(bare(annotation)[0]) in _LIST_LIKE
         self._adapter = adapter
         self._empty_is_none = (wanted.optional or default is None) and not wanted.takes_text
         # As for `int` and `list`, where null stays null.
@@ -167,6 +172,8 @@ class Builder:
                 if passes_through(exc):
                     raise
                 error = exc if isinstance(parsed, dict | list) else error
+        if self._others_stay:
+            return value
         raise MisfitError(_problems(error)) from error
 
     def of_line(self, value: Any, where: str) -> Any:
@@ -235,11 +242,21 @@ def _adapter_of(annotation: Any) -> Any:
     meta = type(_AnyDict)
     module, meta.__module__ = meta.__module__, "typing_extensions"
     try:
-        return TypeAdapter(annotation)
+        return TypeAdapter(_with_sequences(annotation))
     except Exception:  # noqa: BLE001 - classes of the user's that pydantic does not know
         return None
     finally:
         meta.__module__ = module
+
+
+def _with_sequences(annotation: Any) -> Any:
+    """An annotation with `Sequence` in place of `Iterable` and the like, also in a union."""
+    named, _ = bare(annotation)
+    if (members := union_members(named)) is not None and named is annotation:
+        return typing.Union[tuple(map(_with_sequences, members))]  # noqa: UP007 - of a tuple
+    if typing.get_origin(named) in _LIST_LIKE:
+        return collections.abc.Sequence[typing.get_args(named)[0]]  # type: ignore[misc] # known at run time only
+    return annotation
 
 
 class _AnyDict(TypedDict):

@@ -6,7 +6,7 @@ import array
 import json
 import sys
 import uuid
-from collections import Counter, OrderedDict, UserDict, UserList, defaultdict, deque, namedtuple
+from collections import Counter, OrderedDict, UserDict, UserList, UserString, defaultdict, deque, namedtuple
 from dataclasses import InitVar, dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
@@ -134,6 +134,7 @@ TABLE: list[tuple[str, Any, Any]] = [
     ("set of mixed things", frozenset({1, "a"}), ["a", 1]),
     ("tuple", (1, (2,)), [1, [2]]),
     ("named tuple", Point(1, 2), [1, 2]),
+    ("own text", UserString("a"), "a"),
     ("deque", deque([1, ID]), [1, ID_TEXT]),
     ("range", range(3), [0, 1, 2]),
     ("array", array.array("i", [1, 2]), [1, 2]),
@@ -272,6 +273,8 @@ def test_values_of_numpy_and_pandas(value: Any, written: Any) -> None:
         (len, "is not JSON"),
         ((n for n in [1]), "a generator is not JSON"),
         ({1: "a", Numpy("i", 1): "b"}, "two keys of a dict would both be written as '1'"),
+        ({1: "a", "1": "b"}, "two keys of a dict would both be written as '1'"),
+        ([{"deep": ({"null": "a", None: "b"},)}], "two keys of a dict would both be written as 'null'"),
         (10**5000, "Exceeds the limit"),
         ({(1,): object()}, "a object is not JSON"),
     ],
@@ -285,6 +288,8 @@ def test_values_of_numpy_and_pandas(value: Any, written: Any) -> None:
         "function",
         "generator",
         "keys",
+        "a number and its text",
+        "None and null",
         "int",
         "deep",
     ],
@@ -308,3 +313,12 @@ def test_the_encoder_and_plain_write_the_same(value: Any) -> None:
     stored = json.loads(encode_record(record(output={"v": value})))["output"]["v"]
 
     assert stored == json.loads(json.dumps(plain(value)))
+
+
+def test_two_outputs_that_have_the_same_name_as_text_fail_the_line() -> None:
+    stored = json.loads(encode_record(record(output={1: "a", "1": "b"})))
+
+    assert stored["error"]["message"].startswith(
+        "The output is not JSON: (ValueError) two keys of a dict would both be written"
+    )
+    assert json.loads(encode_record(record(output={1: "a", "2": "b"})))["output"] == {"1": "a", "2": "b"}
