@@ -62,6 +62,7 @@ def try_flow(
         ),
     ] = "",
     map: Annotated[Texts, flag("inputs_mapping")] = None,  # noqa: A002 - the option's name
+    image_root: Annotated[Texts, flag("image_roots")] = None,
     init: Init = None,
     connection: Connections = None,
     variant: Variant = "",
@@ -81,7 +82,7 @@ def try_flow(
     from prefect_batchflow.run.starting import FlowRequest
     from prefect_batchflow.run.trial import try_line
 
-    row = _row(input or [], inputs or [], data, assignments("--map", map or []))
+    row = _row(input or [], inputs or [], data, assignments("--map", map or []), image_root or [])
     environment = environment_of(environment_variables or [])
     places = connections.places_of(connection)
     request = FlowRequest(
@@ -108,7 +109,7 @@ def try_flow(
     return COMPLETED if trial.record["status"] == "Completed" else LINES_FAILED
 
 
-def _row(inputs: list[str], more: list[str], data: str, mapping: dict[str, Any]) -> GivenRow:
+def _row(inputs: list[str], more: list[str], data: str, mapping: dict[str, Any], image_roots: list[str]) -> GivenRow:
     from prefect_batchflow.run.trial import GivenRow
 
     files = [text for text in more if "=" not in text or Path(text).expanduser().is_file()]
@@ -119,7 +120,7 @@ def _row(inputs: list[str], more: list[str], data: str, mapping: dict[str, Any])
     pairs = [*inputs, *(text for text in more if text not in files)]
     values = assignments("--input", pairs)
     texts = {name.strip(): text for name, _, text in (pair.partition("=") for pair in pairs)}
-    return GivenRow(data or (files[0] if files else ""), mapping, values, texts)
+    return GivenRow(data or (files[0] if files else ""), mapping, values, texts, image_roots)
 
 
 def _show(trial: Trial, screen: Screen) -> None:

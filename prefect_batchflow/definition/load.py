@@ -49,7 +49,8 @@ def load_flow(
     Raises:
         FlowNotFoundError: Nothing is at the path; the message lists what is there instead.
         InvalidFlowRequest: The definition is wrong or not supported; the message lists every problem.
-        InvalidOptionError: The flow has no such variant or node; the message lists the existing ones.
+        InvalidOptionError: `working_dir` is not a folder, or the flow has no such variant or node; the message lists the
+            existing ones.
     """
     chosen = check_node_connections(node_connections or {}, "node_connections")
     folder = None if working_dir is None else Path(working_dir).resolve()
@@ -57,6 +58,11 @@ def load_flow(
         flow = _flow_of_text(os.fspath(source), folder, variant, chosen)
     else:
         flow = flex.flow_of_object(source, folder)
+    if folder is not None and not folder.is_dir():
+        looked = f" (looked for {folder})" if str(folder) != str(working_dir) else ""
+        raise InvalidOptionError(
+            f"working_dir: {str(working_dir)!r} is not a folder{looked}. Create it, or check the path."
+        )
     if variant and flow.variant != variant:
         raise InvalidOptionError(
             f"The variant {variant!r} was chosen, but '{flow.name}' is not a flow.dag.yaml and has no variants. Leave it out."

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from prefect_batchflow.exceptions import InvalidUserData
+from prefect_batchflow.exceptions import InvalidOptionError, InvalidUserData
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{([^{}]*)\})")
 _WILDCARD = re.compile(r"[*?\[]")
@@ -54,6 +57,22 @@ def locate(place: str | Path, base_dir: str | Path | None = None) -> str:
     if "$" in path and not os.path.lexists(absolute(path, base_dir)):
         path = _VARIABLE.sub(value, path)
     return absolute(path, base_dir)
+
+
+def located_image_roots(roots: Iterable[str]) -> tuple[str, ...]:
+    """Make the image roots absolute, and refuse one on this machine that is not a folder.
+
+    Raises:
+        InvalidOptionError: One is not a folder.
+    """
+    located = {root: locate(root) for root in roots}
+    for root, place in located.items():
+        if not root.strip() or (is_local_path(place) and not Path(place).is_dir()):
+            raise InvalidOptionError(
+                f"image_roots: {root!r} is not a folder{f' (looked for {place})' * (root != place)}. Give folders or URLs "
+                "that hold the images that rows name."
+            )
+    return tuple(dict.fromkeys(located.values()))
 
 
 def shown_url(url: str) -> str:

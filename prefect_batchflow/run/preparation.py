@@ -13,7 +13,7 @@ from prefect_batchflow.blocks import open_storage
 from prefect_batchflow.cluster.clusters import cluster_of
 from prefect_batchflow.exceptions import InvalidOptionError, UnsupportedFeatureError
 from prefect_batchflow.images.forms import form_of
-from prefect_batchflow.inputs.places import absolute, is_local_path, locate
+from prefect_batchflow.inputs.places import absolute, located_image_roots
 from prefect_batchflow.inputs.readers import open_source
 from prefect_batchflow.lines import check, read_lines
 from prefect_batchflow.run.roots import ROOTS_VARIABLE, check_roots_of
@@ -125,7 +125,7 @@ class Preparation:
         if self._options.task_runner != "local":
             self._cluster = cluster_of(self._options.task_runner, self._options.task_runner_address, executor.slots)
         sources = await self._open_sources(files)
-        image_roots = _image_roots(self._request.image_roots)
+        image_roots = located_image_roots(self._request.image_roots)
         inventory = await asyncio.to_thread(
             check,
             sources,
@@ -213,18 +213,6 @@ class Preparation:
                 check_roots_of(INPUTS, previous_inputs_url(previous.manifest), os.environ.get(ROOTS_VARIABLE, ""))
             sources.append(await asyncio.to_thread(open_previous_inputs, previous.manifest))
         return sources
-
-
-def _image_roots(roots: Sequence[str]) -> tuple[str, ...]:
-    """Make the image roots absolute, and refuse one on this machine that is not a folder."""
-    located = {root: locate(root) for root in roots}
-    for root, place in located.items():
-        if not root.strip() or (is_local_path(place) and not Path(place).is_dir()):
-            raise InvalidOptionError(
-                f"image_roots: {root!r} is not a folder{f' (looked for {place})' * (root != place)}. Give folders or URLs "
-                "that hold the images that rows name."
-            )
-    return tuple(dict.fromkeys(located.values()))
 
 
 def _local_folder(folder: str) -> Path | None:

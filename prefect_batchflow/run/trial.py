@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any, Final
 from prefect_batchflow.definition.flow import Prompt
 from prefect_batchflow.exceptions import InvalidOptionError, InvalidUserData, listed
 from prefect_batchflow.images.forms import form_of
-from prefect_batchflow.inputs.places import locate
+from prefect_batchflow.inputs.places import locate, located_image_roots
 from prefect_batchflow.inputs.readers import RowsSource, open_source
 from prefect_batchflow.lines import check, read_lines
 from prefect_batchflow.run.starting import starting
 from prefect_batchflow.tools.context import KEEP_CALLS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from prefect_batchflow.definition.flow import Flow
     from prefect_batchflow.results.records import LineRecord
@@ -45,6 +45,8 @@ class GivenRow:
     """Inputs by name, which replace those from the data."""
     texts: Mapping[str, str] = field(default_factory=dict)
     """The same inputs as they were typed, for those of type string."""
+    image_roots: Sequence[str] = ()
+    """More folders where images can be, as for a run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,7 @@ async def try_line(request: FlowRequest, given: GivenRow) -> Trial:
         BatchflowException: The flow does not load, or the inputs do not fit it.
     """
     begun = time.monotonic()
+    image_roots = located_image_roots(given.image_roots)
     row, folder = first_row(given.data) if given.data else ({}, str(Path.cwd()))
     environment = {**request.environment_variables, KEEP_CALLS: "1"}
     async with starting(replace(request, environment_variables=environment)) as start:
@@ -82,6 +85,7 @@ async def try_line(request: FlowRequest, given: GivenRow) -> Trial:
             flow_folder=str(flow.working_dir),
             image_form=form_of(flow.message_format),
             takes_any=flow.takes_any,
+            image_roots=image_roots,
         )
         outcome = await start.executor.run_line(next(lines), attempt=1, timeout_sec=request.options.line_timeout_sec)
     notes = (*start.notes, *(note for note in inventory.notes))

@@ -207,6 +207,9 @@ def test_a_line_that_crashes_or_hangs_is_a_failed_line(
         (["flows.py:shout", "--inputs", "a.json", "b.json"], "--inputs takes one file, found a.json, b.json"),
         (["flows.py:nothing", "--input", "text=a"], "nothing"),
         (["nowhere", "--input", "text=a"], "No flow at"),
+        (["flows:shout", "--working-dir", "nowhere"], "working_dir: 'nowhere' is not a folder (looked for /"),
+        (["flows.py:shout", "--working-dir", "/nowhere"], "working_dir: '/nowhere' is not a folder. "),
+        (["flows.py:shout", "--input", "text=a", "--image-root", "nowhere"], "image_roots: 'nowhere' is not a folder"),
         (["flows.py:Adder", "--input", "n=1"], "start"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -353,6 +356,10 @@ def test_an_image_is_shown_by_its_size(batchflow: Callable[..., Shown], tmp_path
     assert shown.status == 0, shown.err + shown.out
     assert "\n  3008" in shown.out
     assert " bytes)" in shown.out
+
+    given = ("look", "--input", 'picture={"data:image/png;path": "a.png"}')
+    assert batchflow(*given).status == 3
+    assert batchflow(*given, "--image-root", "i").status == 0
     assert len(shown.out) < 1_000
     assert base64.b64encode(bytes(3_000)).decode()[:200] not in shown.out
 
