@@ -417,6 +417,7 @@ class _Digest:
         """An object by its class and its state, if that is data; otherwise by its class alone."""
         self._class(kind)
         if (text := _text_of(kind, value)) is not None:
+            self.is_data = False  # it cannot be pickled
             self.value(text)
             return
         state = _state_of(kind, value)

@@ -274,6 +274,14 @@ def test_what_only_counts_by_its_type_is_named() -> None:
     assert parts_of(namespace["f"], "__main__").opaque == {"lock (_thread.lock)"}
 
 
+def test_a_template_is_no_data_that_a_worker_gets() -> None:
+    """A worker that runs a script again makes its own: templates cannot be pickled."""
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    exec("import jinja2\nT = jinja2.Template('a')\nP = 1\ndef f(q): return T, P", namespace)  # noqa: S102
+
+    assert parts_of(namespace["f"], "__main__").data == {"P"}
+
+
 def test_all_processes_see_the_same_parts() -> None:
     """Hash seeds differ, and with them the order of sets and all addresses."""
     show = "import json\nfrom prefect_batchflow.definition.code_parts import parts_of\n"
