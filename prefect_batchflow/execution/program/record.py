@@ -30,8 +30,9 @@ def encode_record(record: LineRun) -> bytes:
     afterwards. With `PF_SKIP_SERIALIZATION_CHECK=true` the line does not fail.
     """
     try:
+        encoded = _STRICT.encode(record).encode("ascii")
         if not has_other_keys((record["output"], record["aggregation_inputs"])):
-            return _STRICT.encode(record).encode("ascii")
+            return encoded
     except MemoryError as exc:
         fail_run(record, own_failure(exc))
         record["nodes"] = [{**node, "inputs": {}, "output": None} for node in record["nodes"]]
@@ -100,9 +101,12 @@ _LENIENT = json.JSONEncoder(separators=(",", ":"), default=_to_json_or_repr)
 def _encoded(value: Any) -> str:
     """JSON of a value. The encoder alone does not know keys that are not text."""
     try:
-        return _STRICT.encode(plain(value) if has_other_keys(value) else value)
+        encoded = _STRICT.encode(value)
+        if not has_other_keys(value):
+            return encoded
     except TypeError:
-        return _STRICT.encode(plain(value))
+        pass
+    return _STRICT.encode(plain(value))
 
 
 def lenient(value: Any, depth: int = 4) -> str:

@@ -87,7 +87,10 @@ def plain(value: Any) -> Any:
 
 
 def has_other_keys(value: Any) -> bool:
-    """Whether a dictionary at any depth has both keys that are text and others: JSON can write two of them as one."""
+    """Whether a dictionary at any depth has both keys that are text and others: JSON can write two of them as one.
+
+    The value must not contain itself; the encoder finds that out.
+    """
     level = [value]
     while level:
         found = level.pop()
