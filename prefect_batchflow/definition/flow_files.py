@@ -66,6 +66,9 @@ _LISTINGS: Final = frozenset({"glob", "iglob", "iterdir", "listdir", "rglob", "s
 """Functions that list a folder."""
 _IMPORTS: Final = frozenset({"__import__", "import_module", "iter_modules", "walk_packages"})
 """Functions that import or find modules by names that can be made while the code runs."""
+_WRITES: Final = frozenset({"symlink_to", "touch", "unlink", "write_bytes", "write_text"})
+"""Methods that write the file that they are called on."""
+_WRITE_MODES: Final = frozenset({f"{mode}{more}" for mode in "wax" for more in ("", "b", "t", "+", "b+", "+b")})
 _ABOUT: Final = re.compile(r"readme|licen[cs]e|change(?:s|log)|contributing|notice|authors|security", re.IGNORECASE)
 """Texts for people, unless a source names them."""
 _SCRATCH: Final = re.compile(r"(?:.*[._-])?(?:caches?|logs?|te?mp)", re.IGNORECASE)
@@ -184,6 +187,8 @@ class _Imports:
     """Whether a source lists a folder that it does not name, such as its own."""
     imports_any: bool = False
     """Whether a source imports modules by names that it makes."""
+    written: set[str] = field(default_factory=set)
+    """Names of files that a source writes, as a marker or a cache."""
     _seen: set[tuple[str, str]] = field(default_factory=set)
     _read: set[Path] = field(default_factory=set)
 
@@ -210,6 +215,8 @@ class _Imports:
         suffix = file.suffix.lower()
         if self.imports_any if suffix == ".py" else self.lists_texts and not _needs_name(file, texts):
             return True
+        if file.name in self.written and suffix not in texts | DATA_SUFFIXES:
+            return False
         # `name="model"` is no reason to compare `model.bin`.
         return self.words.name(file.relative_to(folder), without_suffix=suffix in texts | DATA_SUFFIXES)
 
@@ -242,6 +249,8 @@ class _Imports:
                         yield from self._found("__init__", folders)
                 case ast.Constant(value=str() as text) if len(text) <= _LONGEST_TEXT:
                     self.words.add_text(text)
+                case ast.Call() if _is_write(node):
+                    self.written.update(Path(text).name for text in _texts_in(node))
                 case ast.Call(func=ast.Attribute(attr=name) | ast.Name(id=name)):
                     self.lists_texts |= name in _LISTINGS and not _has_name(node)
                     self.imports_any |= name in _IMPORTS and not _has_name(node)
@@ -273,8 +282,22 @@ class _Imports:
 
 def _has_name(call: ast.Call) -> bool:
     """Whether a call has a text that can be the name of a file, unlike `"*"`."""
-    texts = [node.value for node in ast.walk(call) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
-    return any(map(str.isalpha, "".join(texts)))
+    return any(map(str.isalpha, "".join(_texts_in(call))))
+
+
+def _is_write(call: ast.Call) -> bool:
+    """Whether a call writes a file: `open(path, "a")`, `path.open("w")`, `path.touch()`."""
+    match call.func:
+        case ast.Attribute(attr=name) if name in _WRITES:
+            return True
+        case ast.Attribute(attr="open") | ast.Name(id="open"):
+            modes = [*call.args, *(keyword.value for keyword in call.keywords if keyword.arg == "mode")]
+            return any(isinstance(mode, ast.Constant) and mode.value in _WRITE_MODES for mode in modes)
+    return False
+
+
+def _texts_in(node: ast.AST) -> list[str]:
+    return [part.value for part in ast.walk(node) if isinstance(part, ast.Constant) and isinstance(part.value, str)]
 
 
 def _is_namespace(name: str, folders: list[str]) -> bool:
@@ -361,6 +384,8 @@ def _can_be_read(path: Path) -> bool:
     suffix = path.suffix.lower()
     if suffix in SOURCE_SUFFIXES:
         return True
+    if suffix not in TEXT_SUFFIXES | DATA_SUFFIXES and path.is_file() and not path.stat().st_size:
+        return False  # a marker, such as `done`
     if path.name == _RESULT or suffix in _OWN_STATE or (path.name[0] == "." and suffix not in TEXT_SUFFIXES):
         return False
     return not _SCRATCH.fullmatch(path.stem)

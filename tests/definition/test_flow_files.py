@@ -19,7 +19,7 @@ FLEX = "entry: main:run\n"
 def write(folder: Path, files: dict[str, str] | Collection[str]) -> None:
     for name in files:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(files[name] if isinstance(files, dict) else "")
+        (folder / name).write_text(files[name] if isinstance(files, dict) else "x = 1\n")
 
 
 def names_of(folder: Path, flow: str, **options: Any) -> set[str]:
@@ -101,6 +101,25 @@ def test_data_and_texts_for_people_and_other_files_count_if_a_source_names_them(
     write(tmp_path, {"flow.flex.yaml": FLEX, "main.py": f"def run(q): return open('{named}').read()\n", named: "x"})
 
     assert named in names_of(tmp_path, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "def run(q):\n    with open('seen', 'a') as file: file.write(q)\n",
+        "def run(q):\n    with (HERE / 'seen').open(mode='w') as file: file.write(q)\n",
+        "def run(q): HERE.joinpath('seen').write_bytes(q)\n",
+        "def run(q): return (HERE / 'seen').exists() or (HERE / 'seen').touch()\n",
+    ],
+)
+def test_a_file_that_the_code_itself_writes_does_not_count(code: str, tmp_path: Path) -> None:
+    write(tmp_path, {"flow.flex.yaml": FLEX, "main.py": code, "seen": "a line"})
+    assert names_of(tmp_path, str(tmp_path)) == {"flow.flex.yaml", "main.py"}
+
+
+def test_an_empty_marker_does_not_count(tmp_path: Path) -> None:
+    write(tmp_path, {"flow.flex.yaml": FLEX, "main.py": "from os.path import exists\nexists('done')\n", "done": ""})
+    assert names_of(tmp_path, str(tmp_path)) == {"flow.flex.yaml", "main.py"}
 
 
 def test_what_a_run_reads_as_data_or_writes_is_left_out(tmp_path: Path) -> None:
