@@ -66,6 +66,28 @@ _LISTINGS: Final = frozenset({"glob", "iglob", "iterdir", "listdir", "rglob", "s
 """Functions that list a folder."""
 _IMPORTS: Final = frozenset({"__import__", "import_module", "iter_modules", "walk_packages"})
 """Functions that import or find modules by names that can be made while the code runs."""
+ASSET_SUFFIXES: Final = OTHER_SOURCE_SUFFIXES | frozenset(
+    {
+        *(".bin", ".bmp", ".bz2", ".faiss", ".gif", ".gz", ".h5", ".jpeg", ".jpg", ".joblib", ".mp3", ".npy", ".npz"),
+        *(
+            ".onnx",
+            ".pdf",
+            ".pickle",
+            ".pkl",
+            ".png",
+            ".pt",
+            ".safetensors",
+            ".svg",
+            ".wav",
+            ".webp",
+            ".xlsx",
+            ".xz",
+            ".zip",
+        ),
+        ".zst",
+    }
+)
+"""Other files that count if a source names them. Files of unknown kinds are mostly markers that code writes."""
 _WRITES: Final = frozenset({"symlink_to", "touch", "unlink", "write_bytes", "write_text"})
 """Methods that write the file that they are called on."""
 _WRITE_MODES: Final = frozenset({f"{mode}{more}" for mode in "wax" for more in ("", "b", "t", "+", "b+", "+b")})
@@ -215,10 +237,14 @@ class _Imports:
         suffix = file.suffix.lower()
         if self.imports_any if suffix == ".py" else self.lists_texts and not _needs_name(file, texts):
             return True
-        if file.name in self.written and suffix not in texts | DATA_SUFFIXES:
+        path = file.relative_to(folder)
+        is_text = suffix in texts | DATA_SUFFIXES
+        # Without a suffix, a prompt is written `PROMPT` or `prompts/system`.
+        is_prompt = not suffix and (file.name.isupper() or len(path.parts) > 1)
+        if not is_text and (file.name in self.written or not (is_prompt or suffix in ASSET_SUFFIXES)):
             return False
         # `name="model"` is no reason to compare `model.bin`.
-        return self.words.name(file.relative_to(folder), without_suffix=suffix in texts | DATA_SUFFIXES)
+        return self.words.name(path, without_suffix=is_text)
 
     def _add_text_of(self, file: Path) -> None:
         """A template or a yaml can name further files."""

@@ -111,7 +111,7 @@ class PhysicalLines:
 
 
 def read_jsonl(lines: PhysicalLines) -> Iterator[Row]:
-    """Give one row per line of JSON; blank lines are skipped. An object over several lines is one row with an error.
+    """Give one row per line of JSON; blank lines are skipped.
 
     Raises:
         InvalidUserData: The first value spans several lines, so none of the lines is a row.
@@ -124,19 +124,8 @@ def read_jsonl(lines: PhysicalLines) -> Iterator[Row]:
             raise _data_error(
                 lines.file, head[0][0].line, head[0][0].offset or 0, _SPANS_LINES + _ON_ONE_LINE[start[-1]]
             )
-    opened: Row | None = None
-    """A row whose object can continue in the lines after it."""
-    for row, start in chain(head, rows):
-        if opened and row.error and (not start or start[0].isspace()):
-            opened = _bad_row(opened.file, opened.line, opened.offset, _SPANS_LINES + _ON_ONE_LINE["{"])
-            continue
-        if opened:
-            yield opened
-        opened = row if start.endswith("{") else None
-        if not opened:
-            yield row
-    if opened:
-        yield opened
+    for row, _ in chain(head, rows):
+        yield row
     if lines.cut_off:
         yield lines.cut_off
 

@@ -245,7 +245,7 @@ class TestObjects:
         assert entry_of(flow) == Entry(__name__, target.__qualname__, file=HERE)
         assert (flow.name, flow.working_dir) == (target.__qualname__, HERE.parent)
         assert flow.source == f"{__name__}:{target.__qualname__}"
-        assert files_of(flow).files == (HERE,)
+        assert HERE in files_of(flow).files
 
     @pytest.mark.parametrize(
         ("target", "name", "argument", "result"),
@@ -269,7 +269,7 @@ class TestObjects:
     def test_a_nested_function_keeps_its_file_for_the_fingerprint(self) -> None:
         def nested() -> None: ...
 
-        assert files_of(load_flow(nested)).files == (HERE,)
+        assert HERE in files_of(load_flow(nested)).files
 
     def test_the_interpreters_own_run_in_the_current_directory(self) -> None:
         assert load_flow(json.loads).working_dir == Path.cwd()

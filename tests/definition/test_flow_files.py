@@ -89,7 +89,6 @@ def test_data_outputs_caches_and_texts_for_people_do_not(tmp_path: Path, name: s
             "examples/few.csv",
             "README.md",
             "PROMPT",
-            "system.xyz",
             "few.json.gz",
             "model.pkl",
             "few_shot.png",
@@ -114,6 +113,13 @@ def test_data_and_texts_for_people_and_other_files_count_if_a_source_names_them(
 )
 def test_a_file_that_the_code_itself_writes_does_not_count(code: str, tmp_path: Path) -> None:
     write(tmp_path, {"flow.flex.yaml": FLEX, "main.py": code, "seen": "a line"})
+    assert names_of(tmp_path, str(tmp_path)) == {"flow.flex.yaml", "main.py"}
+
+
+@pytest.mark.parametrize("name", ["healed", "witness.ready", "done.xyz"])
+def test_a_file_of_an_unknown_kind_does_not_count(name: str, tmp_path: Path) -> None:
+    code = f"from pathlib import Path\nMARK = Path('{name}')\ndef run(q): return MARK.exists() or MARK.open('a')\n"
+    write(tmp_path, {"flow.flex.yaml": FLEX, "main.py": code, name: "a line"})
     assert names_of(tmp_path, str(tmp_path)) == {"flow.flex.yaml", "main.py"}
 
 
@@ -154,7 +160,7 @@ HELPERS = {
         "prompts/a.txt", "prompts/b.txt",
     },
     "import glob\nglob.glob('*.md')": {"note.md"},
-    "def g(k): return open(f'some_{k}')": {"some_shot", "some_texts.html"},
+    "def g(k): return open(f'some_{k}')": {"some_texts.html"},
     "import importlib\ndef g(k): return importlib.import_module('help' + '_' + k)": set(),
     "import importlib\ndef g(k): return importlib.import_module(f'hel_{k}')": {"hel_per.py"},
     "import importlib\ndef g(k): return importlib.import_module(k)": {
