@@ -410,7 +410,7 @@ def _can_be_read(path: Path) -> bool:
     suffix = path.suffix.lower()
     if suffix in SOURCE_SUFFIXES:
         return True
-    if suffix not in TEXT_SUFFIXES | DATA_SUFFIXES and path.is_file() and not path.stat().st_size:
+    if suffix not in TEXT_SUFFIXES | DATA_SUFFIXES | ASSET_SUFFIXES and path.is_file() and not path.stat().st_size:
         return False  # a marker, such as `done`
     if path.name == _RESULT or suffix in _OWN_STATE or (path.name[0] == "." and suffix not in TEXT_SUFFIXES):
         return False
