@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from prefect_batchflow.blocks import is_block
 from prefect_batchflow.connections.files import is_connection_file
 from prefect_batchflow.definition.load import NAMED_CALLABLE
 from prefect_batchflow.exceptions import InvalidOptionError
@@ -47,7 +48,7 @@ def check_roots(request: BatchRequest, roots: str) -> None:
         (f"connection {name}", place) for name, place in request.connections.items() if is_connection_file(place)
     ]
     places += [("working_dir", request.working_dir), ("output_dir", request.output_dir)]
-    if request.storage != default_storage_url() and not request.storage.startswith("batchflow-run-storage/"):
+    if request.storage != default_storage_url() and not is_block(request.storage):
         places.append(("storage", request.storage))
     # The check sees data with its variables filled in; the message shows it as it was given.
     given = [*request.sources.items(), *(("image_roots", root) for root in request.image_roots)]

@@ -12,10 +12,11 @@ import sys
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from pydantic import SecretStr
+from typed_command import Shown
 from waiting import wait_until
 
 from prefect_batchflow import exceptions
@@ -50,18 +51,6 @@ def hang(place: str) -> str:
     return "done"
 """
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
-
-
-class Shown(NamedTuple):
-    """What a command left behind."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def document(self) -> Any:
-        return json.loads(self.out)
 
 
 @pytest.fixture

@@ -6,10 +6,11 @@ import getpass
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import pytest
 from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL
+from typed_command import Shown
 
 from prefect_batchflow.blocks import CustomConnectionBlock
 from prefect_batchflow.cli.commands import main
@@ -25,16 +26,6 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 CANARY = "sk-canary-0a1b2c3d4e5f"
 OTHER = "sk-second-9f8e7d6c5b4a"
 OPEN_AI = f"name: cmd_ai\ntype: open_ai\napi_key: {CANARY}\nbase_url: https://x/v1\n"
-
-
-class Shown(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-    @property
-    def document(self) -> Any:
-        return json.loads(self.out)
 
 
 @pytest.fixture

@@ -8,9 +8,10 @@ import os
 import subprocess
 import sys
 from textwrap import dedent
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from typed_command import Shown
 
 from prefect_batchflow.cli.commands import app, main
 
@@ -49,16 +50,6 @@ CODE = """
         def __aggregate__(self, results: list) -> dict:
             return {"n": len(results)}
 """
-
-
-class Shown(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-    @property
-    def document(self) -> Any:
-        return json.loads(self.out)
 
 
 @pytest.fixture

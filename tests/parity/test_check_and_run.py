@@ -7,21 +7,16 @@ only an import shows to be wrong; a check with one always agrees.
 from __future__ import annotations
 
 import asyncio
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from comparable import connections_of, entry_of, surroundings
 from declared import all_cases
-from echo_model import running_model
 
 from prefect_batchflow.cli.flow_check import check_flow
 from prefect_batchflow.exceptions import BatchflowException, FlowNotFoundError
 from prefect_batchflow.run.starting import FlowRequest, starting
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 CASES = all_cases()
 SAMPLES = Path(__file__).parents[2] / "flows"
@@ -34,24 +29,6 @@ CANNOT_TELL = {
 }
 """Flows that load, of which a check says that lines can fail."""
 AI = {"type": "OpenAIConnection", "value": {"api_key": "k", "base_url": "http://127.0.0.1:9"}}
-
-
-@pytest.fixture(scope="module")
-def model_url() -> Iterator[str]:
-    with running_model() as address:
-        yield address
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where a case's files go; modules that are imported from it are forgotten afterwards."""
-    path = tmp_path / "flow"
-    path.mkdir()
-    monkeypatch.syspath_prepend(str(path))
-    yield path
-    for name, module in list(sys.modules.items()):
-        if str(getattr(module, "__file__", None) or "").startswith(str(path)):
-            del sys.modules[name]
 
 
 def refusal(request: FlowRequest) -> str:

@@ -13,19 +13,16 @@ A run of ours costs a second or two, most of it Prefect's task runs. So by defau
 from __future__ import annotations
 
 import shutil
-import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from comparable import as_text, surroundings
 from declared import Case, all_cases
 from differences import DIFFERENCES
-from echo_model import running_model
 from record import recordings
 from replay import run_engine, run_stages
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 CASES = all_cases()
@@ -40,24 +37,6 @@ BY_ENGINE = {
     "sample_ticket_triage",
 }
 """Cases that go through the engine by default, besides those that only it can run."""
-
-
-@pytest.fixture(scope="module")
-def model_url() -> Iterator[str]:
-    with running_model() as address:
-        yield address
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where a case's files go; modules that are imported from it are forgotten afterwards."""
-    path = tmp_path / "flow"
-    path.mkdir()
-    monkeypatch.syspath_prepend(str(path))
-    yield path
-    for name, module in list(sys.modules.items()):
-        if str(getattr(module, "__file__", None) or "").startswith(str(path)):
-            del sys.modules[name]
 
 
 def needs_engine(case: Case) -> bool:
