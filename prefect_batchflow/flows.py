@@ -12,7 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import fastapi.encoders  # noqa: F401 - otherwise Prefect imports it in the first call of a flow
+import prefect.flow_engine
+import prefect.task_engine
+import prefect.utilities.visualization  # noqa: F401 - otherwise Prefect imports these four in the first call of a flow
 from prefect import flow, runtime
 from prefect.client.schemas.objects import State
 from prefect.exceptions import ParameterTypeError

@@ -225,7 +225,8 @@ class RunOptions:
         int,
         Limit(
             "Worker processes for sync code. Each runs one line at a time.",
-            empty="auto: begin with 4, add more up to max_concurrency and 64 while lines wait, and end some while they compute",
+            empty="auto: begin with one per processor (2 to 4), add more up to max_concurrency and 64 while lines wait, "
+            "and end some while they compute",
             word="auto",
             at_least=1,
             at_most=1024,

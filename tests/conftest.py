@@ -63,6 +63,18 @@ def prefect_server() -> Iterator[None]:
 
 
 @pytest.fixture
+def no_blocks(prefect_server: None) -> Iterator[None]:
+    """Delete the connection blocks that a test saves, because the flows of later tests would find them by name."""
+    yield
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        for block in client.read_block_documents():
+            if block.block_type is not None and block.block_type.slug.endswith("-connection"):
+                client.delete_block_document(block.id)
+
+
+@pytest.fixture
 def model_server() -> Iterator[ModelServer]:
     """A model service over HTTP, which echoes what it is asked."""
     from model_server import ModelServer

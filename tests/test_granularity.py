@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -257,6 +258,7 @@ else:
 """
 
 
+@pytest.mark.programs
 @pytest.mark.usefixtures("prefect_server")
 @pytest.mark.parametrize(
     ("door", "granularity", "retries"),
@@ -276,7 +278,8 @@ def test_three_hundred_failing_lines_with_long_messages_print_at_most_a_screen(
         words = [sys.executable, "-m", "prefect_batchflow.cli", "run", flow, "--data", str(rows)]
         words += ["--storage", str(storage), "--granularity", granularity, "--retries", str(retries)]
 
-    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
+    env = {**os.environ, "PREFECT_API_URL": str(PREFECT_API_URL.value())}
+    done = subprocess.run(words, env=env, capture_output=True, text=True, check=False, timeout=120)
 
     printed = done.stdout + done.stderr
     assert "300 failed" in printed or "300 of 300 lines failed" in printed

@@ -125,7 +125,9 @@ def is_in_place() -> bool:
 
 
 def uninstall() -> None:
-    """Remove the mirror and its modules."""
+    """Remove the mirror, its modules, and its folder for other processes."""
+    if FOR_PROCESSES in sys.path:
+        sys.path.remove(FOR_PROCESSES)
     if ShimFinder in sys.meta_path:
         sys.meta_path.remove(ShimFinder)
         for name in PROVIDED:

@@ -8,6 +8,7 @@ import os
 import re
 from dataclasses import dataclass
 from importlib import metadata
+from importlib.machinery import PathFinder
 from typing import TYPE_CHECKING
 
 from prefect_batchflow.definition.flow import Entry
@@ -79,14 +80,23 @@ def package_versions(modules: Iterable[str]) -> dict[str, str]:
             versions[module] = metadata.version(module)
         except (metadata.PackageNotFoundError, ValueError):
             unknown.append(module)
-    for package in {package for module in unknown for package in _packages_of(module)}:
-        versions[package] = metadata.version(package)
+    for module in unknown:
+        versions |= _packages_of(module)
     return dict(sorted(versions.items()))
 
 
 @functools.cache
-def _packages_of(module: str) -> tuple[str, ...]:
-    return tuple(metadata.packages_distributions().get(module, ()))
+def _packages_of(module: str) -> dict[str, str]:
+    """The packages with a module, and their versions. `metadata.packages_distributions` parses all files of all packages."""
+    if not module or PathFinder.find_spec(module) is None:
+        return {}
+    has_file = re.compile(rf"^{re.escape(module)}(/|\.[\w.-]+,)", re.MULTILINE)
+    found = {}
+    for package in metadata.distributions():
+        named = package.read_text("top_level.txt")
+        if module in named.split() if named else has_file.search(package.read_text("RECORD") or ""):
+            found[package.metadata["Name"]] = package.version
+    return found
 
 
 def _listed(texts: list[str]) -> str:

@@ -529,7 +529,7 @@ def test_init_values_that_are_not_kept_are_asked_for(
     assert (resumed.status, resumed.document["result"]["completed_lines"]) == (0, 3)
 
 
-@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.usefixtures("no_blocks")
 def test_a_resume_takes_connections_from_the_same_blocks(
     batchflow: Callable[..., Shown], write_rows: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -3,9 +3,9 @@
 What is compared: run status, counts, node status, outputs, metrics, tokens, the codes of errors, and what user code raised.
 Numbers strictly: 1, 1.0 and true differ. `record.py` made the recordings; a case that was changed since says so.
 
-A run of ours costs a second or two, most of it Prefect's task runs. So by default a case is run by its stages alone
-(`replay.run_stages`): the same functions and worker processes, without Prefect and without the run storage. Cases of what only
-`BatchEngine` does, and one of each area, go through the engine. `pytest -m parity` runs all of them through the engine.
+`pytest -m parity` runs each case twice: by its stages alone (`replay.run_stages`), which are the same functions and worker
+processes without Prefect and the run storage, and through the engine. The quick tests run, through the engine, the cases of
+what only `BatchEngine` does, and one of each area.
 
 `DIFFERENCES` are meant: there our value is asserted, and that promptflow's is another.
 """
@@ -36,7 +36,7 @@ BY_ENGINE = {
     "flex_aggregate",
     "sample_ticket_triage",
 }
-"""Cases that go through the engine by default, besides those that only it can run."""
+"""Cases among the quick tests, besides those that only the engine can run."""
 
 
 def needs_engine(case: Case) -> bool:
@@ -64,6 +64,7 @@ def compare(case: Case, ours: dict[str, Any]) -> None:
     assert as_text(ours) == as_text(meant), difference.why
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("name", [n for n in CASES if not (n in BY_ENGINE or needs_engine(CASES[n]))])
 @pytest.mark.filterwarnings("ignore:.*is left out")
 def test_the_stages_give_what_promptflow_gave(name: str, folder: Path, model_url: str) -> None:

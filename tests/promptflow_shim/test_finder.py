@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from prefect_batchflow.execution.program.loader import prepare_imports
 from prefect_batchflow.promptflow_shim import install, uninstall
 from prefect_batchflow.promptflow_shim.finder import ShimFinder
 from prefect_batchflow.tools.context import log_metric
@@ -104,8 +105,9 @@ def test_installing_twice_is_once() -> None:
     assert sys.meta_path.count(ShimFinder) == 1
 
 
-def test_uninstalling_leaves_nothing() -> None:
-    install()
+def test_uninstalling_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert prepare_imports(str(tmp_path))
     importlib.import_module("promptflow.core")
 
     uninstall()

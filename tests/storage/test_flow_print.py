@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import metadata
+from importlib.machinery import PathFinder
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -94,8 +95,13 @@ def test_a_change_of_packages_names_the_versions() -> None:
     ]
 
 
-def test_versions_are_those_of_the_packages_that_have_the_modules(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_packages_of", {"yaml": ("PyYAML",), "no_such_module": ()}.get)
-
+def test_versions_are_those_of_the_packages_that_have_the_modules() -> None:
     assert package_versions(["yaml", "no_such_module"]) == {"PyYAML": metadata.version("PyYAML")}
     assert package_versions(["jinja2"]) == {"jinja2": metadata.version("jinja2")}
+
+
+def test_each_module_is_found_in_the_packages_that_have_it() -> None:
+    for name, packages in metadata.packages_distributions().items():
+        if PathFinder.find_spec(name) is not None:
+            assert set(package_versions([name])) <= {name, *packages}
+            assert set(module._packages_of(name)) == set(packages)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Final
 
 from prefect_batchflow.execution.workers.measuring import Usage, free_bytes, private_bytes, usable_cpus, usage_of
 from prefect_batchflow.execution.workers.worker_count import (
-    BEGIN_WITH,
     MOST_WORKERS,
     Measured,
     WorkerCount,
+    begin_with,
     worth_having,
 )
 
@@ -57,7 +57,7 @@ class Autoscaler:
         self._workers, self._lines_wait, self._on_count = workers, lines_wait, on_count
         self._lines_left = lines_left
         self._cpus = usable_cpus() if alone else 1.0
-        self._count = WorkerCount(most, self._cpus, BEGIN_WITH if alone else 1)
+        self._count = WorkerCount(most, self._cpus, begin_with(self._cpus) if alone else 1)
         self._line_bytes = (line_memory_mb or 0) * _MB
         self._seen: dict[WorkerProcess, tuple[float, Usage, int]] = {}
         """By worker, what it had done when it was last looked at: seconds of lines, usage, ended lines."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 BEGIN_WITH: Final = 4
+"""The most workers that a run begins with."""
 MOST_WORKERS: Final = 64
 WAITS_BELOW: Final = 0.2
 """Lines that spend less of their time on a processor, or waiting for one, get more workers."""
@@ -82,6 +83,15 @@ def worth_having(left_sec: float, start_cpu_sec: float, cpus: float) -> int:
     if start_cpu_sec < QUICK_START_SEC:
         return MOST_WORKERS
     return max(1, round(math.sqrt(left_sec * cpus / start_cpu_sec)))
+
+
+def begin_with(cpus: float) -> int:
+    """The number of workers that a run begins with: one per processor, 2 to `BEGIN_WITH`.
+
+    Lines that compute need no more than one per processor, and each worker takes processor time to start. Lines that wait get
+    more after a quarter of a second.
+    """
+    return min(BEGIN_WITH, max(2, round(cpus)))
 
 
 class WorkerCount:

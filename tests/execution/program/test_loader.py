@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pytest
 from tool_package import install_package
 
+from prefect_batchflow import promptflow_shim
 from prefect_batchflow.definition.flow import FlowInput
 from prefect_batchflow.definition.load import load_flow
 from prefect_batchflow.exceptions import (
@@ -733,6 +734,7 @@ class TestPromptflowInstalled:
     @pytest.fixture(autouse=True)
     def promptflow(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """A promptflow of the real one's shape: own marks, and metrics that go to loggers."""
+        promptflow_shim.uninstall()
         core = tmp_path / "site" / "promptflow"
         (core / "core").mkdir(parents=True)
         (core / "_core").mkdir()

@@ -23,6 +23,7 @@ from prefect_batchflow.execution.workers.worker_count import (
     MOST_WORKERS,
     Measured,
     WorkerCount,
+    begin_with,
     worth_having,
 )
 
@@ -147,6 +148,11 @@ def test_a_worker_is_worth_its_start_only_for_enough_work(
         return left_sec / count + count * start_cpu_sec / cpus
 
     assert seconds(workers) <= min(seconds(count) for count in range(1, 200)) * 1.01
+
+
+@pytest.mark.parametrize(("cpus", "workers"), [(0.5, 2), (1, 2), (2, 2), (2.6, 3), (4, 4), (64, 4)])
+def test_a_run_begins_with_a_worker_per_processor_two_to_four(cpus: float, workers: int) -> None:
+    assert begin_with(cpus) == workers
 
 
 def test_a_quick_start_is_always_worth_it() -> None:
@@ -340,7 +346,8 @@ ASYNC = "1 worker process with up to 30 lines at once, because the flow's code i
 
 @pytest.mark.anyio
 class TestAPool:
-    async def test_lines_that_wait_run_all_at_once(self, tmp_path: Path) -> None:
+    async def test_lines_that_wait_run_all_at_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(autoscaling, "usable_cpus", lambda: 4.0)
         async with running_pool(flow_of(tmp_path, WAITS), worker_count=0, max_concurrency=9) as pool:
             assert (pool.slots, pool.most_slots) == (BEGIN_WITH, 9)
             changed: list[int] = []
@@ -363,12 +370,12 @@ class TestAPool:
         async with running_pool(flow_of(tmp_path, slow), worker_count=0) as pool:
             pool.lines_left = lambda: 1  # so that it holds when the machine is busy and lines wait long
             lines = [asyncio.ensure_future(run(pool, number, n=number)) for number in range(12)]
-            await eventually(lambda: len(pool.running()) == BEGIN_WITH, description="four lines run")
+            await eventually(lambda: len(pool.running()) == 2, description="two lines run")
             assert pool._autoscaler is not None
             for _ in range(3):
                 await asyncio.sleep(0.05)
                 pool._autoscaler._look()
-            assert pool.slots == BEGIN_WITH
+            assert pool.slots == 2
             (tmp_path / "go").touch()
             await asyncio.gather(*lines)
 
@@ -387,6 +394,7 @@ class TestAPool:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(autoscaling, "usable_cpus", lambda: 1.0)
+        monkeypatch.setattr(autoscaling, "begin_with", lambda _cpus: 4)
         async with running_pool(flow_of(tmp_path, COMPUTES), worker_count=0) as pool:
 
             async def feed(first: int) -> list[Any]:
