@@ -5,7 +5,6 @@ The texts of its form are in `settings`, beside the options.
 
 import asyncio
 import inspect
-import os
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -36,7 +35,7 @@ from prefect_batchflow.results.texts import encodable, encodable_value
 from prefect_batchflow.run.batch_run import run_stages
 from prefect_batchflow.run.ending import server_is_gone
 from prefect_batchflow.run.handle import LiveRun, current_live_run, handed_over
-from prefect_batchflow.run.roots import ROOTS_VARIABLE, check_roots
+from prefect_batchflow.run.roots import Roots
 from prefect_batchflow.run.signals import signals_cancel
 from prefect_batchflow.settings import OPTION_NAMES, PARAMETERS, BatchRequest, RunOptions, default_storage_url
 from prefect_batchflow.storage.keys import check_run_id
@@ -97,8 +96,7 @@ async def batch_run(*args: Any, **parameters: Any) -> State[Any]:
     live = current_live_run()
     try:
         request = request_of({**dict(zip(PARAMETERS, args, strict=False)), **parameters, **live.parameters})
-        if current_flow_run().deployment_id is not None:
-            check_roots(request, os.environ.get(ROOTS_VARIABLE, ""))
+        Roots.of_flow_run(current_flow_run().deployment_id).check(request)
         work = asyncio.ensure_future(run_stages(request, live))
         with signals_cancel(lambda reason, drain: live.cancel(reason, drain=drain), work.cancel):
             result = await _uncancelled(work, live)

@@ -75,15 +75,29 @@ def load_flow(
     return flow
 
 
+def named_place(text: str, working_dir: Path | None) -> tuple[Path | None, str]:
+    """Give the path that a flow's text names, and the attribute in that file, empty for a path alone.
+
+    The path is `None` for `module:attribute`. Nothing has to exist.
+
+    Raises:
+        FlowNotFoundError: The text cannot be a path.
+    """
+    named = NAMED_CALLABLE.fullmatch(text)
+    if named is None or _locate(text, working_dir).exists():
+        return _locate(text, working_dir), ""
+    return _locate(named["file"], working_dir) if named["file"] else None, named["attribute"]
+
+
 def _flow_of_text(
     text: str, working_dir: Path | None, variant: str, node_connections: Mapping[str, Mapping[str, str]]
 ) -> Flow:
-    named = NAMED_CALLABLE.fullmatch(text)
-    if named and not _locate(text, working_dir).exists():
-        if named["file"]:
-            return flex.flow_of_file(_existing(named["file"], working_dir), named["attribute"], working_dir)
-        return flex.flow_of_module(named["module"], named["attribute"], working_dir)
-    path = _existing(text, working_dir)
+    place, attribute = named_place(text, working_dir)
+    if place is None:
+        return flex.flow_of_module(text.partition(":")[0], attribute, working_dir)
+    path = _existing(place)
+    if attribute:
+        return flex.flow_of_file(path, attribute, working_dir)
     file = _definition_in(path) if path.is_dir() else path
     folder = working_dir or file.parent
     match file.suffix:
@@ -151,8 +165,7 @@ def _locate(text: str, folder: Path | None) -> Path:
         raise FlowNotFoundError(f"No flow at {text!r}: {exc}.") from exc
 
 
-def _existing(text: str, folder: Path | None) -> Path:
-    path = _locate(text, folder)
+def _existing(path: Path) -> Path:
     if path.exists():
         return path
     nearest = next(parent for parent in path.parents if parent.is_dir())

@@ -75,6 +75,22 @@ def located_image_roots(roots: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(located.values()))
 
 
+def local_folder(folder: str) -> Path | None:
+    """Give the folder of an `output_dir` on this machine, absolute; `None` if it is empty.
+
+    Raises:
+        InvalidOptionError: It is the URL of another place.
+    """
+    if not folder:
+        return None
+    if "://" in folder and not folder.startswith("file://"):
+        raise InvalidOptionError(
+            f"The output_dir {folder!r} is not a folder on this machine. Give a local folder. The run storage can be remote, "
+            "and it has the outputs too."
+        )
+    return Path(absolute(folder.removeprefix("file://")))
+
+
 def shown_url(url: str) -> str:
     """Give an address for messages: without credentials and query. A path stays as it is."""
     start, scheme, rest = url.partition("://")

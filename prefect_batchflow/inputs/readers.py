@@ -27,7 +27,7 @@ from prefect_batchflow.inputs.mapping import LINE_NUMBER, number_columns
 from prefect_batchflow.inputs.places import OBJECT_STORES, fixed_folder, fresh_listings, is_local_path, locate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from prefect_batchflow.inputs.formats import Update
 
@@ -81,7 +81,12 @@ class Source(Protocol):
 
 
 def open_source(
-    url: str | Path, *, name: str, base_dir: str | Path | None = None, line_number_column: str = LINE_NUMBER
+    url: str | Path,
+    *,
+    name: str,
+    base_dir: str | Path | None = None,
+    line_number_column: str = LINE_NUMBER,
+    may_read: Callable[[str], bool] | None = None,
 ) -> Source:
     """Give the rows of a file, a folder or a pattern; they are read later.
 
@@ -93,6 +98,8 @@ def open_source(
         name: The source's name in mappings: `data` in `${data.question}`.
         base_dir: The folder that relative paths start from; `None` is the current directory.
         line_number_column: As in the options of a run.
+        may_read: Whether a path on this machine can be read, links followed; `None` allows all. It is asked about each file
+            that the URL leads to, and about the folder of images.
 
     Raises:
         InvalidUserData: The URL is a chain (`::`), or a variable is not set. Other errors appear when the rows are read.
@@ -104,7 +111,7 @@ def open_source(
             "of a file or folder; .gz files are decompressed without a chain."
         )
     location = "/dev/stdin" if location == "-" else locate(location, base_dir)
-    source = _FileSource(name, location, _public(given), number_columns(line_number_column))
+    source = _FileSource(name, location, _public(given), number_columns(line_number_column), may_read)
     source.starts_here = base_dir is None and is_local_path(given) and not given.startswith(("/", "~", "$"))
     return source
 
@@ -161,14 +168,25 @@ class _File(NamedTuple):
 class _FileSource:
     """A file, a folder, a pattern or a pipe; looked up when first read."""
 
-    def __init__(self, name: str, location: str, shown: str, number_columns: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        name: str,
+        location: str,
+        shown: str,
+        number_columns: tuple[str, ...],
+        may_read: Callable[[str], bool] | None = None,
+    ) -> None:
         self.name = name
         self.url = shown
         self.number_columns = number_columns
+        self._may_read = may_read
         self._hidden: set[str] = set()
         """The files that were left out."""
         self._location = location
         self._protocol = location.partition("://")[0] if "://" in location else "file"
+        self._is_local = self._protocol in ("file", "local")
+        self._is_copied = False
+        """Whether it is a pipe's copy that is read."""
         self.starts_here = False
         """Whether its path was given relative to the current folder."""
         # A variable can hold a secret, and messages must not show it to someone who only names the variable.
@@ -183,7 +201,8 @@ class _FileSource:
         if self._protocol not in ("http", "https") and not os.path.lexists(place) and (fixed := fixed_folder(place)):
             return fixed.rstrip("/") or "/"
         is_folder = Path(place).is_dir() if self._protocol == "file" and "://" not in place else not _suffix(place)
-        return place.rstrip("/") if is_folder else place.partition("?")[0].rpartition("/")[0]
+        folder = place.rstrip("/") if is_folder else place.partition("?")[0].rpartition("/")[0]
+        return folder if self._may_read is None or self._may_read(folder) else None
 
     @property
     def _start(self) -> str:
@@ -201,6 +220,12 @@ class _FileSource:
             yield from self._read(file, update)
 
     def _read(self, file: _File, update: Update | None) -> Iterator[Row]:
+        if self._may_read is not None and self._is_local and not (self._is_copied or self._may_read(file.path)):
+            raise InvalidUserData(
+                f"Source '{self.name}': {file.shown} is a link that leads out of the places that this worker allows. Put the "
+                "file itself there.",
+                file=file.shown,
+            )
         with self._border(file.shown):
             opened = self._target[0].open(file.path, "rb")
         with opened as raw:
@@ -243,6 +268,7 @@ class _FileSource:
         copy = _temporary_file(self)
         with self._border(self.url), copy.open("wb") as to, Path(path).open("rb") as pipe:
             shutil.copyfileobj(pipe, to, _BLOCK_BYTES)
+        self._is_copied = True
         return [file._replace(path=str(copy))]
 
     def _files_that_fit(self, path: str, folder: str) -> list[_File]:

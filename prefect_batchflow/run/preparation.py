@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow.blocks import open_storage
 from prefect_batchflow.cluster.clusters import cluster_of
 from prefect_batchflow.exceptions import InvalidOptionError, UnsupportedFeatureError
 from prefect_batchflow.images.forms import form_of
-from prefect_batchflow.inputs.places import absolute, located_image_roots
+from prefect_batchflow.inputs.places import local_folder, located_image_roots
 from prefect_batchflow.inputs.readers import open_source
 from prefect_batchflow.lines import check, read_lines
-from prefect_batchflow.run.roots import ROOTS_VARIABLE, check_roots_of
+from prefect_batchflow.run.roots import Roots
 from prefect_batchflow.run.starting import FlowRequest, starting
 from prefect_batchflow.storage.source_run import (
     INPUTS,
@@ -29,6 +27,7 @@ from prefect_batchflow.storage.source_run import (
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from prefect_batchflow.blocks import RunStorageBlock
     from prefect_batchflow.cluster.clusters import Cluster
@@ -111,7 +110,7 @@ class Preparation:
         self._state = state
         self._request, self._options = state.request, state.options
         self._flow = start
-        self._output_dir = _local_folder(self._request.output_dir)
+        self._output_dir = local_folder(self._request.output_dir)
         self._check_cluster_options()
         self._cluster: Cluster | None = None
 
@@ -193,7 +192,11 @@ class Preparation:
                 "--data on the command line, `data` in a deployment's parameters, or `input_dirs` of BatchEngine.run."
             )
         column = self._options.line_number_column
-        given = [open_source(url, name=name, line_number_column=column) for name, url in request.sources.items()]
+        roots = Roots.of_flow_run(self._state.flow_run.deployment_id)
+        given = [
+            open_source(url, name=name, line_number_column=column, may_read=roots.may_read)
+            for name, url in request.sources.items()
+        ]
         return [*given, *await self._previous_sources(request.run, files)] if request.run else given
 
     async def _previous_sources(self, run_id: str, files: RunStorageBlock) -> list[Source]:
@@ -209,18 +212,7 @@ class Preparation:
             self._state.note(note)
         sources = [previous.outputs]
         if refers_to_inputs(self._request.inputs_mapping):
-            if self._state.flow_run.deployment_id is not None:
-                check_roots_of(INPUTS, previous_inputs_url(previous.manifest), os.environ.get(ROOTS_VARIABLE, ""))
-            sources.append(await asyncio.to_thread(open_previous_inputs, previous.manifest))
+            roots = Roots.of_flow_run(self._state.flow_run.deployment_id)
+            roots.check_source(INPUTS, previous_inputs_url(previous.manifest))
+            sources.append(await asyncio.to_thread(open_previous_inputs, previous.manifest, roots.may_read))
         return sources
-
-
-def _local_folder(folder: str) -> Path | None:
-    if not folder:
-        return None
-    if "://" in folder and not folder.startswith("file://"):
-        raise InvalidOptionError(
-            f"The output_dir {folder!r} is not a folder on this machine. Give a local folder. The run storage can be remote, "
-            "and it has the outputs too."
-        )
-    return Path(absolute(folder.removeprefix("file://")))

@@ -24,7 +24,7 @@ from prefect_batchflow.storage.manifest import require_manifest
 from prefect_batchflow.storage.outputs import read_result
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from prefect_batchflow.inputs.readers import Source
     from prefect_batchflow.storage.files import RunFiles
@@ -99,15 +99,17 @@ def previous_inputs_url(manifest: Manifest) -> str:
     return url
 
 
-def open_previous_inputs(manifest: Manifest) -> Source:
-    """Open the data of a run, unchanged since it ran.
+def open_previous_inputs(manifest: Manifest, may_read: Callable[[str], bool] | None = None) -> Source:
+    """Open the data of a run, unchanged since it ran. `may_read` is as in `open_source`.
 
     Raises:
         InvalidOptionError: The run has no data that can be read again.
         InvalidUserData: The data cannot be read, or has changed, so its rows would not match the outputs.
     """
     options = manifest.options
-    source = open_source(previous_inputs_url(manifest), name=INPUTS, line_number_column=options.line_number_column)
+    source = open_source(
+        previous_inputs_url(manifest), name=INPUTS, line_number_column=options.line_number_column, may_read=may_read
+    )
     now = Survey(source, ()).read(options.max_lines_count or None).summary.sha256[:32]
     if now != manifest.fingerprints.get("data:data"):
         raise InvalidUserData(
