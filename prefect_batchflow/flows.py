@@ -11,9 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import prefect.flow_engine
-import prefect.task_engine
-import prefect.utilities.visualization  # noqa: F401 - otherwise Prefect imports these four in the first call of a flow
 from prefect import flow, runtime
 from prefect.client.schemas.objects import State
 from prefect.exceptions import ParameterTypeError
@@ -23,7 +20,7 @@ from pydantic import ValidationError
 from prefect_batchflow.definition.document import environment_texts
 from prefect_batchflow.exceptions import BatchflowException, InvalidOptionError, UnexpectedError, told
 from prefect_batchflow.execution.program.importing import refuse_run_while_loading
-from prefect_batchflow.prefect_runtime import states
+from prefect_batchflow.prefect_runtime import imports, states  # noqa: F401 - imports are the purpose of `imports`
 from prefect_batchflow.prefect_runtime.flow_runs import current_flow_run, is_cancelled_in_prefect
 from prefect_batchflow.prefect_runtime.gone_server import give_up, let_go_of_server
 from prefect_batchflow.prefect_runtime.network import prepare_network

@@ -19,6 +19,8 @@ from prefect_batchflow import BatchEngine, Status
 if TYPE_CHECKING:
     from model_server import ModelServer
 
+pytestmark = pytest.mark.programs
+
 SAMPLE = Path(__file__).parents[1] / "flows" / "math_qa"
 ROWS = [json.loads(line) for line in (SAMPLE / "problems.jsonl").read_text().splitlines()]
 UNSURE = ROWS[3]["question"]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from model_server import ModelServer
 
-pytestmark = pytest.mark.usefixtures("no_blocks")
+pytestmark = [pytest.mark.programs, pytest.mark.usefixtures("no_blocks")]
 
 CANARY = "sk-canary-0a1b2c3d4e5f"
 OTHER = "sk-second-9f8e7d6c5b4a"

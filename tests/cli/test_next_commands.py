@@ -169,6 +169,7 @@ def given_much(tmp_path: Path, storage: Path) -> list[str]:
     return [*words, "--storage", str(storage), "--json"]
 
 
+@pytest.mark.programs
 @pytest.mark.usefixtures("prefect_server")
 @pytest.mark.parametrize("number", [0, 1], ids=["resume", "failed lines"])
 def test_the_printed_commands_run_in_a_shell(
@@ -217,6 +218,7 @@ def test_the_printed_commands_run_in_a_shell(
     assert "s3cr3t-canary" not in done.stdout + done.stderr + command
 
 
+@pytest.mark.programs
 @pytest.mark.usefixtures("prefect_server")
 def test_what_a_run_does_not_keep_has_a_place_in_the_command(
     tmp_path: Path, storage: Path, capsys: pytest.CaptureFixture[str], write_rows: Callable[..., Path]

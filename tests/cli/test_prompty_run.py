@@ -14,6 +14,8 @@ from prefect_batchflow.cli.commands import main
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.programs
+
 SAMPLE = Path(__file__).parents[2] / "flows" / "qa_prompty"
 ANSWER = {"answer": "Because.", "confidence": 0.5}
 

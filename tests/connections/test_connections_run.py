@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from prefect_batchflow.results.models import BatchResult
 
-pytestmark = pytest.mark.usefixtures("no_blocks")
+pytestmark = [pytest.mark.programs, pytest.mark.usefixtures("no_blocks")]
 
 CANARY = "sk-canary-0a1b2c3d4e5f"
 CONNECTIONS: dict[str, Any] = {

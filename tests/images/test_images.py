@@ -15,7 +15,7 @@ from prefect_batchflow.run.handle import LiveRun
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.usefixtures("prefect_server")
+pytestmark = [pytest.mark.programs, pytest.mark.usefixtures("prefect_server")]
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(8)
 JPEG = b"\xff\xd8\xff" + bytes(9)

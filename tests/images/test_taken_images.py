@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-pytestmark = pytest.mark.usefixtures("prefect_server")
+pytestmark = [pytest.mark.programs, pytest.mark.usefixtures("prefect_server")]
 
 PNG = b"\x89PNG\r\n\x1a\n"
 YAML = """

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-pytestmark = pytest.mark.usefixtures("prefect_server")
+pytestmark = [pytest.mark.programs, pytest.mark.usefixtures("prefect_server")]
 
 ROWS: list[dict[str, object]] = [{"q": "a", "text": "column"}, {"q": "b"}]
 FROM_COLUMN = ["a column", "b default"]

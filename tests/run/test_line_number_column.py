@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-pytestmark = pytest.mark.usefixtures("prefect_server")
+pytestmark = [pytest.mark.programs, pytest.mark.usefixtures("prefect_server")]
 
 REPEATED = "line_number,q\n1,a\n1,b\n2,c\n"
 """An evaluation's classic csv: where each case stands in some other file."""

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from prefect_batchflow.run.trial import Trial
 
+pytestmark = pytest.mark.programs
+
 CLASS = """\
 from promptflow.connections import CustomConnection
 class Main:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from prefect_batchflow.run.handle import ProgressReport
 
-pytestmark = pytest.mark.usefixtures("prefect_server")
+pytestmark = [pytest.mark.programs, pytest.mark.usefixtures("prefect_server")]
 
 WAIT_SEC = 1.5
 LLM = (

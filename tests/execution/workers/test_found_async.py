@@ -270,6 +270,7 @@ async def test_async_aggregations_of_sync_lines_share_a_loop(tmp_path: Path) -> 
     assert [one["metrics"] for one in runs] == [{"lines": 1}] * 2, runs[1]["error"]
 
 
+@pytest.mark.programs
 class TestLimits:
     async def test_a_line_that_waits_for_ever_is_cancelled_at_its_limit(self, tmp_path: Path) -> None:
         code = """

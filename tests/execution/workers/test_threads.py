@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from model_server import ModelServer
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.programs, pytest.mark.anyio]
 
 HEAD = """
 import asyncio, concurrent.futures, functools, multiprocessing.pool, os, queue, threading, _thread
