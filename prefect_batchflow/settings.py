@@ -331,8 +331,8 @@ class RunOptions:
         OnChange,
         Option(
             "When a run resumes and its data, mapping, flow, variant, node connections, constructor arguments or environment "
-            "variables have changed: refuse, reuse the lines whose inputs are the same, or rerun all lines. With resume_from, "
-            "reuse also allows a run of another flow.",
+            "variables have changed: refuse, reuse the lines whose inputs are the same, wherever they stand now, or rerun all "
+            "lines. With resume_from, reuse also allows a run of another flow.",
             is_kept=False,
         ),
     ] = "refuse"

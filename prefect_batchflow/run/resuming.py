@@ -18,6 +18,7 @@ from prefect_batchflow.definition.variants import parse_variant
 from prefect_batchflow.exceptions import InvalidOptionError, RunChangedError
 from prefect_batchflow.images.forms import form_of
 from prefect_batchflow.inputs.places import is_local_path, locate
+from prefect_batchflow.inputs.survey import Survey
 from prefect_batchflow.prefect_runtime.flow_runs import end_abandoned
 from prefect_batchflow.settings import PARAMETERS
 from prefect_batchflow.storage.control import supersede
@@ -33,21 +34,25 @@ from prefect_batchflow.storage.manifest import (
     versions,
     write_manifest,
 )
+from prefect_batchflow.storage.matching import History, copy_matches, known_lines
 from prefect_batchflow.storage.outputs import OUTPUT_FILES
 from prefect_batchflow.storage.records import RunRecords
 from prefect_batchflow.storage.taken_images import TakenImages
 from prefect_batchflow.storage.takeover import take_over_run, take_over_storage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from prefect_batchflow.run.preparation import Prepared
     from prefect_batchflow.run.state import RunState
     from prefect_batchflow.storage.flow_print import FlowPrint
     from prefect_batchflow.storage.index import RecordIndex
+    from prefect_batchflow.storage.matching import LineChanges, Matches
 
 FLOW_PARTS = frozenset({"flow", "packages", "init", "variant", "node_connections", "environment"})
 """The fingerprints that must be equal before lines of another run are taken over."""
+LINE_PARTS = frozenset({"inputs_mapping", "line_number_column", "inputs_with_default"})
+"""The fingerprints, besides those of the data, that decide which inputs the lines have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,14 +109,17 @@ class Resuming:
         before = await read_manifest(self._files, self._keys)
         flow = await self._flow_print()
         prints = self._fingerprints(flow)
-        changed = _changes(before, prints, flow) if before else []
+        changed = await self._changed(before, prints, flow) if before else {}
+        matches = await self._matches(before, changed) if before else None
+        if matches is not None:
+            changed = _with_counts(changed, matches.changes)
         if changed and state.options.on_change == "refuse":
             raise RunChangedError(
-                f"The run {self._request.run_id!r} has changed since it began: {', '.join(changed)}. Give another run id, or "
-                "on_change='reuse' to keep lines with the same inputs, or on_change='rerun' to run all lines again.",
-                changes=changed,
+                f"The run {self._request.run_id!r} has changed since it began: {'; '.join(changed.values())}. Give another run "
+                "id, or on_change='reuse' to keep lines with the same inputs, or on_change='rerun' to run all lines again.",
+                changes=list(changed.values()),
             )
-        for change in changed:
+        for change in changed.values():
             state.note(f"{change} since the run began; on_change is {state.options.on_change!r}")
         resume_from = self._request.resume_from
         if before and resume_from and resume_from not in {session.resumed_from for session in before.sessions}:
@@ -135,9 +143,16 @@ class Resuming:
         if state.stop.is_stopped:
             return None
         since = before.records_since if before else 0
+        contents_since = before.contents_since if before else None
         if changed and state.options.on_change == "rerun":
-            since = session
-        await write_manifest(self._files, self._keys, self._manifest(prints, flow, sessions, since))
+            since = contents_since = session
+        elif before is not None and matches is not None and not matches.are_in_place:
+            copied = await state.stop.unless_stopped(self._renumber(before, this_start, matches))
+            if copied is None:
+                return None
+            sessions[-1] = this_start.model_copy(update={"renumbers": "done"})
+            since, contents_since = session, History.of(before).since
+        await write_manifest(self._files, self._keys, self._manifest(prints, flow, sessions, since, contents_since))
         if before is not None:
             # Even if its last start ran here: a start before that can have left tasks on a cluster when it was killed.
             await supersede(self._files, self._keys, session)
@@ -150,6 +165,50 @@ class Resuming:
             state.note(f"{damage} Its lines run again.")
         return Resumed(session, since, records, index)
 
+    async def _changed(self, before: Manifest, prints: dict[str, str], flow: FlowPrint) -> dict[str, str]:
+        """The parts that differ from the run's earlier start, each described. Reading more or fewer rows is no change."""
+        now = dict(prints)
+        if before.options.max_lines_count != self._state.options.max_lines_count:
+            for source in self._prepared.sources:
+                part = f"data:{source.name}"
+                if part in before.fingerprints and before.fingerprints[part] != now[part]:
+                    survey = Survey(source, ())
+                    rows = before.options.max_lines_count or None
+                    now[part] = (await asyncio.to_thread(survey.read, rows)).summary.sha256[:32]
+        return _changes(before, now, flow)
+
+    async def _matches(self, before: Manifest, changed: Iterable[str]) -> Matches | None:
+        """Find the records of lines whose numbers may be others now. `None` if that is not so, or does not matter."""
+        is_unfinished = before.sessions[-1].renumbers == "begun"
+        on_change = self._state.options.on_change
+        if on_change == "rerun" and changed:
+            return None
+        moves_lines = any(part.startswith("data:") or part in LINE_PARTS for part in changed)
+        if not (is_unfinished or moves_lines or (changed and on_change == "reuse")):
+            return None
+        records = RunRecords(self._files, self._keys, session=0)
+        damaged: list[str] = []
+        known = await known_lines(records, History.of(before), damaged.append)
+        for damage in damaged:
+            self._state.note(f"{damage} Its lines run again.")
+        return await asyncio.to_thread(
+            known.match, self._prepared.lines(), before.total_lines, own_numbers=self._has_own_numbers
+        )
+
+    async def _renumber(self, before: Manifest, this_start: Session, matches: Matches) -> int:
+        """Copy the records of all lines under their numbers of now. If this is cut short, the next start does it again."""
+        begun = this_start.model_copy(update={"renumbers": "begun"})
+        await write_manifest(self._files, self._keys, before.model_copy(update={"sessions": [*before.sessions, begun]}))
+        own = RunRecords(self._files, self._keys, session=0)
+        copies = RunRecords(self._files, self._keys, session=len(before.sessions) + 1)
+        copied = await copy_matches(own, History.of(before), matches.numbers, copies.append)
+        self._state.logger.info("The records of %d lines are kept under other line numbers", copied)
+        return copied
+
+    @property
+    def _has_own_numbers(self) -> bool:
+        return any(source.own_numbers for source in self._prepared.inventory.sources)
+
     async def _take_over(self) -> None:
         """Copy completed lines of another run, or of a storage that the caller gave, into this run."""
         state, earlier = self._state, RunRecords(self._files, self._keys, session=0)
@@ -157,7 +216,15 @@ class Resuming:
             other = RunKeys(self._request.resume_from)
             manifest = await require_manifest(self._files, other)
             there = RunRecords(self._files, other, 0, manifest.records_since)
-            taken = await take_over_run(there, earlier, state.options.errors_to_rerun)
+            taken = await take_over_run(
+                there,
+                History.of(manifest),
+                self._prepared.lines(),
+                earlier,
+                state.options.errors_to_rerun,
+                total_before=manifest.total_lines,
+                own_numbers=self._has_own_numbers,
+            )
             state.logger.info("%d lines taken over from run %s", taken, self._request.resume_from)
         if (storage := state.live.resume_storage) is not None:
             others: list[int] = []
@@ -195,10 +262,10 @@ class Resuming:
         """Refuse lines of another flow. Other data or another mapping show in the inputs of each line."""
         flow = await self._flow_print()
         now = self._fingerprints(flow)
-        changed = _changes(other, {part: now[part] for part in FLOW_PARTS & now.keys()}, flow, FLOW_PARTS)
+        changed = [*_changes(other, {part: now[part] for part in FLOW_PARTS & now.keys()}, flow, FLOW_PARTS).values()]
         if changed and self._state.options.on_change == "refuse":
             raise RunChangedError(
-                f"Cannot take over lines of run {other.run_id!r}: {', '.join(changed)} since then. Run without resume_from, or "
+                f"Cannot take over lines of run {other.run_id!r}: {'; '.join(changed)} since then. Run without resume_from, or "
                 "with on_change='reuse' to take lines with the same inputs anyway.",
                 changes=changed,
             )
@@ -246,7 +313,12 @@ class Resuming:
         }
 
     def _manifest(
-        self, prints: dict[str, str], flow: FlowPrint, sessions: list[Session], records_since: int
+        self,
+        prints: dict[str, str],
+        flow: FlowPrint,
+        sessions: list[Session],
+        records_since: int,
+        contents_since: int | None,
     ) -> Manifest:
         state, prepared, request = self._state, self._prepared, self._request
         return Manifest(
@@ -273,14 +345,23 @@ class Resuming:
             packages=dict(flow.packages),
             sessions=sessions,
             records_since=records_since,
+            contents_since=contents_since,
         )
 
 
-def _changes(before: Manifest, now: dict[str, str], flow: FlowPrint, parts: frozenset[str] | None = None) -> list[str]:
+def _changes(
+    before: Manifest, now: dict[str, str], flow: FlowPrint, parts: frozenset[str] | None = None
+) -> dict[str, str]:
     """Describe what differs from an earlier start, or from another run. A run of an older version has no packages."""
     known = {part: value for part, value in before.fingerprints.items() if parts is None or part in parts}
     known.setdefault("packages", now["packages"])
     return changes(known, now, flow.details(before))
+
+
+def _with_counts(changed: Mapping[str, str], lines: LineChanges) -> dict[str, str]:
+    """Say what has become of the lines, at the first change that can have changed them."""
+    part = next((part for part in changed if part.startswith("data:") or part in LINE_PARTS), None)
+    return {name: f"{text} ({lines})" if name == part else text for name, text in changed.items()}
 
 
 def _texts(value: Any) -> Iterator[str]:

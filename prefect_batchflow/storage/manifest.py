@@ -7,7 +7,7 @@ import json
 import platform
 from datetime import datetime
 from importlib import metadata
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import PydanticSerializationError
@@ -45,6 +45,9 @@ class Session(BaseModel):
     """Package to version: prefect-batchflow, prefect, python."""
     resumed_from: str | None = None
     """The run whose completed lines were copied, if any."""
+    renumbers: Literal["begun", "done"] | None = None
+    """Whether it copies records under new line numbers, because lines were inserted, removed or moved. A session that has begun
+    this and not done it ran no line, and its records do not count."""
 
 
 class Manifest(BaseModel):
@@ -90,7 +93,10 @@ class Manifest(BaseModel):
     """The installed packages that the flow imports, and their versions."""
     sessions: list[Session]
     records_since: int = 0
-    """The first session whose records count; `on_change="rerun"` sets it to the new session."""
+    """The first session whose records count by their line numbers; `on_change="rerun"` and new line numbers set it to the
+    new session."""
+    contents_since: int | None = None
+    """The first session whose records count by their inputs. Only `on_change="rerun"` sets it to the new session."""
 
     @property
     def last_started_at(self) -> datetime:
@@ -104,8 +110,10 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def changes(before: Mapping[str, str], now: Mapping[str, str], details: Mapping[str, str] | None = None) -> list[str]:
-    """Describe the fingerprints that differ. `details` has better words for some of them."""
+def changes(
+    before: Mapping[str, str], now: Mapping[str, str], details: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Describe the fingerprints that differ, by part. `details` has better words for some of them."""
     words = {
         "inputs_mapping": "the inputs_mapping",
         "flow": "the flow's files",
@@ -117,10 +125,10 @@ def changes(before: Mapping[str, str], now: Mapping[str, str], details: Mapping[
         "line_number_column": "the line_number_column",
         "inputs_with_default": "the choice of inputs_with_default",
     }
-    changed = []
+    changed = {}
     for part, how in differences(before, now):
         name = words.get(part) or f"the data of source {part.removeprefix('data:')!r}"
-        changed.append((details or {}).get(part) or f"{name} {how}")
+        changed[part] = (details or {}).get(part) or f"{name} {how}"
     return changed
 
 

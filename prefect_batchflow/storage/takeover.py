@@ -2,41 +2,56 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow.errors.chosen import runs_again
 from prefect_batchflow.exceptions import StorageError
-from prefect_batchflow.execution.executor import LineOutcome, outcome_of
-from prefect_batchflow.execution.program.record import encode_record
+from prefect_batchflow.execution.executor import outcome_of
 from prefect_batchflow.images.forms import BASIC
 from prefect_batchflow.results.records import Status, Tokens, line_run, node_record
+from prefect_batchflow.storage.matching import copy_matches, known_lines
 from prefect_batchflow.storage.taken_images import ImageLostError, TakenImages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
 
+    from prefect_batchflow.execution.executor import LineOutcome
     from prefect_batchflow.lines import Line
     from prefect_batchflow.results.models import FlowRunInfo, RunInfo
-    from prefect_batchflow.results.records import LineRun, NodeRecord, Span
+    from prefect_batchflow.results.records import LineRun, NodeRecord, Receipt, Span
     from prefect_batchflow.storage.custom import AbstractBatchRunStorage
+    from prefect_batchflow.storage.matching import History
     from prefect_batchflow.storage.records import RunRecords
 
 _LINES_A_SEGMENT = 500
 
 
-async def take_over_run(other: RunRecords, into: RunRecords, rerun: Collection[str] = ()) -> int:
-    """Copy the completed lines of another run, and return how many. Their inputs are compared later, when lines are fed.
+async def take_over_run(
+    other: RunRecords,
+    history: History,
+    lines: Iterable[Line],
+    into: RunRecords,
+    rerun: Collection[str] = (),
+    *,
+    total_before: int = 0,
+    own_numbers: bool = False,
+) -> int:
+    """Copy the completed lines of another run that have the inputs of a line of this one, and return how many.
 
-    If `rerun` names errors, failed lines with other errors are copied too.
+    If `rerun` names errors, failed lines with other errors are copied too. The other arguments are those of `match`.
     """
-    copier = _Copier(into)
-    async for stored, record in other.newest():
-        receipt = stored.receipt
+
+    def stays(receipt: Receipt) -> bool:
         stays_failed = receipt.status is Status.Failed and not runs_again(rerun, receipt.error or {})
-        if receipt.status is Status.Completed or stays_failed:
-            await copier.add(LineOutcome(receipt, encode_record(record), stored.input_hash))
-    return await copier.end()
+        return receipt.status is Status.Completed or stays_failed
+
+    known = await known_lines(other, history)
+    matches = await asyncio.to_thread(known.match, lines, total_before, own_numbers=own_numbers)
+    return await copy_matches(
+        other, history, matches.numbers, into.append, wanted=stays, lines_a_segment=_LINES_A_SEGMENT
+    )
 
 
 async def take_over_storage(

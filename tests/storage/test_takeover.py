@@ -15,22 +15,29 @@ from prefect_batchflow.results.records import Status
 from prefect_batchflow.storage import takeover
 from prefect_batchflow.storage.custom import AbstractBatchRunStorage
 from prefect_batchflow.storage.keys import RunKeys
+from prefect_batchflow.storage.matching import History
 from prefect_batchflow.storage.records import RunRecords
 from prefect_batchflow.storage.takeover import take_over_run, take_over_storage
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from prefect_batchflow.blocks import RunStorageBlock
 
 pytestmark = pytest.mark.anyio
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
+HISTORY = History(since=0, renumbered=(), unfinished=frozenset())
 
 
 @pytest.fixture
 def into(local: RunStorageBlock) -> RunRecords:
     return RunRecords(local, RunKeys("new"), session=0)
+
+
+def lines_of(contents: Iterable[int]) -> list[Line]:
+    """Lines with the inputs of `outcome_of` these numbers."""
+    return [Line(number, {"n": content}) for number, content in enumerate(contents)]
 
 
 async def records_in(records: RunRecords) -> dict[int, Any]:
@@ -68,7 +75,7 @@ class TestARun:
         await RunRecords(remote, old, session=1).append([outcome_of(n) for n in range(3)] + [outcome_of(3, error="no")])
         await RunRecords(remote, old, session=2).append([outcome_of(1, error="again"), outcome_of(3, attempt=2)])
 
-        taken = await take_over_run(RunRecords(remote, old, session=0), into)
+        taken = await take_over_run(RunRecords(remote, old, session=0), HISTORY, lines_of(range(4)), into)
 
         assert taken == 3
         assert await records_in(into) == {0: record_of(0), 2: record_of(2), 3: record_of(3, attempt=2)}
@@ -77,7 +84,7 @@ class TestARun:
         self, local: RunStorageBlock, remote: RunStorageBlock, into: RunRecords
     ) -> None:
         await RunRecords(remote, RunKeys("old"), session=7).append([outcome_of(0, attempt=5, output={"a": "old"})])
-        await take_over_run(RunRecords(remote, RunKeys("old"), session=0), into)
+        await take_over_run(RunRecords(remote, RunKeys("old"), session=0), HISTORY, lines_of([0]), into)
 
         await RunRecords(local, RunKeys("new"), session=1).append([outcome_of(0, output={"a": "new"})])
 
@@ -89,12 +96,26 @@ class TestARun:
         monkeypatch.setattr(takeover, "_LINES_A_SEGMENT", 10)
         await RunRecords(remote, RunKeys("old"), session=1).append([outcome_of(n) for n in range(25)])
 
-        assert await take_over_run(RunRecords(remote, RunKeys("old"), session=0), into) == 25
+        assert (
+            await take_over_run(RunRecords(remote, RunKeys("old"), session=0), HISTORY, lines_of(range(25)), into) == 25
+        )
 
         assert [(name.first, name.last) for name in await into.segments()] == [(0, 9), (10, 19), (20, 24)]
 
+    async def test_a_line_is_found_by_its_inputs_wherever_it_stood(
+        self, remote: RunStorageBlock, into: RunRecords
+    ) -> None:
+        old = RunRecords(remote, RunKeys("old"), session=1)
+        await old.append([outcome_of(n) for n in range(3)])
+
+        assert await take_over_run(old, HISTORY, lines_of([9, 2, 0]), into, total_before=3) == 2
+
+        records = await records_in(into)
+        assert {number: record["output"] for number, record in records.items()} == {1: {"n": 2}, 2: {"n": 0}}
+        assert {number: record["line_number"] for number, record in records.items()} == {1: 1, 2: 2}
+
     async def test_an_empty_run_gives_nothing(self, remote: RunStorageBlock, into: RunRecords) -> None:
-        assert await take_over_run(RunRecords(remote, RunKeys("old"), session=0), into) == 0
+        assert await take_over_run(RunRecords(remote, RunKeys("old"), session=0), HISTORY, lines_of([0]), into) == 0
         assert await into.segments() == []
 
 
