@@ -15,6 +15,7 @@ from prefect_batchflow.exceptions import InvalidOptionError
 from prefect_batchflow.storage.files import RunFiles, folder_url, open_files
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
 __all__ = [
@@ -55,6 +56,7 @@ class RunStorageBlock(WritableFileSystem):
     )
 
     _files: RunFiles = PrivateAttr()
+    _may_write: Callable[[str], Awaitable[None]] | None = PrivateAttr(default=None)
 
     @field_validator("url")
     @classmethod
@@ -71,6 +73,17 @@ class RunStorageBlock(WritableFileSystem):
         # Prefect would keep an unsaved block's answer as the record's key; our keys stay relative.
         return None
 
+    def fenced(self, may_write: Callable[[str], Awaitable[None]]) -> RunStorageBlock:
+        """The same storage for one writer of a run: `may_write` gets each key before it is written, and can refuse it."""
+        block = self.model_copy()
+        block._may_write = may_write
+        return block
+
+    async def check_writer(self, key: str = "") -> None:
+        """Raise what `fenced` refuses, before something is written that depends on this run alone."""
+        if self._may_write is not None:
+            await self._may_write(key)
+
     def location(self, key: str = "") -> str:
         """A key's place for messages: a path on this machine, otherwise a URL."""
         return self._files.location(key)
@@ -85,14 +98,17 @@ class RunStorageBlock(WritableFileSystem):
 
     async def write_path(self, path: str, content: bytes) -> None:
         """Write a key whole."""
+        await self.check_writer(path)
         await self._files.write_path(path, content)
 
     async def create_path(self, path: str, content: bytes) -> None:
         """Write a new key whole."""
+        await self.check_writer(path)
         await self._files.create_path(path, content)
 
     async def put_file(self, path: str, source: Path) -> None:
         """Copy a local file to a key, whole."""
+        await self.check_writer(path)
         await self._files.put_file(path, source)
 
     async def get_file(self, path: str, target: Path) -> None:

@@ -35,7 +35,7 @@ from prefect_batchflow.storage.records import RunRecords
 from prefect_batchflow.tasks import chunk_name, chunk_state
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from prefect.client.schemas.objects import State
 
@@ -138,7 +138,7 @@ class RemoteRun:
     async def _run_chunk(self, chunk: ChunkWork) -> Report:
         self._obey(await self._follower.look())
         numbers = [line.line_number for line in chunk.lines]
-        records = _ChunkRecords(self._files, self._keys, self._run, lambda: self._is_fenced)
+        records = _ChunkRecords(self._files, self._keys, self._run, self._check_writer)
         index, segments = await records.scan_between(min(numbers), max(numbers))
         settled: list[Receipt] = []
         if chunk.ended_by:
@@ -214,6 +214,13 @@ class RemoteRun:
             logger.warning("%s", exc)
             return "orphaned"  # it was there before, so someone removed the run
 
+    async def _check_writer(self) -> None:
+        """Refuse a write if another start has taken over. This process may just have woken up: it looks before each write."""
+        if not self._is_fenced:
+            self._obey(await self._follower.look())
+        if self._is_fenced:
+            raise RunInUseError("The run was started again elsewhere, so this task of its earlier start may not write.")
+
     def _obey(self, verdict: Verdict) -> None:
         if verdict == "superseded":
             self._is_fenced = True
@@ -261,14 +268,15 @@ class RemoteRun:
 class _ChunkRecords(RunRecords):
     """Records that note what a chunk writes, and refuse writes once another start of the run has taken over."""
 
-    def __init__(self, files: RunFiles, keys: RunKeys, run: RunDescription, is_fenced: Callable[[], bool]) -> None:
+    def __init__(
+        self, files: RunFiles, keys: RunKeys, run: RunDescription, check_writer: Callable[[], Awaitable[None]]
+    ) -> None:
         super().__init__(files, keys, run.session, run.since)
         self.written: list[SegmentName] = []
-        self._is_fenced = is_fenced
+        self._check_writer = check_writer
 
     async def append(self, outcomes: Sequence[LineOutcome]) -> SegmentName:
-        if self._is_fenced():
-            raise RunInUseError("The run was started again elsewhere, so this task of its earlier start may not write.")
+        await self._check_writer()
         self.written.append(name := await super().append(outcomes))
         return name
 

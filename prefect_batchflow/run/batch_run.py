@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from prefect_batchflow.run.ending import Ending, ended_before_lines
@@ -31,8 +32,10 @@ async def run_stages(request: BatchRequest, live: LiveRun) -> BatchResult:
             note = "Stopped before the data was read. No line has begun, and nothing was written."
             return await ended_before_lines(state, 0, note)
         prepared, opening, places = ready
-        async with Lease(prepared.files, state.keys, state.stop.fail):
-            opened = await opening.open()
+        async with Lease(prepared.files, state.keys, state.stop.fail) as lease:
+            # From here on each write is refused once another process has taken the run over.
+            prepared = replace(prepared, files=prepared.files.fenced(lease.check))
+            opened = await opening.open(prepared.files)
             if opened is None:
                 note = (
                     "Stopped before the run knew which lines are done. No line has begun, and earlier results are kept."

@@ -87,6 +87,7 @@ class Ending:
                 "another machine takes too long. The lines still name the original images."
             )
         state.stop.raise_failure()
+        await prepared.files.check_writer()
         await self._write_artifacts(result)
         state.logger.info("Run %s: %s", state.request.run_id, summary_line(result))
         state.live.result = result

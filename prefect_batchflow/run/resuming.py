@@ -43,6 +43,7 @@ from prefect_batchflow.storage.takeover import take_over_run, take_over_storage
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
+    from prefect_batchflow.blocks import RunStorageBlock
     from prefect_batchflow.run.preparation import Prepared
     from prefect_batchflow.run.state import RunState
     from prefect_batchflow.storage.flow_print import FlowPrint
@@ -74,7 +75,8 @@ class Resuming:
     def __init__(self, state: RunState, prepared: Prepared) -> None:
         self._state = state
         self._prepared = prepared
-        self._request, self._keys, self._files = state.request, state.keys, prepared.files
+        self._request, self._keys = state.request, state.keys
+        self._files: RunStorageBlock = prepared.files
         self._flow: FlowPrint | None = None
 
     async def check_before_writing(self) -> None:
@@ -100,12 +102,12 @@ class Resuming:
                     "Give another folder."
                 ) from exc
 
-    async def open(self) -> Resumed | None:
+    async def open(self, files: RunStorageBlock) -> Resumed | None:
         """Compare the run with its earlier starts, write its manifest and find the lines that are done. Needs the lease.
 
-        Gives `None` if the run is stopped first.
+        `files` is the storage as the lease's holder may write it. Gives `None` if the run is stopped first.
         """
-        state = self._state
+        state, self._files = self._state, files
         before = await read_manifest(self._files, self._keys)
         flow = await self._flow_print()
         prints = self._fingerprints(flow)

@@ -253,9 +253,11 @@ class TestRefusals:
     async def test_nor_what_it_had_not_written_yet(self, a_run: Callable[..., Any]) -> None:
         async with a_run() as run:
             files = RunStorageBlock(url=run.description.storage_url)
-            records = node._ChunkRecords(files, KEYS, run.description, lambda: True)
-            with pytest.raises(RunInUseError, match="started again elsewhere"):
-                await records.append([outcome_of(0)])
+            late = node.RemoteRun(run.description)  # its process has just woken up: it has not looked yet
+            records = node._ChunkRecords(files, KEYS, run.description, late._check_writer)
+            async with Driver(files, KEYS, 2):
+                with pytest.raises(RunInUseError, match="started again elsewhere"):
+                    await records.append([outcome_of(0)])
         assert await run.records.segments() == []
 
     def test_a_cluster_without_its_package(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from prefect_batchflow import Status
 from prefect_batchflow.cli.commands import main
-from prefect_batchflow.exceptions import RunInUseError
+from prefect_batchflow.exceptions import BatchflowException, RunInUseError
 from prefect_batchflow.flows import run_batch
 from prefect_batchflow.run import batch_run, ending
 from prefect_batchflow.run.handle import LiveRun
@@ -45,9 +45,9 @@ def parameters(tmp_path: Path, storage: Path, write_rows: Callable[..., Path]) -
 class Taken(Lease):
     """A lease that a test can let another process take."""
 
-    lost: Callable[[RunInUseError], None]
+    lost: Callable[[BatchflowException], None]
 
-    def __init__(self, files: Any, keys: Any, on_lost: Callable[[RunInUseError], None]) -> None:
+    def __init__(self, files: Any, keys: Any, on_lost: Callable[[BatchflowException], None]) -> None:
         super().__init__(files, keys, on_lost)
         type(self).lost = staticmethod(on_lost)
 

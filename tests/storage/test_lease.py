@@ -19,7 +19,7 @@ import pytest
 from waiting import eventually
 
 from prefect_batchflow.blocks import RunStorageBlock
-from prefect_batchflow.exceptions import RunInUseError, StorageError
+from prefect_batchflow.exceptions import BatchflowException, RunInUseError, StorageError
 from prefect_batchflow.storage import lease as lease_module
 from prefect_batchflow.storage.keys import RunKeys
 from prefect_batchflow.storage.lease import Lease, is_held
@@ -41,7 +41,7 @@ def files(request: pytest.FixtureRequest) -> RunStorageBlock:
 
 
 async def lease_of(files: RunStorageBlock, keys: RunKeys) -> dict[str, Any]:
-    _, lease = await lease_module._newest(files, keys)
+    lease = (await lease_module._newest(files, keys)).lease
     assert lease is not None
     return lease
 
@@ -161,9 +161,12 @@ asyncio.run(main())
         async with Lease(local, keys):
             assert await is_held(local, keys)
 
-    async def test_a_stopped_process_keeps_its_run(self, local: RunStorageBlock, keys: RunKeys) -> None:
-        async with Lease(local, keys):
-            await forge(local, keys, renewed_at=0)
+    async def test_a_living_process_keeps_its_run_though_its_lease_looks_stale(
+        self, local: RunStorageBlock, keys: RunKeys, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(lease_module, "RENEW_EVERY_SEC", 0.02)
+        async with Lease(local, keys) as held:
+            await forge(local, keys, renewed_at=0, owner=held._owner)
             with pytest.raises(RunInUseError):
                 async with Lease(local, keys):
                     pass
@@ -333,24 +336,13 @@ class TestElsewhere:
                 async with Lease(remote, keys):
                     pass
 
-    @pytest.mark.parametrize(
-        ("error", "said"),
-        [(PermissionError("403"), "PermissionError"), (None, "If the run is not running, delete it")],
-        ids=["cannot tell", "damaged"],
-    )
     async def test_cannot_tell_is_not_free(
-        self,
-        remote: RunStorageBlock,
-        keys: RunKeys,
-        monkeypatch: pytest.MonkeyPatch,
-        error: Exception | None,
-        said: str,
+        self, remote: RunStorageBlock, keys: RunKeys, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        await remote.write_path(keys.lease(1), b'{"owner": "oth')
-        if error is not None:
-            monkeypatch.setattr(RunStorageBlock, "read_path", _failing(error))
+        await forge(remote, keys, released=True)
+        monkeypatch.setattr(RunStorageBlock, "read_path", _failing(PermissionError("403")))
 
-        with pytest.raises(StorageError, match=said):
+        with pytest.raises(StorageError, match="PermissionError"):
             async with Lease(remote, keys):
                 pass
 
@@ -391,7 +383,7 @@ class TestElsewhere:
     ) -> None:
         """It was stopped past its lease, another took over, and it wakes up."""
         monkeypatch.setattr(lease_module, "RENEW_EVERY_SEC", 0.005)
-        lost: list[RunInUseError] = []
+        lost: list[BatchflowException] = []
         async with Lease(remote, keys, lost.append):
             await forge(remote, keys, 2, pid=77, host="far", renewed_at=1.0)
             await eventually(lambda: lost, description="it is told")
@@ -439,7 +431,7 @@ class TestElsewhere:
     ) -> None:
         """On a store that does not compare both have written it, and the other one last."""
         monkeypatch.setattr(lease_module, "RENEW_EVERY_SEC", 0.005)
-        lost: list[RunInUseError] = []
+        lost: list[BatchflowException] = []
         async with Lease(remote, keys, lost.append):
             async with asyncio.timeout(60):
                 while not lost:  # a renewal that was under way writes once more
