@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,10 @@ class Prepared:
     """The lines of the data, counted."""
     inputs_mapping: Mapping[str, Any]
     output_dir: Path | None
+    connections: Mapping[str, Any]
+    """The connections that the flow gets, with their secrets. Their `repr` shows none."""
+    environ: Mapping[str, str]
+    """The environment of the flow's code."""
     image_roots: tuple[str, ...] = ()
     """Folders where images can be besides the folders of the data, absolute paths or URLs."""
 
@@ -149,6 +154,8 @@ class Preparation:
             inventory,
             self._request.inputs_mapping,
             self._output_dir,
+            dict(self._flow.connections),
+            {**os.environ, **flow.environment_variables, **self._state.environment_variables},
             image_roots,
         )
 

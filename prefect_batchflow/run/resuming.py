@@ -22,12 +22,13 @@ from prefect_batchflow.inputs.survey import Survey
 from prefect_batchflow.prefect_runtime.flow_runs import end_abandoned
 from prefect_batchflow.settings import PARAMETERS
 from prefect_batchflow.storage.control import supersede
-from prefect_batchflow.storage.flow_print import flow_print
+from prefect_batchflow.storage.flow_print import flow_print, listed
 from prefect_batchflow.storage.keys import IMAGES, RunKeys
 from prefect_batchflow.storage.manifest import (
     Manifest,
     Session,
     changes,
+    differences,
     fingerprint,
     read_manifest,
     require_manifest,
@@ -37,6 +38,12 @@ from prefect_batchflow.storage.manifest import (
 from prefect_batchflow.storage.matching import History, copy_matches, known_lines
 from prefect_batchflow.storage.outputs import OUTPUT_FILES
 from prefect_batchflow.storage.records import RunRecords
+from prefect_batchflow.storage.surroundings import (
+    named_variables,
+    surroundings,
+    variables_of_arguments,
+    without_secrets,
+)
 from prefect_batchflow.storage.taken_images import TakenImages
 from prefect_batchflow.storage.takeover import take_over_run, take_over_storage
 
@@ -50,8 +57,10 @@ if TYPE_CHECKING:
     from prefect_batchflow.storage.index import RecordIndex
     from prefect_batchflow.storage.matching import LineChanges, Matches
 
-FLOW_PARTS = frozenset({"flow", "packages", "init", "variant", "node_connections", "environment"})
+FLOW_PARTS = frozenset({"flow", "packages", "init", "variant", "node_connections", "environment", "connections"})
 """The fingerprints that must be equal before lines of another run are taken over."""
+WHAT_IS_AROUND = {"connections": "connections", "environment": "environment variables"}
+"""The fingerprints of what a flow gets from around it, and what they are called."""
 LINE_PARTS = frozenset({"inputs_mapping", "line_number_column", "inputs_with_default"})
 """The fingerprints, besides those of the data, that decide which inputs the lines have."""
 
@@ -177,7 +186,7 @@ class Resuming:
                     survey = Survey(source, ())
                     rows = before.options.max_lines_count or None
                     now[part] = (await asyncio.to_thread(survey.read, rows)).summary.sha256[:32]
-        return _changes(before, now, flow)
+        return self._changes(before, now, flow)
 
     async def _matches(self, before: Manifest, changed: Iterable[str]) -> Matches | None:
         """Find the records of lines whose numbers may be others now. `None` if that is not so, or does not matter."""
@@ -264,7 +273,9 @@ class Resuming:
         """Refuse lines of another flow. Other data or another mapping show in the inputs of each line."""
         flow = await self._flow_print()
         now = self._fingerprints(flow)
-        changed = [*_changes(other, {part: now[part] for part in FLOW_PARTS & now.keys()}, flow, FLOW_PARTS).values()]
+        changed = [
+            *self._changes(other, {part: now[part] for part in FLOW_PARTS & now.keys()}, flow, FLOW_PARTS).values()
+        ]
         if changed and self._state.options.on_change == "refuse":
             raise RunChangedError(
                 f"Cannot take over lines of run {other.run_id!r}: {'; '.join(changed)} since then. Run without resume_from, or "
@@ -298,21 +309,60 @@ class Resuming:
 
     def _fingerprints(self, flow: FlowPrint) -> dict[str, str]:
         state, prepared, request = self._state, self._prepared, self._request
-        environment = dict(state.environment_variables)
+        around = self._surroundings(flow)
+        parts = {
+            "connections": {name: value for name, value in around.items() if name.startswith("connection ")},
+            "environment": {name: value for name, value in around.items() if name.startswith("variable ")},
+        }
         return {
             **{f"data:{source.name}": source.sha256[:32] for source in prepared.inventory.sources},
             "inputs_mapping": fingerprint(request.inputs_mapping),
             **flow.fingerprints,
-            "init": fingerprint(dict(state.init_kwargs)),
+            "init": fingerprint(without_secrets(dict(state.init_kwargs))),
             **({"variant": fingerprint(parse_variant(request.variant))} if request.variant else {}),
             **({"node_connections": fingerprint(chosen)} if (chosen := request.node_connections) else {}),
-            **({"environment": fingerprint(environment)} if environment else {}),
+            **{name: fingerprint(found) for name, found in parts.items() if found},
             **{
                 name: fingerprint(chosen)
                 for name in ("line_number_column", "inputs_with_default")
                 if (chosen := getattr(state.options, name)) != PARAMETERS[name].default
             },
         }
+
+    def _surroundings(self, flow: FlowPrint) -> dict[str, str]:
+        prepared, state = self._prepared, self._state
+        return surroundings(
+            prepared.connections,
+            state.environment_variables,
+            {
+                *flow.variables,
+                *variables_of_arguments(state.init_kwargs),
+                *(name for text in prepared.flow.environment_variables.values() for name in named_variables(text)),
+            },
+            prepared.environ,
+            uses_models=flow.uses_models,
+        )
+
+    def _changes(
+        self, before: Manifest, now: Mapping[str, str], flow: FlowPrint, parts: frozenset[str] | None = None
+    ) -> dict[str, str]:
+        """Describe what differs from an earlier start, or from another run."""
+        known = {part: value for part, value in before.fingerprints.items() if parts is None or part in parts}
+        now, details = dict(now), flow.details(before)
+        known.setdefault("packages", now["packages"])  # a run of an older version has none
+        if before.surroundings is None:
+            # Nor does it have connections. It hashed arguments and variables as a whole.
+            now.pop("connections", None)
+            now.pop("environment", None)
+            now["init"] = fingerprint(dict(self._state.init_kwargs))
+            if environment := dict(self._state.environment_variables):
+                now["environment"] = fingerprint(environment)
+        else:
+            named = differences(before.surroundings, self._surroundings(flow))
+            for part, kind in (("connections", "connection "), ("environment", "variable ")):
+                if said := [f"{name.removeprefix(kind)} {how}" for name, how in named if name.startswith(kind)]:
+                    details[part] = f"the {WHAT_IS_AROUND[part]} changed ({listed(said)})"
+        return changes(known, now, details)
 
     def _manifest(
         self,
@@ -345,19 +395,11 @@ class Resuming:
             fingerprints=prints,
             flow_parts=flow.named_parts,
             packages=dict(flow.packages),
+            surroundings=self._surroundings(flow),
             sessions=sessions,
             records_since=records_since,
             contents_since=contents_since,
         )
-
-
-def _changes(
-    before: Manifest, now: dict[str, str], flow: FlowPrint, parts: frozenset[str] | None = None
-) -> dict[str, str]:
-    """Describe what differs from an earlier start, or from another run. A run of an older version has no packages."""
-    known = {part: value for part, value in before.fingerprints.items() if parts is None or part in parts}
-    known.setdefault("packages", now["packages"])
-    return changes(known, now, flow.details(before))
 
 
 def _with_counts(changed: Mapping[str, str], lines: LineChanges) -> dict[str, str]:

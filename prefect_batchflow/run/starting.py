@@ -108,6 +108,11 @@ class FlowStart:
         self._connections = dict(connections)
         self.executor = self._new_executor()
 
+    @property
+    def connections(self) -> Mapping[str, Any]:
+        """The connections that the flow gets, by name."""
+        return self._connections
+
     async def start(self) -> FlowDescription:
         """Start the executor. While a connection is missing, start it again with saved blocks, or with variables."""
         while True:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from prefect_batchflow.definition.flow import Entry
 from prefect_batchflow.definition.flow_files import files_of
 from prefect_batchflow.storage.manifest import differences, fingerprint
+from prefect_batchflow.storage.surroundings import named_variables
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -37,6 +38,10 @@ class FlowPrint:
     """File, or part of code that is sent, to a short hash."""
     packages: Mapping[str, str]
     """Installed package that it imports, to its version."""
+    variables: frozenset[str] = frozenset()
+    """The environment variables that its yaml and prompty files refer to, without those of secrets."""
+    uses_models: bool = False
+    """Whether it has a .prompty file, whose model can come from the usual variables."""
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -53,12 +58,12 @@ class FlowPrint:
         said = {}
         if before.flow_parts and (named := differences(before.flow_parts, self.named_parts)):
             kind = "code" if all(_IS_CODE.match(name) for name, _ in named) else "files"
-            said["flow"] = f"the flow's {kind} changed ({_listed([f'{name} {how}' for name, how in named])})"
+            said["flow"] = f"the flow's {kind} changed ({listed([f'{name} {how}' for name, how in named])})"
         versions = [
             f"{name} {before.packages.get(name, 'absent')} → {self.packages.get(name, 'absent')}"
             for name, _ in differences(before.packages, self.packages)
         ]
-        said["packages"] = f"the installed packages changed ({_listed(versions)})"
+        said["packages"] = f"the installed packages changed ({listed(versions)})"
         return said
 
 
@@ -69,7 +74,18 @@ def flow_print(flow: Flow, *, names: Iterable[str] = (), leave_out: Collection[P
     parts = {_shown(file, base): _digest(file) for file in found.files}
     if isinstance(flow.program, Entry):
         parts |= flow.program.code_parts
-    return FlowPrint(parts, package_versions(found.packages))
+    variables = frozenset(name for file in found.files for name in _variables_in(file))
+    uses_models = any(file.suffix == ".prompty" for file in found.files)
+    return FlowPrint(parts, package_versions(found.packages), variables, uses_models)
+
+
+def _variables_in(file: Path) -> list[str]:
+    if file.suffix not in (".yaml", ".yml", ".prompty", ".json"):
+        return []
+    try:
+        return list(named_variables(file.read_text(encoding="utf-8", errors="replace")))
+    except OSError:
+        return []
 
 
 def package_versions(modules: Iterable[str]) -> dict[str, str]:
@@ -99,7 +115,8 @@ def _packages_of(module: str) -> dict[str, str]:
     return found
 
 
-def _listed(texts: list[str]) -> str:
+def listed(texts: list[str]) -> str:
+    """The first changes, and how many more there are."""
     more = f" and {len(texts) - SHOWN_PARTS} more" if len(texts) > SHOWN_PARTS else ""
     return f"{', '.join(texts[:SHOWN_PARTS])}{more}"
 

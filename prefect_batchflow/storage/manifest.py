@@ -91,6 +91,9 @@ class Manifest(BaseModel):
     """The files of the flow and the parts of its code, each to a short hash, so that a resume can name them."""
     packages: dict[str, str] = {}
     """The installed packages that the flow imports, and their versions."""
+    surroundings: dict[str, str] | None = None
+    """The flow's environment variables and the values of its connections, each to a short hash; secrets have none. `None` in
+    the manifest of an older version."""
     sessions: list[Session]
     records_since: int = 0
     """The first session whose records count by their line numbers; `on_change="rerun"` and new line numbers set it to the
@@ -121,6 +124,7 @@ def changes(
         "init": "the init arguments",
         "variant": "the variant",
         "node_connections": "the choice of connections for nodes",
+        "connections": "the connections",
         "environment": "the environment variables",
         "line_number_column": "the line_number_column",
         "inputs_with_default": "the choice of inputs_with_default",
