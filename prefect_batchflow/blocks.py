@@ -115,6 +115,10 @@ class RunStorageBlock(WritableFileSystem):
         """Copy a key to a local file."""
         await self._files.get_file(path, target)
 
+    async def delete_path(self, path: str) -> None:
+        """Delete a key, if it is there."""
+        await self._files.delete_path(path)
+
     async def list_names(self, folder: str) -> list[str]:
         """The names directly below a folder, sorted."""
         return await self._files.list_names(folder)

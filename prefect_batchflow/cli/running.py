@@ -10,10 +10,12 @@ from prefect_batchflow.exceptions import (
     BatchRunTimeoutError,
     LineFailureError,
     RunNotFoundError,
+    StorageError,
     SystemErrorException,
     UnexpectedError,
     UserErrorException,
 )
+from prefect_batchflow.results.records import Status
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -101,7 +103,12 @@ def run_and_show(
             raise
         try:
             stored = read_stored(run_id, storage) if result.total_lines else None
-        except RunNotFoundError:
+        except RunNotFoundError as exc:
+            if result.status is not Status.Canceled:
+                raise StorageError(
+                    f"The run ended, but its folder is gone: {exc} Something else deletes files of the storage. Find out what, "
+                    "then run it again."
+                ) from exc
             stored = None
         if stored is None:  # stopped before its manifest was written: there is no run to show
             if error := result.error_summary.batch_error_dict:
@@ -123,8 +130,6 @@ def run_and_show(
 
 def exit_status(result: BatchResult) -> int:
     """The exit status of a run with a result."""
-    from prefect_batchflow.results.records import Status
-
     if result.status is Status.Canceled:
         return CANCELED
     if result.status is Status.Failed:

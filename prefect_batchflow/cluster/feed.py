@@ -213,7 +213,8 @@ class ClusterFeed:
         await self._failed_lines.show(failures[:SHOWN_OF_STOPPED] if self._is_stopped else failures)
 
     async def _hand_on(self, segments: Sequence[str]) -> None:
-        """Read back what a chunk wrote, for the storage that the caller gave."""
+        """Note what a chunk wrote, and read it for the storage that the caller gave, if any."""
+        self._records.expect(map(SegmentName.parse, segments))
         if self._events.persisted is None:
             return
         for name in segments:

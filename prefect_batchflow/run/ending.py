@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from typing import TYPE_CHECKING
 
+from prefect_batchflow.exceptions import StorageError
 from prefect_batchflow.images.forms import form_of
 from prefect_batchflow.images.places import folders_of
 from prefect_batchflow.prefect_runtime.gone_server import let_go_of_server, server_answers
@@ -12,6 +14,7 @@ from prefect_batchflow.prefect_runtime.own_server import has_own_server, wait_un
 from prefect_batchflow.report.artifacts import write_failed_lines, write_summary
 from prefect_batchflow.report.summary import failed_table, summary_markdown
 from prefect_batchflow.results.models import summary_line
+from prefect_batchflow.results.records import Status
 from prefect_batchflow.run.aggregation import aggregate
 from prefect_batchflow.settings import default_storage_url
 from prefect_batchflow.storage.custom import persist_nodes
@@ -110,9 +113,32 @@ class Ending:
         return ImageInputs(self._image_folders(), flow.program.loads_images, remote_sec)
 
     async def _newest_records(self) -> AsyncIterator[LineRecord]:
+        """The records that count.
+
+        Raises:
+            StorageError: At its end, if these are not the lines that the run counted.
+        """
+        merged: Counter[str] = Counter()
         async for stored, record in self._opened.records.newest():
             if self._counts(stored):
+                merged[record["status"]] += 1
                 yield record
+        tally = self._state.tally
+        completed, failed = merged[Status.Completed], merged[Status.Failed]
+        if self._state.stop.is_stopped:
+            # Data that was not read, or a write that ended late, can have more records than were counted.
+            is_right = (
+                completed >= tally.completed_lines and completed + failed >= tally.completed_lines + tally.failed_lines
+            )
+        else:
+            is_right = (completed, failed) == (tally.completed_lines, tally.failed_lines)
+        if not is_right:
+            place = self._prepared.files.location(self._state.keys.records)
+            raise StorageError(
+                f"{tally.completed_lines} lines completed and {tally.failed_lines} failed, but the records at {place} have "
+                f"{completed} and {failed}. No outputs were written. Find out whether something else changes the run's "
+                "folder, then resume the run: lines without a record run again."
+            )
 
     async def _write_artifacts(self, result: BatchResult) -> None:
         state, files, run_id = self._state, self._prepared.files, self._state.request.run_id
@@ -142,7 +168,12 @@ class Ending:
 
 
 async def ended_before_lines(state: RunState, total_lines: int, note: str) -> BatchResult:
-    """The result of a run that was stopped before a line began. The storage stays as it is."""
+    """The result of a run that was stopped before a line began. The storage stays as it is.
+
+    Raises:
+        BatchflowException: It was not stopped by a person or a limit: there is no result.
+    """
+    state.stop.raise_failure()
     state.note(note)
     state.live.result = result = state.batch_result(total_lines)
     await _hand_in(state)

@@ -171,8 +171,8 @@ class Resuming:
         scanned = await state.stop.unless_stopped(records.scan())
         if scanned is None:
             return None
-        index, damaged = scanned
-        for damage in damaged:
+        index, _ = scanned
+        for damage in await records.set_damaged_aside():
             state.note(f"{damage} Its lines run again.")
         return Resumed(session, since, records, index)
 
@@ -236,6 +236,8 @@ class Resuming:
                 total_before=manifest.total_lines,
                 own_numbers=self._has_own_numbers,
             )
+            for damage in there.damage:
+                state.note(f"{damage} Its lines run again.")
             state.logger.info("%d lines taken over from run %s", taken, self._request.resume_from)
         if (storage := state.live.resume_storage) is not None:
             others: list[int] = []

@@ -58,6 +58,10 @@ class RunFiles(Protocol):
         """Copy a key to a local file."""
         ...
 
+    async def delete_path(self, path: str) -> None:
+        """Delete a key. A missing one is no error."""
+        ...
+
     async def list_names(self, folder: str) -> list[str]:
         """The names directly below a folder, sorted; none if the folder does not exist.
 
@@ -172,6 +176,9 @@ class _LocalFiles:
     async def get_file(self, path: str, target: Path) -> None:
         await asyncio.to_thread(shutil.copyfile, self._path(path), target)
 
+    async def delete_path(self, path: str) -> None:
+        await asyncio.to_thread(self._path(path).unlink, missing_ok=True)
+
     async def list_names(self, folder: str) -> list[str]:
         return await asyncio.to_thread(_names, self._path(folder))
 
@@ -211,6 +218,10 @@ class _RemoteFiles:
 
     async def get_file(self, path: str, target: Path) -> None:
         await asyncio.to_thread(self._fs.get_file, _below(self._root, path), str(target))
+
+    async def delete_path(self, path: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            await asyncio.to_thread(self._fs.rm_file, _below(self._root, path))
 
     async def list_names(self, folder: str) -> list[str]:
         target = _below(self._root, folder) if folder else self._root

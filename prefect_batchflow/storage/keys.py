@@ -8,6 +8,7 @@
         leases/*.json        one lease per start; the newest names the process that runs it now
         control.json         orders for the tasks of a run on a cluster
         records/*.json       segments of line records, written once
+        records/damaged/*    segments that were found damaged; their lines run again
         outputs.jsonl        completed lines, sorted
         images/*             the images in outputs and failed lines, named by their content
         failed.jsonl         failed lines with their inputs; can be the data of a new run
@@ -28,6 +29,9 @@ _DIGITS = len(str(MAX_LINE_NUMBER))
 _SEGMENT = re.compile(rf"([0-9]{{{_DIGITS}}})-([0-9]{{{_DIGITS}}})-([0-9]{{4}})-[0-9a-f]{{12}}\.json")
 IMAGES = "images"
 """The folder of images, beside the outputs file that names them."""
+
+DAMAGED = "damaged"
+"""The folder of segments that were set aside, among the others."""
 
 
 def check_run_id(run_id: str) -> str:
@@ -77,6 +81,10 @@ class RunKeys:
     def segment(self, name: str) -> str:
         """One segment."""
         return f"{self.records}/{name}"
+
+    def damaged_segment(self, name: str) -> str:
+        """One segment that was set aside."""
+        return f"{self.records}/{DAMAGED}/{name}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,8 @@ They are merged from the records. Each is written under a temporary name and mov
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import hashlib
 import shutil
 import tempfile
 from functools import partial
@@ -20,6 +22,7 @@ from prefect_batchflow.results.strict_json import StrictRows, broken_numbers
 from prefect_batchflow.storage.files import storage_errors, write_beside
 from prefect_batchflow.storage.images import RECORDS_ARE_KEPT, ImageFiles, ImageInputs
 from prefect_batchflow.storage.manifest import read_model
+from prefect_batchflow.storage.records import LOOK_AGAIN_SEC
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable
@@ -34,6 +37,8 @@ OUTPUT_FILE = "output.jsonl"
 """promptflow's name for the outputs in an output folder."""
 OUTPUT_FILES = (OUTPUT_FILE, "failed.jsonl", "batch_result.json")
 """What an output folder gets, besides images."""
+WRITES = 2
+"""How often a file is written, until it reads back as it was written."""
 
 
 def output_row(record: LineRecord) -> dict[str, Any]:
@@ -115,11 +120,12 @@ async def write_outputs(
                 "TMPDIR, then resume the run."
             ) from exc
         for key, source in ((keys.outputs, outputs), (keys.failed, failed), (keys.batch_result, summary)):
-            with storage_errors(files, "write", key, RECORDS_ARE_KEPT):
-                await files.put_file(key, source)
+            await _put_and_read_back(files, key, source)
         if output_dir is not None:
             for name, source in zip(OUTPUT_FILES, (outputs, failed, summary), strict=True):
                 await asyncio.to_thread(write_beside, output_dir, name, partial(shutil.copyfile, source))
+                if await asyncio.to_thread(_digest, output_dir / name) != await asyncio.to_thread(_digest, source):
+                    raise _reads_otherwise(str(output_dir / name))
     notes = [rows.note(), failed_rows.note()]
     if metrics := broken_numbers(result.metrics or {}):
         notes.append(
@@ -127,3 +133,35 @@ async def write_outputs(
             f"Metrics: {', '.join(map(repr, metrics))}."
         )
     return Written(images.left, tuple(note for note in notes if note))
+
+
+async def _put_and_read_back(files: RunFiles, key: str, source: Path) -> None:
+    """Write a file of the run and read it, a second time if it is not there or not the same."""
+    digest, back = await asyncio.to_thread(_digest, source), source.with_suffix(".back")
+    for _ in range(WRITES):
+        with storage_errors(files, "write", key, RECORDS_ARE_KEPT):
+            await files.put_file(key, source)
+        for pause in (*LOOK_AGAIN_SEC, None):
+            with storage_errors(files, "read", key, RECORDS_ARE_KEPT), contextlib.suppress(FileNotFoundError):
+                await files.get_file(key, back)
+                if await asyncio.to_thread(_digest, back) == digest:
+                    return
+            if pause is not None:
+                await asyncio.sleep(pause)
+    raise _reads_otherwise(files.location(key))
+
+
+def _digest(path: Path) -> bytes | None:
+    """The checksum of a file; `None` if there is no such file."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except FileNotFoundError:
+        return None
+
+
+def _reads_otherwise(place: str) -> StorageError:
+    return StorageError(
+        f"The file {place} does not read back as it was written: something else changes the folder, or the storage loses "
+        f"data. Do not use the file. {RECORDS_ARE_KEPT}"
+    )

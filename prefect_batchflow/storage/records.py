@@ -22,10 +22,10 @@ from prefect.results import ResultStore
 from prefect.serializers import Serializer
 from pydantic import Field
 
-from prefect_batchflow.exceptions import RecordCorruptError, StorageError
+from prefect_batchflow.exceptions import RecordCorruptError, StorageError, told
 from prefect_batchflow.storage.files import storage_errors
 from prefect_batchflow.storage.index import RecordIndex, Stored
-from prefect_batchflow.storage.keys import RunKeys, SegmentName
+from prefect_batchflow.storage.keys import DAMAGED, RunKeys, SegmentName
 from prefect_batchflow.storage.segments import SEGMENT_TYPE, Segment, decode_segment, encode_segment, segment_text
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 READ_AHEAD = 8
 """Segments read concurrently during a scan."""
+LOOK_AGAIN_SEC = (0.0, 0.1, 0.5)
+"""Pauses before a segment is read again that is missing or looks damaged. One short or stale read is not yet damage."""
 
 
 class SegmentSerializer(Serializer):  # `Serializer[bytes]` would not register with Prefect
@@ -58,6 +60,8 @@ class RunRecords:
 
     `session` counts starts, from 1; it is 0 for records taken over from another run. `since` is the first session whose
     records count: a full rerun ignores earlier ones.
+
+    It remembers each segment that it wrote, or read whole. `newest` must find all of these again, whatever a listing says.
     """
 
     def __init__(self, files: RunFiles, keys: RunKeys, session: int, since: int = 0) -> None:
@@ -65,6 +69,10 @@ class RunRecords:
         self._keys = keys
         self._session = session
         self._since = since
+        self._known: dict[str, SegmentName] = {}
+        self.damage: list[str] = []
+        """A sentence for each segment that the last `scan` or `newest` left out, because it is damaged."""
+        self._damaged: list[SegmentName] = []
         assert isinstance(files, WritableFileSystem)  # it is a block; Prefect's store accepts nothing else
         self._store = ResultStore(
             result_storage=files, serializer=SegmentSerializer(), cache_result_in_memory=False, metadata_storage=None
@@ -89,14 +97,19 @@ class RunRecords:
                 f"The records at {self._files.location(key)} do not read back as they were written. The run stops. Resume it "
                 "once the storage works."
             )
+        self.expect([name])
         return name
+
+    def expect(self, names: Iterable[SegmentName]) -> None:
+        """Remember segments with lines that are done, such as those that a task on another machine wrote."""
+        self._known.update((name.name, name) for name in names)
 
     async def segments(self) -> list[SegmentName]:
         """The names of all segments, sorted by first line."""
         with self._errors("list", self._keys.records):
             names = await self._files.list_names(self._keys.records)
         # A dot file is an unfinished write whose process was killed.
-        segments = [SegmentName.parse(name) for name in names if not name.startswith(".")]
+        segments = [SegmentName.parse(name) for name in names if not name.startswith(".") and name != DAMAGED]
         return [segment for segment in segments if segment.session >= self._since]
 
     async def read(self, name: SegmentName) -> Segment:
@@ -104,17 +117,24 @@ class RunRecords:
 
         Raises:
             RecordCorruptError: The segment is damaged.
-            StorageError: It cannot be read, or has another format version.
+            StorageError: It is gone, cannot be read, or has another format version.
         """
         key = self._keys.segment(name.name)
         with self._errors("read", key):
-            content = await self._files.read_path(key)
+            try:
+                content = await self._files.read_path(key)
+            except FileNotFoundError as exc:
+                place = self._files.location(key)
+                raise StorageError(
+                    f"Cannot read the run storage at {place}: the file is gone (FileNotFoundError).", key=key
+                ) from exc
         return decode_segment(segment_text(content, self._files.location(key)), name, self._files.location(key))
 
     async def scan(self) -> tuple[RecordIndex, list[str]]:
         """An index of the newest record of each line, and a note for each damaged segment, whose lines count as not done."""
-        index, _, damaged = await self._scan(await self.segments())
-        return index, damaged
+        index, sound = await self._scan(await self.segments())
+        self.expect(sound)
+        return index, self.damage
 
     async def scan_between(self, first: int, last: int) -> tuple[RecordIndex, list[SegmentName]]:
         """An index of the segments that overlap a range of lines, and their names.
@@ -122,53 +142,92 @@ class RunRecords:
         Damaged segments are left out: their lines run again.
         """
         overlapping = [name for name in await self.segments() if name.first <= last and name.last >= first]
-        index, sound, _ = await self._scan(overlapping)
+        index, sound = await self._scan(overlapping)
+        self.expect(sound)
         return index, sound
 
-    async def _scan(self, names: Iterable[SegmentName]) -> tuple[RecordIndex, list[SegmentName], list[str]]:
-        index, sound, damaged = RecordIndex(), [], []
-        async with contextlib.aclosing(self._read_ahead(names)) as segments:
-            async for segment in segments:
-                if isinstance(segment, RecordCorruptError):
-                    damaged.append(str(segment))
-                    continue
-                sound.append(segment.name)
-                for stored in segment.stored:
-                    index.add(stored)
-        return index, sound, damaged
+    async def set_damaged_aside(self) -> list[str]:
+        """Move the segments that the last scan found damaged to `records/damaged/`. Gives a sentence for each one.
 
-    async def _read_ahead(self, names: Iterable[SegmentName]) -> AsyncGenerator[Segment | RecordCorruptError]:
-        """Segments in order, or the errors of damaged ones. Reads several at once, because a remote storage answers slowly."""
+        A storage that forbids deleting keeps them where they are. They do not count, wherever they are.
+        """
+        notes = []
+        for name, damage in zip(self._damaged, self.damage, strict=True):
+            key, aside = self._keys.segment(name.name), self._keys.damaged_segment(name.name)
+            try:
+                await self._files.write_path(aside, await self._files.read_path(key))
+                await self._files.delete_path(key)
+                notes.append(f"{damage} It is kept as {self._files.location(aside)}.")
+            except Exception as exc:  # noqa: BLE001 - the run goes on without the file, wherever it is
+                notes.append(f"{damage} It cannot be moved to {self._files.location(aside)}: {told(exc)}.")
+        self._damaged, self.damage = [], []
+        return notes
+
+    async def _scan(self, names: Sequence[SegmentName]) -> tuple[RecordIndex, list[SegmentName]]:
+        index, sound = RecordIndex(), list[SegmentName]()
+        unread: dict[SegmentName, StorageError] = dict.fromkeys(names, StorageError(""))
+        for pause in (None, *LOOK_AGAIN_SEC):
+            if pause is not None and unread:
+                await asyncio.sleep(pause)
+            looking, unread = list(unread), {}
+            async with contextlib.aclosing(self._read_ahead(looking)) as segments:
+                async for name, segment in segments:
+                    if isinstance(segment, StorageError):
+                        unread[name] = segment
+                        continue
+                    sound.append(name)
+                    for stored in segment.stored:
+                        index.add(stored)
+        for error in unread.values():
+            if not isinstance(error, RecordCorruptError):
+                raise error
+        self._damaged, self.damage = list(unread), list(map(str, unread.values()))
+        return index, sound
+
+    async def _read_ahead(
+        self, names: Iterable[SegmentName]
+    ) -> AsyncGenerator[tuple[SegmentName, Segment | StorageError]]:
+        """Segments in order, or their errors. Reads several at once, because a remote storage answers slowly."""
         waiting = iter(names)
-        ahead: collections.deque[asyncio.Task[Segment | RecordCorruptError]] = collections.deque()
+        ahead: collections.deque[tuple[SegmentName, asyncio.Task[Segment | StorageError]]] = collections.deque()
         try:
             while True:
                 for name in itertools.islice(waiting, READ_AHEAD - len(ahead)):
-                    ahead.append(asyncio.ensure_future(self._read_or_damage(name)))
+                    ahead.append((name, asyncio.ensure_future(self._read_or_error(name))))
                 if not ahead:
                     return
-                yield await ahead.popleft()
+                name, reading = ahead[0]
+                yield name, await reading
+                ahead.popleft()
         finally:
-            for reading in ahead:
+            for _, reading in ahead:
                 reading.cancel()
 
-    async def _read_or_damage(self, name: SegmentName) -> Segment | RecordCorruptError:
+    async def _read_or_error(self, name: SegmentName) -> Segment | StorageError:
+        """Any other error than that the segment is missing or damaged is raised."""
         try:
             return await self.read(name)
-        except RecordCorruptError as exc:
-            return exc
+        except StorageError as exc:
+            if isinstance(exc, RecordCorruptError) or isinstance(exc.__cause__, FileNotFoundError):
+                return exc
+            raise
 
     async def newest(self) -> AsyncIterator[tuple[Stored, LineRecord]]:
-        """Each line's newest record, sorted by line_number. Only segments that overlap are in memory together."""
-        waiting = await self.segments()
-        waiting.reverse()
+        """Each line's newest record, sorted by line_number. Only segments that overlap are in memory together.
+
+        Damaged segments that this object does not know are left out, and are then in `damage`.
+
+        Raises:
+            StorageError: A segment with lines that are done is gone or damaged, even after some reads.
+        """
+        known = {segment.name: segment for segment in await self.segments()} | self._known
+        waiting = sorted(known.values(), key=lambda segment: segment.name, reverse=True)
+        self._damaged, self.damage = [], []
         heap: list[tuple[int, int, int, int, Stored, bytes]] = []
         unique = 0
         while waiting or heap:
             while waiting and (not heap or waiting[-1].first <= heap[0][0]):
-                try:
-                    segment = await self.read(waiting.pop())
-                except RecordCorruptError:
+                if (segment := await self._read_for_sure(waiting.pop())) is None:
                     continue
                 for stored, record in zip(segment.stored, segment.records, strict=True):
                     unique += 1
@@ -179,6 +238,28 @@ class RunRecords:
             while heap and heap[0][0] == number:
                 *_, stored, record = heapq.heappop(heap)
             yield stored, json.loads(record)
+
+    async def _read_for_sure(self, name: SegmentName) -> Segment | None:
+        """Read a segment, several times if necessary. `None` if it is damaged and no line counts on it."""
+        segment = await self._read_or_error(name)
+        for pause in LOOK_AGAIN_SEC:
+            if isinstance(segment, StorageError):
+                await asyncio.sleep(pause)
+                segment = await self._read_or_error(name)
+        if isinstance(segment, Segment):
+            return segment
+        if name.name in self._known:
+            lines = f"line {name.first}" if name.first == name.last else f"lines {name.first} to {name.last}"
+            raise StorageError(
+                f"{segment} It was whole when the run read it before, so something else changes the run's folder, or the "
+                f"storage loses data. The results of {lines} are lost, and no outputs were written. Find out the cause, then "
+                "resume the run: lines without a sound record run again, and no others."
+            ) from segment
+        if not isinstance(segment, RecordCorruptError):
+            raise segment
+        self._damaged.append(name)
+        self.damage.append(str(segment))
+        return None
 
     def _errors(self, verb: str, key: str) -> contextlib.AbstractContextManager[None]:
         cure = "The run stops, because results of further lines could not be kept. Resume it once the storage works."

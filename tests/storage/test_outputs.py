@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ from prefect_batchflow.inputs.readers import open_source
 from prefect_batchflow.lines import FAILED_COLUMNS, check, read_lines
 from prefect_batchflow.results.models import BatchResult
 from prefect_batchflow.results.records import Status
+from prefect_batchflow.storage import outputs as outputs_module
 from prefect_batchflow.storage.outputs import output_row, write_outputs
 
 if TYPE_CHECKING:
@@ -214,3 +216,77 @@ async def test_no_room_to_merge_them_is_a_storage_error(local: RunStorageBlock, 
 
     with pytest.raises(StorageError, match=r"Cannot merge the outputs in .*No space left.*TMPDIR"):
         await write_outputs(local, keys, full(), result_of(1, 0), None)
+
+
+OUTPUT_NAMES = ("outputs.jsonl", "failed.jsonl", "batch_result.json")
+
+
+@pytest.mark.parametrize("times", [1, 2], ids=["once", "always"])
+@pytest.mark.parametrize("how", ["gone", "halved", "empty", "other bytes"])
+@pytest.mark.parametrize("name", OUTPUT_NAMES)
+async def test_a_file_that_was_not_kept_as_written_is_written_again_or_ends_the_run(
+    files: RunStorageBlock, keys: RunKeys, monkeypatch: pytest.MonkeyPatch, name: str, how: str, times: int
+) -> None:
+    really_put = RunStorageBlock.put_file
+    puts: list[str] = []
+
+    async def put_file(block: RunStorageBlock, path: str, source: Path) -> None:
+        await really_put(block, path, source)
+        puts.append(path)
+        if path.endswith(name) and puts.count(path) <= times:
+            content = await block.read_path(path)
+            changed = {"halved": content[: len(content) // 2], "empty": b"", "other bytes": content[:-1] + b" "}
+            await (block.delete_path(path) if how == "gone" else block.write_path(path, changed[how]))
+
+    monkeypatch.setattr(RunStorageBlock, "put_file", put_file)
+    monkeypatch.setattr(outputs_module, "LOOK_AGAIN_SEC", (0.0,))
+    written = write(files, keys, record_of(0), record_of(1, error="no"))
+
+    if times == 1:
+        await written
+        assert len((await files.read_path(keys.outputs)).splitlines()) == 1
+        assert len((await files.read_path(keys.failed)).splitlines()) == 1
+    else:
+        with pytest.raises(StorageError, match=rf"{name} does not read back as it was written.*resume the run"):
+            await written
+        if name != "batch_result.json":
+            assert keys.batch_result not in puts, "a result would look like success"
+
+
+@pytest.mark.parametrize("how", ["short", "absent"])
+async def test_one_wrong_read_of_the_outputs_is_looked_at_again(
+    files: RunStorageBlock, keys: RunKeys, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    really_get = RunStorageBlock.get_file
+    gets: list[str] = []
+
+    async def get_file(block: RunStorageBlock, path: str, target: Path) -> None:
+        gets.append(path)
+        if len(gets) == 1:
+            if how == "absent":
+                raise FileNotFoundError(path)
+            await asyncio.to_thread(target.write_bytes, b"{")
+        else:
+            await really_get(block, path, target)
+
+    monkeypatch.setattr(RunStorageBlock, "get_file", get_file)
+    monkeypatch.setattr(outputs_module, "LOOK_AGAIN_SEC", (0.0,))
+
+    await write(files, keys, record_of(0))
+
+    assert gets[:2] == [keys.outputs, keys.outputs]
+
+
+@pytest.mark.parametrize("name", ["output.jsonl", "failed.jsonl", "batch_result.json"])
+async def test_the_output_folder_is_read_back_too(
+    files: RunStorageBlock, keys: RunKeys, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    def torn(folder: Path, file: str, make: Any) -> None:
+        make(folder / file)
+        if file == name:
+            (folder / file).write_bytes((folder / file).read_bytes()[:-1])
+
+    monkeypatch.setattr(outputs_module, "write_beside", torn)
+
+    with pytest.raises(StorageError, match=rf"{name} does not read back as it was written"):
+        await write(files, keys, record_of(0), record_of(1, error="no"), output_dir=tmp_path)

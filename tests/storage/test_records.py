@@ -14,16 +14,25 @@ from hypothesis import strategies as st
 from outcomes import outcome_of
 
 from prefect_batchflow.blocks import RunStorageBlock
+from prefect_batchflow.exceptions import StorageError
+from prefect_batchflow.storage import records as records_module
 from prefect_batchflow.storage.keys import RunKeys
 from prefect_batchflow.storage.records import RunRecords
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from prefect_batchflow.storage.index import RecordIndex, Stored
 
 KEYS = RunKeys("run-1")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_pauses() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(records_module, "LOOK_AGAIN_SEC", (0.0, 0.0, 0.0))
+        yield
 
 
 @functools.cache
@@ -146,3 +155,157 @@ def test_long_errors_are_whole_in_the_record_and_cut_in_the_receipt() -> None:
     assert stored.receipt.error is not None
     assert len(stored.receipt.error["message"]) < 3_000
     assert record["error"]["message"] == "x" * 10_000
+
+
+async def spoilt_content(files: RunStorageBlock, how: str) -> None:
+    """Harm the segments that a run has: `cut`, `empty`, `flip` or `gone` changes one, `all gone` each."""
+    names = await files.list_names(KEYS.records)
+    for name in names if how == "all gone" else names[1:2]:
+        key = KEYS.segment(name)
+        content = bytearray(await files.read_path(key))
+        if how in ("gone", "all gone"):
+            await files.delete_path(key)
+            continue
+        content[-3] ^= 1
+        cut = {"cut": content[: len(content) // 2], "empty": b"", "flip": content}[how]
+        await files.write_path(key, bytes(cut))
+
+
+async def appended(files: RunStorageBlock) -> RunRecords:
+    records = RunRecords(files, KEYS, session=1)
+    for number in range(3):
+        await records.append([outcome_of(number)])
+    return records
+
+
+async def numbers_of(records: RunRecords) -> list[int]:
+    return [stored.receipt.line_number async for stored, _ in records.newest()]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("known", ["written", "scanned", "named"])
+@pytest.mark.parametrize("how", ["cut", "empty", "flip", "gone", "all gone"])
+async def test_records_that_were_there_must_be_there_at_the_end(remote: RunStorageBlock, how: str, known: str) -> None:
+    records = await appended(remote)
+    if known != "written":
+        names = await records.segments()
+        records = RunRecords(remote, KEYS, session=2)
+        if known == "scanned":
+            await records.scan()
+        else:
+            records.expect(names)
+    await spoilt_content(remote, how)
+
+    lines = "line 0" if how == "all gone" else "line 1"
+    with pytest.raises(
+        StorageError, match=rf"The results of {lines} are lost, and no outputs were written.*resume the run"
+    ):
+        await numbers_of(records)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("how", ["cut", "empty", "flip"])
+async def test_damage_that_no_line_counts_on_is_left_out_and_told(local: RunStorageBlock, how: str) -> None:
+    await appended(local)
+    await spoilt_content(local, how)
+    records = RunRecords(local, KEYS, session=2)
+
+    index, damage = await records.scan()
+    assert (set(index.lines), len(damage)) == ({0, 2}, 1)
+    assert await numbers_of(records) == [0, 2]
+    assert records.damage == damage
+
+
+class Unsteady:
+    """Makes the first reads, or the first listings, of a storage wrong."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, how: str, times: int) -> None:
+        self.left = times
+        really_read, really_list = RunStorageBlock.read_path, RunStorageBlock.list_names
+
+        async def read_path(block: RunStorageBlock, path: str) -> bytes:
+            content = await really_read(block, path)
+            if how in ("listing", "short listing") or not self._takes():
+                return content
+            if how == "absent":
+                raise FileNotFoundError(path)
+            return {"short": content[:40], "empty": b"", "stale": b"{}"}[how]
+
+        async def list_names(block: RunStorageBlock, folder: str) -> list[str]:
+            names = await really_list(block, folder)
+            if how in ("listing", "short listing") and self._takes():
+                return names[:1] if how == "short listing" else []
+            return names
+
+        monkeypatch.setattr(RunStorageBlock, "read_path", read_path)
+        monkeypatch.setattr(RunStorageBlock, "list_names", list_names)
+
+    def _takes(self) -> bool:
+        self.left -= 1
+        return self.left >= 0
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("times", [1, 3])
+@pytest.mark.parametrize("how", ["short", "empty", "absent", "stale", "listing", "short listing"])
+async def test_a_few_wrong_answers_of_the_storage_lose_no_line(
+    remote: RunStorageBlock, monkeypatch: pytest.MonkeyPatch, how: str, times: int
+) -> None:
+    records = await appended(remote)
+    Unsteady(monkeypatch, how, times)
+
+    assert await numbers_of(records) == [0, 1, 2]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("times", [1, 3])
+@pytest.mark.parametrize("how", ["short", "empty", "absent", "stale"])
+async def test_a_few_wrong_reads_of_a_resume_run_no_line_again(
+    remote: RunStorageBlock, monkeypatch: pytest.MonkeyPatch, how: str, times: int
+) -> None:
+    await appended(remote)
+    Unsteady(monkeypatch, how, times)
+
+    index, damaged = await RunRecords(remote, KEYS, session=2).scan()
+
+    assert (set(index.lines), damaged) == ({0, 1, 2}, [])
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("where", ["local", "remote"])
+async def test_damaged_segments_are_set_aside_and_kept(where: str, request: pytest.FixtureRequest) -> None:
+    files: RunStorageBlock = request.getfixturevalue(where)
+    await appended(files)
+    name = (await files.list_names(KEYS.records))[1]
+    await spoilt_content(files, "cut")
+    damaged = await files.read_path(KEYS.segment(name))
+    records = RunRecords(files, KEYS, session=2)
+    await records.scan()
+
+    [note] = await records.set_damaged_aside()
+
+    assert files.location(KEYS.segment(name)) in note
+    assert files.location(f"run-1/records/damaged/{name}") in note
+    assert await files.read_path(f"run-1/records/damaged/{name}") == damaged
+    assert name not in await files.list_names(KEYS.records)
+    assert await records.set_damaged_aside() == []
+    assert (await RunRecords(files, KEYS, session=3).scan())[1] == []
+
+
+@pytest.mark.anyio
+async def test_a_storage_that_forbids_deleting_keeps_damaged_segments_in_their_place(
+    local: RunStorageBlock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def forbidden(*_: Any) -> None:
+        raise PermissionError("no deletes here")
+
+    await appended(local)
+    await spoilt_content(local, "cut")
+    monkeypatch.setattr(RunStorageBlock, "delete_path", forbidden)
+    records = RunRecords(local, KEYS, session=2)
+    await records.scan()
+
+    [note] = await records.set_damaged_aside()
+
+    assert "no deletes here" in note
+    assert await numbers_of(records) == [0, 2]
