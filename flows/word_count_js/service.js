@@ -2,6 +2,7 @@
 
 // Serves word_count.js by the protocol in docs/other-languages.md, in plain Node.js.
 
+const { createHash, timingSafeEqual } = require("node:crypto");
 const http = require("node:http");
 const { parseArgs } = require("node:util");
 
@@ -31,7 +32,21 @@ async function bodyOf(request) {
   return parts.length ? JSON.parse(Buffer.concat(parts).toString("utf8")) : {};
 }
 
+const digest = (text) => createHash("sha256").update(text).digest();
+const expected = digest(`Bearer ${process.env.BATCHFLOW_SERVICE_TOKEN}`);
+delete process.env.BATCHFLOW_SERVICE_TOKEN; // not for the programs that the flow starts
+
+/** Whether a call comes from the run that started this process: other processes of this machine reach the port, too. */
+function isOfRun(request) {
+  return timingSafeEqual(digest(request.headers.authorization ?? ""), expected);
+}
+
 async function answer(request, response) {
+  if (!isOfRun(request)) {
+    response.writeHead(401, { "Content-Type": "application/json" });
+    response.end(JSON.stringify({ error: errorOf(new Error("no call of this run"), "SystemError", "Unauthorized") }));
+    return;
+  }
   const call = calls[`${request.method} ${request.url}`];
   let status = 200;
   let body;

@@ -16,6 +16,7 @@ from prefect_batchflow.connections.environment import filled_in
 from prefect_batchflow.connections.given import secret_values
 from prefect_batchflow.exceptions import InvalidConnectionError
 from prefect_batchflow.execution.program.record import encode_record
+from prefect_batchflow.execution.written_secrets import WrittenSecrets
 from prefect_batchflow.results.records import AggregationRun, LineRecord
 
 if TYPE_CHECKING:
@@ -37,16 +38,11 @@ _PARTS = ("inputs", "output", "error", "metrics", "logs", "model_calls")
 
 
 class Scrubber:
-    """Finds secrets in texts and JSON, unchanged or as Python or JSON quotes them."""
+    """Finds secrets in texts and JSON: unchanged, or as `written` knows them encoded."""
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
         self.secrets = frozenset(secret for secret in secrets if len(secret) >= SHORTEST_SECRET)
-        forms = {form for secret in self.secrets for form in (secret, json.dumps(secret)[1:-1], repr(secret)[1:-1])}
-        ordered = sorted(forms, key=len, reverse=True)
-        self._longest = len(ordered[0]) if ordered else 0
-        self._pattern = re.compile("|".join(map(re.escape, ordered))) if ordered else None
-        written = (re.escape(json.dumps(form)[1:-1]) for form in ordered)
-        self._in_json = re.compile("|".join(written).encode()) if ordered else None
+        self._written = WrittenSecrets(self.secrets) if self.secrets else None
 
     def knowing(self, secrets: Iterable[str]) -> Scrubber:
         """A scrubber that also takes out these secrets, which a worker found in its own environment."""
@@ -62,19 +58,19 @@ class Scrubber:
 
     def text(self, text: str) -> str:
         """The text without secrets."""
-        return text if self._pattern is None else self._pattern.sub(MASK, text)
+        return text if self._written is None else self._written.replaced(text, MASK)
 
     def beginning(self, text: str) -> str:
         """A text that was cut at its end: without secrets, and without a part of one before the cut."""
-        return text if self._pattern is None else self.text(text)[: -self._longest]
+        return text if self._written is None else self.text(text)[: -self._written.longest]
 
     def end(self, text: str) -> str:
         """A text that was cut at its beginning: without secrets, and without a part of one after the cut."""
-        return text if self._pattern is None else self.text(text)[self._longest :]
+        return text if self._written is None else self.text(text)[self._written.longest :]
 
     def value(self, value: Any) -> Any:
         """A JSON value without secrets, also in its keys."""
-        if self._pattern is None:
+        if self._written is None:
             return value
         if type(value) is str:
             return self.text(value)
@@ -86,7 +82,7 @@ class Scrubber:
 
     def finds_in(self, encoded: bytes) -> bool:
         """Whether encoded JSON contains a secret."""
-        return self._in_json is not None and self._in_json.search(encoded) is not None
+        return self._written is not None and self._written.is_in(encoded)
 
     def encode(self, record: LineRecord) -> tuple[LineRecord, bytes]:
         """A line's record without secrets, as values and as JSON."""

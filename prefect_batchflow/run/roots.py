@@ -87,7 +87,7 @@ class Roots:
         ]
         places.append(("working_dir", request.working_dir, _path(request.working_dir)))
         places.append(("output_dir", request.output_dir, _output_place(request.output_dir)))
-        if request.storage != default_storage_url() and not is_block(request.storage):
+        if request.storage not in ("", default_storage_url()) and not is_block(request.storage):
             places.append(("storage", request.storage, _storage_place(request.storage)))
         # The check sees data with its variables filled in; the message shows it as it was given.
         places += [(name, url, _data_place(url)) for name, url in request.sources.items()]

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import json
-from typing import Any
+import re
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, quote_plus
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from prefect_batchflow.connections.kinds import OpenAIConnection
 from prefect_batchflow.connections.model_configurations import OpenAIModelConfiguration
 from prefect_batchflow.execution.program.record import encode_record
 from prefect_batchflow.execution.scrubbing import MASK, Scrubber, secrets_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 KEY = "sk-ä'\"\n-canary"
 
@@ -23,6 +32,104 @@ def scrubber(key: str = KEY) -> Scrubber:
 def test_a_secret_is_found_however_it_is_written(written: str) -> None:
     assert scrubber().text(f"key={written}!") == f"key={MASK}!"
     assert scrubber().finds_in(json.dumps({"a": written}).encode())
+
+
+KEYS = [
+    "sk-abc123DEF456ghi789jkl012mno", "q7Zk+/=canary+0/1==", "p@ss w0rd&<b>'\"\\/\n\t!", "ключ-канарейка-🐦-ab12",
+    "+/=&%$#@!;:,.?*",
+    "a-b-c-d-e-f-g-h-i", "12345678", "{json: \"like\"}", "C:\\new\\table", "%2B%2F%3D-encoded%already",
+]  # fmt: skip
+
+
+def _text(of: Callable[[bytes], str]) -> Callable[[str], str]:
+    return lambda key: of(key.encode())
+
+
+ENCODINGS: dict[str, Callable[[str], str]] = {
+    "as it is": str,
+    "percent": lambda key: quote(key, safe=""),
+    "percent but slashes": quote,
+    "percent in lower case": lambda key: _lower_percent(quote(key, safe="")),
+    "percent twice": lambda key: quote(quote(key, safe=""), safe=""),
+    "percent of each byte": _text(lambda data: "".join(f"%{byte:02X}" for byte in data)),
+    "plus": quote_plus,
+    "plus in JSON": lambda key: json.dumps(quote_plus(key)),
+    "base64": _text(lambda data: base64.b64encode(data).decode()),
+    "base64 without padding": _text(lambda data: base64.b64encode(data).decode().rstrip("=")),
+    "base64 in a URL": lambda key: quote(base64.b64encode(key.encode()).decode(), safe=""),
+    "url-safe base64": _text(lambda data: base64.urlsafe_b64encode(data).decode()),
+    "basic": lambda key: base64.b64encode(f":{key}".encode()).decode(),
+    "basic with a user": lambda key: base64.b64encode(f"me:{key}\n".encode()).decode(),
+    "hexadecimal": _text(bytes.hex),
+    "hexadecimal in capitals": _text(lambda data: data.hex().upper()),
+    "JSON": lambda key: json.dumps(key)[1:-1],
+    "JSON in UTF-8": lambda key: json.dumps(key, ensure_ascii=False)[1:-1],
+    "JSON with escaped slashes": lambda key: json.dumps(key)[1:-1].replace("/", "\\/"),
+    "JSON in JSON": lambda key: json.dumps(json.dumps({"k": key})),
+    "JSON in JSON in JSON": lambda key: json.dumps(json.dumps(json.dumps(key))),
+    "JSON with all escaped": lambda key: re.sub("....", r"\\u\g<0>", key.encode("utf-16-be").hex()),
+    "repr": lambda key: repr(key)[1:-1],
+    "ascii": lambda key: ascii(key)[1:-1],
+    "repr of bytes": _text(lambda data: repr(data)[2:-1]),
+    "repr of repr": lambda key: repr(repr(key)),
+    "repr in JSON": lambda key: json.dumps(repr({"k": key})),
+    "HTML": html.escape,
+    "HTML without quotes": lambda key: html.escape(key, quote=False),
+    "HTML twice": lambda key: html.escape(html.escape(key)),
+    "HTML numbers": lambda key: "".join(f"&#{ord(char)};" for char in key),
+    "HTML in hexadecimal": lambda key: "".join(f"&#x{ord(char):X};" for char in key),
+    "HTML for ASCII": lambda key: html.escape(key).encode("ascii", "xmlcharrefreplace").decode(),
+    "percent in HTML in JSON": lambda key: json.dumps(html.escape(quote(key, safe=""))),
+}
+"""The ways in which user code and the packages that it uses write a text."""
+
+
+def _lower_percent(text: str) -> str:
+    return re.sub("%..", lambda match: match[0].lower(), text)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("key", KEYS)
+def test_a_secret_is_found_in_every_encoding(key: str, encoding: str) -> None:
+    written = ENCODINGS[encoding](key)
+    found = Scrubber([key, "another-secret-0123456789"])
+
+    scrubbed = found.text(f"GET /x?api-key={written}&y=1 failed")
+
+    assert MASK in scrubbed
+    assert scrubbed.startswith("GET /x?api-key=")
+    assert scrubbed.endswith("&y=1 failed")
+    # Of base64, the characters beside it can hold bits of other bytes.
+    assert len(scrubbed) <= len("GET /x?api-key=&y=1 failed") + len(MASK) + 24
+    record = json.dumps({"output": {"a": written}}).encode()
+    assert found.finds_in(record)
+    assert found.value(json.loads(record)) != json.loads(record)
+
+
+@given(
+    st.text(min_size=8, max_size=40),
+    st.lists(st.sampled_from(sorted(ENCODINGS)), min_size=1, max_size=1),
+    st.text(max_size=9),
+)
+def test_any_secret_is_found_in_any_encoding(key: str, names: list[str], around: str) -> None:
+    key = key.encode("utf-8", "ignore").decode()
+    assume(len(key) >= 8)
+    written = ENCODINGS[names[0]](key)
+    assert MASK in Scrubber([key]).text(f"{around} {written} {around}")
+    assert Scrubber([key]).finds_in(json.dumps([around, f" {written} "]).encode())
+
+
+@given(st.text(alphabet=st.characters(codec="ascii"), max_size=200))
+def test_texts_without_a_secret_stay(text: str) -> None:
+    found = Scrubber(["sk-abc123DEF456ghi789jkl012mno", "q7Zk+/=canary+0/1=="])
+    assert found.text(text) == text
+    assert not found.finds_in(json.dumps(text).encode())
+
+
+def test_a_large_text_is_searched_in_time() -> None:
+    found = Scrubber(KEYS)
+    text = "sk-abc123 %41%42 &amp; \\n q7Zk+/ " * 20_000
+    assert MASK in found.text(text + KEYS[0])
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from prefect_batchflow.exceptions import (
     error_dict,
 )
 from prefect_batchflow.execution.program.environment import resolved
+from prefect_batchflow.execution.scrubbing import Scrubber
 from prefect_batchflow.execution.services.keeper import HOST, ServiceKeeper
 from prefect_batchflow.execution.services.proxy import AbstractExecutorProxy
 
@@ -84,6 +85,7 @@ class HttpExecutorProxy(AbstractExecutorProxy):
             self._filled_command(),
             cwd=flow.working_dir,
             environment=environment,
+            scrubber=Scrubber.of_run(flow, connections or {}, init_kwargs or {}, environment_variables or {}),
             start_timeout_sec=self._service.start_timeout_sec or self.start_timeout_sec,
             answer_timeout_sec=self.answer_timeout_sec,
             stop_timeout_sec=self.stop_timeout_sec,

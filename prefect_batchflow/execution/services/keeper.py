@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import re
+import secrets
 import shutil
 import socket
 import time
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 
     import httpx
 
+    from prefect_batchflow.execution.scrubbing import Scrubber
+
+SERVICE_TOKEN_VARIABLE = "BATCHFLOW_SERVICE_TOKEN"  # noqa: S105 - its name only
+"""Set in the service's environment; each call has it in `Authorization: Bearer …`."""
 HOST = "127.0.0.1"
 _PORTS = 3
 """How many ports to try, because another process can take a port between our look and the start."""
@@ -51,7 +56,8 @@ class ServiceKeeper:
     Args:
         name: The flow's name, for messages.
         command: The command that starts the service; `{port}` is filled in.
-        environment: The service's whole environment except `PORT`.
+        environment: The service's whole environment except `PORT` and `SERVICE_TOKEN_VARIABLE`.
+        scrubber: Takes secrets out of what the service prints.
     """
 
     def __init__(
@@ -61,6 +67,7 @@ class ServiceKeeper:
         *,
         cwd: Path,
         environment: Mapping[str, str],
+        scrubber: Scrubber,
         start_timeout_sec: float,
         answer_timeout_sec: float,
         stop_timeout_sec: float,
@@ -69,6 +76,9 @@ class ServiceKeeper:
         self.served: Served | None = None
         """The current process and its client."""
         self._name, self._command, self._cwd, self._environment = name, command, cwd, environment
+        self._secret = secrets.token_urlsafe(24)
+        """What every call proves that it comes from this run. Other processes of this machine can reach the port, too."""
+        self._scrubber = scrubber.knowing([self._secret])
         self._start_timeout_sec = start_timeout_sec
         self._answer_timeout_sec = answer_timeout_sec
         self._stop_timeout_sec = stop_timeout_sec
@@ -176,12 +186,14 @@ class ServiceKeeper:
                 command,
                 token=self.supervisor.new_token(),
                 cwd=self._cwd,
-                environment={**self._environment, "PORT": str(port)},
+                environment={**self._environment, "PORT": str(port), SERVICE_TOKEN_VARIABLE: self._secret},
+                scrubber=self._scrubber,
             )
         except OSError as exc:
             raise self._not_started(exc.strerror or str(exc), command) from exc
         client = httpx.AsyncClient(
             base_url=f"http://{HOST}:{port}",
+            headers={"Authorization": f"Bearer {self._secret}"},
             # The executor limits the time and the number of calls at once.
             timeout=None,  # noqa: S113
             limits=httpx.Limits(keepalive_expiry=_IDLE_CONNECTION_SEC),

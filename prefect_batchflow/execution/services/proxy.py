@@ -138,9 +138,8 @@ class ProxyExecutor:
             except BatchflowException:
                 raise
             except Exception as exc:
-                raise WorkerStartError(
-                    f"{given.__name__}.create failed for the flow {flow.name!r}: ({type(exc).__name__}) {exc}"
-                ) from exc
+                what = self._scrubber.text(f"({type(exc).__name__}) {exc}")
+                raise WorkerStartError(f"{given.__name__}.create failed for the flow {flow.name!r}: {what}") from exc
         else:
             proxy = given
         self._proxy = proxy
@@ -183,7 +182,8 @@ class ProxyExecutor:
                 result = _plain(await self._proxy.exec_aggregation_async(inputs, references, self._run_id))
             nodes = [_node(info, started) for info in (result.get("node_run_infos") or {}).values()]
         except Exception as exc:  # noqa: BLE001 - the border around code that is not ours
-            return failed_aggregation(aggregation_timed_out(timeout_sec) if limit.expired() else _known(exc))
+            failed = failed_aggregation(aggregation_timed_out(timeout_sec) if limit.expired() else _known(exc))
+            return self._scrubber.record(failed)
         run: AggregationRun = {
             "output": result.get("output") or {},
             "metrics": result.get("metrics") or {},

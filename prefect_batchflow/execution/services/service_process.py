@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from prefect_batchflow.execution.scrubbing import Scrubber
+
 KILLED_WITHIN_SEC = 5.0
 """How long to wait until a killed process is gone."""
 _READ_BYTES = 1 << 16
@@ -31,13 +33,17 @@ class ServiceProcess:
         command: The program and its arguments.
         token: Put into its environment, so that every process it starts can be found.
         environment: The rest of its environment.
+        scrubber: Takes secrets out of what it printed.
 
     Raises:
         OSError: The program does not exist or cannot be started.
     """
 
-    def __init__(self, command: Sequence[str], *, token: str, cwd: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, command: Sequence[str], *, token: str, cwd: Path, environment: Mapping[str, str], scrubber: Scrubber
+    ) -> None:
         self.token = token
+        self._scrubber = scrubber
         self.exited = asyncio.Event()
         self._tail = bytearray()
         self._process = subprocess.Popen(  # noqa: S603 - the flow's own program, run as its Python code would be
@@ -71,8 +77,10 @@ class ServiceProcess:
 
     @property
     def tail(self) -> str:
-        """The end of what it printed."""
-        return bytes(self._tail).decode("utf-8", "replace").strip()
+        """The end of what it printed, without secrets."""
+        text = bytes(self._tail).decode("utf-8", "replace")
+        is_cut = len(self._tail) == TAIL_BYTES
+        return (self._scrubber.end(text) if is_cut else self._scrubber.text(text)).strip()
 
     @property
     def said(self) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from prefect_batchflow import BatchEngine, BatchResult, Status
+from prefect_batchflow.execution.services.http import JavaScriptExecutorProxy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,3 +95,49 @@ def test_a_line_that_blocks_node_is_ended_at_its_limit(run: Callable[..., BatchR
     [failed] = result.error_summary.error_list
     assert (failed.line_number, failed.error["innerError"]["code"]) == (1, "LineExecutionTimeoutError")
     assert result.completed_lines == 3
+
+
+def check_process(pid: int) -> None:
+    """The token is in the environment, which only the same user can read, and not in the command line."""
+    process = Path(f"/proc/{pid}")
+    token = re.search(rb"BATCHFLOW_SERVICE_TOKEN=([^\0]{32})\0", (process / "environ").read_bytes())
+    assert token is not None
+    assert token[1] not in (process / "cmdline").read_bytes()
+
+
+def test_the_service_answers_its_run_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    import httpx
+
+    from prefect_batchflow.execution.services import keeper
+
+    seen: list[tuple[str, int]] = []
+    launch = keeper.ServiceKeeper._launch
+
+    def launched(self: keeper.ServiceKeeper) -> keeper.Served:
+        served = launch(self)
+        seen.append((str(served.client.base_url), served.process.pid))
+        return served
+
+    async def calls() -> None:
+        proxy = await JavaScriptExecutorProxy.create(SAMPLE / "flow.flex.yaml", SAMPLE)
+        try:
+            [(url, pid)] = seen
+            body = {"inputs": {"text": "a b"}}
+            async with httpx.AsyncClient(base_url=url, trust_env=False) as other:
+                for headers in (
+                    {},
+                    {"Authorization": ""},
+                    {"Authorization": "Bearer undefined"},
+                    {"Authorization": "x"},
+                ):
+                    answer = await other.post("/execution", json=body, headers=headers)
+                    assert answer.status_code == 401
+                    assert "output" not in answer.json()
+                assert (await other.get("/health")).status_code == 401
+            assert (await proxy.exec_line_async({"text": "a b"}))["output"]["words"] == 2
+            check_process(pid)
+        finally:
+            await proxy.destroy()
+
+    monkeypatch.setattr(keeper.ServiceKeeper, "_launch", launched)
+    asyncio.run(calls())
