@@ -242,6 +242,7 @@ class RemoteRun:
             line_memory_mb=run.line_memory_mb,
             alone=False,
         )
+        pool.on_note = logger.warning
         try:
             await pool.start()
         except BaseException:

@@ -13,6 +13,7 @@ from prefect_batchflow.cluster.work import RunDescription
 from prefect_batchflow.errors.chosen import runs_again
 from prefect_batchflow.exceptions import UnexpectedError
 from prefect_batchflow.execution.line_feed import STOP_GRACE_SEC, LineEvents
+from prefect_batchflow.execution.workers.pool import WorkerPool
 from prefect_batchflow.lines import chunks
 from prefect_batchflow.prefect_runtime.flow_runs import is_cancelled_in_prefect
 from prefect_batchflow.prefect_runtime.logs import few_task_runs_logged
@@ -59,6 +60,8 @@ class Feeding:
         self._total_lines = prepared.inventory.total_lines
         self._opened = opened
         self._places = places
+        if isinstance(self._executor, WorkerPool):
+            self._executor.on_note = state.note
         self._canceled: Set[int] = frozenset()
         self._rerun = state.options.errors_to_rerun
         self._limits = FailureLimits(state.options, self._total_lines)

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import itertools
 import json
 import os
 import pickle
+import resource
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from prefect_batchflow import exceptions
@@ -62,6 +65,11 @@ START_TIMEOUT_SEC = 120.0
 """How long a worker can take to import the flow."""
 _END_WITHIN_SEC = 5.0
 _CLOSED = "The workers are gone: the run was closed."
+START_AGAIN_SEC = (0.1, 0.3, 1.0, 2.0)
+"""The waits before a worker that did not start is tried again. A start can fail for a moment: the system killed the process
+while it loaded the flow, or had no memory, descriptors or processes left."""
+DESCRIPTORS_KEPT = 32
+"""File descriptors that workers leave to the rest of the run, such as its records. A worker needs about six."""
 LOADING_AT_ONCE = 4
 """How many workers load the flow at once when their number follows the lines."""
 RATE_LIMITED = 429
@@ -100,6 +108,8 @@ class WorkerPool:
         alone: bool = True,
     ) -> None:
         self.on_slots: Callable[[], None] = lambda: None
+        self.on_note: Callable[[str], None] = lambda _text: None
+        """Gets a sentence for people when the run continues with fewer workers."""
         self.lines_left: Callable[[], int | None] = lambda: None
         self._flow = flow
         self._init_kwargs = dict(init_kwargs or {})
@@ -134,6 +144,9 @@ class WorkerPool:
         self._workers: set[WorkerProcess] = set()
         self._queue = JobQueue(self._workers, self._on_shortage)
         self._loading: set[asyncio.Task[None]] = set()
+        """Starts of workers, with their further tries."""
+        self._most_started = sys.maxsize
+        """The most workers that the machine lets this pool have, once a start has failed."""
         self._alone = asyncio.Semaphore(ALONE_AT_ONCE)
         self._supervisor = Supervisor()
         self._oom_kills = OomKills()
@@ -149,8 +162,7 @@ class WorkerPool:
             WorkerStartError: The process ended before it answered, or did not answer in time.
         """
         self._supervisor.start()
-        worker = self._new_worker()
-        head = await self._load(worker)
+        worker, head = await self._started_worker(OSError)
         inputs = {i["name"]: FlowInput(**i) for i in head["inputs"]}
         known = {name: head[name] for name in ("is_async", "has_aggregation", "takes_any")}
         description = FlowDescription(inputs, **known)
@@ -223,6 +235,8 @@ class WorkerPool:
         if self._autoscaler is not None:
             self._autoscaler.stop()
         self._queue.close()
+        for start in list(self._loading):
+            start.cancel()
         workers = list(self._workers)
         for worker in workers:
             worker.end()
@@ -256,9 +270,8 @@ class WorkerPool:
     async def _run_alone(self, job: Job) -> wire.Frame:
         """Run a suspect line in its own process, so that only the line that kills its worker fails."""
         async with self._alone:
-            worker = self._new_worker()
+            worker, _ = await self._started_worker(OSError, WorkerStartError)
             try:
-                await self._load(worker)
                 worker.retiring = True
                 job.answer = asyncio.get_running_loop().create_future()
                 worker.take([job])
@@ -266,9 +279,31 @@ class WorkerPool:
             finally:
                 worker.end()
 
+    async def _started_worker(self, *again: type[OSError | BatchflowException]) -> tuple[WorkerProcess, dict[str, Any]]:
+        """A new worker that has loaded the flow, and the head of its answer. After the errors `again` it tries once more.
+
+        Raises:
+            BatchflowException: It does not start.
+        """
+        for wait_sec in (*START_AGAIN_SEC, None):
+            try:
+                worker = self._new_worker()
+                try:
+                    return worker, await self._load(worker)
+                except BaseException:
+                    worker.end()
+                    raise
+            except again as exc:
+                if wait_sec is None:
+                    raise exc if isinstance(exc, BatchflowException) else WorkerStartError(_not_started(exc)) from exc
+            await asyncio.sleep(wait_sec or 0)
+        raise AssertionError("the last try returns or raises")
+
     def _new_worker(self) -> WorkerProcess:
         if self._closed:
             raise asyncio.CancelledError(_CLOSED)
+        if self._workers and _free_descriptors() < DESCRIPTORS_KEPT:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         worker = WorkerProcess(
             self._supervisor.new_token(),
             str(self._flow.working_dir),
@@ -335,30 +370,44 @@ class WorkerPool:
 
     def _on_shortage(self) -> None:
         """Start one more worker, unless there are enough. It gets jobs once it has loaded the flow."""
-        if self._closed or sum(not worker.retiring for worker in self._workers) >= self._worker_count:
+        loaded = sum(not worker.retiring and worker.ready.done() for worker in self._workers)
+        if self._closed or loaded + len(self._loading) >= self._worker_count:
             return
         if self._autoscaler is not None and len(self._loading) >= LOADING_AT_ONCE:
             return  # each import takes a processor; the next worker starts when one of these has loaded
-        try:
-            worker = self._new_worker()
-        except OSError as exc:
-            self._fail_waiting(exc)
-            return
-        task = asyncio.get_running_loop().create_task(self._load_and_offer(worker))
+        task = asyncio.get_running_loop().create_task(self._load_and_offer())
         self._loading.add(task)
         task.add_done_callback(self._loading.discard)
 
-    async def _load_and_offer(self, worker: WorkerProcess) -> None:
+    async def _load_and_offer(self) -> None:
+        this = cast("asyncio.Task[None]", asyncio.current_task())
         try:
-            await self._load(worker)
-        except (BatchflowException, OSError) as exc:
-            self._fail_waiting(exc)
+            worker, _ = await self._started_worker(OSError, BatchflowException)
+        except BatchflowException as exc:
+            self._loading.discard(this)
+            self._go_on_without(exc)
         else:
             if worker.retiring and not worker.jobs:
                 worker.end()
             self._queue.offer(worker)
-            self._loading.discard(cast("asyncio.Task[None]", asyncio.current_task()))
+            self._loading.discard(this)
             self._queue.feed()
+
+    def _go_on_without(self, exc: BatchflowException) -> None:
+        """Continue with the workers that there are. If there is none, the waiting lines report why."""
+        if self._closed:
+            return
+        left = len(self._taking_lines()) + len(self._loading)
+        if not left:
+            # The first worker did load this flow, so the waiting lines should report this failure.
+            self._queue.fail(WorkerStartError, f"A further worker did not start: {exc}")
+        elif left < self._worker_count:
+            self.on_note(
+                f"A further worker process did not start in {len(START_AGAIN_SEC) + 1} tries: {exc} "
+                f"The run continues with {left} of {self._worker_count} workers."
+            )
+            self._most_started = left
+            self._change_count(left)
 
     def _taking_lines(self) -> list[WorkerProcess]:
         """The workers that have loaded the flow and take lines."""
@@ -366,6 +415,7 @@ class WorkerPool:
 
     def _change_count(self, wanted: int) -> None:
         """Have another number of workers. Further ones start as lines wait for them; the others end after their line."""
+        wanted = min(wanted, self._most_started)
         self._worker_count = self.slots = wanted
         idle_first = sorted(self._taking_lines(), key=lambda worker: len(worker.jobs))
         for worker in idle_first[: max(0, len(idle_first) - wanted)]:
@@ -399,10 +449,6 @@ class WorkerPool:
             if other.ready.done():  # one that still loads the flow ends after that
                 self._queue.put_back(other.recall())
                 self._retire(other)
-
-    def _fail_waiting(self, exc: Exception) -> None:
-        # The first worker did load this flow, so the waiting lines should report this failure.
-        self._queue.fail(WorkerStartError, f"A further worker did not start: {exc}")
 
     def _retire(self, worker: WorkerProcess) -> None:
         """Replace a worker in which a cancelled line still runs, in a thread or because it ignores the cancellation.
@@ -451,6 +497,22 @@ class WorkerPool:
                     self._autoscaler.out_of_memory()
                 job.answer.set_exception(error)
         self._queue.put_back([*lost, *unbegun])
+
+
+def _not_started(exc: OSError) -> str:
+    """Why the system started no process, and what to do."""
+    cure = "Give the run fewer workers (worker_count), or the machine more memory and processes"
+    if exc.errno in (errno.EMFILE, errno.ENFILE):
+        cure = "Give the run fewer workers (worker_count), or raise the limit of open files (ulimit -n)"
+    return f"The system did not start a worker process: ({type(exc).__name__}) {exc}. {cure}."
+
+
+def _free_descriptors() -> int:
+    """How many more files this process can open."""
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return (
+        DESCRIPTORS_KEPT if most == resource.RLIM_INFINITY else most - sum(1 for _ in Path("/proc/self/fd").iterdir())
+    )
 
 
 def _rebuilt(error: dict[str, Any]) -> BatchflowException:

@@ -153,6 +153,10 @@ class WorkerProcess:
             self._process.wait()
             self.exited.set()
             self._permits.close()
+            pipes = (self._process.stdin, self._process.stdout, self._process.stderr)
+            for pipe in pipes[len(self._transports) :]:
+                if pipe is not None:
+                    pipe.close()
             for transport in self._transports:
                 transport.close()
             self._on_exit(self, [], [])

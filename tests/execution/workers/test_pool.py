@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import subprocess
@@ -150,7 +151,9 @@ class TestStart:
 
         assert (done.stdout, done.stderr) == ("the script runs\n{'output': 8}\n", "")
 
-    async def test_a_further_worker_that_does_not_load_is_told_to_who_waits(self, tmp_path: Path) -> None:
+    async def test_a_further_worker_that_does_not_load_is_told_to_who_waits(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         code = """
             import os, pathlib
             if pathlib.Path("loaded").exists():
@@ -159,10 +162,146 @@ class TestStart:
             def main():
                 os._exit(1)
             """
+        monkeypatch.setattr(pool_module, "START_AGAIN_SEC", (0.0,))
         async with running_pool(flow_of(tmp_path, code), worker_count=1) as pool:
             assert code_of(await run(pool)) == "ProcessCrashError"
             with pytest.raises(WorkerStartError, match=r"further worker did not start.*only once"):
                 await run(pool)
+
+
+class TestReplacement:
+    """A further worker that does not start costs the run time or a place, not its lines."""
+
+    @pytest.fixture(autouse=True)
+    def _at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(pool_module, "START_AGAIN_SEC", (0.0, 0.0, 0.0))
+
+    LOADS = """
+        import os, pathlib, signal, time
+        loads = pathlib.Path("loads")
+        with loads.open("a") as file:
+            file.write("x")
+        if loads.stat().st_size in BAD:
+            HOW
+        def main(n):
+            if n < 0:
+                os._exit(1)
+            return n
+        """
+
+    @pytest.mark.parametrize(
+        "how",
+        ["os.kill(os.getpid(), signal.SIGKILL)", "os._exit(0)", "raise OSError('no seat left')"],
+        ids=["killed", "gone", "refused"],
+    )
+    async def test_one_that_is_killed_while_it_loads_is_started_again(self, tmp_path: Path, how: str) -> None:
+        code = self.LOADS.replace("BAD", "(2, 3, 4)").replace("HOW", how)
+        async with running_pool(flow_of(tmp_path, code), worker_count=1) as pool:
+            assert code_of(await run(pool, n=-1)) == "ProcessCrashError"
+            assert (await run(pool, n=7)).parsed()["output"] == {"output": 7}
+
+    async def test_it_is_given_up_after_some_tries(self, tmp_path: Path) -> None:
+        code = self.LOADS.replace("BAD", "range(2, 99)").replace("HOW", "os._exit(3)")
+        async with running_pool(flow_of(tmp_path, code), worker_count=1) as pool:
+            assert code_of(await run(pool, n=-1)) == "ProcessCrashError"
+            with pytest.raises(WorkerStartError, match=r"further worker did not start.*status 3"):
+                await run(pool, n=7)
+        assert len((tmp_path / "loads").read_text()) == 1 + 4
+
+    @pytest.mark.parametrize(
+        "number", [errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM], ids=errno.errorcode.get
+    )
+    @pytest.mark.parametrize("fails", [2, 99], ids=["for a moment", "for good"])
+    @pytest.mark.parametrize("step", ["Popen", "connect"])
+    async def test_a_system_without_room_leaves_the_workers_there_are(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, fails: int, step: str
+    ) -> None:
+        code = "import time\ndef main(n):\n    time.sleep(0.01)\n    return n\n"
+        async with running_pool(flow_of(tmp_path, code), worker_count=3) as pool:
+            notes: list[str] = []
+            slots: list[int] = []
+            pool.on_note = notes.append
+            pool.on_slots = lambda: slots.append(pool.slots)
+            left = fails
+
+            def full() -> None:
+                nonlocal left
+                left -= 1
+                if left >= 0:
+                    raise OSError(number, os.strerror(number))
+
+            if step == "Popen":
+                really = subprocess.Popen
+
+                def start(*arguments: Any, **options: Any) -> Any:
+                    full()
+                    return really(*arguments, **options)
+
+                monkeypatch.setattr(subprocess, "Popen", start)
+            else:
+                really_connect = worker_process.WorkerProcess._connect
+
+                async def connect(self: Any) -> None:
+                    full()
+                    await really_connect(self)
+
+                monkeypatch.setattr(worker_process.WorkerProcess, "_connect", connect)
+            outcomes = await asyncio.gather(*(run(pool, n, n=n) for n in range(20)))
+            assert [outcome.parsed()["output"] for outcome in outcomes] == [{"output": n} for n in range(20)]
+            monkeypatch.undo()
+            if fails == 2:
+                assert notes == []
+            else:
+                await eventually(lambda: notes, description="it says so")
+                assert os.strerror(number) in notes[-1]
+                assert "continues with 1 of" in notes[-1]
+                assert slots[-1] == 1
+
+    async def test_workers_leave_descriptors_for_the_records(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        notes: list[str] = []
+        async with running_pool(flow_of(tmp_path, "def main(n):\n    return n\n"), worker_count=40) as pool:
+            pool.on_note = notes.append
+            monkeypatch.setattr(pool_module, "_free_descriptors", lambda: pool_module.DESCRIPTORS_KEPT - 1)
+            outcomes = await asyncio.gather(*(run(pool, n, n=n) for n in range(100)))
+            assert len(outcomes) == 100
+            await eventually(lambda: notes, description="it says so")
+        assert "Too many open files" in notes[0]
+        assert "ulimit -n" in notes[0]
+
+    async def test_a_line_that_must_run_alone_gets_its_process_after_some_tries(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async with running_pool(flow_of(tmp_path, "def main(n):\n    return n\n"), worker_count=1) as pool:
+            really, left = worker_process.WorkerProcess._connect, 2
+
+            async def connect(self: Any) -> None:
+                nonlocal left
+                left -= 1
+                if left >= 0:
+                    raise OSError(errno.EMFILE, "full")
+                await really(self)
+
+            monkeypatch.setattr(worker_process.WorkerProcess, "_connect", connect)
+            job = pool._job("Line 0", {"op": "line", "line_number": 0, "attempt": 1, "input_hash": ""}, b'{"n": 5}', 60)
+            head, _ = await pool._run_alone(job)
+        assert head["error"] is None
+
+    async def test_the_first_worker_is_started_again_when_the_system_has_no_room(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        really, left = subprocess.Popen, 2
+
+        def start(*arguments: Any, **options: Any) -> Any:
+            nonlocal left
+            if "prefect_batchflow.execution.workers.worker" in arguments[0] and (left := left - 1) >= 0:
+                raise BlockingIOError(errno.EAGAIN, "no process left")
+            return really(*arguments, **options)
+
+        monkeypatch.setattr(subprocess, "Popen", start)
+        async with running_pool(flow_of(tmp_path, "def main(n):\n    return n\n"), worker_count=1) as pool:
+            assert (await run(pool, n=3)).parsed()["output"] == {"output": 3}
 
 
 class TestSyncLines:
