@@ -12,7 +12,8 @@ from prefect.filesystems import WritableFileSystem
 from pydantic import Field, HttpUrl, PrivateAttr, SecretStr, field_validator
 
 from prefect_batchflow.exceptions import InvalidOptionError
-from prefect_batchflow.storage.files import RunFiles, folder_url, open_files
+from prefect_batchflow.storage.files import RunFiles, folder_url
+from prefect_batchflow.storage.retries import open_files
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -88,6 +89,11 @@ class RunStorageBlock(WritableFileSystem):
         """A key's place for messages: a path on this machine, otherwise a URL."""
         return self._files.location(key)
 
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a folder of this machine."""
+        return self._files.is_local
+
     def local_path(self, key: str) -> Path | None:
         """The path of a key on this machine; `None` on a remote storage."""
         return self._files.local_path(key)
@@ -116,12 +122,17 @@ class RunStorageBlock(WritableFileSystem):
         await self._files.get_file(path, target)
 
     async def delete_path(self, path: str) -> None:
-        """Delete a key, if it is there."""
+        """Delete a key, if it exists."""
+        await self.check_writer(path)
         await self._files.delete_path(path)
 
     async def list_names(self, folder: str) -> list[str]:
         """The names directly below a folder, sorted."""
         return await self._files.list_names(folder)
+
+    def when_failing(self, call: Callable[[bool], None]) -> None:
+        """Call this method when the storage begins to fail, and when it works or has failed for good; kept weakly."""
+        self._files.when_failing(call)
 
 
 def is_block(storage: str) -> bool:

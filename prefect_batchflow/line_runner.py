@@ -36,6 +36,10 @@ SHOWN_OF_STOPPED = 5
 """Failed lines of a chunk that are shown when the run was stopped: someone waits for its end."""
 
 
+class _HeldError(Exception):
+    """A line was taken back before a worker began it, because the storage fails."""
+
+
 class LineRunner:
     """Shared by the tasks of one run: runs attempts, writes records, reports to the run."""
 
@@ -68,6 +72,20 @@ class LineRunner:
         self._attempts: dict[asyncio.Task[LineOutcome], int] = {}
         """The running attempts, and their line numbers."""
         self._ended_lines = False
+        self._storage_works = asyncio.Event()
+        """Unset while calls of the storage fail and are tried again. No line begins then: its result might not be kept."""
+        self._storage_works.set()
+        records.when_failing(self._on_failing)
+
+    def _on_failing(self, is_failing: bool) -> None:
+        if not is_failing:
+            self._storage_works.set()
+            return
+        self._storage_works.clear()
+        running = self.executor.running()
+        for attempt, number in self._attempts.items():
+            if number not in running:
+                attempt.cancel()  # `_attempt` begins it anew
 
     def stop(self, *, drain: bool = False) -> None:
         """Begin no line and no further attempt, and end the lines that run. Idempotent.
@@ -76,6 +94,7 @@ class LineRunner:
         """
         self.stopped = True
         self._stopping.set()
+        self._storage_works.set()  # wakes those that wait; they see the stop
         running = self.executor.running()
         if not drain and not self._ended_lines:
             self._ended_lines = True
@@ -95,7 +114,11 @@ class LineRunner:
     async def attempt(self, line: Line, attempt: int) -> LineOutcome | None:
         """Run one attempt of a line, which then is no longer load. Returns `None` if the run was stopped first."""
         try:
-            return None if self.stopped else await self._attempt(line, attempt)
+            while not self.stopped:
+                await self._storage_works.wait()
+                with contextlib.suppress(_HeldError):
+                    return None if self.stopped else await self._attempt(line, attempt)
+            return None
         finally:
             self.open_lines -= 1
             self.on_room()
@@ -106,8 +129,13 @@ class LineRunner:
         try:
             outcome = await work
         except asyncio.CancelledError:
-            if self.stopped and work.cancelled():
+            if not work.cancelled():
+                raise
+            if self.stopped:
                 return None
+            task = asyncio.current_task()
+            if not self._storage_works.is_set() and task is not None and not task.cancelling():
+                raise _HeldError from None
             raise
         except BatchflowException as exc:
             self._events.failed(exc)

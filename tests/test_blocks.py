@@ -99,6 +99,8 @@ class TestUrl:
             ("gs://b/runs", "gcs"),
             ("az://b/runs", "azure"),
             ("abfs://b", "azure"),
+            ("sftp://host/runs", "sftp"),
+            ("ssh://host/runs", "sftp"),
         ],
     )
     def test_a_missing_package_is_told_with_the_line_that_installs_it(
@@ -108,20 +110,21 @@ class TestUrl:
             raise ImportError("Install s3fs to access S3")
 
         monkeypatch.setattr(fsspec.core, "url_to_fs", missing)
+        monkeypatch.setattr(fsspec, "get_filesystem_class", missing)
 
         with pytest.raises(InvalidOptionError, match=re.escape(f"pip install 'prefect-batchflow[{extra}]'")):
             RunStorageBlock(url=url)
 
     def test_a_package_that_no_extra_brings_is_named_as_fsspec_does(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def missing(*_: Any, **__: Any) -> Any:
-            raise ImportError("SFTPFileSystem requires paramiko")
+            raise ImportError("SMBFileSystem requires smbprotocol")
 
         monkeypatch.setattr(fsspec.core, "url_to_fs", missing)
 
         with pytest.raises(
-            InvalidOptionError, match="Install the package that fsspec names: SFTPFileSystem requires paramiko"
+            InvalidOptionError, match="Install the package that fsspec names: SMBFileSystem requires smbprotocol"
         ):
-            RunStorageBlock(url="sftp://x")
+            RunStorageBlock(url="smb://x")
 
 
 class TestSecrets:

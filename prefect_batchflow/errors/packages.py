@@ -17,6 +17,7 @@ PACKAGES: Final = {
     "s3fs": "'prefect-batchflow[s3]'",
     "gcsfs": "'prefect-batchflow[gcs]'",
     "adlfs": "'prefect-batchflow[azure]'",
+    "paramiko": "'prefect-batchflow[sftp]'",
     "aiohttp": "aiohttp requests",
     "prefect_dask": "'prefect-batchflow[dask]'",
     "prefect_ray": "'prefect-batchflow[ray]'",

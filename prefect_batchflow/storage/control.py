@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 from prefect_batchflow.exceptions import StorageError
 from prefect_batchflow.storage.files import storage_errors
 from prefect_batchflow.storage.lease import is_dead, this_process
+from prefect_batchflow.storage.retries import read_sound
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -157,7 +158,7 @@ async def supersede(files: RunFiles, keys: RunKeys, session: int) -> None:
     """
     with storage_errors(files, "read", keys.control):
         try:
-            before = json.loads(await files.read_path(keys.control))
+            before = await read_sound(files, keys.control, json.loads)
         except FileNotFoundError:
             return
     driver = Driver(files, keys, session)

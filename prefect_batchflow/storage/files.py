@@ -9,10 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import shutil
 import tempfile
+import threading
+import uuid
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -24,11 +27,25 @@ from prefect_batchflow.inputs.places import OBJECT_STORES, absolute, fresh_listi
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+T = TypeVar("T")
+
+_PASSWORD = re.compile(r"^([a-z0-9+]+://[^/@:]*):[^/@]*@")
+SERVERS = ("sftp://", "ssh://")
+SERVER_ANSWERS_SEC = 60.0
+"""How long an SFTP server can take for one answer."""
 ANOTHER_STORAGE = "Make it readable, or give another one, with --storage or BATCHFLOW_STORAGE."
 
 
-class RunFiles(Protocol):
-    """What a run needs of a file system."""
+class ShortReadError(OSError):
+    """A store gave less than the whole content of a key."""
+
+
+class Files(Protocol):
+    """The calls of a run storage. `retries` makes them again while their errors can pass."""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a folder of this machine, whose answers are certain."""
 
     async def read_path(self, path: str) -> bytes:
         """Give a key's bytes.
@@ -79,8 +96,19 @@ class RunFiles(Protocol):
         ...
 
 
+class RunFiles(Files, Protocol):
+    """What a run needs of a file system."""
+
+    def when_failing(self, call: Callable[[bool], None]) -> None:
+        """Call this method with `True` when the storage begins to fail, and with `False` when it works or has failed for good.
+
+        It is kept weakly, so that it ends with its object.
+        """
+        ...
+
+
 @contextlib.contextmanager
-def storage_errors(files: RunFiles, verb: str, key: str = "", cure: str = "") -> Iterator[None]:
+def storage_errors(files: Files, verb: str, key: str = "", cure: str = "") -> Iterator[None]:
     """Turn any error of the storage into a `StorageError` that says what failed, where and why, and what to do (`cure`).
 
     `verb` is `read`, `write` or `list`; `cure` has whole sentences.
@@ -90,7 +118,8 @@ def storage_errors(files: RunFiles, verb: str, key: str = "", cure: str = "") ->
     except BatchflowException:
         raise
     except Exception as exc:
-        text = f"Cannot {verb} the run storage at {files.location(key)}: {told(exc)}. {cure}"
+        tried = "".join(f" ({note})" for note in getattr(exc, "__notes__", ()))
+        text = f"Cannot {verb} the run storage at {files.location(key)}: {told(exc)}{tried}. {cure}"
         raise StorageError(text.rstrip(), key=key) from exc
 
 
@@ -133,16 +162,21 @@ def folder_url(url: str) -> str:
     return f"{protocol}://{path.rstrip('/') or path[:1]}"
 
 
-def open_files(url: str, options: Mapping[str, Any]) -> RunFiles:
-    """Open the file system of a storage, by a URL from `folder_url` and with fsspec's options.
+def open_file_system(url: str, options: Mapping[str, Any]) -> Files:
+    """Open the file system of a storage, by a URL from `folder_url` and with fsspec's options. Each call is made once.
 
     Raises:
         InvalidOptionError: It cannot be opened. If a package is missing, the message says how to install it.
     """
     try:
+        if url.startswith(SERVERS):
+            server = fsspec.get_filesystem_class(url.split(":")[0])
+            given = {**server._get_kwargs_from_urls(url), **options}
+            root = server._strip_protocol(url).rstrip("/")
+            return _ServerFiles(url, lambda: server(**given, skip_instance_cache=True), root)
         file_system, root = fsspec.core.url_to_fs(url, **{**fresh_listings(url), **options})
     except ImportError as exc:
-        module = OBJECT_STORES.get(url.split(":")[0])
+        module = {**OBJECT_STORES, **dict.fromkeys(("sftp", "ssh"), "paramiko")}.get(url.split(":")[0])
         install = pip_install(module) if module else f"Install the package that fsspec names: {exc}"
         raise InvalidOptionError(f"The storage {url} needs a package that is not installed. {install}") from exc
     except ValueError as exc:
@@ -153,6 +187,8 @@ def open_files(url: str, options: Mapping[str, Any]) -> RunFiles:
 
 class _LocalFiles:
     """A folder of this machine."""
+
+    is_local = True
 
     def __init__(self, root: str) -> None:
         self._root = root
@@ -197,31 +233,50 @@ class _LocalFiles:
 class _RemoteFiles:
     """A folder of any other file system."""
 
+    is_local = False
+
     def __init__(self, url: str, file_system: Any, root: str) -> None:
-        self._url = url
+        self._shown = _PASSWORD.sub(r"\1@", url)
         self._fs = file_system
         self._root = root
         # Saves a request: to read large keys in parallel parts, s3fs would ask for the key's size first.
         self._read_options = {"max_concurrency": 1} if url.startswith(("s3://", "s3a://")) else {}
 
     async def read_path(self, path: str) -> bytes:
-        return bytes(await asyncio.to_thread(self._fs.cat_file, _below(self._root, path), **self._read_options))
+        target = _below(self._root, path)
+        return bytes(await self._call(lambda: self._fs.cat_file(target, **self._read_options)))
 
     async def write_path(self, path: str, content: bytes) -> None:
-        await asyncio.to_thread(self._fs.pipe_file, _below(self._root, path), content)
+        target = _below(self._root, path)
+        await self._call(lambda: self._fs.pipe_file(target, content))
 
     async def create_path(self, path: str, content: bytes) -> None:
-        await asyncio.to_thread(self._fs.pipe_file, _below(self._root, path), content, mode="create")
+        target = _below(self._root, path)
+        await self._call(lambda: self._fs.pipe_file(target, content, mode="create"))
 
     async def put_file(self, path: str, source: Path) -> None:
-        await asyncio.to_thread(self._fs.put_file, str(source), _below(self._root, path))
+        target = _below(self._root, path)
+        await self._call(lambda: self._fs.put_file(str(source), target))
 
     async def get_file(self, path: str, target: Path) -> None:
-        await asyncio.to_thread(self._fs.get_file, _below(self._root, path), str(target))
+        source = _below(self._root, path)
+
+        def get() -> None:
+            self._fs.get_file(source, str(target))
+            size, found = self._fs.info(source)["size"], target.stat().st_size
+            if size is not None and size != found:
+                raise ShortReadError(f"{found} of {size} bytes of {source} arrived")
+
+        await self._call(get)
 
     async def delete_path(self, path: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            await asyncio.to_thread(self._fs.rm_file, _below(self._root, path))
+        target = _below(self._root, path)
+
+        def delete() -> None:
+            with contextlib.suppress(FileNotFoundError):
+                self._fs.rm_file(target)
+
+        await self._call(delete)
 
     async def list_names(self, folder: str) -> list[str]:
         target = _below(self._root, folder) if folder else self._root
@@ -238,13 +293,104 @@ class _RemoteFiles:
                 return []
             return sorted(str(path).rstrip("/").rsplit("/", 1)[-1] for path in found)
 
-        return await asyncio.to_thread(names)
+        return await self._call(names)
 
     def local_path(self, key: str) -> None:
         return None
 
     def location(self, key: str = "") -> str:
-        return f"{self._url}/{key}".rstrip("/")
+        return f"{self._shown}/{key}".rstrip("/")
+
+    async def _call(self, call: Callable[[], T]) -> T:
+        return await asyncio.to_thread(call)
+
+
+class _ServerFiles(_RemoteFiles):
+    """A folder of an SFTP server, over one connection that makes one call at a time and is opened again when it breaks.
+
+    `connect` gives fsspec's file system, which connects at once.
+    """
+
+    def __init__(self, url: str, connect: Callable[[], Any], root: str) -> None:
+        super().__init__(url, None, root)
+        self._connect = connect
+        self._one_at_a_time = threading.Lock()  # paramiko mixes up the answers to calls from several threads
+        self._folders: set[str] = set()
+
+    async def write_path(self, path: str, content: bytes) -> None:
+        await self._put(path, lambda file: file.write(content))
+
+    async def create_path(self, path: str, content: bytes) -> None:
+        target = _below(self._root, path)
+
+        def create() -> None:
+            self._make_folder(target)
+            try:
+                file = self._fs.ftp.open(target, "xb")
+            except FileNotFoundError:
+                raise
+            except OSError as exc:
+                # The protocol has no word for a name that exists.
+                self._fs.ftp.stat(target)
+                raise FileExistsError(f"{path} exists") from exc
+            with file:
+                file.write(content)
+
+        await self._call(create)
+
+    async def put_file(self, path: str, source: Path) -> None:
+        def copy(file: IO[bytes]) -> None:
+            with source.open("rb") as read:
+                shutil.copyfileobj(read, file, 1 << 20)
+
+        await self._put(path, copy)
+
+    async def _put(self, path: str, write: Callable[[IO[bytes]], object]) -> None:
+        """Write a temporary file beside the target, and give it the target's name."""
+        target = _below(self._root, path)
+        temporary = f"{target.rpartition('/')[0]}/.writing-{uuid.uuid4().hex[:12]}"
+
+        def put() -> None:
+            self._make_folder(target)
+            try:
+                with self._fs.ftp.open(temporary, "wb") as file:
+                    write(file)
+                self._fs.ftp.posix_rename(temporary, target)
+            except BaseException:
+                with contextlib.suppress(Exception):
+                    self._fs.ftp.remove(temporary)
+                raise
+
+        await self._call(put)
+
+    def _make_folder(self, target: str) -> None:
+        folder = target.rpartition("/")[0]
+        if folder not in self._folders:
+            self._fs.makedirs(folder, exist_ok=True)
+            self._folders.add(folder)
+
+    async def _call(self, call: Callable[[], T]) -> T:
+        def alone() -> T:
+            with self._one_at_a_time:
+                if self._fs is not None and not self._fs.client.get_transport().is_active():
+                    self._close()
+                if self._fs is None:
+                    self._fs = self._connect()
+                    self._fs.ftp.get_channel().settimeout(SERVER_ANSWERS_SEC)
+                try:
+                    return call()
+                except FileNotFoundError:
+                    self._folders.clear()  # perhaps someone deleted the folder
+                    raise
+                except TimeoutError:
+                    self._close()  # a late answer would be taken for that of the next call
+                    raise
+
+        return await asyncio.to_thread(alone)
+
+    def _close(self) -> None:
+        client, self._fs = self._fs.client, None
+        client.close()
 
 
 def _below(root: str, key: str) -> str:

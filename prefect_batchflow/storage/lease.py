@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from prefect_batchflow.exceptions import RunInUseError, StorageError
 from prefect_batchflow.storage.file_lock import FileLock, is_locked
 from prefect_batchflow.storage.files import storage_errors
+from prefect_batchflow.storage.retries import read_sound
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -420,10 +421,17 @@ async def _newest(files: RunFiles, keys: RunKeys) -> _Seen:
     if not number:
         return _Seen(0, b"", None)
     try:
-        content = await files.read_path(keys.lease(number))
+        content = await read_sound(files, keys.lease(number), _sound)
     except (FileNotFoundError, IsADirectoryError):  # a listing that was late; or no lease
         content = b""
+    except ValueError:  # torn, as two looks agree
+        content = await files.read_path(keys.lease(number))
     return _Seen(number, content, _parsed(content))
+
+
+def _sound(content: bytes) -> bytes:
+    json.loads(content)
+    return content
 
 
 async def is_held(files: RunFiles, keys: RunKeys) -> bool:

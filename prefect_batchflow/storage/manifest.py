@@ -16,6 +16,7 @@ from prefect_batchflow.definition.code_parts import digest_of
 from prefect_batchflow.exceptions import RunNotFoundError, StorageError
 from prefect_batchflow.settings import RunOptions  # noqa: TC001 - pydantic resolves it when the model is built
 from prefect_batchflow.storage.files import ANOTHER_STORAGE, storage_errors
+from prefect_batchflow.storage.retries import read_sound
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -164,23 +165,25 @@ async def read_model(
     Raises:
         StorageError: The file cannot be read, or does not fit the model.
     """
-    with storage_errors(files, "read", key, ANOTHER_STORAGE):
-        try:
-            content = await files.read_path(key)
-        except FileNotFoundError:
-            return None
-    if check is not None:
-        check(content)
-    try:
+
+    def decode(content: bytes) -> M:
+        if check is not None:
+            check(content)
         # Not `model_validate_json`: it refuses the escapes that `json.dumps` writes for a path that is not UTF-8.
         return model.model_validate(json.loads(content)) if b"\\ud" in content else model.model_validate_json(content)
-    except ValidationError as exc:
-        problems = [_problem(error) for error in exc.errors(include_url=False, include_context=False)]
-        more = f" and {len(problems) - 3} more problems" if len(problems) > 3 else ""
-        raise StorageError(
-            f"The {what} at {files.location(key)} is damaged, or another version of prefect-batchflow wrote it: "
-            f"{'; '.join(problems[:3])}{more}. {_CURE}"
-        ) from exc
+
+    with storage_errors(files, "read", key, ANOTHER_STORAGE):
+        try:
+            return await read_sound(files, key, decode)
+        except FileNotFoundError:
+            return None
+        except ValidationError as exc:
+            problems = [_problem(error) for error in exc.errors(include_url=False, include_context=False)]
+            more = f" and {len(problems) - 3} more problems" if len(problems) > 3 else ""
+            raise StorageError(
+                f"The {what} at {files.location(key)} is damaged, or another version of prefect-batchflow wrote it: "
+                f"{'; '.join(problems[:3])}{more}. {_CURE}"
+            ) from exc
 
 
 def _problem(error: ErrorDetails) -> str:

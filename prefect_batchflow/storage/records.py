@@ -26,10 +26,11 @@ from prefect_batchflow.exceptions import RecordCorruptError, StorageError, told
 from prefect_batchflow.storage.files import storage_errors
 from prefect_batchflow.storage.index import RecordIndex, Stored
 from prefect_batchflow.storage.keys import DAMAGED, RunKeys, SegmentName
+from prefect_batchflow.storage.retries import read_sound
 from prefect_batchflow.storage.segments import SEGMENT_TYPE, Segment, decode_segment, encode_segment, segment_text
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 
     from prefect_batchflow.execution.executor import LineOutcome
     from prefect_batchflow.results.records import LineRecord
@@ -78,6 +79,10 @@ class RunRecords:
             result_storage=files, serializer=SegmentSerializer(), cache_result_in_memory=False, metadata_storage=None
         )
 
+    def when_failing(self, call: Callable[[bool], None]) -> None:
+        """Call this method when the storage begins to fail, and when it works or has failed for good; kept weakly."""
+        self._files.when_failing(call)
+
     async def append(self, outcomes: Sequence[LineOutcome]) -> SegmentName:
         """Write one segment and read it back. Once this returns, the lines are done.
 
@@ -89,14 +94,17 @@ class RunRecords:
         name = SegmentName.new(first, last, self._session)
         key = self._keys.segment(name.name)
         text = encode_segment(ordered, self._session)
+
+        def check(written: bytes) -> None:
+            if segment_text(written, self._files.location(key)) != text:
+                raise StorageError(
+                    f"The records at {self._files.location(key)} do not read back as they were written. The run stops. Resume "
+                    "it once the storage works."
+                )
+
         with self._errors("write", key):
             await self._store.awrite(text, key=key)
-            written = await self._files.read_path(key)
-        if segment_text(written, self._files.location(key)) != text:
-            raise StorageError(
-                f"The records at {self._files.location(key)} do not read back as they were written. The run stops. Resume it "
-                "once the storage works."
-            )
+            await read_sound(self._files, key, check)
         self.expect([name])
         return name
 
