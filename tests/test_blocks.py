@@ -19,6 +19,7 @@ from prefect.testing.standard_test_suites.blocks import BlockStandardTestSuite
 from prefect_batchflow import blocks
 from prefect_batchflow.blocks import RunStorageBlock
 from prefect_batchflow.exceptions import InvalidOptionError
+from prefect_batchflow.storage.private_files import ACCESS_VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -293,10 +294,51 @@ asyncio.run(RunStorageBlock(url={str(tmp_path / "runs")!r}).write_path("run-1/x"
         left = [name for name in await local.list_names("run-1") if name != "x"]
         assert [name[:9] for name in left] == [".writing-"]
 
-    async def test_others_may_read_what_was_written(self, local: RunStorageBlock, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        ("access", "mask", "folder", "file"),
+        [
+            (None, 0o000, 0o700, 0o600),
+            ("owner", 0o022, 0o700, 0o600),
+            ("umask", 0o022, 0o755, 0o644),
+            ("umask", 0o007, 0o770, 0o660),
+            ("umask", 0o077, 0o700, 0o600),
+        ],
+        ids=str,
+    )
+    async def test_only_the_owner_may_read_unless_the_umask_is_asked_for(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, access: str | None, mask: int, folder: int, file: int
+    ) -> None:
+        monkeypatch.delenv(ACCESS_VARIABLE, raising=False)
+        if access:
+            monkeypatch.setenv(ACCESS_VARIABLE, access)
+        before = os.umask(mask)
+        try:
+            block = RunStorageBlock(url=str(tmp_path / "new" / "runs"))
+            await block.write_path("run-1/records/x", b"")
+            await block.create_path("run-1/y", b"")
+            await block.put_file("run-1/images/z", Path(__file__))
+            assert block.local_path("run-1/leases/l") is not None
+        finally:
+            os.umask(before)
+
+        places = [place for place in (tmp_path / "new").rglob("*") if place.is_dir()]
+        files = [place for place in (tmp_path / "new").rglob("*") if place.is_file()]
+        assert {oct(place.stat().st_mode & 0o777) for place in (tmp_path / "new", *places)} == {oct(folder)}
+        assert [place.name for place in sorted(files, key=lambda place: place.name)] == ["x", "y", "z"]
+        assert {oct(place.stat().st_mode & 0o777) for place in files} == {oct(file)}
+
+    async def test_another_access_is_refused(self, local: RunStorageBlock, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv(ACCESS_VARIABLE, "0644")
+
+        with pytest.raises(InvalidOptionError, match=r"BATCHFLOW_FILE_ACCESS is '0644'\. Expected owner"):
+            await local.write_path("run-1/x", b"")
+
+    async def test_a_folder_that_exists_keeps_its_mode(self, local: RunStorageBlock, tmp_path: Path) -> None:
+        (tmp_path / "runs" / "run-1").mkdir(parents=True)
+        (tmp_path / "runs" / "run-1").chmod(0o750)
         await local.write_path("run-1/x", b"")
 
-        assert (tmp_path / "runs" / "run-1" / "x").stat().st_mode & 0o777 == 0o644
+        assert (tmp_path / "runs" / "run-1").stat().st_mode & 0o777 == 0o750
 
 
 def test_prefect_registers_the_blocks_and_no_base_class() -> None:

@@ -37,6 +37,7 @@ from prefect_batchflow.storage.manifest import (
 )
 from prefect_batchflow.storage.matching import History, copy_matches, known_lines
 from prefect_batchflow.storage.outputs import OUTPUT_FILES
+from prefect_batchflow.storage.private_files import make_folder
 from prefect_batchflow.storage.records import RunRecords
 from prefect_batchflow.storage.surroundings import (
     named_variables,
@@ -425,6 +426,6 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _try_to_write(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with tempfile.TemporaryFile(dir=folder):
         pass

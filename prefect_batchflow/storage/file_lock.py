@@ -8,6 +8,8 @@ import os
 import uuid
 from typing import TYPE_CHECKING
 
+from prefect_batchflow.storage.private_files import file_mode
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -36,7 +38,7 @@ class FileLock:
     def take(self) -> bool:
         """Take the lock; whether it is this object's now. Creates the file if there is none."""
         while self._fd is None and self.is_supported:
-            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, file_mode())
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if not self._is_at_path(fd):
@@ -59,7 +61,7 @@ class FileLock:
         if not self.is_supported:
             return
         new = self._path.with_name(f".lock-{uuid.uuid4().hex}")
-        fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, file_mode())
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             new.replace(self._path)

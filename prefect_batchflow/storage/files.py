@@ -11,7 +11,6 @@ import contextlib
 import os
 import re
 import shutil
-import tempfile
 import threading
 import uuid
 from pathlib import Path
@@ -23,6 +22,7 @@ from fsspec.implementations.local import LocalFileSystem
 from prefect_batchflow.errors.packages import pip_install
 from prefect_batchflow.exceptions import BatchflowException, InvalidOptionError, StorageError, told
 from prefect_batchflow.inputs.places import OBJECT_STORES, absolute, fresh_listings
+from prefect_batchflow.storage.private_files import make_folder, refuse_link, unfinished
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -123,21 +123,26 @@ def storage_errors(files: Files, verb: str, key: str = "", cure: str = "") -> It
         raise StorageError(text.rstrip(), key=key) from exc
 
 
-def write_beside(folder: Path, name: str, write: Callable[[Path], object], *, again: bool = True) -> None:
+def write_beside(
+    folder: Path, name: str, write: Callable[[Path], object], *, again: bool = True, inner: str = ""
+) -> None:
     """Write a file of an output folder under a temporary name, then rename it. The folder is created.
 
-    `write` writes the content to the path that it gets. Without `again`, a file that exists stays.
+    `write` writes the content to the path that it gets, a new file. Without `again`, a file that exists stays. `inner`
+    is a folder in the output folder that gets the file.
 
     Raises:
         StorageError: The file cannot be written.
     """
     try:
-        if not again and (folder / name).exists():
+        target = folder / inner / name
+        if inner:
+            refuse_link(target.parent)
+        if not again and target.exists():
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".writing-{name}"
-        write(temporary)
-        temporary.replace(folder / name)
+        with unfinished(target.parent) as temporary:
+            write(temporary)
+            temporary.replace(target)
     except OSError as exc:
         raise StorageError(
             f"Cannot write the output folder {folder}: {exc}. The outputs are in the run's own folder too. Give an output "
@@ -220,7 +225,7 @@ class _LocalFiles:
 
     def local_path(self, key: str) -> Path:
         target = self._path(key)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         return target
 
     def location(self, key: str = "") -> str:
@@ -408,24 +413,15 @@ def _names(folder: Path) -> list[str]:
 
 def _put(target: Path, write: Callable[[IO[bytes]], object], *, new: bool = False) -> None:
     """Write a temporary file beside the target, sync it, and give it the target's name."""
-    try:
-        fd, name = tempfile.mkstemp(prefix=".writing-", dir=target.parent)
-    except FileNotFoundError:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        fd, name = tempfile.mkstemp(prefix=".writing-", dir=target.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(fd, "wb") as file:
-            os.fchmod(fd, 0o644)
+    with unfinished(target.parent) as temporary:
+        with temporary.open("wb") as file:
             write(file)
             file.flush()
-            os.fsync(fd)
+            os.fsync(file.fileno())
         if new:
             target.hardlink_to(temporary)
         else:
             temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
     folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(folder)

@@ -10,6 +10,8 @@ import threading
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow.exceptions import InvalidImageInput
@@ -21,7 +23,6 @@ from prefect_batchflow.storage.keys import IMAGES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from prefect_batchflow.images.forms import ImageForm
     from prefect_batchflow.results.records import ImageFolders, LineRecord
@@ -148,8 +149,8 @@ class ImageFiles:
                 await self._files.write_path(key, content)
                 self._there.add(name)
         if self._output_dir is not None:
-            folder = self._output_dir / IMAGES
-            await asyncio.to_thread(write_beside, folder, name, lambda path: path.write_bytes(content), again=False)
+            write = partial(Path.write_bytes, data=content)
+            await asyncio.to_thread(write_beside, self._output_dir, name, write, again=False, inner=IMAGES)
         return name
 
 

@@ -1,0 +1,79 @@
+"""New files and folders of a run on this machine: for their owner only, unless the environment asks for the umask.
+
+Records and outputs have what users asked a model and what it said. Names of unfinished files cannot be foreseen, and no link is
+followed on the way to them, so that nobody who can write to the folder chooses what a run overwrites.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import stat
+from typing import TYPE_CHECKING
+
+from prefect_batchflow.exceptions import InvalidOptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+ACCESS_VARIABLE = "BATCHFLOW_FILE_ACCESS"
+"""`owner`, the default: folders 0700, files 0600. `umask`: 0777 and 0666 without the bits of the umask."""
+WRITING = ".writing-"
+"""How the names of unfinished files begin."""
+
+
+def file_mode() -> int:
+    """The mode with which to open a new file; the umask of the process still applies."""
+    return 0o666 if _is_shared() else 0o600
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it that do not exist. A folder that exists keeps its mode."""
+    mode = 0o777 if _is_shared() else 0o700
+    for missing in reversed([folder, *folder.parents]):
+        if not missing.is_dir():
+            missing.mkdir(mode=mode, exist_ok=True)
+
+
+@contextlib.contextmanager
+def unfinished(folder: Path) -> Iterator[Path]:
+    """Give a new, empty file in a folder, which is made if there is none. On leaving it is removed, if it is still there.
+
+    Raises:
+        OSError: The folder is not writable, or something else is in its place.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    path = folder / f"{WRITING}{secrets.token_hex(8)}"
+    try:
+        descriptor = os.open(path, flags, file_mode())
+    except FileNotFoundError:
+        make_folder(folder)
+        descriptor = os.open(path, flags, file_mode())
+    os.close(descriptor)
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def refuse_link(folder: Path) -> None:
+    """Refuse a folder of a run that is a link to somewhere else.
+
+    Raises:
+        OSError: It is a link.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        if stat.S_ISLNK(folder.lstat().st_mode):
+            raise NotADirectoryError(f"{folder} is a link, which can lead anywhere. Remove it")
+
+
+def _is_shared() -> bool:
+    access = os.environ.get(ACCESS_VARIABLE, "owner")
+    if access not in ("owner", "umask"):
+        raise InvalidOptionError(
+            f"{ACCESS_VARIABLE} is {access!r}. Expected owner, for files that only you can read, or umask, for files that the "
+            "umask of the process lets others read."
+        )
+    return access == "umask"
