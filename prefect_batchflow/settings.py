@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, get_args, get_origin, get_type_hints
 
-from prefect_batchflow.errors.chosen import rerun_errors, retried_errors
+from prefect_batchflow.errors.chosen import LineNumbers, numbered_lines, rerun_errors, retried_errors
 from prefect_batchflow.errors.classes import NOT_RETRIED, class_of_error, is_one_of
 from prefect_batchflow.exceptions import InvalidOptionError
 
@@ -339,12 +339,25 @@ class RunOptions:
     rerun: Annotated[
         str,
         Option(
-            "Which failed lines run again when a run resumes, separated by commas: failed, timed_out, or classes, codes and "
-            "types of errors as in retry_on. The others stay failed.",
+            "Which failed lines run again when a run resumes, separated by commas: failed, timed_out, crashed, or classes, "
+            "codes and types of errors as in retry_on. The others stay failed.",
             empty="failed, which is all of them",
             errors=rerun_errors,
             allowed="names of errors, separated by commas",
             metavar="CLASS",
+            is_kept=False,
+        ),
+    ] = ""
+    rerun_lines: Annotated[
+        str,
+        Option(
+            "Lines that run again when a run resumes, completed or not: numbers from 0 and ranges, separated by commas, such "
+            "as 3,7,20-30. Their earlier records are kept, and the new ones count. Other failed lines stay failed, unless "
+            "rerun names their errors.",
+            empty="no line but those that rerun chooses",
+            errors=numbered_lines,
+            allowed="numbers and ranges of lines, separated by commas",
+            metavar="LINES",
             is_kept=False,
         ),
     ] = ""
@@ -371,6 +384,11 @@ class RunOptions:
     def errors_to_rerun(self) -> tuple[str, ...]:
         """The errors whose lines run again; empty is all."""
         return rerun_errors(self.rerun)
+
+    @property
+    def lines_to_rerun(self) -> LineNumbers:
+        """The lines that run again, whether they completed or not."""
+        return LineNumbers(numbered_lines(self.rerun_lines))
 
 
 @dataclass(frozen=True, kw_only=True)

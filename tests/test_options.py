@@ -36,6 +36,7 @@ WORDS: dict[str, list[Any]] = {
     "max_failures": ["0", "-1", "five", "120%", "100.5%", "5 %", "0%", "1.5", "01", " 1", "%", 0, -1, 1.5, True, False],
     "retry_on": ["ratelimit", "rate_limit,time_out", "rate_limit timeout", ","],
     "rerun": ["faild", "failed,timed_out", "timed_out crash", " , "],
+    "rerun_lines": ["x", "3-1", "1,,2", "-1", "1-2-3", "1.5", "1234567890123", ","],
     "line_number_column": [""],
 }
 """Texts and other values that cannot be."""
@@ -43,6 +44,7 @@ RIGHT_WORDS = {
     "max_failures": ["", "1", "50", "5%", "0.5%", "2.5%", "100%"],
     "retry_on": ["", "rate_limit,KeyError", "RateLimitError"],
     "rerun": ["", "failed", "timed_out,ProcessCrashError"],
+    "rerun_lines": ["", "3", "3,7,20-30", " 0 - 5 "],
     "line_number_column": ["none", "id", "the id"],
 }
 

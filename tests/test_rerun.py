@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from prefect_batchflow import AbstractBatchRunStorage, BatchEngine, BatchResult, FlowRunInfo, RunInfo
-from prefect_batchflow.errors.chosen import rerun_errors
+from prefect_batchflow.cli.commands import main
+from prefect_batchflow.errors.chosen import LineNumbers, numbered_lines, rerun_errors
 from prefect_batchflow.exceptions import InvalidOptionError
 from prefect_batchflow.flows import run_batch
 from prefect_batchflow.run.handle import LiveRun
@@ -100,6 +101,7 @@ def nightly(tmp_path: Path, storage: Path, write_rows: Callable[..., Path]) -> N
         ("failed", [1, 2, 3, 4]),
         ("", [1, 2, 3, 4]),
         ("rate_limit", []),
+        ("crashed", [2]),
     ],
     ids=lambda value: str(value) if isinstance(value, str) else "",
 )
@@ -170,7 +172,7 @@ def test_a_storage_that_is_brought_has_no_failed_lines_to_choose_among(nightly: 
     [
         (
             "timeouts",
-            "'timeouts' is not an error class. Did you mean 'timeout'? The classes are failed, timed_out, ",
+            "'timeouts' is not an error class. Did you mean 'timeout'? The classes are failed, timed_out, crashed, ",
         ),
         ("TIMED_OUT", "'TIMED_OUT' is not an error class. Did you mean 'timed_out'?"),
         ("failed,crash", "'failed' means all failed lines. Remove it, or remove the other names."),
@@ -180,3 +182,79 @@ def test_what_cannot_be_asked_for_is_refused(text: str, said: str) -> None:
     with pytest.raises(InvalidOptionError) as refused:
         rerun_errors(text)
     assert str(refused.value).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "again"),
+    [
+        ({"rerun_lines": "0"}, [0]),
+        ({"rerun_lines": "0-1, 3"}, [0, 1, 3]),
+        ({"rerun_lines": "0", "rerun": "crash"}, [0, 2]),
+    ],
+    ids=["completed", "some", "lines and errors"],
+)
+def test_lines_run_again_by_their_numbers(nightly: Nightly, chosen: dict[str, str], again: list[int]) -> None:
+    result = nightly.start(**chosen)
+
+    assert nightly.begun() == again
+    left = sorted({1, 2, 3, 4} - set(again))
+    assert (result.completed_lines, nightly.failed()) == (5 - len(left), left)
+    assert len(list((nightly.storage / "nightly" / "records").iterdir())) > 1, "earlier attempts are kept"
+
+
+@pytest.mark.programs
+def test_the_command_reruns_in_place(nightly: Nightly, capsys: pytest.CaptureFixture[str]) -> None:
+    storage = ["--storage", str(nightly.storage)]
+    (nightly.folder / "begun").write_text("")
+    assert main(["rerun", "nightly", "--only", "timed_out", *storage]) == 3
+    assert nightly.begun() == [1, 4]
+    (nightly.folder / "begun").write_text("")
+    assert main(["rerun", "nightly", "--lines", "0,2", *storage]) == 3
+    assert nightly.begun() == [0, 2]
+    (nightly.folder / "begun").write_text("")
+    assert main(["rerun", "nightly", *storage]) == 0
+    assert nightly.begun() == [3]
+    capsys.readouterr()
+    for words, said in (
+        (["--lines", "7"], "the run 'nightly' has no line 7. It has 5 lines, 0 to 4."),
+        (["--lines", "3-1"], "The range '3-1' is empty. Write the smaller number first: 1-3."),
+        (["--lines", "x"], "'x' is not the number of a line"),
+        (["--lines", ""], "--lines is empty."),
+        (["--only", "timeouts"], "'timeouts' is not an error class."),
+        (["--lines", "1", "--rerun-lines", "2"], "--lines and --rerun-lines are the same option."),
+    ):
+        assert main(["rerun", "nightly", *words, *storage]) == 2
+        assert said in " ".join(capsys.readouterr().err.split())
+    assert main(["rerun", "nightli", *storage]) == 2
+    assert "Did you mean nightly?" in " ".join(capsys.readouterr().err.split())
+
+
+def test_lines_of_a_run_that_has_not_begun_are_refused(nightly: Nightly) -> None:
+    parameters = {"flow": nightly.flow, "data": str(nightly.data), "storage": str(nightly.storage), "run_id": "new"}
+    with pytest.raises(InvalidOptionError, match="the run 'new' has not begun before"):
+        run_batch({**parameters, "rerun_lines": "0"}, LiveRun())
+
+
+@pytest.mark.parametrize(
+    ("text", "ranges"),
+    [
+        ("", ()),
+        ("3", ("3",)),
+        ("7,3,4", ("3-4", "7")),
+        ("20-30, 25 - 40", ("20-40",)),
+        ("0-999999999999", ("0-999999999999",)),
+    ],
+)
+def test_numbers_of_lines_are_read(text: str, ranges: tuple[str, ...]) -> None:
+    assert numbered_lines(text) == ranges
+    lines = LineNumbers(ranges)
+    assert bool(lines) == bool(ranges)
+    assert all((int(part.partition("-")[0]) in lines) for part in ranges)
+    assert 2 not in lines or ranges == ("0-999999999999",)
+
+
+def test_a_number_that_is_not_there_is_found() -> None:
+    assert LineNumbers(["3-999999999999"]).beyond(5) == 5
+    assert LineNumbers(["3-4"]).beyond(5) is None
+    assert LineNumbers(["3-999999999999"]).missing({3, 4, 7}) == 5
+    assert LineNumbers(["3-4", "7"]).missing({3, 4, 7}) is None

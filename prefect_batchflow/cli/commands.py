@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 
-from prefect_batchflow.cli import connections, one_line
+from prefect_batchflow.cli import again, connections, one_line
 from prefect_batchflow.cli.arguments import (
     Connections,
     EnvironmentVariables,
@@ -25,7 +25,6 @@ from prefect_batchflow.cli.arguments import (
     NodeConnections,
     OptionFlags,
     OutputDir,
-    ResumeFlags,
     RunFilePath,
     Screen,
     Storage,
@@ -39,7 +38,6 @@ from prefect_batchflow.cli.arguments import (
     joined,
     node_connections_of,
     number_of,
-    parameters_of_resume,
     sources,
 )
 from prefect_batchflow.cli.old_words import translated
@@ -70,10 +68,12 @@ _NO_FLOW = (
     "`batchflow {} --help`."
 )
 _PLAIN = Screen()
-_NO_FLAGS, _RESUME_AS_BEFORE = OptionFlags(), ResumeFlags()
+_NO_FLAGS = OptionFlags()
 
 app.command(connections.app)
 app.command(one_line.try_flow, name="test", sort_key=4)
+app.command(again.resume, sort_key=1)
+app.command(again.rerun, sort_key=1)
 
 
 # --- commands -------------------------------------------------------------------------------------------------------
@@ -145,67 +145,6 @@ def run(
     }
     asked = connections.asked_for(places, environment)
     return run_and_show(parameters, absolute_place(storage), screen, written.notes, begun, environment, asked)
-
-
-@app.command(sort_key=1)
-def resume(
-    run_id: Annotated[str, Parameter(name="RUN", help="Id of the run. `batchflow list` shows it.")],
-    /,
-    *,
-    storage: Storage = "",
-    output_dir: OutputDir = "",
-    init: Init = None,
-    environment_variables: EnvironmentVariables = None,
-    connection: Connections = None,
-    flags: ResumeFlags = _RESUME_AS_BEFORE,
-    screen: Screen = _PLAIN,
-) -> int:
-    """Resume a run: its lines that are not completed, with the same flow, data, mapping and options.
-
-    An option that you give replaces the run's own.
-    """
-    quiet_prefect(debug=screen.debug)
-    from prefect_batchflow.cli.runs import find_stored
-
-    storage = absolute_place(storage)
-    given = assignments("--init", init or [])
-    manifest = find_stored(run_id, storage)
-    if manifest.flow is None:
-        raise InvalidOptionError(
-            f"The run {run_id!r} cannot be resumed by a command, because its flow {manifest.flow_name!r} is a Python object. "
-            f"Resume it from Python: BatchEngine(...).run(..., run_id={run_id!r})."
-        )
-    if manifest.init_kwargs is None and manifest.init_names and not given:
-        names = " ".join(f"--init {name}=…" for name in manifest.init_names)
-        raise InvalidOptionError(
-            f"The run {run_id!r} was started from Python with values for {', '.join(manifest.init_names)}, which are not "
-            f"stored. Give them again ({names}), or resume the run from Python."
-        )
-    environment = environment_of(environment_variables or [])
-    if missing := [name for name in manifest.environment_names if name not in environment]:
-        names = " ".join(f"--environment-variables {name}=…" for name in missing)
-        raise InvalidOptionError(
-            f"The run {run_id!r} was started with values for {', '.join(missing)}, which are not stored. Give them again: "
-            f"{names}"
-        )
-    places = {**manifest.connections, **connections.places_of(connection)}
-    parameters = {
-        "flow": manifest.flow,
-        "working_dir": manifest.working_dir,
-        "image_roots": manifest.image_roots,
-        "variant": manifest.variant,
-        "node_connections": manifest.node_connections,
-        **data_parameters(manifest.data),
-        "run": manifest.run or "",
-        "inputs_mapping": manifest.inputs_mapping,
-        "init_kwargs": given or manifest.init_kwargs or {},
-        "connections": places,
-        "run_id": run_id,
-        "output_dir": absolute_place(output_dir) or manifest.output_dir or "",
-        **parameters_of_resume(manifest.options, flags),
-    }
-    asked = connections.asked_for(places, environment)
-    return run_and_show(parameters, storage, screen, environment=environment, connections=asked)
 
 
 @app.command(name="list", sort_key=2)

@@ -157,6 +157,8 @@ class RemoteRun:
             for line in chunk.lines:
                 done = index.completed(line.line_number, line.input_hash)
                 stored = index.lines.get(line.line_number)
+                if stored is not None and line.line_number in self._run.rerun_lines:
+                    done = done if stored.session >= self._run.rerun_since else None
                 if done is None and stored is not None and stored.session == self._run.session:
                     # Written by this chunk's task before it was lost: a final failure counts, any other gets its next attempt.
                     done = stored.receipt if runner.is_final(stored.receipt) else None

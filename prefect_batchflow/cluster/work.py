@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from typing import TYPE_CHECKING
 
+from prefect_batchflow.errors.chosen import LineNumbers
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -41,6 +43,9 @@ class RunDescription:
     line_memory_mb: int | None
     grows: bool = False
     """Whether a chunk begins with one line at once, and `lines_at_once` is the most."""
+    rerun_lines: LineNumbers = field(default_factory=LineNumbers)
+    """Lines that run again, although they have completed in a session before `rerun_since`."""
+    rerun_since: int = 0
     version: str = field(default_factory=lambda: metadata.version("prefect-batchflow"))
 
 

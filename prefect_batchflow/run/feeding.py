@@ -63,7 +63,9 @@ class Feeding:
         if isinstance(self._executor, WorkerPool):
             self._executor.on_note = state.note
         self._canceled: Set[int] = frozenset()
-        self._rerun = state.options.errors_to_rerun
+        self._rerun, self._rerun_lines = state.options.errors_to_rerun, state.options.lines_to_rerun
+        self._earlier: dict[int, Receipt] = {}
+        """The earlier receipts of lines that were chosen to run again, until they have."""
         self._limits = FailureLimits(state.options, self._total_lines)
         self._left_failed = 0
         """Lines that failed in an earlier start and that `rerun` does not select."""
@@ -79,13 +81,13 @@ class Feeding:
         """Run the lines that are not done, and count all lines."""
         async with self._opened_feed() as feed:
             await self._run_lines(feed)
-        self._canceled = feed.canceled
+        self._keep_earlier(feed)
         self._account_for_every_line(feed)
         if self._left_failed:
-            self._state.note(
-                f"Failed lines that did not run again, because rerun is {','.join(self._rerun)!r} and their errors are "
-                f"different: {self._left_failed}."
-            )
+            why = f"rerun is {','.join(self._rerun)!r} and their errors are different"
+            if self._rerun_lines and not self._rerun:
+                why = f"rerun_lines is {str(self._rerun_lines)!r}"
+            self._state.note(f"Failed lines that did not run again, because {why}: {self._left_failed}.")
 
     def counts(self, stored: Stored) -> bool:
         """Whether the newest record of a line belongs to this run's data and is final."""
@@ -104,7 +106,7 @@ class Feeding:
         """This process, or a cluster whose tasks see, as long as the block lasts, that the run is alive."""
         state, records, options = self._state, self._opened.records, self._options
         events = LineEvents(
-            settled=self._tally.add,
+            settled=self._settled,
             ended=self._ended,
             persisted=self._persisted if self._live.run_storage is not None else None,
             failed=state.stop.fail,
@@ -122,7 +124,9 @@ class Feeding:
                 events,
                 run_id=state.request.run_id,
                 granularity=options.granularity,
-                total_lines=max(1, self._total_lines - self._opened.index.completed_count()),
+                total_lines=self._total_lines
+                if self._rerun_lines
+                else max(1, self._total_lines - self._opened.index.completed_count()),
                 flow_run_id=state.flow_run.id,
             )
 
@@ -144,6 +148,8 @@ class Feeding:
             lines_at_once=shares.lines_at_once,
             line_memory_mb=options.line_memory_mb or None,
             grows=shares.grows,
+            rerun_lines=self._rerun_lines,
+            rerun_since=self._opened.request_since,
         )
 
     async def _run_lines(self, feed: LineFeed) -> None:
@@ -174,11 +180,28 @@ class Feeding:
                 progress.update(self._tally.ended_lines, self._tally.failed_lines)
                 self._tell(time.monotonic() - state.clock)
 
+    def _settled(self, receipt: Receipt) -> None:
+        self._earlier.pop(receipt.line_number, None)
+        self._tally.add(receipt)
+
+    def _keep_earlier(self, feed: LineFeed) -> None:
+        """Count what there was of lines that were to run again and were stopped before they had a new record."""
+        kept = {number: receipt for number, receipt in self._earlier.items() if number not in feed.unsettled}
+        for receipt in kept.values():
+            self._state.reused_lines += receipt.error is None
+            self._tally.add(receipt)
+        self._changed_lines -= kept.keys()
+        self._canceled = feed.canceled - kept.keys()
+        if kept:
+            self._state.note(
+                f"Lines that did not run again, because the run was stopped, and stay as they were: {len(kept)}."
+            )
+
     def _account_for_every_line(self, feed: LineFeed) -> None:
-        for number in feed.canceled:
+        for number in self._canceled:
             self._tally.add(Receipt(line_number=number, status=Status.Canceled))
         for number, receipt in feed.unsettled.items():
-            if number not in feed.canceled:
+            if number not in self._canceled:
                 self._tally.add(receipt)  # stopped before its next attempt, so it has failed
         self._state.stop.raise_failure()
         total = self._total_lines
@@ -199,9 +222,11 @@ class Feeding:
                 if self._numbers is not None:
                     self._numbers.add(line.line_number)
                 ended = index.ended(line.line_number, line.input_hash) if index.lines else None
-                if ended is not None and (ended.error is None or not runs_again(self._rerun, ended.error)):
+                if ended is not None and self._stays(ended):
                     self._take_as_it_is(ended)
                     continue
+                if ended is not None and line.line_number in self._rerun_lines:
+                    self._earlier[line.line_number] = ended
                 if line.line_number in index.lines:
                     self._changed_lines.add(line.line_number)
                 group.append(line)
@@ -210,6 +235,17 @@ class Feeding:
                     group, size = [], feed.group
         if group:
             yield group
+
+    def _stays(self, ended: Receipt) -> bool:
+        """Whether a line that has ended before stays as it is."""
+        number = ended.line_number
+        is_chosen = number in self._rerun_lines
+        # A Retry of this very request does not run again what its first try has.
+        if is_chosen and self._opened.index.lines[number].session < self._opened.request_since:
+            return False
+        if ended.error is None or (self._rerun_lines and not self._rerun and not is_chosen):
+            return True
+        return not runs_again(self._rerun, ended.error)
 
     def _take_as_it_is(self, ended: Receipt) -> None:
         self._state.reused_lines += ended.error is None

@@ -77,6 +77,8 @@ class Resumed:
     records: RunRecords
     index: RecordIndex
     """The lines that already have records."""
+    request_since: int
+    """The first session of this Prefect flow run. A Retry of it is another session."""
 
 
 class Resuming:
@@ -133,6 +135,7 @@ class Resuming:
             )
         for change in changed.values():
             state.note(f"{change} since the run began; on_change is {state.options.on_change!r}")
+        await self._check_lines_to_rerun(before)
         resume_from = self._request.resume_from
         if before and resume_from and resume_from not in {session.resumed_from for session in before.sessions}:
             state.note(
@@ -175,7 +178,32 @@ class Resuming:
         index, _ = scanned
         for damage in await records.set_damaged_aside():
             state.note(f"{damage} Its lines run again.")
-        return Resumed(session, since, records, index)
+        same_request = (
+            n for n, one in enumerate(sessions, 1) if one.prefect_flow_run_id == this_start.prefect_flow_run_id
+        )
+        return Resumed(session, since, records, index, min(same_request))
+
+    async def _check_lines_to_rerun(self, before: Manifest | None) -> None:
+        """Refuse numbers of lines that the run does not have."""
+        lines, total = self._state.options.lines_to_rerun, self._prepared.inventory.total_lines
+        if not lines:
+            return
+        run_id = self._request.run_id
+        if before is None and not self._request.resume_from:
+            raise InvalidOptionError(
+                f"rerun_lines={str(lines)!r} names lines that run again, but the run {run_id!r} has not begun before. Leave "
+                "rerun_lines out, or give the id of the run that has these lines."
+            )
+        if self._has_own_numbers:
+            numbers = await asyncio.to_thread(lambda: {line.line_number for line in self._prepared.lines()})
+            missing, has = lines.missing(numbers), f"{total} lines, {min(numbers)} to {max(numbers)}"
+        else:
+            missing, has = lines.beyond(total), f"{total} lines, 0 to {total - 1}"
+        if missing is not None:
+            raise InvalidOptionError(
+                f"rerun_lines={str(lines)!r}: the run {run_id!r} has no line {missing}. It has {has}. Leave this number out. "
+                f"`batchflow show {run_id}` shows the failed lines."
+            )
 
     async def _changed(self, before: Manifest, prints: dict[str, str], flow: FlowPrint) -> dict[str, str]:
         """The parts that differ from the run's earlier start, each described. Reading more or fewer rows is no change."""

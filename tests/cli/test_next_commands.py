@@ -34,6 +34,7 @@ LEFT_OUT = {
     "line_number_column": "the file of failed lines has line_number",
     "on_change": "says nothing about another run",
     "rerun": "says nothing about another run",
+    "rerun_lines": "says nothing about another run",
 }
 """Options that the command for failed lines does not repeat, and why."""
 
@@ -56,6 +57,8 @@ def values_of(option: Option) -> st.SearchStrategy[Any]:
             else st.floats(low, high, exclude_min=option.above is not None)
         )
         return numbers
+    if option.name == "rerun_lines":
+        return st.sampled_from(["", "3", "3,7,20-30"])
     if option.errors is not None:
         return st.sampled_from(["", "timeout", "crash,rate_limit", "ValueError"])
     texts = {"max_failures": ["", "1", "5%", "0.5%"], "task_runner_address": ["", "tcp://10.0.0.0", "-x", "a b'c$d"]}
