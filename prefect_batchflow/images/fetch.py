@@ -7,13 +7,16 @@ the environment are not used. The standard library only.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import ipaddress
 import os
 import socket
 import ssl
+import threading
 import time
-from typing import TYPE_CHECKING
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from prefect_batchflow.errors.classes import ErrorClass, class_of_exception, class_of_status
@@ -61,6 +64,10 @@ def fetch(
     for _ in range(MAX_REDIRECTS + 1):
         try:
             answer = _ask(url, max_bytes, resolve, private_hosts, deadline)
+        except TimeoutError as exc:
+            raise InvalidImageInput(
+                f"{shown} took longer than {TIMEOUT_SEC:g} s. Give the image as a file.", error_class=ErrorClass.TIMEOUT
+            ) from exc
         except (OSError, http.client.HTTPException, ValueError) as exc:
             raise InvalidImageInput(
                 f"{shown} cannot be fetched: ({type(exc).__name__}) {exc}. Check the address, or give the image as a file.",
@@ -82,10 +89,10 @@ def _ask(
     if parts.username is not None:
         raise InvalidImageInput(f"{shown} contains credentials, which are never sent. Give an address without them.")
     connection = _connection(parts, resolve, private_hosts, deadline, shown)
-    try:
+    with contextlib.closing(connection), contextlib.ExitStack() as answered:
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         connection.request("GET", target, headers={"Accept": "image/*", "User-Agent": "prefect-batchflow"})
-        response = connection.getresponse()
+        response = answered.enter_context(connection.getresponse())
         if response.status in (301, 302, 303, 307, 308) and (location := response.getheader("Location")):
             return location
         if response.status != 200:
@@ -98,14 +105,7 @@ def _ask(
             content += block
             if len(content) > max_bytes:
                 raise InvalidImageInput(f"{shown} is larger than {max_bytes:,} bytes. Give a smaller image.")
-            if time.monotonic() > deadline:
-                raise InvalidImageInput(
-                    f"{shown} took longer than {TIMEOUT_SEC:g} s. Give the image as a file.",
-                    error_class=ErrorClass.TIMEOUT,
-                )
         return bytes(content), response.headers.get_content_type()
-    finally:
-        connection.close()
 
 
 def _connection(
@@ -115,22 +115,75 @@ def _connection(
     host = str(parts.hostname)
     is_secure = parts.scheme == "https"
     port = parts.port or (443 if is_secure else 80)
-    addresses = resolve(host, port)
+    addresses = _resolved_in_time(resolve, host, port, deadline)
     hidden = [address for address in addresses if not is_public(address)]
     if (hidden or not addresses) and host.lower() not in private_hosts:
         raise InvalidImageInput(
             f"{shown} is on a private network ({', '.join(hidden) or 'no address'}), so rows cannot fetch it. Give the image "
             f"as a file, or ask the people who run the workers to add {host} to {HOSTS_VARIABLE}."
         )
-    left = max(deadline - time.monotonic(), 0.1)
-    made = (http.client.HTTPSConnection if is_secure else http.client.HTTPConnection)(host, port, timeout=left)
-    plain = socket.create_connection((addresses[0], port), timeout=left)
+    made = (http.client.HTTPSConnection if is_secure else http.client.HTTPConnection)(host, port)
+    plain = socket.create_connection((addresses[0], port), timeout=_left(deadline))
     try:
-        made.sock = ssl.create_default_context().wrap_socket(plain, server_hostname=host) if is_secure else plain
+        if is_secure:
+            context = ssl.create_default_context()
+            context.sslsocket_class = _TimedTLS
+            wrapped = context.wrap_socket(plain, server_hostname=host)
+            assert isinstance(wrapped, _TimedTLS)
+            wrapped.deadline = deadline
+            made.sock = wrapped
+        else:
+            timed = _Timed(fileno=plain.detach())
+            timed.deadline = deadline
+            timed.settimeout(_left(deadline))
+            made.sock = timed
     except BaseException:
         plain.close()
         raise
     return made
+
+
+def _resolved_in_time(resolve: Resolver, host: str, port: int, deadline: float) -> list[str]:
+    """Give a host's addresses. The system's lookup has no limit, so nothing waits for its thread."""
+    found: Future[list[str]] = Future()
+    found.set_running_or_notify_cancel()
+
+    def look() -> None:
+        try:
+            found.set_result(resolve(host, port))
+        except BaseException as exc:  # noqa: BLE001 - handed to the caller
+            found.set_exception(exc)
+
+    threading.Thread(target=look, name="batchflow-image-host", daemon=True).start()
+    return found.result(_left(deadline))
+
+
+def _left(deadline: float) -> float:
+    """The seconds that are left; raises `TimeoutError` if none are."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("the time of the fetch is over")
+    return left
+
+
+class _Timed(socket.socket):
+    """A connection with one deadline for all that it reads. A plain time limit counts anew with each byte that drips in."""
+
+    deadline: float
+
+    def recv_into(self, *args: Any, **kwargs: Any) -> int:
+        self.settimeout(_left(self.deadline))
+        return super().recv_into(*args, **kwargs)
+
+
+class _TimedTLS(ssl.SSLSocket):
+    """The same over TLS."""
+
+    deadline: float
+
+    def recv_into(self, *args: Any, **kwargs: Any) -> int:
+        self.settimeout(_left(self.deadline))
+        return super().recv_into(*args, **kwargs)
 
 
 def is_public(address: str) -> bool:

@@ -26,6 +26,26 @@ if TYPE_CHECKING:
     from prefect_batchflow.results.records import ImageFolders
 
 _MAX_PATH = 4096
+_SUFFIXES = (
+    *(
+        ".apng",
+        ".avif",
+        ".bmp",
+        ".dib",
+        ".gif",
+        ".heic",
+        ".heif",
+        ".ico",
+        ".jfif",
+        ".jp2",
+        ".jpe",
+        ".jpeg",
+        ".jpg",
+        ".jxl",
+    ),
+    *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".svg", ".tga", ".tif", ".tiff", ".webp"),
+)
+"""The names of image files, also of kinds whose first bytes say little."""
 _KEY = re.compile(r"data:(image/[\w.+*-]+);(path|base64|url)")
 # Bounded where parts overlap, because rows supply the text.
 _DATA_URL = re.compile(r"data:(image/[\w.+*-]{1,100})?[^,]{0,200};base64,")
@@ -171,9 +191,9 @@ class ImageForm(ABC):
         *others, own = dict.fromkeys(folders)
         for folder in others:
             with suppress(InvalidImageInput):
-                return _image(read_within(value, folder))
+                return _image_file(value, read_within(value, folder))
         try:
-            return _image(read_within(value, own))
+            return _image_file(value, read_within(value, own))
         except InvalidImageInput:
             if content:
                 return _image(content)
@@ -184,7 +204,7 @@ class ImageForm(ABC):
         if not isinstance(content, str) or not content:
             raise InvalidImageInput(f"The {resource} of an image must be text, found {shorten(content)}.")
         if resource == "path":
-            return _image(read_within(content, folder), mime_type)
+            return _image_file(content, read_within(content, folder), mime_type)
         if resource == "base64" or _DATA_URL.match(content):
             return _of_base64(content, mime_type)
         return _image(fetched(content), mime_type, content)
@@ -275,6 +295,16 @@ def _decoded(text: str) -> bytes | None:
         return base64.b64decode("".join(text.split()), validate=True)
     except ValueError:
         return None
+
+
+def _image_file(path: str, content: bytes, mime_type: str | None = None) -> Any:
+    """Make an image of a file that a row names. Folders of data and flows also have code, settings and keys."""
+    if guess_mime_type(content) is None and not path.lower().endswith(_SUFFIXES):
+        raise InvalidImageInput(
+            f"{shorten(path)} is not an image: neither its name nor its first bytes say so. Give the path of an image, such as "
+            "a png or jpeg."
+        )
+    return _image(content, mime_type)
 
 
 def _image(content: bytes, mime_type: str | None = None, source_url: str | None = None) -> Any:

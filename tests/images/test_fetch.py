@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 
+from prefect_batchflow.errors.classes import ErrorClass, class_of_exception
 from prefect_batchflow.exceptions import InvalidImageInput
 from prefect_batchflow.images import fetch as fetching
 from prefect_batchflow.images.fetch import fetch, is_public
@@ -160,3 +164,77 @@ def test_public_addresses(address: str, public: bool) -> None:
 
 def test_messages_show_neither_credentials_nor_query() -> None:
     assert shown_url("https://me:pw@a.example/x.png?sig=secret#f") == "https://a.example/x.png"
+
+
+class Dripping:
+    """A server that sends one byte after the other and never ends, behind what it is told to send first."""
+
+    def __init__(self, begin: bytes, drip: bytes) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._begin, self._drip = begin, drip
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._listener.getsockname()[1]}/a.png"
+
+    def _serve(self) -> None:
+        connection, _ = self._listener.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.sendall(self._begin)
+            while not self._stop.wait(0.01):
+                connection.sendall(self._drip)
+
+    def close(self) -> None:
+        self._stop.set()
+        self._listener.close()
+        self._thread.join()
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: image/png\r\n"
+
+
+@pytest.mark.parametrize(
+    ("begin", "drip"),
+    [
+        (HEAD + b"Content-Length: 100000\r\n\r\n", b"x"),
+        (HEAD + b"\r\n", b"x"),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\n1;", b"x"),
+        (HEAD + b"X: ", b"x"),
+        (b"HTTP/1.1 ", b"2"),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    ],
+    ids=["content", "content without length", "chunks", "a chunk's size", "a header", "the status", "100 after 100"],
+)
+def test_bytes_that_drip_in_do_not_pass_the_time_limit(
+    monkeypatch: pytest.MonkeyPatch, begin: bytes, drip: bytes
+) -> None:
+    monkeypatch.setattr(fetching, "TIMEOUT_SEC", 0.3)
+    server = Dripping(begin, drip)
+    started = time.monotonic()
+    try:
+        with pytest.raises(InvalidImageInput, match=r"took longer than 0\.3 s") as caught:
+            fetch(server.url, 10**6, private_hosts=LOCAL)
+    finally:
+        server.close()
+
+    assert time.monotonic() - started < 5
+    assert class_of_exception(caught.value) is ErrorClass.TIMEOUT
+
+
+def test_redirects_and_a_slow_look_up_share_the_time_limit(monkeypatch: pytest.MonkeyPatch, server: str) -> None:
+    monkeypatch.setattr(fetching, "TIMEOUT_SEC", 0.3)
+    asleep = threading.Event()
+
+    def resolve(host: str, port: int) -> list[str]:
+        asleep.wait(20)
+        return ["127.0.0.1"]
+
+    try:
+        with pytest.raises(InvalidImageInput, match=r"took longer than 0\.3 s"):
+            fetch(f"{server}/a.png", 10**6, resolve=resolve, private_hosts=LOCAL)
+    finally:
+        asleep.set()

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import base64
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from prefect_batchflow.exceptions import InvalidImageInput
 from prefect_batchflow.images import fetch
-from prefect_batchflow.images.forms import BASIC, OPENAI_VISION
+from prefect_batchflow.images.forms import BASIC, OPENAI_VISION, form_of
 from prefect_batchflow.images.image import Image, Text
 from prefect_batchflow.images.written import ImageWriter
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(8)
 JPEG = b"\xff\xd8\xff" + bytes(9)
@@ -161,3 +164,30 @@ class TestPlaced:
     def test_one_with_a_null_byte_is_none(self, folder: str) -> None:
         with pytest.raises(InvalidImageInput, match=r"is not valid: .*null (byte|character)"):
             BASIC.place_images({"data:image/png;path": "a\0.png"}, folder)
+
+
+@pytest.mark.parametrize("name", [".env", "tool.py", "flow.dag.yaml", "key.pem", "rows.jsonl", "id_rsa", "png"])
+@pytest.mark.parametrize("written", ["plain", "basic", "vision"])
+def test_a_row_reads_no_file_that_is_not_an_image(tmp_path: Path, name: str, written: str) -> None:
+    (tmp_path / "flow").mkdir()
+    (tmp_path / "flow" / name).write_text("OPENAI_API_KEY=sk-secret")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / name).write_text("OPENAI_API_KEY=sk-secret")
+    value: Any = {
+        "plain": name,
+        "basic": {"data:image/png;path": name},
+        "vision": {"type": "image_file", "image_file": {"path": name}},
+    }[written]
+
+    with pytest.raises(InvalidImageInput, match="is not an image: neither its name nor its first bytes say so"):
+        form_of("openai-vision" if written == "vision" else "basic").load_image(
+            value, (str(tmp_path / "flow"), str(tmp_path / "data"))
+        )
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.svg", b"<svg/>"), ("a.ICO", b"\0\0"), ("a", b"\x89PNG\r\n\x1a\n")])
+def test_a_row_reads_an_image_of_the_flow_by_its_name_or_its_content(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / "flow").mkdir()
+    (tmp_path / "flow" / name).write_bytes(content)
+
+    assert form_of("basic").load_image(name, (str(tmp_path / "flow"), str(tmp_path))) == content
