@@ -18,7 +18,7 @@ from prefect_batchflow.storage.keys import RunKeys
 from prefect_batchflow.storage.lease import is_held
 from prefect_batchflow.storage.manifest import read_manifest, require_manifest, run_names
 from prefect_batchflow.storage.outputs import read_result
-from prefect_batchflow.storage.records import RunRecords
+from prefect_batchflow.storage.records import records_of
 
 if TYPE_CHECKING:
     from prefect_batchflow.blocks import RunStorageBlock
@@ -179,7 +179,7 @@ async def list_runs(files: RunStorageBlock, limit: int | None = None) -> Listing
 
 async def _unfinished(files: RunStorageBlock, keys: RunKeys, manifest: Manifest) -> StoredRun:
     """A run without a result, counted from its records."""
-    index, damaged = await RunRecords(files, keys, session=0, since=manifest.records_since).scan()
+    index, damaged = await records_of(files, keys, manifest).scan()
     tally = Tally()
     for stored in index.lines.values():
         tally.add(stored.receipt)

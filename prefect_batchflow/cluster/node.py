@@ -274,7 +274,7 @@ class _ChunkRecords(RunRecords):
     def __init__(
         self, files: RunFiles, keys: RunKeys, run: RunDescription, check_writer: Callable[[], Awaitable[None]]
     ) -> None:
-        super().__init__(files, keys, run.session, run.since)
+        super().__init__(files, keys, run.session, run.since, run.records_run, run.unnamed_until)
         self.written: list[SegmentName] = []
         self._check_writer = check_writer
 

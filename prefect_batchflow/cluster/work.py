@@ -41,6 +41,10 @@ class RunDescription:
     lines_at_once: int
     """Lines of one chunk that run at once."""
     line_memory_mb: int | None
+    records_run: str = ""
+    """The name of the run in its records, the manifest's `identity`."""
+    unnamed_until: int = 0
+    """The last session whose records can be without it."""
     grows: bool = False
     """Whether a chunk begins with one line at once, and `lines_at_once` is the most."""
     rerun_lines: LineNumbers = field(default_factory=LineNumbers)

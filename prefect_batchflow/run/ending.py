@@ -19,6 +19,7 @@ from prefect_batchflow.run.aggregation import aggregate
 from prefect_batchflow.settings import default_storage_url
 from prefect_batchflow.storage.custom import persist_nodes
 from prefect_batchflow.storage.images import ImageInputs
+from prefect_batchflow.storage.manifest import keep_manifest
 from prefect_batchflow.storage.outputs import write_outputs
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ class Ending:
             form_of(prepared.flow.message_format),
             self._image_inputs(),
         )
+        if await keep_manifest(prepared.files, state.keys, self._opened.manifest):
+            state.note("The run's manifest.json was gone or changed at the end of the run. It is written again.")
         for note in written.notes:
             state.note(note)
         if written.images_left:

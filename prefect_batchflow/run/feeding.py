@@ -138,6 +138,8 @@ class Feeding:
             run_id=self._state.request.run_id,
             session=self._opened.session,
             since=self._opened.records_since,
+            records_run=self._opened.manifest.identity,
+            unnamed_until=self._opened.manifest.unnamed_until,
             owner=driver.owner,
             storage_url=files.url,
             storage_options={name: value.get_secret_value() for name, value in files.storage_options.items()},

@@ -22,6 +22,7 @@ from prefect_batchflow.inputs.survey import Survey
 from prefect_batchflow.prefect_runtime.flow_runs import end_abandoned
 from prefect_batchflow.settings import PARAMETERS
 from prefect_batchflow.storage.control import supersede
+from prefect_batchflow.storage.earlier import earlier_starts, identity_of
 from prefect_batchflow.storage.flow_print import flow_print, listed
 from prefect_batchflow.storage.keys import IMAGES, RunKeys
 from prefect_batchflow.storage.manifest import (
@@ -30,7 +31,7 @@ from prefect_batchflow.storage.manifest import (
     changes,
     differences,
     fingerprint,
-    read_manifest,
+    look_for_manifest,
     require_manifest,
     versions,
     write_manifest,
@@ -38,7 +39,7 @@ from prefect_batchflow.storage.manifest import (
 from prefect_batchflow.storage.matching import History, copy_matches, known_lines
 from prefect_batchflow.storage.outputs import OUTPUT_FILES
 from prefect_batchflow.storage.private_files import make_folder
-from prefect_batchflow.storage.records import RunRecords
+from prefect_batchflow.storage.records import RunRecords, records_of
 from prefect_batchflow.storage.surroundings import (
     named_variables,
     surroundings,
@@ -77,6 +78,8 @@ class Resumed:
     records: RunRecords
     index: RecordIndex
     """The lines that already have records."""
+    manifest: Manifest
+    """What this start has written about the run."""
     request_since: int
     """The first session of this Prefect flow run. A Retry of it is another session."""
 
@@ -97,7 +100,7 @@ class Resuming:
         resume_storage, rerun = self._state.live.resume_storage, self._state.options.errors_to_rerun
         chooses_in_storage = resume_storage is not None and bool(rerun)
         takes_over = bool(resume_from) or chooses_in_storage
-        if takes_over and await read_manifest(self._files, self._keys) is None:
+        if takes_over and await look_for_manifest(self._files, self._keys) == (None, ""):
             if resume_from:
                 await self._refuse_other_flow(await require_manifest(self._files, RunKeys(resume_from)))
             if chooses_in_storage:
@@ -120,10 +123,19 @@ class Resuming:
         `files` is the storage as the lease's holder may write it. Gives `None` if the run is stopped first.
         """
         state, self._files = self._state, files
-        before = await read_manifest(self._files, self._keys)
+        starts = await earlier_starts(self._files, self._keys)
+        before, lost = starts.manifest, starts.lost
+        if lost and state.options.on_change == "refuse":
+            raise RunChangedError(
+                f"{lost} since the run {self._request.run_id!r} began. Give another run id, or on_change='reuse' to keep lines "
+                "with the same inputs, or on_change='rerun' to run all lines again.",
+                changes=[starts.problem],
+            )
+        if before and starts.problem:
+            state.note(starts.problem)
         flow = await self._flow_print()
         prints = self._fingerprints(flow)
-        changed = await self._changed(before, prints, flow) if before else {}
+        changed = await self._changed(before, prints, flow) if before else {"manifest": lost} if lost else {}
         matches = await self._matches(before, changed) if before else None
         if matches is not None:
             changed = _with_counts(changed, matches.changes)
@@ -150,11 +162,12 @@ class Resuming:
             versions=versions(),
             resumed_from=resume_from or None,
         )
-        sessions = [*(before.sessions if before else []), this_start]
+        sessions = starts.sessions(this_start)
         session = len(sessions)
+        identity, unnamed_until = await identity_of(self._files, self._keys, starts)
         if before is None:
             # Before the manifest: a run that could not take over all lines has not begun, and its next start tries again.
-            await state.stop.unless_stopped(self._take_over())
+            await state.stop.unless_stopped(self._take_over(identity))
         if state.stop.is_stopped:
             return None
         since = before.records_since if before else 0
@@ -162,17 +175,23 @@ class Resuming:
         if changed and state.options.on_change == "rerun":
             since = contents_since = session
         elif before is not None and matches is not None and not matches.are_in_place:
+            before = before.model_copy(
+                update={"sessions": sessions[:-1], "identity": identity, "unnamed_until": unnamed_until}
+            )
             copied = await state.stop.unless_stopped(self._renumber(before, this_start, matches))
             if copied is None:
                 return None
             sessions[-1] = this_start.model_copy(update={"renumbers": "done"})
             since, contents_since = session, History.of(before).since
-        await write_manifest(self._files, self._keys, self._manifest(prints, flow, sessions, since, contents_since))
-        if before is not None:
+        manifest = self._manifest(prints, flow, sessions, since, contents_since).model_copy(
+            update={"identity": identity, "unnamed_until": unnamed_until}
+        )
+        await write_manifest(self._files, self._keys, manifest)
+        if session > 1:
             # Even if its last start ran here: a start before that can have left tasks on a cluster when it was killed.
             await supersede(self._files, self._keys, session)
-        records = RunRecords(self._files, self._keys, session, since)
-        scanned = await state.stop.unless_stopped(records.scan())
+        records = RunRecords(self._files, self._keys, session, since, identity, unnamed_until)
+        scanned = await state.stop.unless_stopped(records.scan(starts.segments))
         if scanned is None:
             return None
         index, _ = scanned
@@ -181,7 +200,7 @@ class Resuming:
         same_request = (
             n for n, one in enumerate(sessions, 1) if one.prefect_flow_run_id == this_start.prefect_flow_run_id
         )
-        return Resumed(session, since, records, index, min(same_request))
+        return Resumed(session, since, records, index, manifest, min(same_request))
 
     async def _check_lines_to_rerun(self, before: Manifest | None) -> None:
         """Refuse numbers of lines that the run does not have."""
@@ -226,7 +245,7 @@ class Resuming:
         moves_lines = any(part.startswith("data:") or part in LINE_PARTS for part in changed)
         if not (is_unfinished or moves_lines or (changed and on_change == "reuse")):
             return None
-        records = RunRecords(self._files, self._keys, session=0)
+        records = RunRecords(self._files, self._keys, 0, 0, before.identity, before.unnamed_until)
         damaged: list[str] = []
         known = await known_lines(records, History.of(before), damaged.append)
         for damage in damaged:
@@ -239,8 +258,10 @@ class Resuming:
         """Copy the records of all lines under their numbers of now. If this is cut short, the next start does it again."""
         begun = this_start.model_copy(update={"renumbers": "begun"})
         await write_manifest(self._files, self._keys, before.model_copy(update={"sessions": [*before.sessions, begun]}))
-        own = RunRecords(self._files, self._keys, session=0)
-        copies = RunRecords(self._files, self._keys, session=len(before.sessions) + 1)
+        own, copies = (
+            RunRecords(self._files, self._keys, session, 0, before.identity, before.unnamed_until)
+            for session in (0, len(before.sessions) + 1)
+        )
         copied = await copy_matches(own, History.of(before), matches.numbers, copies.append)
         self._state.logger.info("The records of %d lines are kept under other line numbers", copied)
         return copied
@@ -249,13 +270,13 @@ class Resuming:
     def _has_own_numbers(self) -> bool:
         return any(source.own_numbers for source in self._prepared.inventory.sources)
 
-    async def _take_over(self) -> None:
+    async def _take_over(self, identity: str) -> None:
         """Copy completed lines of another run, or of a storage that the caller gave, into this run."""
-        state, earlier = self._state, RunRecords(self._files, self._keys, session=0)
+        state, earlier = self._state, RunRecords(self._files, self._keys, session=0, run=identity)
         if self._request.resume_from:
             other = RunKeys(self._request.resume_from)
             manifest = await require_manifest(self._files, other)
-            there = RunRecords(self._files, other, 0, manifest.records_since)
+            there = records_of(self._files, other, manifest)
             taken = await take_over_run(
                 there,
                 History.of(manifest),
@@ -265,8 +286,6 @@ class Resuming:
                 total_before=manifest.total_lines,
                 own_numbers=self._has_own_numbers,
             )
-            for damage in there.damage:
-                state.note(f"{damage} Its lines run again.")
             state.logger.info("%d lines taken over from run %s", taken, self._request.resume_from)
         if (storage := state.live.resume_storage) is not None:
             others: list[int] = []

@@ -4,6 +4,7 @@
 
     <storage>/<run_id>/
         manifest.json        the flow, data and options of the run, and its sessions
+        manifests/*.json     the same, as each session wrote it
         lock                 a file lock that the running process holds, on local disks
         leases/*.json        one lease per start; the newest names the process that runs it now
         control.json         orders for the tasks of a run on a cluster
@@ -55,6 +56,7 @@ class RunKeys:
     def __init__(self, run_id: str) -> None:
         self.run_id = check_run_id(run_id)
         self.manifest = f"{run_id}/manifest.json"
+        self.manifests = f"{run_id}/manifests"
         self.lock = f"{run_id}/lock"
         self.leases = f"{run_id}/leases"
         self.control = f"{run_id}/control.json"
@@ -63,6 +65,10 @@ class RunKeys:
         self.images = f"{run_id}/{IMAGES}"
         self.failed = f"{run_id}/failed.jsonl"
         self.batch_result = f"{run_id}/batch_result.json"
+
+    def kept_manifest(self, session: int) -> str:
+        """The manifest of one session."""
+        return f"{self.manifests}/{session:04d}.json"
 
     def lease(self, number: int) -> str:
         """One lease. Each start takes the next number."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import json
 import platform
+import re
 from datetime import datetime
 from importlib import metadata
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import PydanticSerializationError
@@ -15,11 +18,11 @@ from pydantic_core import PydanticSerializationError
 from prefect_batchflow.definition.code_parts import digest_of
 from prefect_batchflow.exceptions import RunNotFoundError, StorageError
 from prefect_batchflow.settings import RunOptions  # noqa: TC001 - pydantic resolves it when the model is built
-from prefect_batchflow.storage.files import ANOTHER_STORAGE, storage_errors
+from prefect_batchflow.storage.files import ANOTHER_STORAGE, LOOK_AGAIN_SEC, storage_errors
 from prefect_batchflow.storage.retries import read_sound
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from pydantic_core import ErrorDetails
 
@@ -30,6 +33,14 @@ FORMAT = 2
 """Raise it with a change that older manifests do not fit. In 2, `max_failures` replaced three options."""
 
 _CURE = "Use the version that started the run, or start a new run."
+WITHOUT_MANIFEST = (
+    "To keep its completed lines, run its flow and data again under its run id with on_change='reuse'; on_change='rerun' runs "
+    "all lines again."
+)
+"""What to do about a run whose manifest is lost."""
+_OTHER_FORMAT = "\0"
+"""Marks a manifest that is sound, but not of this format. An older one beside it would not be the newest."""
+_KEPT = re.compile(r"[0-9]{4,}\.json")
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -99,6 +110,11 @@ class Manifest(BaseModel):
     records_since: int = 0
     """The first session whose records count by their line numbers; `on_change="rerun"` and new line numbers set it to the
     new session."""
+    identity: str = ""
+    """The name of this run in its records: its first run id and a random part, so that records of another run show. Empty in
+    the manifest of an older version."""
+    unnamed_until: int = 0
+    """The last session whose records can be without that name, because an older version wrote them."""
     contents_since: int | None = None
     """The first session whose records count by their inputs. Only `on_change="rerun"` sets it to the new session."""
 
@@ -155,35 +171,36 @@ def versions() -> dict[str, str]:
     }
 
 
-async def read_model(
-    files: RunFiles, key: str, model: type[M], what: str, check: Callable[[bytes], None] | None = None
-) -> M | None:
-    """Read one JSON file of a run; `None` if there is none. Messages call it `what`, such as `manifest`.
-
-    `check` gets its content first.
+async def read_model(files: RunFiles, key: str, model: type[M], what: str) -> M | None:
+    """Read one JSON file of a run; `None` if there is none. Messages call it `what`, such as `result`.
 
     Raises:
         StorageError: The file cannot be read, or does not fit the model.
     """
 
     def decode(content: bytes) -> M:
-        if check is not None:
-            check(content)
-        # Not `model_validate_json`: it refuses the escapes that `json.dumps` writes for a path that is not UTF-8.
-        return model.model_validate(json.loads(content)) if b"\\ud" in content else model.model_validate_json(content)
+        found = _parsed(content, model, f"The {what} at {files.location(key)}")
+        if isinstance(found, str):
+            raise StorageError(f"{found} {_CURE}")
+        return found
 
     with storage_errors(files, "read", key, ANOTHER_STORAGE):
         try:
             return await read_sound(files, key, decode)
         except FileNotFoundError:
             return None
-        except ValidationError as exc:
-            problems = [_problem(error) for error in exc.errors(include_url=False, include_context=False)]
-            more = f" and {len(problems) - 3} more problems" if len(problems) > 3 else ""
-            raise StorageError(
-                f"The {what} at {files.location(key)} is damaged, or another version of prefect-batchflow wrote it: "
-                f"{'; '.join(problems[:3])}{more}. {_CURE}"
-            ) from exc
+
+
+def _parsed(content: bytes, model: type[M], what: str) -> M | str:
+    """The content as a model, or a sentence about what is wrong with it."""
+    try:
+        # Not `model_validate_json`: it refuses the escapes that `json.dumps` writes for a path that is not UTF-8.
+        return model.model_validate(json.loads(content)) if b"\\ud" in content else model.model_validate_json(content)
+    except (ValidationError, ValueError) as exc:
+        errors = exc.errors(include_url=False, include_context=False) if isinstance(exc, ValidationError) else []
+        problems = [_problem(error) for error in errors] or ["the file is not JSON"]
+        more = f" and {len(problems) - 3} more problems" if len(problems) > 3 else ""
+        return f"{what} is damaged, or another version of prefect-batchflow wrote it: {'; '.join(problems[:3])}{more}."
 
 
 def _problem(error: ErrorDetails) -> str:
@@ -196,25 +213,84 @@ def _problem(error: ErrorDetails) -> str:
     return f"{place} {known.get(error['type'], 'has an unexpected value')}"
 
 
+class KeptManifest(NamedTuple):
+    """What a storage has of a run's manifest."""
+
+    manifest: Manifest | None
+    """The newest one that is sound; `None` if there is none."""
+    problem: str = ""
+    """A sentence about what is wrong with `manifest.json`, empty if nothing is."""
+
+
+async def look_for_manifest(files: RunFiles, keys: RunKeys) -> KeptManifest:
+    """The manifest of a run. If `manifest.json` is damaged or gone, the one that the newest session has kept beside it.
+
+    Raises:
+        StorageError: The storage cannot be read.
+    """
+    found: str | None = None
+    for pause in (None, *LOOK_AGAIN_SEC):
+        if pause is not None:
+            await asyncio.sleep(pause)
+        manifest = await _read_one(files, keys.manifest)
+        if isinstance(manifest, Manifest):
+            return KeptManifest(manifest)
+        found = manifest
+        if found is None:
+            break
+        if found.startswith(_OTHER_FORMAT):
+            return KeptManifest(None, found.removeprefix(_OTHER_FORMAT))
+    place = files.location(keys.manifest)
+    with storage_errors(files, "list", keys.manifests, ANOTHER_STORAGE):
+        names = await files.list_names(keys.manifests)
+    for name in sorted((name for name in names if _KEPT.fullmatch(name)), reverse=True):
+        kept = await _read_one(files, f"{keys.manifests}/{name}")
+        if isinstance(kept, Manifest):
+            problem = found or f"The manifest {place} is gone."
+            return KeptManifest(
+                kept, f"{problem} The one of an earlier start, {files.location(keys.manifests)}/{name}, is used."
+            )
+    return KeptManifest(None, found or "")
+
+
+async def _read_one(files: RunFiles, key: str) -> Manifest | str | None:
+    """One manifest, or what is wrong with it, or `None` if there is none."""
+    with storage_errors(files, "read", key, ANOTHER_STORAGE):
+        try:
+            content = await files.read_path(key)
+        except FileNotFoundError:
+            return None
+    what = f"The manifest at {files.location(key)}"
+    try:
+        data = json.loads(content)
+        checksum, found, sessions = data.pop("sha256", None), data["format"], data.get("sessions")
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return _parsed(content, Manifest, what)
+    if checksum is not None and checksum != _checksum(data):
+        return f"{what} is damaged, or somebody has edited it: its checksum is wrong."
+    if found != FORMAT:
+        try:
+            version = f"prefect-batchflow {sessions[-1]['versions']['prefect-batchflow']}"
+        except (LookupError, TypeError):
+            version = "another version of prefect-batchflow"
+        return f"{_OTHER_FORMAT}{what} has format {found}; this version reads format {FORMAT}. It was written by {version}."
+    return _parsed(content, Manifest, what)
+
+
+def _checksum(data: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
 async def read_manifest(files: RunFiles, keys: RunKeys) -> Manifest | None:
     """The manifest of a run; `None` if there is none.
 
     Raises:
         StorageError: It cannot be read, or has another format version.
     """
-
-    def check_format(content: bytes) -> None:
-        try:
-            found = json.loads(content)["format"]
-        except (ValueError, KeyError, TypeError):
-            return  # the model names the problem
-        if found != FORMAT:
-            raise StorageError(
-                f"The manifest at {files.location(keys.manifest)} has format {found}; this version reads format {FORMAT}. "
-                f"The versions under `sessions` in the file say which version wrote it. {_CURE}"
-            )
-
-    return await read_model(files, keys.manifest, Manifest, "manifest", check_format)
+    manifest, problem = await look_for_manifest(files, keys)
+    if manifest is None and problem:
+        raise StorageError(f"{problem} {_CURE} {WITHOUT_MANIFEST}")
+    return manifest
 
 
 async def run_names(files: RunFiles) -> list[str]:
@@ -236,6 +312,10 @@ async def require_manifest(files: RunFiles, keys: RunKeys) -> Manifest:
     """
     manifest = await read_manifest(files, keys)
     if manifest is None:
+        with storage_errors(files, "list", keys.records, ANOTHER_STORAGE):
+            has_records = bool(await files.list_names(keys.records))
+        if has_records:
+            raise StorageError(f"The manifest {files.location(keys.manifest)} is gone. {WITHOUT_MANIFEST}")
         there = await run_names(files)
         known = (
             f"The storage has {len(there)} run{'s' * (len(there) > 1)}, such as {', '.join(there[-3:])}."
@@ -250,14 +330,47 @@ async def require_manifest(files: RunFiles, keys: RunKeys) -> Manifest:
 
 
 async def write_manifest(files: RunFiles, keys: RunKeys, manifest: Manifest) -> None:
-    """Write the manifest whole.
+    """Write the manifest whole, beside it a copy that stays, and read both back.
 
     Raises:
-        StorageError: The manifest cannot be written.
+        StorageError: The manifest cannot be written, or does not read back.
     """
     try:
-        text = manifest.model_dump_json(indent=2)
-    except PydanticSerializationError:  # a path that is not UTF-8: the ASCII form of JSON has an escape for each byte
-        text = json.dumps(manifest.model_dump(mode="json"), indent=2)
-    with storage_errors(files, "write", keys.manifest):
-        await files.write_path(keys.manifest, (text + "\n").encode())
+        data = json.loads(manifest.model_dump_json())
+    except PydanticSerializationError:  # a path that is not UTF-8
+        data = manifest.model_dump(mode="json")
+    text = json.dumps({**data, "sha256": _checksum(data)}, indent=2, ensure_ascii=False) + "\n"
+    try:
+        content = text.encode()
+    except UnicodeEncodeError:  # the ASCII form of JSON has an escape for each byte
+        content = (json.dumps({**data, "sha256": _checksum(data)}, indent=2) + "\n").encode()
+    for key in (keys.kept_manifest(len(manifest.sessions)), keys.manifest):
+        with storage_errors(files, "write", key):
+            await files.write_path(key, content)
+            if not await _reads_back(files, key, content):
+                raise StorageError(
+                    f"The manifest at {files.location(key)} does not read back as it was written. Nothing was run. Start the "
+                    "run again once the storage works.",
+                    key=key,
+                )
+
+
+async def keep_manifest(files: RunFiles, keys: RunKeys, manifest: Manifest) -> bool:
+    """Write the manifest again if it is not in the storage as it was written. Gives whether that was necessary."""
+    for pause in (None, *LOOK_AGAIN_SEC):
+        if pause is not None:
+            await asyncio.sleep(pause)
+        if await _read_one(files, keys.manifest) == manifest:
+            return False
+    await write_manifest(files, keys, manifest)
+    return True
+
+
+async def _reads_back(files: RunFiles, key: str, content: bytes) -> bool:
+    for pause in (None, *LOOK_AGAIN_SEC):
+        if pause is not None:
+            await asyncio.sleep(pause)
+        with contextlib.suppress(FileNotFoundError):
+            if await files.read_path(key) == content:
+                return True
+    return False

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from prefect_batchflow.lines import Line
     from prefect_batchflow.results.records import LineRecord
     from prefect_batchflow.storage.index import Stored
-    from prefect_batchflow.storage.keys import SegmentName
     from prefect_batchflow.storage.manifest import Manifest
     from prefect_batchflow.storage.records import RunRecords
     from prefect_batchflow.storage.segments import Segment
@@ -258,15 +257,8 @@ async def _segments(
     ]
     for start in range(0, len(names), _READ_AT_ONCE):
         some = names[start : start + _READ_AT_ONCE]
-        for segment in await asyncio.gather(*(_read_or_damage(records, name) for name in some)):
+        for segment in await asyncio.gather(*(records.read_or_damage(name) for name in some)):
             if isinstance(segment, RecordCorruptError):
                 on_damage(str(segment))
             else:
                 yield segment
-
-
-async def _read_or_damage(records: RunRecords, name: SegmentName) -> Segment | RecordCorruptError:
-    try:
-        return await records.read(name)
-    except RecordCorruptError as exc:
-        return exc

@@ -19,10 +19,9 @@ from prefect_batchflow.exceptions import StorageError
 from prefect_batchflow.images.forms import BASIC
 from prefect_batchflow.results.models import BatchResult
 from prefect_batchflow.results.strict_json import StrictRows, broken_numbers
-from prefect_batchflow.storage.files import storage_errors, write_beside
+from prefect_batchflow.storage.files import LOOK_AGAIN_SEC, storage_errors, write_beside
 from prefect_batchflow.storage.images import RECORDS_ARE_KEPT, ImageFiles, ImageInputs
 from prefect_batchflow.storage.manifest import read_model
-from prefect_batchflow.storage.records import LOOK_AGAIN_SEC
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable

@@ -23,7 +23,7 @@ from prefect.serializers import Serializer
 from pydantic import Field
 
 from prefect_batchflow.exceptions import RecordCorruptError, StorageError, told
-from prefect_batchflow.storage.files import storage_errors
+from prefect_batchflow.storage.files import LOOK_AGAIN_SEC, storage_errors
 from prefect_batchflow.storage.index import RecordIndex, Stored
 from prefect_batchflow.storage.keys import DAMAGED, RunKeys, SegmentName
 from prefect_batchflow.storage.retries import read_sound
@@ -35,11 +35,10 @@ if TYPE_CHECKING:
     from prefect_batchflow.execution.executor import LineOutcome
     from prefect_batchflow.results.records import LineRecord
     from prefect_batchflow.storage.files import RunFiles
+    from prefect_batchflow.storage.manifest import Manifest
 
 READ_AHEAD = 8
 """Segments read concurrently during a scan."""
-LOOK_AGAIN_SEC = (0.0, 0.1, 0.5)
-"""Pauses before a segment is read again that is missing or looks damaged. One short or stale read is not yet damage."""
 
 
 class SegmentSerializer(Serializer):  # `Serializer[bytes]` would not register with Prefect
@@ -56,17 +55,29 @@ class SegmentSerializer(Serializer):  # `Serializer[bytes]` would not register w
         return blob
 
 
+def records_of(files: RunFiles, keys: RunKeys, manifest: Manifest) -> RunRecords:
+    """The records of a run, to be read."""
+    return RunRecords(files, keys, 0, manifest.records_since, manifest.identity, manifest.unnamed_until)
+
+
 class RunRecords:
     """Reads and appends the line records of one run.
 
     `session` counts starts, from 1; it is 0 for records taken over from another run. `since` is the first session whose
     records count: a full rerun ignores earlier ones.
 
+    `run` is the manifest's `identity`, which new segments carry. Segments of another run are damaged. Those without a name
+    count up to the session `unnamed_until`. Without `run`, all segments count.
+
     It remembers each segment that it wrote, or read whole. `newest` must find all of these again, whatever a listing says.
     """
 
-    def __init__(self, files: RunFiles, keys: RunKeys, session: int, since: int = 0) -> None:
+    def __init__(
+        self, files: RunFiles, keys: RunKeys, session: int, since: int = 0, run: str = "", unnamed_until: int = 0
+    ) -> None:
         self._files = files
+        self._run = run
+        self._unnamed_until = unnamed_until
         self._keys = keys
         self._session = session
         self._since = since
@@ -93,7 +104,7 @@ class RunRecords:
         first, last = ordered[0].receipt.line_number, ordered[-1].receipt.line_number
         name = SegmentName.new(first, last, self._session)
         key = self._keys.segment(name.name)
-        text = encode_segment(ordered, self._session)
+        text = encode_segment(ordered, self._session, self._run)
 
         def check(written: bytes) -> None:
             if segment_text(written, self._files.location(key)) != text:
@@ -136,13 +147,38 @@ class RunRecords:
                 raise StorageError(
                     f"Cannot read the run storage at {place}: the file is gone (FileNotFoundError).", key=key
                 ) from exc
-        return decode_segment(segment_text(content, self._files.location(key)), name, self._files.location(key))
+        place = self._files.location(key)
+        segment = decode_segment(segment_text(content, place), name, place)
+        if self._run and segment.run != self._run and (segment.run or name.session > self._unnamed_until):
+            raise RecordCorruptError(
+                f"The records at {place} belong to another run: {segment.run or 'one without a name'}. This one is {self._run}."
+            )
+        return segment
 
-    async def scan(self) -> tuple[RecordIndex, list[str]]:
-        """An index of the newest record of each line, and a note for each damaged segment, whose lines count as not done."""
-        index, sound = await self._scan(await self.segments())
+    async def scan(self, listed: Iterable[SegmentName] = ()) -> tuple[RecordIndex, list[str]]:
+        """An index of the newest record of each line, and a note for each damaged segment, whose lines count as not done.
+
+        `listed` are segments of an earlier look, because one listing can be stale.
+        """
+        names = {name.name: name for name in (*listed, *await self.segments()) if name.session >= self._since}
+        index, sound = await self._scan(list(names.values()))
         self.expect(sound)
         return index, self.damage
+
+    async def read_or_damage(self, name: SegmentName) -> Segment | RecordCorruptError:
+        """Read one segment, several times if it looks damaged or is missing.
+
+        Raises:
+            StorageError: It is gone, cannot be read, or has another format version.
+        """
+        segment = await self._read_or_error(name)
+        for pause in LOOK_AGAIN_SEC:
+            if isinstance(segment, StorageError):
+                await asyncio.sleep(pause)
+                segment = await self._read_or_error(name)
+        if isinstance(segment, Segment | RecordCorruptError):
+            return segment
+        raise segment
 
     async def scan_between(self, first: int, last: int) -> tuple[RecordIndex, list[SegmentName]]:
         """An index of the segments that overlap a range of lines, and their names.

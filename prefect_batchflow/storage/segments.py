@@ -1,6 +1,6 @@
 """Turns segments into text and back.
 
-The text is JSON lines. The first is a header: format, session, length of the rest, one receipt per record, and a sha256 of
+The text is JSON lines. The first is a header: format, run, session, length of the rest, one receipt per record, and a sha256 of
 all of it. One record per line follows, sorted by line_number. Prefect keeps the text as `{"metadata": …, "result": "<text>"}`.
 """
 
@@ -34,13 +34,16 @@ class Segment:
     name: SegmentName
     stored: list[Stored]
     records: list[bytes]
+    run: str
+    """The run that wrote it, a manifest's `identity`; empty if its header has none, as those of older versions."""
 
 
-def encode_segment(outcomes: Sequence[LineOutcome], session: int) -> bytes:
-    """Make the text of one segment. The outcomes are sorted by line_number."""
+def encode_segment(outcomes: Sequence[LineOutcome], session: int, run: str = "") -> bytes:
+    """Make the text of one segment. The outcomes are sorted by line_number; `run` is the manifest's `identity`."""
     body = b"".join(outcome.record + b"\n" for outcome in outcomes)
     header = {
         "format": FORMAT,
+        **({"run": run} if run else {}),
         "session": session,
         "bytes": len(body),
         "receipts": [outcome.receipt.to_row(outcome.input_hash) for outcome in outcomes],
@@ -106,4 +109,4 @@ def decode_segment(text: bytes, name: SegmentName, place: str) -> Segment:
             stored.append(Stored(Receipt.from_row(row, error, alike), header["session"], input_hash))
     except _MALFORMED as exc:
         raise RecordCorruptError(f"The records at {place} are not a valid segment: {exc}.") from exc
-    return Segment(name, stored, records)
+    return Segment(name, stored, records, str(header.get("run", "")))

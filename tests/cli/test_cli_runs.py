@@ -175,6 +175,7 @@ def test_one_damaged_run_does_not_hide_the_others(files: RunStorageBlock, storag
     write_run(files, "bad")
     write_run(files, "worse")
     (storage / "bad" / "manifest.json").write_text("{")
+    (storage / "bad" / "manifests" / "0001.json").unlink()
     (storage / "worse" / "batch_result.json").write_text("{")
     (storage / ".hidden").mkdir()
     (storage / "empty").mkdir()

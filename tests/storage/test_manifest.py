@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from outcomes import outcome_of
 
 from prefect_batchflow.blocks import RunStorageBlock
 from prefect_batchflow.exceptions import RunNotFoundError, StorageError
 from prefect_batchflow.settings import RunOptions
+from prefect_batchflow.storage import manifest as manifest_module
 from prefect_batchflow.storage.keys import RunKeys
 from prefect_batchflow.storage.manifest import (
     Manifest,
     Session,
     changes,
     fingerprint,
+    keep_manifest,
+    look_for_manifest,
     read_manifest,
     require_manifest,
     versions,
     write_manifest,
 )
+from prefect_batchflow.storage.records import RunRecords
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 @pytest.fixture(params=["local", "remote"])
@@ -102,13 +110,23 @@ class TestKeeping:
             await read_manifest(files, keys)
         assert str(caught.value) == (
             f"The manifest at {files.location(keys.manifest)} is damaged, or another version of prefect-batchflow wrote it: "
-            "options.new_limit is unknown to this version. Use the version that started the run, or start a new run."
+            "options.new_limit is unknown to this version. Use the version that started the run, or start a new run. To keep "
+            "its completed lines, run its flow and data again under its run id with on_change='reuse'; on_change='rerun' "
+            "runs all lines again."
         )
 
     @pytest.mark.parametrize(
         ("content", "found"),
         [
-            (manifest_of(format=9).model_dump_json().encode(), 9),
+            (
+                manifest_of(
+                    format=9,
+                    sessions=[Session(started_at="2", prefect_flow_run_id=None, versions={"prefect-batchflow": "7.1"})],
+                )
+                .model_dump_json()
+                .encode(),
+                9,
+            ),
             (b'{"format": 1, "options": {"max_failed_lines": 2}}', 1),
         ],
         ids=["newer", "older, with other options"],
@@ -120,9 +138,12 @@ class TestKeeping:
 
         with pytest.raises(StorageError) as caught:
             await read_manifest(files, keys)
-        assert str(caught.value) == (
-            f"The manifest at {files.location(keys.manifest)} has format {found}; this version reads format 2. The versions "
-            "under `sessions` in the file say which version wrote it. Use the version that started the run, or start a new run."
+        assert str(caught.value).startswith(
+            f"The manifest at {files.location(keys.manifest)} has format {found}; this version reads format 2. It was written "
+        )
+        assert ("prefect-batchflow 7.1" in str(caught.value)) == (found == 9)
+        assert "Use the version that started the run, or start a new run. To keep its completed lines" in str(
+            caught.value
         )
 
     async def test_cannot_tell_is_never_absent(
@@ -141,6 +162,107 @@ class TestKeeping:
                 broken.setattr(RunStorageBlock, method, fail)
                 with pytest.raises(StorageError, match=r"\(PermissionError\) 403"):
                     await doing
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda content: b"",
+    "torn": lambda content: content[: len(content) // 2],
+    "one character": lambda content: content.replace(b'"total_lines": 3', b'"total_lines": 8'),
+    "edited by hand": lambda content: json.dumps(json.loads(content) | {"records_since": 5}).encode(),
+    "nothing": lambda content: b"\0" * len(content),
+    "a list": lambda content: b"[]",
+}
+
+
+@pytest.mark.anyio
+class TestDamage:
+    @pytest.fixture(autouse=True)
+    def _no_pauses(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(manifest_module, "LOOK_AGAIN_SEC", (0.0, 0.0))
+
+    @pytest.mark.parametrize("how", [*DAMAGE, "gone"])
+    async def test_the_copy_of_the_newest_session_takes_its_place(
+        self, files: RunStorageBlock, keys: RunKeys, how: str
+    ) -> None:
+        first = manifest_of()
+        newest = manifest_of(sessions=[*first.sessions, *first.sessions], total_lines=3, flow_name="newer")
+        await write_manifest(files, keys, first)
+        await write_manifest(files, keys, newest)
+        content = await files.read_path(keys.manifest)
+        await (
+            files.delete_path(keys.manifest) if how == "gone" else files.write_path(keys.manifest, DAMAGE[how](content))
+        )
+
+        kept = await look_for_manifest(files, keys)
+
+        assert kept.manifest == newest
+        assert files.location(keys.manifest) in kept.problem
+        assert files.location(keys.kept_manifest(2)) in kept.problem
+        assert await read_manifest(files, keys) == newest
+
+        await files.write_path(keys.kept_manifest(2), b"{")
+        assert await read_manifest(files, keys) == first
+
+    @pytest.mark.parametrize("how", DAMAGE)
+    async def test_without_a_copy_the_error_says_what_to_do(
+        self, files: RunStorageBlock, keys: RunKeys, how: str
+    ) -> None:
+        await write_manifest(files, keys, manifest_of())
+        content = await files.read_path(keys.manifest)
+        await files.write_path(keys.manifest, DAMAGE[how](content))
+        await files.delete_path(keys.kept_manifest(1))
+
+        with pytest.raises(StorageError, match=r"is damaged, .*run its flow and data again .* on_change='reuse'"):
+            await require_manifest(files, keys)
+
+    async def test_records_without_a_manifest_are_a_lost_manifest_and_not_a_missing_run(
+        self, files: RunStorageBlock, keys: RunKeys
+    ) -> None:
+        await RunRecords(files, keys, session=1).append([outcome_of(0)])
+
+        with pytest.raises(StorageError, match=r"manifest.json is gone. To keep its completed lines, run its flow"):
+            await require_manifest(files, keys)
+
+    @pytest.mark.parametrize("how", ["short", "empty", "other"])
+    async def test_one_wrong_read_is_looked_at_again(
+        self, files: RunStorageBlock, keys: RunKeys, monkeypatch: pytest.MonkeyPatch, how: str
+    ) -> None:
+        await write_manifest(files, keys, manifest_of())
+        really_read, reads = RunStorageBlock.read_path, list[str]()
+
+        async def read_path(block: RunStorageBlock, path: str) -> bytes:
+            content = await really_read(block, path)
+            reads.append(path)
+            return {"short": content[:99], "empty": b"", "other": b"{}"}[how] if len(reads) == 1 else content
+
+        monkeypatch.setattr(RunStorageBlock, "read_path", read_path)
+
+        assert await look_for_manifest(files, keys) == (manifest_of(), "")
+
+    @pytest.mark.parametrize("which", ["manifest.json", "0001.json"])
+    async def test_a_manifest_that_does_not_read_back_stops_the_run(
+        self, files: RunStorageBlock, keys: RunKeys, monkeypatch: pytest.MonkeyPatch, which: str
+    ) -> None:
+        really_write = RunStorageBlock.write_path
+
+        async def write_path(block: RunStorageBlock, path: str, content: bytes) -> None:
+            await really_write(block, path, content[:-5] if path.endswith(which) else content)
+
+        monkeypatch.setattr(RunStorageBlock, "write_path", write_path)
+
+        with pytest.raises(StorageError, match=rf"{which} does not read back as it was written"):
+            await write_manifest(files, keys, manifest_of())
+
+    @pytest.mark.parametrize("how", ["gone", "torn", "as it was"])
+    async def test_it_is_there_at_the_end_of_a_run(self, files: RunStorageBlock, keys: RunKeys, how: str) -> None:
+        await write_manifest(files, keys, manifest_of())
+        if how == "gone":
+            await files.delete_path(keys.manifest)
+        elif how == "torn":
+            await files.write_path(keys.manifest, b"{")
+
+        assert await keep_manifest(files, keys, manifest_of()) == (how != "as it was")
+        assert await look_for_manifest(files, keys) == (manifest_of(), "")
 
 
 class TestChanges:
