@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefect import Task, task
 
-from prefect_batchflow.exceptions import UnexpectedError, innermost_code
+from prefect_batchflow.exceptions import BatchflowException, UnexpectedError, innermost_code
 from prefect_batchflow.execution.line_feed import STOP_GRACE_SEC
 from prefect_batchflow.granularity import TaskRunSizes
 from prefect_batchflow.line_runner import ChunkRun, LineRunner
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
     from prefect.client.schemas.objects import State, TaskRun
 
-    from prefect_batchflow.exceptions import BatchflowException
     from prefect_batchflow.execution.executor import Executor, LineOutcome
     from prefect_batchflow.execution.line_feed import LineEvents
     from prefect_batchflow.lines import Line
@@ -227,10 +226,13 @@ def _line_task(runner: LineRunner, run_tag: str) -> Task[[Chunk], Any]:
         if task_run.run_count > 1:
             # Prefect has waited for the policy's delay. Wait for the rest of the time that the service asked for.
             await runner.wait_turn(line)
-        outcome = await runner.attempt(line, task_run.run_count)
-        if outcome is None:
-            return states.cancelled("The run was stopped before the line ended.")
-        await runner.writer.keep([outcome])
+        try:
+            outcome = await runner.attempt(line, task_run.run_count)
+            if outcome is None:
+                return states.cancelled("The run was stopped before the line ended.")
+            await runner.writer.keep([outcome])
+        except BatchflowException as exc:  # the run has it, and stops; raised here, Prefect would log it for each line
+            return states.failed(str(exc))
         state = _state(outcome.receipt)
         state.data = in_memory_result({"retried": not runner.is_final(outcome.receipt)})
         return state
@@ -249,8 +251,12 @@ def _chunk_task(runner: LineRunner, run_tag: str, failed_lines: FailedLines) -> 
     async def run_chunk(chunk: Chunk) -> State[Any]:
         tag_task_run(run_tag)
         run = ChunkRun(runner, failed_lines.show)
-        await run.run(chunk.lines)
-        return chunk_state(len(chunk.lines), run.completed, run.failures)
+        failure = None
+        try:
+            await run.run(chunk.lines)
+        except BatchflowException as exc:  # the run has it, and stops
+            failure = exc
+        return chunk_state(len(chunk.lines), run.completed, run.failures, failure)
 
     return run_chunk
 

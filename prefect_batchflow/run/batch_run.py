@@ -11,6 +11,7 @@ from prefect_batchflow.run.preparation import preparation
 from prefect_batchflow.run.resuming import Resuming
 from prefect_batchflow.run.state import RunState
 from prefect_batchflow.storage.lease import Lease
+from prefect_batchflow.storage.reserve import Reserve
 
 if TYPE_CHECKING:
     from prefect_batchflow.results.models import BatchResult
@@ -35,14 +36,14 @@ async def run_stages(request: BatchRequest, live: LiveRun) -> BatchResult:
         async with Lease(prepared.files, state.keys, state.stop.fail) as lease:
             # From here on each write is refused once another process has taken the run over.
             prepared = replace(prepared, files=prepared.files.fenced(lease.check))
-            opened = await opening.open(prepared.files)
-            if opened is None:
-                note = (
-                    "Stopped before the run knew which lines are done. No line has begun, and earlier results are kept."
-                )
-                return await ended_before_lines(state, prepared.inventory.total_lines, note)
-            feeding = Feeding(state, prepared, opened, places)
-            await feeding.run()
+            async with Reserve(prepared.files, state.keys) as reserve:
+                opened = await opening.open(prepared.files)
+                if opened is None:
+                    note = "Stopped before the run knew which lines are done. No line has begun, and earlier results are kept."
+                    return await ended_before_lines(state, prepared.inventory.total_lines, note)
+                opened.records.reserve = reserve
+                feeding = Feeding(state, prepared, opened, places)
+                await feeding.run()
             ending = Ending(state, prepared, opened, feeding.counts)
             if prepared.has_aggregation and not state.stop.is_stopped:
                 await ending.aggregate()

@@ -7,6 +7,7 @@
         manifests/*.json     the same, as each session wrote it
         lock                 a file lock that the running process holds, on local disks
         leases/*.json        one lease per start; the newest names the process that runs it now
+        .reserve             on local disks, space for the results of running lines, while lines run
         control.json         orders for the tasks of a run on a cluster
         records/*.json       segments of line records, written once
         records/damaged/*    segments that were found damaged; their lines run again
@@ -59,6 +60,7 @@ class RunKeys:
         self.manifests = f"{run_id}/manifests"
         self.lock = f"{run_id}/lock"
         self.leases = f"{run_id}/leases"
+        self.reserve = f"{run_id}/.reserve"
         self.control = f"{run_id}/control.json"
         self.records = f"{run_id}/records"
         self.outputs = f"{run_id}/outputs.jsonl"

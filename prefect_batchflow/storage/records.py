@@ -26,6 +26,7 @@ from prefect_batchflow.exceptions import RecordCorruptError, StorageError, told
 from prefect_batchflow.storage.files import LOOK_AGAIN_SEC, storage_errors
 from prefect_batchflow.storage.index import RecordIndex, Stored
 from prefect_batchflow.storage.keys import DAMAGED, RunKeys, SegmentName
+from prefect_batchflow.storage.reserve import Reserve, is_full
 from prefect_batchflow.storage.retries import read_sound
 from prefect_batchflow.storage.segments import SEGMENT_TYPE, Segment, decode_segment, encode_segment, segment_text
 
@@ -85,6 +86,8 @@ class RunRecords:
         self.damage: list[str] = []
         """A sentence for each segment that the last `scan` or `newest` left out, because it is damaged."""
         self._damaged: list[SegmentName] = []
+        self.reserve: Reserve | None = None
+        """Space for the next segments, if the run has reserved any."""
         assert isinstance(files, WritableFileSystem)  # it is a block; Prefect's store accepts nothing else
         self._store = ResultStore(
             result_storage=files, serializer=SegmentSerializer(), cache_result_in_memory=False, metadata_storage=None
@@ -114,10 +117,30 @@ class RunRecords:
                 )
 
         with self._errors("write", key):
-            await self._store.awrite(text, key=key)
+            try:
+                await self._store.awrite(text, key=key)
+            except Exception as exc:
+                if self.reserve is None or not is_full(exc) or not self.reserve.use():
+                    raise
+                await self._store.awrite(text, key=key)
             await read_sound(self._files, key, check)
         self.expect([name])
+        if self.reserve is not None:
+            self.reserve.wrote(len(text))
         return name
+
+    def check_space(self) -> None:
+        """Refuse further lines once the reserved space was needed.
+
+        Raises:
+            StorageError: The disk is full.
+        """
+        if self.reserve is not None and self.reserve.is_used:
+            raise StorageError(
+                f"The disk of the run storage at {self._files.location(self._keys.run_id)} is full. The results of all lines "
+                "that have ended are kept, and no further line begins. Free some space, then start the run again.",
+                key=self._keys.records,
+            )
 
     def expect(self, names: Iterable[SegmentName]) -> None:
         """Remember segments with lines that are done, such as those that a task on another machine wrote."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from prefect_batchflow.exceptions import BatchflowException, UnexpectedError
+from prefect_batchflow.exceptions import BatchflowException, StorageError, UnexpectedError
+from prefect_batchflow.storage.reserve import is_too_large
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -57,12 +58,25 @@ class RecordWriter:
         if self._writing is not None:
             await asyncio.wait({self._writing}, timeout=limit_sec)
 
+    async def _append(self, outcomes: Sequence[LineOutcome]) -> None:
+        """Write one segment. If there is no room for it, write as many of its lines as there is room for."""
+        try:
+            await self._records.append(outcomes)
+        except StorageError as exc:
+            if len(outcomes) == 1 or not is_too_large(exc):
+                raise
+            middle = len(outcomes) // 2
+            await self._append(outcomes[:middle])
+            await self._append(outcomes[middle:])
+        else:
+            self._kept(outcomes)
+
     async def _write(self) -> None:
         while self._gathering.outcomes:
             group, self._gathering = self._gathering, _Group()
             try:
-                await self._records.append(group.outcomes)
-                self._kept(group.outcomes)
+                await self._append(group.outcomes)
+                self._records.check_space()
             except Exception as exc:  # noqa: BLE001 - all waiters of the group must get it
                 failure = (
                     exc if isinstance(exc, BatchflowException) else UnexpectedError(f"({type(exc).__name__}) {exc}")

@@ -40,6 +40,9 @@ class SlowRecords:
         if self.error is not None:
             raise self.error
 
+    def check_space(self) -> None:
+        """There is room."""
+
 
 class AWriter:
     """A writer, and what it calls."""
