@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     Update = Callable[[bytes], object]
     """Gets the bytes as they are read, such as `hashlib.sha256().update`."""
 
+MAX_ROW_BYTES = 128 * 1024 * 1024
+"""The size limit of one line or csv record, after decompression."""
+MAX_JSON_BYTES = 1024 * 1024 * 1024
+"""The size limit of a .json file, after decompression, because all of it is in memory."""
+_EXCERPT_BYTES = 60
 MAX_DEPTH = 400
 """Deeper JSON is refused, because Python's encoders and pickle recurse and must not fail in the middle of a run."""
 
@@ -85,29 +90,67 @@ class PhysicalLines:
     def __iter__(self) -> Iterator[tuple[int, int, bytes]]:
         update = self._update
         number, offset = 1, 0
-        pieces: list[bytes] = []
+        rest = _Rest(update)
         try:
             for block in self._blocks:
                 first, *others = block.split(b"\n")
-                pieces.append(first)
+                rest.add(first)
                 if not others:
                     continue
                 *others, tail = others
-                for raw in (b"".join(pieces), *others):
+                length, raw = rest.length, rest.line(b"\n")
+                yield _without_bom(raw) if number == 1 else (number, offset, raw)
+                offset += length + 1
+                number += 1
+                for raw in others:
                     if update:
                         update(raw + b"\n")
-                    yield _without_bom(raw) if number == 1 else (number, offset, raw)
+                    yield number, offset, raw
                     offset += len(raw) + 1
                     number += 1
-                pieces = [tail]
+                rest.add(tail)
         except CutOffError as exc:
             reason = f"{exc} The lines before this one are intact."
             self.cut_off = _bad_row(self.file, number, offset, reason)
             return
-        if raw := b"".join(pieces):
-            if update:
-                update(raw)
+        if rest.length:
+            raw = rest.line(b"")
             yield _without_bom(raw) if number == 1 else (number, offset, raw)
+
+
+class _TooLong(bytes):
+    """The beginning of a line that is longer than `MAX_ROW_BYTES`."""
+
+
+class _Rest:
+    """A line whose end has not been read yet, as much of it as a row can have: a small `.gz` can hold an endless line."""
+
+    def __init__(self, update: Update | None) -> None:
+        self.length = 0
+        self._update = update
+        self._pieces: list[bytes] = []
+
+    def add(self, piece: bytes) -> None:
+        was_too_long = self.length > MAX_ROW_BYTES
+        self.length += len(piece)
+        if was_too_long:
+            new = piece
+        elif self.length > MAX_ROW_BYTES:
+            new = b"".join((*self._pieces, piece))
+            self._pieces = [_TooLong(new[:_EXCERPT_BYTES])]
+        else:
+            self._pieces.append(piece)
+            return
+        if self._update:
+            self._update(new)
+
+    def line(self, end: bytes) -> bytes:
+        """Give the line, and begin the next one."""
+        raw = self._pieces[0] if self.length > MAX_ROW_BYTES else b"".join(self._pieces)
+        if self._update:
+            self._update(end if self.length > MAX_ROW_BYTES else raw + end)
+        self.length, self._pieces = 0, []
+        return raw
 
 
 def read_jsonl(lines: PhysicalLines) -> Iterator[Row]:
@@ -135,6 +178,8 @@ def _jsonl_row(file: str, number: int, offset: int, raw: bytes) -> tuple[Row, st
 
     For complete JSON at the beginning of the line, the start is `_COMPLETE`.
     """
+    if isinstance(raw, _TooLong):
+        return _bad_row(file, number, offset, _too_long(raw)), ""
     try:
         text = raw.decode()
         values = json.loads(text)
@@ -198,8 +243,17 @@ def read_json(file: str, blocks: Iterable[bytes], update: Update | None = None) 
     Raises:
         InvalidUserData: The file is neither, or is not JSON.
     """
+    pieces, size = [], 0
     try:
-        data = b"".join(blocks)
+        for block in blocks:
+            pieces.append(block)
+            if (size := size + len(block)) > MAX_JSON_BYTES:
+                raise InvalidUserData(
+                    f"{file}: larger than {MAX_JSON_BYTES:,} bytes after decompression, and a .json file is read as a whole. "
+                    "Convert it to one object per line (.jsonl), which is read row by row.",
+                    file=file,
+                )
+        data = b"".join(pieces)
     except CutOffError as exc:
         raise InvalidUserData(f"{file}: {exc}", file=file) from exc
     if update:
@@ -314,6 +368,8 @@ class _CsvFeed:
         number, offset, raw = self.last
         if not self.number:
             self.number, self.offset = number, offset
+        if isinstance(raw, _TooLong) or offset + len(raw) - self.offset > MAX_ROW_BYTES:
+            raise _data_error(self.file, self.number, self.offset, _too_long(raw))
         return raw.decode() + "\n"
 
 
@@ -339,6 +395,13 @@ def _csv_row(cells: list[str], header: list[str], nameless: set[int], feed: _Csv
                 del values[header[place]]
         return Row(values, feed.file, feed.number, feed.offset)
     return _bad_row(feed.file, feed.number, feed.offset, reason)
+
+
+def _too_long(raw: bytes) -> str:
+    return (
+        f"the row is longer than {MAX_ROW_BYTES:,} bytes; it begins {raw[:_EXCERPT_BYTES]!r}. Check that the file is what you "
+        "expect. Put large content into files of its own, and their paths into the rows."
+    )
 
 
 def _undecodable(file: str, line: int, offset: int, raw: bytes, exc: Exception) -> Row:
@@ -388,4 +451,4 @@ def _excerpt(text: str, at: int) -> str:
 
 def _without_bom(raw: bytes) -> tuple[int, int, bytes]:
     """Give a file's first line without the BOM, and its number and offset."""
-    return (1, len(_BOM), raw[len(_BOM) :]) if raw.startswith(_BOM) else (1, 0, raw)
+    return (1, len(_BOM), type(raw)(raw[len(_BOM) :])) if raw.startswith(_BOM) else (1, 0, raw)
