@@ -166,18 +166,40 @@ def _why_not_started(status: int | None) -> str:
 
 @functools.cache
 def _guard(server_pid: int) -> None:
-    guard = subprocess.Popen(  # noqa: S603 - our own program
-        [sys.executable, "-I", "-S", "-c", _GUARD, str(server_pid)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    """Have a process that ends the server once this one is gone, and another one if that process is killed."""
+    ending = threading.Event()
+    guards: list[subprocess.Popen[bytes]] = []
+
+    def start() -> subprocess.Popen[bytes]:
+        guard = subprocess.Popen(  # noqa: S603 - our own program
+            [sys.executable, "-I", "-S", "-c", _GUARD, str(server_pid)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        guards[:] = [guard]
+        return guard
+
+    def keep(guard: subprocess.Popen[bytes]) -> None:
+        # One that ends by itself found no server.
+        while guard.wait() < 0 and not ending.is_set():
+            guard.communicate()
+            try:
+                guard = start()
+            except OSError:
+                return
 
     def end() -> None:
-        guard.kill()
-        guard.communicate()
+        ending.set()
+        for guard in guards:
+            guard.kill()
+        keeper.join()
+        for guard in guards:
+            guard.communicate()
 
+    keeper = threading.Thread(target=keep, args=[start()], name="own-server-guard", daemon=True)
+    keeper.start()
     atexit.register(end)
 
 

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import os
 import subprocess
 import sys
 import uuid
+from pathlib import Path
 
 from prefect_batchflow.execution.workers.killing import TOKEN_VARIABLE, end_with_token
 
 _ENDS_WITHIN_SEC = 5.0
+LOOK_EVERY_SEC = 1.0
+"""How often to look whether the process was stopped, or to try again to start one."""
+
+logger = logging.getLogger(__name__)
 
 
 class Supervisor:
-    """Gives each process of a run a token, and has a process of its own that kills them once this process is gone."""
+    """Gives each process of a run a token, and has a process of its own that kills them once this process is gone.
+
+    If that process dies or is stopped, such as by the system's memory killer, another one takes its place at once.
+    """
 
     def __init__(self) -> None:
         self.token = uuid.uuid4().hex
@@ -22,11 +32,21 @@ class Supervisor:
         self.tokens = 0
         """How many it gave."""
         self._process: subprocess.Popen[bytes] | None = None
+        self._pidfd = -1
+        self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """Start its process; do this before any other."""
+        """Start its process, before any other, and keep one alive until `close`. Needs a running event loop."""
+        self._start()
+        self._look_later()
+
+    def _start(self) -> None:
         self._process = subprocess.Popen(  # noqa: S603 - our own program
-            [sys.executable, "-P", "-m", "prefect_batchflow.execution.workers.supervisor", self.token],
+            # Its parent's id: it must notice even that the parent died before it began.
+            [
+                *(sys.executable, "-P", "-m", "prefect_batchflow.execution.workers.supervisor"),
+                *(self.token, str(os.getpid())),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -34,6 +54,40 @@ class Supervisor:
             env={name: value for name, value in os.environ.items() if name != TOKEN_VARIABLE},
             start_new_session=True,
         )
+        # Without it, the next look still notices the end.
+        with contextlib.suppress(OSError):
+            self._pidfd = os.pidfd_open(self._process.pid)
+            asyncio.get_running_loop().add_reader(self._pidfd, self._replace)
+
+    def _look_later(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(LOOK_EVERY_SEC, self._look)
+
+    def _look(self) -> None:
+        self._look_later()
+        if self.process.poll() is not None:
+            self._replace()
+        elif _is_stopped(self.process.pid):
+            self.process.kill()  # its end is seen at once
+
+    def _replace(self) -> None:
+        """Start another process in place of the one that has ended."""
+        self._unwatch()
+        ended = self.process
+        status = ended.wait()
+        if ended.stdin is not None:
+            ended.stdin.close()
+        try:
+            self._start()
+        except OSError as exc:  # the next look tries again
+            logger.warning("The supervisor of the workers ended, and no other one starts yet: %s", exc)
+        else:
+            logger.warning("The supervisor of the workers ended (status %d). Another one has taken its place.", status)
+
+    def _unwatch(self) -> None:
+        if self._pidfd >= 0:
+            asyncio.get_running_loop().remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = -1
 
     @property
     def process(self) -> subprocess.Popen[bytes]:
@@ -49,6 +103,9 @@ class Supervisor:
 
     async def close(self) -> None:
         """Kill every process with a token, then end the supervisor's own process, if it was started."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._unwatch()
         end_with_token(self.token)
         if self._process is not None:
             await asyncio.to_thread(self._end)
@@ -57,6 +114,13 @@ class Supervisor:
         """Wait until it has killed what is left, usually some milliseconds, so that it leaves no zombie."""
         try:
             self.process.communicate(timeout=_ENDS_WITHIN_SEC)
-        except subprocess.TimeoutExpired:
+        except (subprocess.TimeoutExpired, ValueError):  # a closed pipe: it ended, and no other one could be started
             self.process.kill()
             self.process.wait()
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether a process was stopped by a signal."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    return False

@@ -1,7 +1,8 @@
 """The program that outlives a run: when the run's process is gone, it kills the workers and whatever they started.
 
-`python -m prefect_batchflow.execution.workers.supervisor TOKEN`. Standard input is a pipe from the run that carries no data.
-A worker that is stuck in C code does not notice that its parent died; this program does.
+`python -m prefect_batchflow.execution.workers.supervisor TOKEN [PARENT]`. PARENT is the run's process id. Standard input is a
+pipe from the run that carries no data. A worker that is stuck in C code does not notice that its parent died; this program
+does. If it is killed itself, the run starts another one.
 """
 
 from __future__ import annotations
@@ -17,9 +18,8 @@ _LOOK_EVERY_SEC = 1.0
 _END_WITHIN_SEC = 4.0
 
 
-def main(token: str) -> None:
-    """Wait until standard input closes or the parent changes, then kill all processes with the token."""
-    parent = os.getppid()
+def main(token: str, parent: int) -> None:
+    """Wait until standard input closes or the parent is another one, then kill all processes with the token."""
     # A forked child of the run can keep the pipe open. Then only the changed parent shows that the run is gone.
     while os.getppid() == parent:
         readable, _, _ = select.select([0], [], [], _LOOK_EVERY_SEC)
@@ -32,4 +32,4 @@ def main(token: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else os.getppid())
