@@ -6,7 +6,7 @@ No pydantic, because workers import this.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NotRequired, Self, TypeAlias, TypedDict
@@ -138,17 +138,19 @@ Span: TypeAlias = tuple[str, str, float]
 
 
 class Clock:
-    """Starts when it is made: UTC for start and end, a monotonic clock for the duration."""
+    """Starts when it is made. The wall clock is asked once, because it can jump: the end is the start plus the duration."""
 
-    __slots__ = ("_begun", "start_time")
+    __slots__ = ("_begun", "_started", "start_time")
 
     def __init__(self) -> None:
-        self.start_time = datetime.now(UTC).isoformat()
+        self._started = datetime.now(UTC)
+        self.start_time = self._started.isoformat()
         self._begun = perf_counter()
 
     def span(self) -> Span:
         """The time from its start until now, to the microsecond."""
-        return self.start_time, datetime.now(UTC).isoformat(), round(perf_counter() - self._begun, 6)
+        duration_sec = round(perf_counter() - self._begun, 6)
+        return self.start_time, (self._started + timedelta(seconds=duration_sec)).isoformat(), duration_sec
 
 
 class Tokens(NamedTuple):

@@ -38,7 +38,7 @@ from prefect_batchflow.storage.manifest import (
 )
 from prefect_batchflow.storage.matching import History, copy_matches, known_lines
 from prefect_batchflow.storage.outputs import OUTPUT_FILES
-from prefect_batchflow.storage.private_files import make_folder
+from prefect_batchflow.storage.private_files import make_folder, remove_unfinished
 from prefect_batchflow.storage.records import RunRecords, records_of
 from prefect_batchflow.storage.surroundings import (
     named_variables,
@@ -190,6 +190,8 @@ class Resuming:
         if session > 1:
             # Even if its last start ran here: a start before that can have left tasks on a cluster when it was killed.
             await supersede(self._files, self._keys, session)
+        if (written := self._files.local_path(self._keys.manifest)) is not None:
+            await asyncio.to_thread(remove_unfinished, written.parent, written)
         records = RunRecords(self._files, self._keys, session, since, identity, unnamed_until)
         scanned = await state.stop.unless_stopped(records.scan(starts.segments))
         if scanned is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from prefect.logging import get_run_logger
@@ -67,7 +67,7 @@ class RunState:
             self.tally,
             total_lines,
             self.start_time,
-            datetime.now(UTC),
+            self.start_time + timedelta(seconds=time.monotonic() - self.clock),  # the wall clock can jump
             status=Status.Canceled if self.stop.is_canceled else Status.Completed,
             batch_error=self.stop.error_dict,
         )

@@ -80,7 +80,8 @@ async def read_result(files: RunFiles, keys: RunKeys, manifest: Manifest) -> Bat
         StorageError: The result cannot be read, or is damaged.
     """
     result = await read_model(files, keys.batch_result, BatchResult, "result")
-    return result if result is not None and result.start_time >= manifest.last_started_at else None
+    # Not by order: the clock can have been set back since the start before.
+    return result if result is not None and result.start_time == manifest.last_started_at else None
 
 
 async def write_outputs(

@@ -10,13 +10,13 @@ import contextlib
 import os
 import secrets
 import stat
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prefect_batchflow.exceptions import InvalidOptionError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 ACCESS_VARIABLE = "BATCHFLOW_FILE_ACCESS"
 """`owner`, the default: folders 0700, files 0600. `umask`: 0777 and 0666 without the bits of the umask."""
@@ -56,6 +56,26 @@ def unfinished(folder: Path) -> Iterator[Path]:
         yield path
     finally:
         path.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path, since: Path) -> int:
+    """Remove the unfinished files of dead processes from a run's folder and the folders in it, and return how many.
+
+    Only files older than `since` go, by the clock of their disk: a file that this process has just written there.
+    """
+    removed = 0
+    with contextlib.suppress(OSError):  # they are in nobody's way
+        newest = since.stat().st_mtime_ns
+        for place, _, names in os.walk(folder):
+            for name in names:
+                path = Path(place, name)
+                if not name.startswith(WRITING):
+                    continue
+                status = path.lstat()
+                if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and status.st_mtime_ns < newest:
+                    path.unlink(missing_ok=True)
+                    removed += 1
+    return removed
 
 
 def refuse_link(folder: Path) -> None:

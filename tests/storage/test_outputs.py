@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from outcomes import record_of
@@ -19,7 +20,7 @@ from prefect_batchflow.lines import FAILED_COLUMNS, check, read_lines
 from prefect_batchflow.results.models import BatchResult
 from prefect_batchflow.results.records import Status
 from prefect_batchflow.storage import outputs as outputs_module
-from prefect_batchflow.storage.outputs import output_row, write_outputs
+from prefect_batchflow.storage.outputs import output_row, read_result, write_outputs
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from prefect_batchflow.results.records import LineRecord
     from prefect_batchflow.storage.keys import RunKeys
+    from prefect_batchflow.storage.manifest import Manifest
 
 pytestmark = pytest.mark.anyio
 
@@ -290,3 +292,14 @@ async def test_the_output_folder_is_read_back_too(
 
     with pytest.raises(StorageError, match=rf"{name} does not read back as it was written"):
         await write(files, keys, record_of(0), record_of(1, error="no"), output_dir=tmp_path)
+
+
+@pytest.mark.parametrize("days", [-1, 0, 1], ids=lambda days: f"started {days} days after the result")
+async def test_the_result_of_an_earlier_start_is_not_the_newest_whatever_the_clock_says(
+    files: RunStorageBlock, keys: RunKeys, days: int
+) -> None:
+    result = await write(files, keys, record_of(0))
+    started_at = NOW + timedelta(days=days)
+    manifest = SimpleNamespace(last_started_at=started_at)
+
+    assert (await read_result(files, keys, cast("Manifest", manifest)) is not None) == (result.start_time == started_at)
