@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 from prefect_batchflow.definition.flex import search_module
 from prefect_batchflow.definition.flow import SOURCE_SUFFIXES, Entry, Prompt, left_out
+from prefect_batchflow.definition.parsing import parsed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
@@ -259,7 +260,7 @@ class _Imports:
 
     def _imported_by(self, file: Path) -> Iterator[Path]:
         try:
-            tree = ast.parse(file.read_bytes(), filename=str(file))
+            tree = parsed(file.read_bytes(), str(file))
         except (OSError, SyntaxError, ValueError, RecursionError):
             return  # a worker says so
         for node in ast.walk(tree):

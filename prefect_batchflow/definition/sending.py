@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow.definition.code_parts import is_found
 from prefect_batchflow.definition.flow import Script
+from prefect_batchflow.definition.parsing import parsed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -75,7 +76,7 @@ class MainModule:
             source = file.read_bytes()
             # A file that was changed since it started is not what runs here.
             if compile(source, name, "exec", dont_inherit=True) == frame[0]:
-                guards = list(_guards(ast.parse(source)))
+                guards = list(_guards(parsed(source)))
                 ends = [guard.body[-1].end_lineno or 0 for guard in guards]
                 starts = [0 if _runs_later.get() else guard.body[0].lineno for guard in guards]
                 if any(start <= frame[1] <= end for start, end in zip(starts, ends, strict=True)):

@@ -20,6 +20,7 @@ from prefect_batchflow.blocks import is_block
 from prefect_batchflow.connections.environment import variables_in
 from prefect_batchflow.connections.files import is_connection_file
 from prefect_batchflow.definition.load import named_place
+from prefect_batchflow.definition.parsing import parsed
 from prefect_batchflow.exceptions import InvalidOptionError
 from prefect_batchflow.inputs.places import local_folder, locate
 from prefect_batchflow.settings import default_storage_url
@@ -220,7 +221,7 @@ def _texts(value: Any) -> Iterable[str]:
 def _problem_of_code(file: Path, attribute: str) -> Iterator[str]:
     """Refuse an attribute of a file that the file does not define itself: `random._os.system` would run any command."""
     try:
-        body: list[ast.stmt] = ast.parse(file.read_bytes()).body
+        body: list[ast.stmt] = parsed(file.read_bytes()).body
     except (OSError, SyntaxError, ValueError, RecursionError) as exc:
         yield f"flow {file}:{attribute}: the file cannot be read: ({type(exc).__name__}) {exc}."
         return

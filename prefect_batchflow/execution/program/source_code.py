@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Union
 
 from prefect_batchflow.connections.kinds import CustomStrongTypeConnection
+from prefect_batchflow.definition.parsing import parsed
 from prefect_batchflow.exceptions import FlowDefinitionError
 from prefect_batchflow.execution.program.statements import (
     Function,
@@ -75,7 +76,7 @@ class SourceCode:
     def __init__(self, file: Path) -> None:
         self.file = file
         try:
-            self._tree = ast.parse(file.read_bytes(), filename=str(file))
+            self._tree = parsed(file.read_bytes(), str(file))
             with warnings.catch_warnings(action="ignore"):
                 compile(self._tree, str(file), "exec", dont_inherit=True)  # such as a `return` outside a function
             nodes = list(ast.walk(self._tree))
