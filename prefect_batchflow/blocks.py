@@ -126,6 +126,11 @@ class RunStorageBlock(WritableFileSystem):
         await self.check_writer(path)
         await self._files.delete_path(path)
 
+    async def delete_folder(self, folder: str) -> None:
+        """Delete a folder with everything in it, if it exists."""
+        await self.check_writer(folder)
+        await self._files.delete_folder(folder)
+
     async def list_names(self, folder: str) -> list[str]:
         """The names directly below a folder, sorted."""
         return await self._files.list_names(folder)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 
-from prefect_batchflow.cli import again, connections, one_line
+from prefect_batchflow.cli import again, care, connections, one_line
 from prefect_batchflow.cli.arguments import (
     Connections,
     EnvironmentVariables,
@@ -74,6 +74,8 @@ app.command(connections.app)
 app.command(one_line.try_flow, name="test", sort_key=4)
 app.command(again.resume, sort_key=1)
 app.command(again.rerun, sort_key=1)
+for _command_of_care in (care.verify, care.copy, care.export, care.compact, care.delete):
+    app.command(_command_of_care, sort_key=7)
 
 
 # --- commands -------------------------------------------------------------------------------------------------------

@@ -102,6 +102,7 @@ OPTIONS: Final[Mapping[str, Mapping[str, Old]]] = {
     "connection show": {"--name": Old(FIRST), "-n": Old(FIRST), **_SILENT},
     "connection delete": {"--name": Old(FIRST), "-n": Old(FIRST), **_SILENT},
     "connection list": {**_PAGES, **_SILENT},
+    "delete": {"--name": Old(FIRST), "-n": Old(FIRST), **_SILENT},
 }
 """Command to the options that `pf` has for it."""
 
@@ -113,16 +114,16 @@ COMMANDS: Final[Mapping[str, str]] = {
     "run show-details": "show",
     "run visualize": "show",
     "run stream": "show",
+    "run delete": "delete",
     "flow test": "test",
     "flow validate": "check",
 }
 """The commands of `pf` that have a like here."""
 
-_FOLDER = "A run is a folder, which `batchflow show` names: move it away, or delete it."
+_FOLDER = "A run is a folder, which `batchflow show` names: move it away, or run `batchflow delete RUN`."
 ANSWERS: Final[Mapping[str, str]] = {
     "run archive": _FOLDER,
     "run restore": _FOLDER,
-    "run delete": _FOLDER,
     "run update": "A run has no display name, description or tags. Give it a name at its start: --run-id NAME.",
     "run build": "Building images is not part of this package.",
     "flow init": "Write the flow's folder by hand; docs/moving-from-promptflow.md has what it can hold.",

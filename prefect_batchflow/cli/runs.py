@@ -71,7 +71,7 @@ def find_stored(run_id: str, storage: str) -> Manifest:
     """The manifest of a run, as `find_run`; `storage` is a path or URL, empty is the default one."""
 
     async def find() -> Manifest:
-        return await find_run(await _open(storage), run_id)
+        return await find_run(await opened(storage), run_id)
 
     return asyncio.run(find())
 
@@ -80,7 +80,7 @@ def read_stored(run_id: str, storage: str) -> StoredRun:
     """What a storage has of a run, as `read_run`."""
 
     async def read() -> StoredRun:
-        files = await _open(storage)
+        files = await opened(storage)
         return await read_run(files, await find_run(files, run_id))
 
     return asyncio.run(read())
@@ -90,13 +90,14 @@ def list_stored(storage: str, limit: int | None) -> tuple[Listing, str]:
     """The runs of a storage, as `list_runs`, and where it is."""
 
     async def read() -> tuple[Listing, str]:
-        files = await _open(storage)
+        files = await opened(storage)
         return await list_runs(files, limit), files.location()
 
     return asyncio.run(read())
 
 
-async def _open(storage: str) -> RunStorageBlock:
+async def opened(storage: str) -> RunStorageBlock:
+    """A storage; empty is the default one."""
     storage = storage or default_storage_url()
     if is_block(storage):
         await check_server()

@@ -81,6 +81,10 @@ class Files(Protocol):
         """Delete a key. A missing one is no error."""
         ...
 
+    async def delete_folder(self, folder: str) -> None:
+        """Delete a folder with everything in it. A missing one is no error."""
+        ...
+
     async def list_names(self, folder: str) -> list[str]:
         """The names directly below a folder, sorted; none if the folder does not exist.
 
@@ -222,6 +226,13 @@ class _LocalFiles:
     async def delete_path(self, path: str) -> None:
         await asyncio.to_thread(self._path(path).unlink, missing_ok=True)
 
+    async def delete_folder(self, folder: str) -> None:
+        def delete() -> None:
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(self._path(folder))
+
+        await asyncio.to_thread(delete)
+
     async def list_names(self, folder: str) -> list[str]:
         return await asyncio.to_thread(_names, self._path(folder))
 
@@ -282,6 +293,16 @@ class _RemoteFiles:
         def delete() -> None:
             with contextlib.suppress(FileNotFoundError):
                 self._fs.rm_file(target)
+
+        await self._call(delete)
+
+    async def delete_folder(self, folder: str) -> None:
+        target = _below(self._root, folder)
+
+        def delete() -> None:
+            self._fs.invalidate_cache(target)
+            with contextlib.suppress(FileNotFoundError):
+                self._fs.rm(target, recursive=True)
 
         await self._call(delete)
 

@@ -199,6 +199,11 @@ class _RetriedFiles:
         folder, _, name = path.rpartition("/")
         self._known.get(folder, set()).discard(name)
 
+    async def delete_folder(self, folder: str) -> None:
+        await self._again(lambda: self._files.delete_folder(folder))
+        for known in [known for known in self._known if f"{known}/".startswith(f"{folder}/")]:
+            del self._known[known]
+
     async def list_names(self, folder: str) -> list[str]:
         def look() -> Awaitable[list[str]]:
             return self._again(lambda: self._files.list_names(folder))

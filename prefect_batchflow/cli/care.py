@@ -1,0 +1,217 @@
+"""`batchflow verify`, `copy`, `export`, `delete` and `compact`: care for runs that are stored. No line runs."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from prefect_batchflow.cli.arguments import Screen, Storage
+from prefect_batchflow.cli.places import absolute_place
+from prefect_batchflow.cli.process import quiet_prefect
+from prefect_batchflow.cli.running import COMPLETED, LINES_FAILED, RUN_FAILED
+from prefect_batchflow.exceptions import InvalidOptionError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from prefect_batchflow.results.records import LineRecord
+
+_PLAIN = Screen()
+RunId = Annotated[str, Parameter(name="RUN", help="Id of the run. `batchflow list` shows it.")]
+
+
+def verify(run_id: RunId, /, *, storage: Storage = "", screen: Screen = _PLAIN) -> int:
+    """Prove that a stored run is whole: each line counts once, and each completed line has one sound record.
+
+    It reads the run's files and asks nobody else. It changes nothing.
+
+    Exit status: 0 the run is whole, 1 something is wrong (listed, with what to do), 2 wrong use, such as a run that does not
+    exist or is running, 3 nothing is wrong, but the run has not finished.
+    """
+    quiet_prefect(debug=screen.debug)
+    from prefect_batchflow.cli.runs import find_run, opened
+    from prefect_batchflow.cli.screen import print_error, print_note
+    from prefect_batchflow.storage.care import Findings, verify_run
+
+    async def work() -> Findings:
+        files = await opened(absolute_place(storage))
+        return await verify_run(files, await find_run(files, run_id))
+
+    found = asyncio.run(work())
+    counts = {name: getattr(found, name) for name in ("total_lines", "completed", "failed", "not_started", "segments")}
+    _show(
+        {
+            "run_id": run_id, "is_whole": not found.wrong, "is_finished": found.is_finished, **counts, "wrong": found.wrong,
+            "notes": found.notes,
+        },
+        f"Run {run_id}: {found.completed} completed, {found.failed} failed, {found.not_started} not started, "
+        f"{found.total_lines} lines in all. "
+        + (f"{len(found.wrong)} faults." if found.wrong else "Nothing is wrong.")
+        + ("" if found.is_finished else f" It has not finished: batchflow resume {run_id}"),
+        screen,
+    )  # fmt: skip
+    if not screen.json:
+        for text in found.wrong:
+            print_error(text)
+        for text in found.notes:
+            print_note(text)
+    return RUN_FAILED if found.wrong else COMPLETED if found.is_finished else LINES_FAILED
+
+
+def copy(
+    run_id: RunId,
+    url: Annotated[str, Parameter(name="URL", help="The other storage: a path, a URL, or a saved block.")],
+    /,
+    *,
+    storage: Storage = "",
+    screen: Screen = _PLAIN,
+) -> int:
+    """Copy a run to another storage, under the same name. Each file is read back."""
+    quiet_prefect(debug=screen.debug)
+    from prefect_batchflow.cli.runs import find_run, opened
+    from prefect_batchflow.storage.care import copy_run
+
+    async def work() -> tuple[int, str]:
+        files, target = await opened(absolute_place(storage)), await opened(absolute_place(url))
+        return await copy_run(files, await find_run(files, run_id), target), target.location(run_id)
+
+    if not url:
+        raise InvalidOptionError("URL is empty. Give the storage to copy to.")
+    count, place = asyncio.run(work())
+    _show({"run_id": run_id, "files": count, "folder": place}, f"Copied {count} files to {place}", screen)
+    return COMPLETED
+
+
+def export(
+    run_id: RunId,
+    /,
+    *,
+    format: Annotated[  # noqa: A002 - the option's name
+        Literal["jsonl", "csv", "parquet"], Parameter(show_default=True, help="The format of the table.")
+    ] = "jsonl",
+    output: Annotated[
+        str, Parameter(metavar="FILE", help="The file to write. [default: standard output; parquet needs a file]")
+    ] = "",
+    storage: Storage = "",
+    screen: Screen = _PLAIN,
+) -> int:
+    """Write the lines of a run as one table: number, status, inputs, outputs, error and cost of each line.
+
+    In csv, a cell that begins with = + - or @ gets an apostrophe, so that a spreadsheet does not run it as a formula.
+    """
+    quiet_prefect(debug=screen.debug)
+    from prefect_batchflow.cli.runs import find_run, opened
+    from prefect_batchflow.cli.screen import print_note
+    from prefect_batchflow.storage.export import export_records
+    from prefect_batchflow.storage.files import write_beside
+    from prefect_batchflow.storage.keys import RunKeys
+    from prefect_batchflow.storage.lease import is_held
+    from prefect_batchflow.storage.records import RunRecords
+
+    if format == "parquet" and not output:
+        raise InvalidOptionError("The format parquet needs a file: --output FILE.parquet.")
+    if screen.json and not output:
+        raise InvalidOptionError("--json needs --output FILE here, because the rows go to standard output otherwise.")
+    notes: list[str] = []
+
+    async def work(path: Path | None) -> int:
+        files = await opened(absolute_place(storage))
+        manifest = await find_run(files, run_id)
+        keys = RunKeys(run_id)
+        if await is_held(files, keys):
+            notes.append(f"The run {run_id!r} is running. These are the lines that have ended so far.")
+        records = RunRecords(files, keys, session=0, since=manifest.records_since)
+
+        async def newest() -> AsyncIterator[LineRecord]:
+            async for _, record in records.newest():
+                yield record
+
+        if path is None:
+            count = await export_records(newest(), format, sys.stdout.buffer)
+            sys.stdout.buffer.flush()
+        else:
+            with path.open("wb") as file:
+                count = await export_records(newest(), format, file)
+        notes.extend(f"{damage} Its lines are left out." for damage in records.damage)
+        return count
+
+    if output:
+        target = Path(output).expanduser().absolute()
+        if target.is_dir():
+            raise InvalidOptionError(f"--output {output} is a folder. Give the name of a file.")
+        counts: list[int] = []
+        write_beside(target.parent, target.name, lambda path: counts.append(asyncio.run(work(path))))
+        _show({"run_id": run_id, "rows": counts[0], "file": str(target)}, f"Wrote {counts[0]} rows to {target}", screen)
+    else:
+        asyncio.run(work(None))
+    for note in notes:
+        print_note(note)
+    return COMPLETED
+
+
+def delete(
+    run_id: RunId,
+    /,
+    *,
+    yes: Annotated[bool, Parameter(name=["--yes", "-y"], help="Do not ask.")] = False,
+    storage: Storage = "",
+    screen: Screen = _PLAIN,
+) -> int:
+    """Delete a run with its records, outputs and images. It asks first. A run that is running is refused."""
+    quiet_prefect(debug=screen.debug)
+    from prefect_batchflow.cli.runs import find_run, opened
+    from prefect_batchflow.storage.care import delete_run, refuse_running
+    from prefect_batchflow.storage.keys import RunKeys
+
+    async def look() -> str:
+        files = await opened(absolute_place(storage))
+        manifest = await find_run(files, run_id)
+        await refuse_running(files, RunKeys(run_id), "deleted")
+        return f"Delete run {run_id} with its {manifest.total_lines} lines in {files.location(run_id)}?"
+
+    async def work() -> tuple[int, str]:
+        files = await opened(absolute_place(storage))
+        return await delete_run(files, run_id), files.location(run_id)
+
+    question = asyncio.run(look())
+    if not yes:
+        if screen.json or not sys.stdin.isatty():
+            raise InvalidOptionError(f"{question} Nobody can be asked here. Give -y to delete it.")
+        if input(f"{question} [y/N] ").strip().lower() not in ("y", "yes"):
+            _show({"run_id": run_id, "deleted": False}, "Nothing was deleted.", screen)
+            return COMPLETED
+    count, place = asyncio.run(work())
+    _show({"run_id": run_id, "deleted": True, "files": count}, f"Deleted {count} files in {place}", screen)
+    return COMPLETED
+
+
+def compact(run_id: RunId, /, *, storage: Storage = "", screen: Screen = _PLAIN) -> int:
+    """Merge the record files of a run into few. All records stay, so resume, rerun and verify work as before."""
+    quiet_prefect(debug=screen.debug)
+    from prefect_batchflow.cli.runs import find_run, opened
+    from prefect_batchflow.storage.care import compact_run
+
+    async def work() -> tuple[int, int]:
+        files = await opened(absolute_place(storage))
+        return await compact_run(files, await find_run(files, run_id))
+
+    before, after = asyncio.run(work())
+    _show(
+        {"run_id": run_id, "segments_before": before, "segments": after},
+        f"Run {run_id}: {before} record files are {after} now.",
+        screen,
+    )
+    return COMPLETED
+
+
+def _show(document: dict[str, Any], text: str, screen: Screen) -> None:
+    from prefect_batchflow.cli.screen import print_json, printable
+
+    if screen.json:
+        print_json(document)
+    else:
+        sys.stdout.write(printable(text) + "\n")

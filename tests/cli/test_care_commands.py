@@ -1,0 +1,103 @@
+"""`batchflow verify`, `copy`, `export`, `delete` and `compact`, as typed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from stored_run import stored_run
+
+from prefect_batchflow.blocks import RunStorageBlock
+from prefect_batchflow.cli.commands import main
+from prefect_batchflow.storage.keys import RunKeys
+from prefect_batchflow.storage.lease import Lease
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+@pytest.fixture
+def typed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Type a command about a storage with one run, `nightly`."""
+    files = RunStorageBlock(url=str(tmp_path / "runs"))
+    asyncio.run(stored_run(files, "nightly"))
+
+    def run(*words: str) -> tuple[int, str, str]:
+        status = main([*words, "--storage", str(tmp_path / "runs")])
+        out, err = capsys.readouterr()
+        return status, out, " ".join(err.split())
+
+    return run
+
+
+Typed = Any
+
+
+def test_verify(typed: Typed, tmp_path: Path) -> None:
+    status, out, _ = typed("verify", "nightly")
+    assert (status, out) == (
+        0, "Run nightly: 4 completed, 1 failed, 0 not started, 5 lines in all. Nothing is wrong.\n",
+    )  # fmt: skip
+    status, out, _ = typed("verify", "nightly", "--json")
+    assert (status, json.loads(out)["is_whole"]) == (0, True)
+    (tmp_path / "runs" / "nightly" / "outputs.jsonl").write_text("")
+    status, _, err = typed("verify", "nightly")
+    assert status == 1
+    assert "outputs.jsonl has 0 lines, but the result counts 4. `batchflow resume nightly` writes it again." in err
+    (tmp_path / "runs" / "nightly" / "batch_result.json").unlink()
+    status, out, _ = typed("verify", "nightly")
+    assert (status, "It has not finished: batchflow resume nightly" in out) == (3, True)
+
+
+def test_copy_and_delete(typed: Typed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert typed("copy", "nightly", str(tmp_path / "copies"))[0] == 0
+    assert (tmp_path / "copies" / "nightly" / "outputs.jsonl").read_text().count("\n") == 4
+    status, _, err = typed("delete", "nightly")
+    assert status == 2
+    assert "Nobody can be asked here. Give -y to delete it." in err
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda _: "n")
+    assert typed("delete", "nightly")[:2] == (0, "Nothing was deleted.\n")
+    assert typed("delete", "nightly", "-y")[0] == 0
+    assert not (tmp_path / "runs" / "nightly").exists()
+
+
+@pytest.mark.parametrize("words", [["verify"], ["copy", "/elsewhere"], ["export"], ["delete", "-y"], ["compact"]])
+def test_a_run_that_is_not_there_is_refused_by_name(typed: Typed, words: list[str]) -> None:
+    status, _, err = typed(words[0], "nightli", *words[1:])
+    assert status == 2
+    assert "There is no run 'nightli' in" in err
+    assert "Did you mean nightly?" in err
+
+
+@pytest.mark.parametrize("words", [["verify"], ["copy", "/elsewhere"], ["delete", "-y"], ["compact"]])
+def test_a_run_that_is_running_is_refused_by_name(typed: Typed, tmp_path: Path, words: list[str]) -> None:
+    async def held() -> tuple[int, str, str]:
+        async with Lease(RunStorageBlock(url=str(tmp_path / "runs")), RunKeys("nightly")):
+            answer: tuple[int, str, str] = await asyncio.to_thread(typed, words[0], "nightly", *words[1:])
+            return answer
+
+    status, _, err = asyncio.run(held())
+    assert status == 2
+    assert "The run 'nightly' in" in err
+    assert "is running" in err
+
+
+def test_export(typed: Typed, tmp_path: Path) -> None:
+    status, out, _ = typed("export", "nightly")
+    assert (status, [json.loads(line)["line_number"] for line in out.splitlines()]) == (0, [0, 1, 2, 3, 4])
+    status, out, _ = typed("export", "nightly", "--format", "csv", "--output", str(tmp_path / "t.csv"), "--json")
+    assert (status, json.loads(out)["rows"]) == (0, 5)
+    assert (tmp_path / "t.csv").read_text().startswith("line_number,status,inputs.n,outputs.n,error,")
+    assert typed("export", "nightly", "--format", "parquet")[0] == 2
+    assert typed("export", "nightly", "--output", str(tmp_path))[0] == 2
+
+
+def test_compact(typed: Typed) -> None:
+    assert typed("compact", "nightly")[:2] == (0, "Run nightly: 3 record files are 1 now.\n")
+    status, out, _ = typed("compact", "nightly", "--json")
+    assert (status, json.loads(out)) == (0, {"run_id": "nightly", "segments_before": 1, "segments": 1})
+    assert typed("verify", "nightly")[0] == 0

@@ -1,0 +1,225 @@
+"""Care for stored runs: each fault in one is found and named, and copies, deletions and merges leave nothing half."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from typing import TYPE_CHECKING
+
+import pytest
+from outcomes import outcome_of
+from stored_run import stored_run
+
+from prefect_batchflow.blocks import RunStorageBlock
+from prefect_batchflow.exceptions import InvalidOptionError, RunInUseError, StorageError
+from prefect_batchflow.storage import care
+from prefect_batchflow.storage.care import compact_run, copy_run, delete_run, names_of, verify_run
+from prefect_batchflow.storage.keys import RunKeys
+from prefect_batchflow.storage.lease import Lease
+from prefect_batchflow.storage.manifest import read_manifest, require_manifest, run_names
+from prefect_batchflow.storage.records import RunRecords
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+pytestmark = pytest.mark.anyio
+KEYS = RunKeys("r")
+
+
+@pytest.fixture(params=["local", "remote"])
+def files(request: pytest.FixtureRequest) -> RunStorageBlock:
+    block: RunStorageBlock = request.getfixturevalue(request.param)
+    return block
+
+
+@pytest.fixture
+def target() -> RunStorageBlock:
+    return RunStorageBlock(url=f"memory://{uuid.uuid4().hex}/copies")
+
+
+async def contents(files: RunStorageBlock) -> dict[str, bytes]:
+    return {name: await files.read_path(f"r/{name}") for name in await names_of(files, KEYS)}
+
+
+def without_line(text: bytes, number: int) -> bytes:
+    return b"".join(line for line in text.splitlines(keepends=True) if json.loads(line)["line_number"] != number)
+
+
+FAULTS: dict[str, tuple[str, Callable[[bytes], bytes | None], str]] = {
+    "a flipped digit in an output": (KEYS.outputs, lambda t: t.replace(b'"n": 2', b'"n": 3'), "line 2 differ from their"),
+    "a row that is gone": (KEYS.outputs, lambda t: without_line(t, 1), "has 3 lines, but the result counts 4"),
+    "half a row": (KEYS.outputs, lambda t: t[:-4], "row 4 is cut off"),
+    "a row twice": (KEYS.outputs, lambda t: t + t.splitlines(keepends=True)[0], "is not sorted, or has a line twice"),
+    "no outputs": (KEYS.outputs, lambda _: None, "FileNotFoundError"),
+    "a failed line among the outputs": (
+        KEYS.outputs, lambda t: t + b'{"line_number": 4}\n', "line 4 are among the outputs and the failed lines",
+    ),
+    "a failed line that is gone": (KEYS.failed, lambda _: b"", "has 0 lines, but the result counts 1"),
+    "a damaged result": (KEYS.batch_result, lambda t: t[:40], "The result at"),
+    "a wrong count": (
+        KEYS.batch_result,
+        lambda t: t.replace(b'"completed_lines": 4', b'"completed_lines": 3').replace(b'd_lines": 1', b'd_lines": 2'),
+        "has 4 lines, but the result counts 3",
+    ),
+}  # fmt: skip
+
+
+class TestVerify:
+    async def test_a_whole_run(self, files: RunStorageBlock) -> None:
+        found = await verify_run(files, await stored_run(files))
+
+        assert (found.wrong, found.notes, found.is_finished) == ([], [], True)
+        assert (found.completed, found.failed, found.not_started, found.segments) == (4, 1, 0, 3)
+
+    @pytest.mark.parametrize("fault", FAULTS)
+    async def test_each_fault_is_named_with_what_to_do(self, files: RunStorageBlock, fault: str) -> None:
+        manifest = await stored_run(files)
+        key, damage, said = FAULTS[fault]
+        damaged = damage(await files.read_path(key))
+        await files.delete_path(key)
+        if damaged is not None:
+            await files.write_path(key, damaged)
+
+        found = await verify_run(files, manifest)
+
+        assert said in " ".join(found.wrong)
+        assert all("esume" in text for text in found.wrong)
+
+    async def test_damaged_and_lost_segments(self, files: RunStorageBlock) -> None:
+        manifest = await stored_run(files)
+        first, second, _ = await RunRecords(files, KEYS, session=0).segments()
+        await files.write_path(KEYS.segment(first.name), (await files.read_path(KEYS.segment(first.name)))[:-9])
+        await files.delete_path(KEYS.segment(second.name))
+
+        found = await verify_run(files, manifest)
+
+        assert first.name in found.wrong[0]
+        assert "lines 0, 1, 2, 3 differ from their records" in found.wrong[1]
+        assert (found.completed, found.failed, found.not_started) == (0, 1, 4)
+
+    async def test_a_run_that_has_not_finished_is_no_fault(self, files: RunStorageBlock) -> None:
+        manifest = await stored_run(files)
+        for key in (KEYS.batch_result, KEYS.outputs, KEYS.failed):
+            await files.delete_path(key)
+        found = await verify_run(files, manifest)
+        assert (found.wrong, found.is_finished, found.completed) == ([], False, 4)
+
+    async def test_records_of_a_start_that_the_manifest_does_not_know(self, files: RunStorageBlock) -> None:
+        manifest = await stored_run(files)
+        await RunRecords(files, KEYS, session=2).append([outcome_of(4)])
+        assert "is of start 2, but the manifest knows 1" in (await verify_run(files, manifest)).wrong[0]
+
+
+async def test_a_run_that_is_running_is_left_alone(files: RunStorageBlock, target: RunStorageBlock) -> None:
+    manifest = await stored_run(files)
+    async with Lease(files, KEYS):
+        for what, work in (
+            ("verified", verify_run(files, manifest)),
+            ("copied", copy_run(files, manifest, target)),
+            ("deleted", delete_run(files, "r")),
+            ("compacted", compact_run(files, manifest)),
+        ):
+            with pytest.raises(RunInUseError, match=f"The run 'r' in .* is running, so it cannot be {what} now"):
+                await work
+    assert await run_names(target) == []
+    assert (await verify_run(files, manifest)).wrong == []
+
+
+class TestCopy:
+    async def test_it_is_the_same_run(self, files: RunStorageBlock, target: RunStorageBlock) -> None:
+        manifest = await stored_run(files)
+
+        assert await copy_run(files, manifest, target) == len(await contents(target))
+
+        assert await require_manifest(target, KEYS) == manifest
+        assert (await verify_run(target, manifest)).wrong == []
+        copied = await contents(target)
+        assert copied.items() <= (await contents(files)).items()
+        assert not any(name.startswith(("leases", "lock")) for name in copied)
+
+    async def test_a_place_that_has_such_a_run_is_refused(
+        self, files: RunStorageBlock, target: RunStorageBlock
+    ) -> None:
+        manifest = await stored_run(files)
+        await stored_run(target)
+        with pytest.raises(InvalidOptionError, match="batchflow delete r --storage memory://"):
+            await copy_run(files, manifest, target)
+        with pytest.raises(InvalidOptionError, match=r"is in .* already"):
+            await copy_run(files, manifest, files)
+
+    async def test_a_copy_that_was_cut_short_is_no_run_and_can_be_finished(
+        self, files: RunStorageBlock, target: RunStorageBlock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        manifest = await stored_run(files)
+        put, left = RunStorageBlock.put_file, [2]
+
+        async def fails(self: RunStorageBlock, path: str, source: object) -> None:
+            if not left[0]:
+                raise OSError("no space left")
+            left[0] -= 1
+            await put(self, path, source)  # type: ignore[arg-type]
+
+        with monkeypatch.context() as full:
+            full.setattr(RunStorageBlock, "put_file", fails)
+            with pytest.raises(StorageError, match="no space left"):
+                await copy_run(files, manifest, target)
+        assert await read_manifest(target, KEYS) is None
+        await copy_run(files, manifest, target)
+        assert (await verify_run(target, manifest)).wrong == []
+
+
+async def test_a_deleted_run_leaves_nothing(files: RunStorageBlock) -> None:
+    await stored_run(files)
+    await stored_run(files, "other")
+    await files.write_path(KEYS.image("a.png"), b"x")
+
+    await delete_run(files, "r")
+
+    assert await run_names(files) == ["other"]
+    assert await names_of(files, KEYS) == []
+
+
+class TestCompact:
+    async def test_all_records_stay(self, files: RunStorageBlock) -> None:
+        manifest = await stored_run(files, lines=9)
+        again = manifest.model_copy(update={"sessions": manifest.sessions * 2})
+        for number in (3, 8):
+            await RunRecords(files, KEYS, session=2).append([outcome_of(number, attempt=2, output={"again": number})])
+        before = [(s, r) async for s, r in RunRecords(files, KEYS, session=0).newest()]
+
+        assert await compact_run(files, again) == (7, 2)
+
+        assert [(s, r) async for s, r in RunRecords(files, KEYS, session=0).newest()] == before
+        names = await RunRecords(files, KEYS, session=0).segments()
+        assert [(name.first, name.last, name.session) for name in names] == [(0, 8, 1), (3, 8, 2)]
+        assert await compact_run(files, again) == (2, 2)
+
+    async def test_merged_segments_have_a_bounded_size(
+        self, files: RunStorageBlock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(care, "SEGMENT_BYTES", 1_500)
+        manifest = await stored_run(files, lines=20)
+        assert (await compact_run(files, manifest))[1] > 2
+        assert (await verify_run(files, manifest)).wrong == []
+
+    async def test_a_merge_that_is_cut_short_loses_nothing(
+        self, files: RunStorageBlock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        manifest = await stored_run(files)
+
+        async def fails(*_: object) -> None:
+            raise OSError("gone")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(RunStorageBlock, "delete_path", fails)
+            with pytest.raises(StorageError, match="gone"):
+                await compact_run(files, manifest)
+        assert (await verify_run(files, manifest)).wrong == []
+
+    async def test_damage_is_not_merged_away(self, files: RunStorageBlock) -> None:
+        manifest = await stored_run(files)
+        name = (await RunRecords(files, KEYS, session=0).segments())[0]
+        await files.write_path(KEYS.segment(name.name), b"{}")
+        with pytest.raises(StorageError, match=name.name):
+            await compact_run(files, manifest)
+        assert len(await RunRecords(files, KEYS, session=0).segments()) == 3
