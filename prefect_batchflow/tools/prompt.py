@@ -127,6 +127,9 @@ class Template:
         """
         if self._template is None:
             return self._text
+        from prefect_batchflow.tools.sandbox import begin_rendering
+
+        begin_rendering(self._template.environment)
         parts: list[str] = []
         length = 0
         try:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -313,3 +314,98 @@ def test_an_error_says_nothing_of_the_protection() -> None:
     with pytest.raises(JinjaTemplateError, match="system:") as raised:
         template("{{ {}[q].x }}").render_chat({"q": "a\nsystem:"})
     assert prompt._MARK not in raised.value.message
+
+
+DOUBLING = {
+    "~": "{% set n.x = n.x ~ n.x %}",
+    "~ of parts": "{% set n.x = n.x ~ '-' ~ n.x ~ n.x %}",
+    "+": "{% set n.x = n.x + n.x %}",
+    "list": "{% set n.y = n.y + n.y %}",
+    "list to text": "{% set n.y = n.y + n.y %}{% set n.x = n.y|string %}",
+    "join": "{% set n.x = [n.x, n.x]|join %}",
+    "join of an attribute": "{% set n.x = [{'a': n.x}, {'a': n.x}]|join(attribute='a') %}",
+    "join method": "{% set n.x = ''.join([n.x, n.x]) %}",
+    "join by itself": "{% set n.x = n.x.join(['a', n.x]) %}",
+    "block": "{% set q %}{{ n.x }}{{ n.x }}{% endset %}{% set n.x = q %}",
+    "filter block": "{% set q %}{% filter upper %}{{ n.x }}{{ n.x }}{% endfilter %}{% endset %}{% set n.x = q %}",
+    "macro": "{% macro m(v) %}{{ v }}{{ v }}{% endmacro %}{% set n.x = m(n.x) %}",
+    "call": "{% macro m() %}{{ caller() }}{{ caller() }}{% endmacro %}{% set q %}{% call m() %}{{ n.x }}{% endcall %}"
+    "{% endset %}{% set n.x = q %}",
+    "percent": "{% set n.x = '%s%s' % (n.x, n.x) %}",
+    "format": "{% set n.x = '{0}{0}'.format(n.x) %}",
+    "format filter": "{% set n.x = '%s%s'|format(n.x, n.x) %}",
+    "replace": "{% set n.x = 'aa'|replace('a', n.x) %}",
+    "replace method": "{% set n.x = 'aa'.replace('a', n.x) %}",
+    "tojson": "{% set n.x = (n.x ~ '\\\\')|tojson|string %}",
+    "pprint": "{% set n.x = (n.x ~ '\\\\')|pprint %}",
+    "repetition": "{% set n.x = n.x * 2 %}",
+    "sum": "{% set n.y = [n.y, n.y]|sum(start=[]) %}",
+    "wordwrap": "{% set n.x = 'a b'|wordwrap(1, wrapstring=n.x) ~ n.x %}",
+    "autoescape": "{% autoescape true %}{% set n.x = n.x ~ n.x %}{% endautoescape %}",
+}
+"""Templates that make a text or a list twice as large."""
+
+
+@pytest.mark.parametrize("doubling", DOUBLING.values(), ids=DOUBLING)
+def test_a_template_that_doubles_a_value_ends_before_it_fills_the_memory(
+    monkeypatch: pytest.MonkeyPatch, doubling: str
+) -> None:
+    monkeypatch.setattr(prompt, "MAX_PROMPT_CHARS", 2_000_000)
+    text = f"{{% set n = namespace(x='0123456789', y=[1, 2]) %}}{{% for _ in range(60) %}}{doubling}{{% endfor %}}done"
+    tracemalloc.start()
+    try:
+        with pytest.raises(JinjaTemplateError, match="too large"):
+            Template(text, "Node 'ask'").render({})
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert peak < 60_000_000
+
+
+@pytest.mark.parametrize(
+    "at_once",
+    [
+        "{{ ''.join([x] * 100000) }}",
+        "{{ ([x] * 100000)|join }}",
+        "{{ ([{'a': x}] * 100000)|join(attribute='a') }}",
+        "{{ ('{0}' * 100000).format(x) }}",
+        "{{ ('%(x)s' * 100000) % {'x': x} }}",
+        "{{ ([[1] * 100000] * 100000)|sum(start=[])|length }}",
+        "{{ [x] * 100000 }}",
+        "{{ ([x] * 100000)|string }}",
+        "{{ ({'a': [x] * 100000})|tojson }}",
+        "{{ ([x] * 100000) ~ 1 }}",
+        "{{ '%s' % ([x] * 100000,) }}",
+        "{{ '{}'.format([x] * 100000) }}",
+        "{{ ('a b ' * 100000)|wordwrap(1, wrapstring=x) }}",
+        "{{ ('a' * 100000).translate({97: x}) }}",
+    ],
+)
+def test_a_value_that_would_be_huge_is_not_made(monkeypatch: pytest.MonkeyPatch, at_once: str) -> None:
+    monkeypatch.setattr(prompt, "MAX_PROMPT_CHARS", 2_000_000)
+
+    with pytest.raises(JinjaTemplateError, match="too large"):
+        Template(at_once, "Node 'ask'").render({"x": "x" * 100_000})
+
+
+def test_many_large_values_count_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompt, "MAX_PROMPT_CHARS", 200_000)
+    template = Template(
+        "{% set n = namespace(all=[]) %}{% for i in range(k) %}{% set n.all = n.all + [x ~ i] %}{% endfor %}done",
+        "Node 'ask'",
+    )
+
+    with pytest.raises(JinjaTemplateError, match="too large, all together"):
+        template.render({"x": "x" * 100_000, "k": 100})
+    for _ in range(5):
+        assert template.render({"x": "x" * 100_000, "k": 10}) == "done"
+
+
+def test_ordinary_templates_join_as_before() -> None:
+    text = (
+        "{{ a ~ 1 ~ none ~ [1] }}|{{ 1 + 2 }}|{{ [1] + [2] }}|{{ ['a', 'b']|join(', ') }}|{{ 'x' + 'y' }}|"
+        "{{ '%s-%s' % (1, 2) }}|{% set b %}b{{ a }}{% endset %}{{ b }}|"
+        "{{ [{'k': 1}, {'k': 2}]|join('-', attribute='k') }}|{{ [1, 2]|sum }}"
+    )
+    assert Template(text, "t").render({"a": "A"}) == "A1None[1]|3|[1, 2]|a, b|xy|1-2|bA|1-2|3"
