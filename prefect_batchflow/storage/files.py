@@ -259,6 +259,10 @@ class _RemoteFiles:
         self._root = root
         # Saves a request: to read large keys in parallel parts, s3fs would ask for the key's size first.
         self._read_options = {"max_concurrency": 1} if url.startswith(("s3://", "s3a://")) else {}
+        store = OBJECT_STORES.get(url.partition("://")[0])
+        # Azure's package hands large files to aiohttp in a form that it refuses, except for uploads with checksums.
+        self._put_options = {"validate_content": True} if store == "adlfs" else {}
+        self._asks_for_bucket = store in ("adlfs", "gcsfs")
 
     async def read_path(self, path: str) -> bytes:
         target = _below(self._root, path)
@@ -274,7 +278,7 @@ class _RemoteFiles:
 
     async def put_file(self, path: str, source: Path) -> None:
         target = _below(self._root, path)
-        await self._call(lambda: self._fs.put_file(str(source), target))
+        await self._call(lambda: self._fs.put_file(str(source), target, **self._put_options))
 
     async def get_file(self, path: str, target: Path) -> None:
         source = _below(self._root, path)
@@ -318,10 +322,23 @@ class _RemoteFiles:
                 # The error has a cause if the store reported a missing bucket; fsspec itself raises it for an empty folder.
                 if exc.__cause__ is not None:
                     raise
+                if self._asks_for_bucket:
+                    self._require_bucket()
                 return []
             return sorted(str(path).rstrip("/").rsplit("/", 1)[-1] for path in found)
 
         return await self._call(names)
+
+    def _require_bucket(self) -> None:
+        """Tell an empty folder from a bucket that is not there, for stores whose packages say the same of both."""
+        bucket = self._root.partition("/")[0]
+        try:
+            self._fs.info(bucket)
+        except FileNotFoundError as exc:
+            raise FileNotFoundError(f"The specified bucket does not exist: {bucket}") from exc
+        except Exception:  # noqa: BLE001 - perhaps only looking at buckets is not allowed
+            return
+        self._asks_for_bucket = False
 
     def local_path(self, key: str) -> None:
         return None
@@ -354,7 +371,7 @@ class _ServerFiles(_RemoteFiles):
         def create() -> None:
             self._make_folder(target)
             try:
-                file = self._fs.ftp.open(target, "xb")
+                file = self._fs.ftp.open(target, "wxb")
             except FileNotFoundError:
                 raise
             except OSError as exc:
