@@ -18,13 +18,19 @@ from prefect.logging import get_run_logger
 from pydantic import ValidationError
 
 from prefect_batchflow.definition.document import environment_texts
-from prefect_batchflow.exceptions import BatchflowException, InvalidOptionError, UnexpectedError, told
+from prefect_batchflow.exceptions import (
+    BatchflowException,
+    InvalidOptionError,
+    PrefectServerError,
+    UnexpectedError,
+    told,
+)
 from prefect_batchflow.execution.program.importing import refuse_run_while_loading
 from prefect_batchflow.prefect_runtime import imports, states  # noqa: F401 - imports are the purpose of `imports`
 from prefect_batchflow.prefect_runtime.flow_runs import current_flow_run, is_cancelled_in_prefect
-from prefect_batchflow.prefect_runtime.gone_server import give_up, let_go_of_server
+from prefect_batchflow.prefect_runtime.gone_server import give_up, let_go_of_server, server_answers
 from prefect_batchflow.prefect_runtime.network import prepare_network
-from prefect_batchflow.prefect_runtime.own_server import start_own_server
+from prefect_batchflow.prefect_runtime.own_server import has_own_server, start_own_server
 from prefect_batchflow.prefect_runtime.reached_server import check_server
 from prefect_batchflow.results.models import BatchResult, summary_line
 from prefect_batchflow.results.records import Status
@@ -39,7 +45,9 @@ from prefect_batchflow.storage.keys import check_run_id
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-LAST_STATE_SEC = 15.0
+BEGIN_SEC = 20.0
+"""How long the server may take to register a run before it is asked whether it still answers."""
+LAST_STATE_SEC = 8.0
 """How long to wait for a server that is gone, to tell it the last state of a run from Python."""
 
 
@@ -91,6 +99,7 @@ def request_of(parameters: Mapping[str, Any]) -> BatchRequest:
 async def batch_run(*args: Any, **parameters: Any) -> State[Any]:
     """Run a flow over a dataset, line by line."""
     live = current_live_run()
+    live.begun.set()
     try:
         request = request_of({**dict(zip(PARAMETERS, args, strict=False)), **parameters, **live.parameters})
         Roots.of_flow_run(current_flow_run().deployment_id).check(request)
@@ -194,6 +203,11 @@ async def _awaited(parameters: Mapping[str, Any], live: LiveRun) -> None:
     """Run it, and give up a server that is gone. Prefect would try for minutes to reach it."""
     await check_server(live.say)
     run = asyncio.ensure_future(batch_run(**parameters, return_state=True))
+    try:
+        await _begun(run, live)
+    except BatchflowException:
+        await give_up(run)
+        raise
     gone = asyncio.ensure_future(live.server_gone.wait())
     await asyncio.wait({run, gone}, return_when=asyncio.FIRST_COMPLETED)
     gone.cancel()
@@ -202,6 +216,27 @@ async def _awaited(parameters: Mapping[str, Any], live: LiveRun) -> None:
         await give_up(run)
     elif not run.cancelled():
         run.result()  # an error of Prefect itself, before or after `batch_run`
+
+
+async def _begun(run: asyncio.Future[Any], live: LiveRun) -> None:
+    """Wait until the server has registered the run, as long as it answers. Prefect alone would wait for minutes.
+
+    Raises:
+        PrefectServerError: It does not answer any more.
+    """
+    begun = asyncio.ensure_future(live.begun.wait())
+    try:
+        while True:
+            await asyncio.wait({run, begun}, timeout=BEGIN_SEC, return_when=asyncio.FIRST_COMPLETED)
+            if run.done() or begun.done():
+                return
+            await check_server(live.say)
+            if has_own_server() and not await server_answers():
+                raise PrefectServerError(
+                    "The Prefect server of this run has stopped answering before the first line. Start the run again."
+                )
+    finally:
+        begun.cancel()
 
 
 def _loop_is_running() -> bool:

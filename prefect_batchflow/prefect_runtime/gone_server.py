@@ -14,12 +14,14 @@ from prefect.events.worker import EventsWorker
 
 GONE_AFTER_SEC = 10.0
 """A server that takes this long for the simplest answer counts as gone. A busy one took 1.1 s at most."""
+SILENT_AFTER_SEC = 5.0
+"""The same for a server that has just left another request without an answer."""
 
 
-async def server_answers() -> bool:
-    """Whether the Prefect server answers now, within `GONE_AFTER_SEC`."""
+async def server_answers(within_sec: float = GONE_AFTER_SEC) -> bool:
+    """Whether the Prefect server answers now, within this time."""
     try:
-        async with asyncio.timeout(GONE_AFTER_SEC), get_client() as client:
+        async with asyncio.timeout(within_sec), get_client() as client:
             return await client.api_healthcheck() is None
     except Exception:  # noqa: BLE001 - any error means no answer
         return False

@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING
 from prefect_batchflow.exceptions import StorageError
 from prefect_batchflow.images.forms import form_of
 from prefect_batchflow.images.places import folders_of
-from prefect_batchflow.prefect_runtime.gone_server import let_go_of_server, server_answers
+from prefect_batchflow.prefect_runtime.gone_server import (
+    GONE_AFTER_SEC,
+    SILENT_AFTER_SEC,
+    let_go_of_server,
+    server_answers,
+)
 from prefect_batchflow.prefect_runtime.own_server import has_own_server, wait_until_recorded
 from prefect_batchflow.report.artifacts import write_failed_lines, write_summary
 from prefect_batchflow.report.summary import failed_table, summary_markdown
@@ -94,10 +99,10 @@ class Ending:
             )
         state.stop.raise_failure()
         await prepared.files.check_writer()
-        await self._write_artifacts(result)
+        are_shown = await self._write_artifacts(result)
         state.logger.info("Run %s: %s", state.request.run_id, summary_line(result))
         state.live.result = result
-        await _hand_in(state)
+        await _hand_in(state, GONE_AFTER_SEC if are_shown else SILENT_AFTER_SEC)
         return result
 
     def _image_folders(self) -> dict[str, ImageFolders]:
@@ -143,7 +148,8 @@ class Ending:
                 "folder, then resume the run: lines without a record run again."
             )
 
-    async def _write_artifacts(self, result: BatchResult) -> None:
+    async def _write_artifacts(self, result: BatchResult) -> bool:
+        """Show the result in Prefect; whether the server took all of it."""
         state, files, run_id = self._state, self._prepared.files, self._state.request.run_id
         summary = summary_markdown(
             result,
@@ -160,7 +166,7 @@ class Ending:
         # A resumed run may have to clear the table of its earlier start.
         if result.failed_lines or self._opened.session > 1:
             writes.append(write_failed_lines(run_id, failed_table(state.tally.failures), result.failed_lines))
-        await asyncio.gather(*writes)
+        return all(await asyncio.gather(*writes))
 
     def _next_command(self) -> str:
         if self._prepared.flow.source is None:
@@ -183,18 +189,18 @@ async def ended_before_lines(state: RunState, total_lines: int, note: str) -> Ba
     return result
 
 
-async def server_is_gone(live: LiveRun) -> bool:
+async def server_is_gone(live: LiveRun, within_sec: float = GONE_AFTER_SEC) -> bool:
     """Check whether the Prefect server has stopped answering; if so, drop everything that would wait for it."""
-    if await server_answers():
+    if await server_answers(within_sec):
         return False
     live.server_gone.set()
     let_go_of_server()
     return True
 
 
-async def _hand_in(state: RunState) -> None:
+async def _hand_in(state: RunState, within_sec: float = GONE_AFTER_SEC) -> None:
     """If the server ends with this process, wait, for a bounded time, until it has all task runs."""
-    if await server_is_gone(state.live):
+    if await server_is_gone(state.live, within_sec):
         state.note(
             "The Prefect server does not answer. It may still show this run as running, and not show all of its lines. The "
             "run's own records and outputs are complete."

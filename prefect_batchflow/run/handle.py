@@ -81,6 +81,8 @@ class LiveRun:
     """What is not an error, but perhaps not what was meant."""
     failure: BatchflowException | None = None
     """Why there is no result."""
+    begun: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once the Prefect server has registered the run and its flow is called."""
     server_gone: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the Prefect server did not answer at the end of the run."""
 

@@ -6,6 +6,7 @@ import asyncio
 import http.server
 import socket
 import threading
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from prefect.settings import (
     temporary_settings,
 )
 
-from prefect_batchflow import BatchEngine
+from prefect_batchflow import BatchEngine, flows
 from prefect_batchflow.exceptions import PrefectServerError
 from prefect_batchflow.prefect_runtime import reached_server
 from prefect_batchflow.prefect_runtime.reached_server import check_server
@@ -167,3 +168,24 @@ def test_a_run_from_python_ends_with_the_cause_and_writes_nothing(tmp_path: Path
     with answering((404, b"{}", JSON)), pytest.raises(PrefectServerError, match="answers 404"):
         BatchEngine(len).run({"data": str(data)}, {}, str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.programs
+def test_a_server_that_freezes_before_it_has_registered_the_run_ends_it_with_the_cause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flows, "BEGIN_SEC", 0.2)
+    monkeypatch.setattr(reached_server, "ANSWER_WITHIN_SEC", 0.5)
+    (tmp_path / "flow_code.py").write_text("def main(n):\n    return n\n")
+    (tmp_path / "data.jsonl").write_text('{"n": 1}\n')
+    began = time.monotonic()
+
+    with (
+        answering((200, b"[]", JSON), None),
+        pytest.raises(PrefectServerError, match=r"does not answer within 0 s\. It hangs or is overloaded"),
+    ):
+        BatchEngine(f"{tmp_path / 'flow_code.py'}:main").run(
+            {"data": str(tmp_path / "data.jsonl")}, {"n": "${data.n}"}, tmp_path / "out"
+        )
+    assert time.monotonic() - began < 30
+    assert not (tmp_path / "out").exists(), "nothing has run"
