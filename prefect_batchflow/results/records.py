@@ -5,7 +5,8 @@ No pydantic, because workers import this.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from time import perf_counter
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 
 MAX_RECEIPT_TEXT: Final = 2_000
 """Characters of one text in a receipt's error; the line's record has the whole text."""
+MAX_SHORT_TEXT: Final = 400
+"""The same where very many receipts are kept,"""
+MAX_SHORT_ERROR: Final = 4_000
+"""and about the characters of such an error as JSON."""
 PRINTED_LIMIT: Final = 2_000
 """Characters of a line's printed output that reach the log of the run."""
 
@@ -300,19 +305,49 @@ def receipt_row(record: LineRecord) -> list[Any]:
 def _receipt_error(error: dict[str, Any] | None) -> dict[str, Any] | None:
     if error is None:
         return None
-    short: dict[str, Any] = _cut_texts({key: value for key, value in error.items() if key != "debugInfo"})
+    short: dict[str, Any] = _cut_texts(
+        {key: value for key, value in error.items() if key != "debugInfo"}, MAX_RECEIPT_TEXT
+    )
     return short
 
 
-def _cut_texts(value: Any) -> Any:
-    """A JSON value with texts of at most `MAX_RECEIPT_TEXT`. The tail stays, because a traceback says most at its end."""
-    if isinstance(value, str) and len(value) > MAX_RECEIPT_TEXT:
-        keep = MAX_RECEIPT_TEXT // 2 - 40
-        return f"{value[:keep]} … {len(value) - 2 * keep} more characters in the line's record … {value[-keep:]}"
+def shortest_receipt(receipt: Receipt) -> Receipt:
+    """A receipt without nodes, for a place that keeps very many: texts in its error have at most `MAX_SHORT_TEXT` characters.
+
+    If the error is still large, its additional information has only names of types.
+    """
+    if receipt.error is None:
+        return replace(receipt, nodes=())
+    error = _cut_texts(receipt.error, MAX_SHORT_TEXT)
+    if len(json.dumps(error, default=str)) > MAX_SHORT_ERROR:
+        infos = error.get("additionalInfo")
+        types = [_types_in(info) for info in infos[:5]] if isinstance(infos, list) else []
+        kept = {key: value for key, value in error.items() if key == "innerError" or isinstance(value, str)}
+        error = {**kept, "messageParameters": {}, "additionalInfo": types}
+    return replace(receipt, nodes=(), error=error)
+
+
+def _types_in(info: Any) -> Any:
+    """An entry of `additionalInfo` with the names of its type and of the exception's."""
+    found = info.get("info") if isinstance(info, dict) else None
+    return {
+        "type": info.get("type") if isinstance(info, dict) else None,
+        "info": {"type": found.get("type")} if isinstance(found, dict) else {},
+    }
+
+
+def _cut_texts(value: Any, limit: int) -> Any:
+    """A JSON value with texts of at most `limit`. The tail stays, because a traceback says most at its end.
+
+    The marks are ASCII: a text with one other character takes twice the memory.
+    """
+    if isinstance(value, str) and len(value) > limit:
+        keep = limit // 2 - 40
+        return f"{value[:keep]} ... {len(value) - 2 * keep} more characters in the line's record ... {value[-keep:]}"
     if isinstance(value, dict):
-        return {key: _cut_texts(item) for key, item in value.items()}
+        return {key: _cut_texts(item, limit) for key, item in value.items()}
     if isinstance(value, list):
-        return [_cut_texts(item) for item in value]
+        return [_cut_texts(item, limit) for item in value]
     return value
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Final
 
 from prefect_batchflow.errors.groups import ErrorGroups
-from prefect_batchflow.results.records import NO_TOKENS, Receipt, Status, Tokens
+from prefect_batchflow.results.records import NO_TOKENS, Receipt, Status, Tokens, shortest_receipt
 
 
 class Durations:
@@ -46,6 +46,8 @@ class Durations:
 
 MAX_ERROR_LIST: Final = 10_000
 """Failed lines in `error_summary.error_list`, those with the smallest line numbers; counts include all lines."""
+FULL_ERRORS: Final = 200
+"""Failed lines that are kept with texts of up to `MAX_RECEIPT_TEXT`; those of further ones are shorter."""
 _COUNTED_AS: dict[Status, Status] = {
     Status.Completed: Status.Completed,
     Status.Canceled: Status.Canceled,
@@ -144,7 +146,11 @@ class Tally:
         error = receipt.error or {}
         self.user_errors += error.get("code") == "UserError"
         self.error_groups.add(receipt.line_number, error)
-        self._failures[receipt.line_number] = replace(receipt, nodes=())
+        # The texts of very many errors would fill the memory, and the result. They are in the records.
+        is_among_first = len(self._failures) < FULL_ERRORS
+        self._failures[receipt.line_number] = (
+            replace(receipt, nodes=()) if is_among_first else shortest_receipt(receipt)
+        )
         heapq.heappush(self._largest_first, -receipt.line_number)
         while len(self._failures) > MAX_ERROR_LIST:
             self._failures.pop(-heapq.heappop(self._largest_first), None)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from prefect_batchflow.lines import INPUT_HASH_DIGITS
-from prefect_batchflow.results.records import Receipt, Status, Tokens
+from prefect_batchflow.results.records import Receipt, Status, Tokens, shortest_receipt
+from prefect_batchflow.results.tally import FULL_ERRORS
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,9 @@ class _Lines(Mapping[int, Stored]):
         number = stored.receipt.line_number
         packed = self._pack(stored)
         if packed is None:
+            if len(self._whole) >= FULL_ERRORS and stored.receipt.error is not None:
+                short = shortest_receipt(stored.receipt)
+                stored = replace(stored, receipt=replace(short, nodes=stored.receipt.nodes))
             self._whole[number] = stored
             self._packed.pop(number, None)
         else:

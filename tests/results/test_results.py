@@ -17,7 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from prefect_batchflow.exceptions import BatchRunTimeoutError, StorageError, ToolExecutionError, error_dict
+from prefect_batchflow.errors.classes import is_one_of
+from prefect_batchflow.exceptions import (
+    BatchRunTimeoutError,
+    StorageError,
+    ToolExecutionError,
+    error_dict,
+    innermost_code,
+)
 from prefect_batchflow.results import models as results
 from prefect_batchflow.results import tally
 from prefect_batchflow.results.models import (
@@ -39,7 +46,7 @@ from prefect_batchflow.results.records import (
     Status,
     Tokens,
 )
-from prefect_batchflow.results.tally import MAX_ERROR_LIST, Durations, Tally
+from prefect_batchflow.results.tally import FULL_ERRORS, MAX_ERROR_LIST, Durations, Tally
 
 START = datetime(2026, 11, 23, 12, 0, 0, tzinfo=UTC)
 END = START + timedelta(seconds=2.5)
@@ -460,6 +467,27 @@ class TestTally:
 
     def test_the_error_list_is_long_by_default(self) -> None:
         assert MAX_ERROR_LIST == 10_000
+
+    def test_very_many_long_errors_take_little_memory(self) -> None:
+        counted = Tally()
+        error = {
+            "message": "Execution failure in 'f': (ValueError) " + "x" * 100_000,
+            "messageFormat": "", "messageParameters": {"more": ["y" * 300] * 100}, "code": "UserError",
+            "innerError": {"code": "ToolExecutionError", "innerError": None},
+            "additionalInfo": [{"type": "Details", "info": {"type": "ValueError", "traceback": "z" * 9_000}}] * 3,
+        }  # fmt: skip
+        for number in range(FULL_ERRORS + 100):
+            counted.add(Receipt(number, Status.Failed, error=error))
+
+        assert counted.failures[0].error == error
+        short = counted.failures[-1].error
+        assert short is not None
+        assert len(json.dumps(short)) < 4_000
+        assert short["message"].startswith("Execution failure in 'f': (ValueError) xxx")
+        assert "more characters in the line's record" in short["message"]
+        assert is_one_of(["ValueError"], short)
+        assert (innermost_code(short), short["code"]) == ("ToolExecutionError", "UserError")
+        assert len(counted.error_groups) == 1
 
     def test_its_memory_does_not_grow_with_the_lines(self) -> None:
         counted = Tally()
