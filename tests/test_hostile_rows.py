@@ -206,11 +206,7 @@ def outputs_of(folder: Path, name: str = "output.jsonl") -> list[dict[str, Any]]
 
 
 def records_of(run: Path) -> dict[int, Any]:
-    lines = [
-        line
-        for file in (run / "records").glob("*.json")
-        for line in json.loads(file.read_bytes())["result"].splitlines()
-    ]
+    lines = [line for file in (run / "records").glob("*.jsonl") for line in file.read_bytes().splitlines()]
     return {record["line_number"]: record for record in map(json.loads, lines) if "inputs" in record}
 
 

@@ -9,7 +9,7 @@
         leases/*.json        one lease per start; the newest names the process that runs it now
         .reserve             on local disks, space for the results of running lines, while lines run
         control.json         orders for the tasks of a run on a cluster
-        records/*.json       segments of line records, written once
+        records/*.jsonl      segments of line records, written once
         records/damaged/*    segments that were found damaged; their lines run again
         outputs.jsonl        completed lines, sorted
         images/*             the images in outputs and failed lines, named by their content
@@ -28,7 +28,7 @@ from prefect_batchflow.inputs.mapping import MAX_LINE_NUMBER
 
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _DIGITS = len(str(MAX_LINE_NUMBER))
-_SEGMENT = re.compile(rf"([0-9]{{{_DIGITS}}})-([0-9]{{{_DIGITS}}})-([0-9]{{4}})-[0-9a-f]{{12}}\.json")
+_SEGMENT = re.compile(rf"([0-9]{{{_DIGITS}}})-([0-9]{{{_DIGITS}}})-([0-9]{{4}})-[0-9a-f]{{12}}(\.jsonl?)")
 IMAGES = "images"
 """The folder of images, beside the outputs file that names them."""
 
@@ -104,11 +104,16 @@ class SegmentName:
     last: int
     session: int
 
+    @property
+    def suffix(self) -> str:
+        """`.jsonl`; `.json` for segments of format 1."""
+        return self.name[self.name.rindex(".") :]
+
     @classmethod
     def new(cls, first: int, last: int, session: int) -> SegmentName:
         """Make a unique name. Names sort by their first line."""
         return cls(
-            f"{first:0{_DIGITS}d}-{last:0{_DIGITS}d}-{session:04d}-{uuid.uuid4().hex[:12]}.json", first, last, session
+            f"{first:0{_DIGITS}d}-{last:0{_DIGITS}d}-{session:04d}-{uuid.uuid4().hex[:12]}.jsonl", first, last, session
         )
 
     @classmethod
@@ -123,5 +128,5 @@ class SegmentName:
             raise RecordCorruptError(
                 f"The file {name!r} among the run's records is not a segment. Move it away: only segments belong there."
             )
-        first, last, session = (int(group) for group in match.groups())
+        first, last, session = (int(group) for group in match.groups()[:3])
         return cls(name, first, last, session)

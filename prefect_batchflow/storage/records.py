@@ -1,8 +1,9 @@
 """The records of a run, kept in segments: files that are written once, through Prefect's `ResultStore`, and read back.
 
-Each segment is one Prefect result; `segments` describes its text. To read them by hand::
+Each segment is one Prefect result; `segments` describes its text. Prefect would keep its own metadata around the text, as JSON
+in JSON. All of it is in the segment's first line, so a metadata storage of ours makes it from there. To read them by hand::
 
-    jq -r .result records/*.json | jq -c 'select(.line_number)'
+    jq -c 'select(.line_number)' records/*.jsonl
 
 Nothing is overwritten. If a line has several records, the one with the newest session and attempt counts.
 """
@@ -15,9 +16,9 @@ import contextlib
 import heapq
 import itertools
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from prefect.filesystems import WritableFileSystem
+from prefect.filesystems import NullFileSystem, WritableFileSystem
 from prefect.results import ResultStore
 from prefect.serializers import Serializer
 from pydantic import Field
@@ -61,6 +62,14 @@ def records_of(files: RunFiles, keys: RunKeys, manifest: Manifest) -> RunRecords
     return RunRecords(files, keys, 0, manifest.records_since, manifest.identity, manifest.unnamed_until)
 
 
+class SegmentMetadata(NullFileSystem):
+    """The metadata of segments, for Prefect's `ResultStore`. It is equal for all but for the key, so none is kept."""
+
+    async def read_path(self, path: str) -> Any:
+        """The metadata of the segment with this key."""
+        return json.dumps({"storage_key": path, "serializer": {"type": SEGMENT_TYPE}}).encode()
+
+
 class RunRecords:
     """Reads and appends the line records of one run.
 
@@ -90,7 +99,10 @@ class RunRecords:
         """Space for the next segments, if the run has reserved any."""
         assert isinstance(files, WritableFileSystem)  # it is a block; Prefect's store accepts nothing else
         self._store = ResultStore(
-            result_storage=files, serializer=SegmentSerializer(), cache_result_in_memory=False, metadata_storage=None
+            result_storage=files,
+            serializer=SegmentSerializer(),
+            cache_result_in_memory=False,
+            metadata_storage=SegmentMetadata(),
         )
 
     def when_failing(self, call: Callable[[bool], None]) -> None:
@@ -110,7 +122,7 @@ class RunRecords:
         text = encode_segment(ordered, self._session, self._run)
 
         def check(written: bytes) -> None:
-            if segment_text(written, self._files.location(key)) != text:
+            if segment_text(written, name, self._files.location(key)) != text:
                 raise StorageError(
                     f"The records at {self._files.location(key)} do not read back as they were written. The run stops. Resume "
                     "it once the storage works."
@@ -171,7 +183,7 @@ class RunRecords:
                     f"Cannot read the run storage at {place}: the file is gone (FileNotFoundError).", key=key
                 ) from exc
         place = self._files.location(key)
-        segment = decode_segment(segment_text(content, place), name, place)
+        segment = decode_segment(segment_text(content, name, place), name, place)
         if self._run and segment.run != self._run and (segment.run or name.session > self._unnamed_until):
             raise RecordCorruptError(
                 f"The records at {place} belong to another run: {segment.run or 'one without a name'}. This one is {self._run}."

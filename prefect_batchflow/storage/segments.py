@@ -1,7 +1,10 @@
 """Turns segments into text and back.
 
-The text is JSON lines. The first is a header: format, run, session, length of the rest, one receipt per record, and a sha256 of
-all of it. One record per line follows, sorted by line_number. Prefect keeps the text as `{"metadata": …, "result": "<text>"}`.
+The text is JSON lines. The first is a header: format, run, session, length of the rest, one receipt per record, and a sha256
+of all of it. One record per line follows, sorted by line_number.
+
+Format 1 had names in `.json`. Prefect kept the same text as `{"metadata": …, "result": "<text>"}`. Format 2 is the text itself,
+in `.jsonl`: all that Prefect's metadata says is in the header. Both are read. `docs/run-storage.md` describes them to users.
 """
 
 from __future__ import annotations
@@ -22,7 +25,9 @@ if TYPE_CHECKING:
     from prefect_batchflow.results.records import NodeStates
     from prefect_batchflow.storage.keys import SegmentName
 
-FORMAT = 1
+FORMAT = 2
+_FORMATS = {".json": 1, ".jsonl": FORMAT}
+"""The formats that can be read, by the suffix of a segment's name."""
 SEGMENT_TYPE = "batchflow-segment"
 _MALFORMED = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
 
@@ -62,12 +67,14 @@ def _compact(header: dict[str, Any]) -> bytes:
     return json.dumps(header, separators=(",", ":")).encode()
 
 
-def segment_text(content: bytes, place: str) -> bytes:
-    """Take a segment's text out of Prefect's record, whatever serializer the record names.
+def segment_text(content: bytes, name: SegmentName, place: str) -> bytes:
+    """Take a segment's text out of its file. In format 1 it is in Prefect's record, whatever serializer the record names.
 
     Raises:
         RecordCorruptError: The file is damaged, or names a serializer other than ours.
     """
+    if name.suffix == ".jsonl":
+        return content
     try:
         envelope = json.loads(content)
         kind, result = envelope["metadata"]["serializer"]["type"], envelope["result"]
@@ -91,10 +98,11 @@ def decode_segment(text: bytes, name: SegmentName, place: str) -> Segment:
         checksum = header.pop("sha256")
         if len(body) != header["bytes"] or _checksum(header, body) != checksum:
             raise RecordCorruptError(f"The records at {place} are damaged: the length or the checksum is wrong.")
-        if header["format"] != FORMAT:
+        if header["format"] != _FORMATS[name.suffix]:
             # The segment is intact: its lines must not run again only because this version cannot read it.
             raise StorageError(
-                f"The records at {place} have format {header['format']}; this version reads format {FORMAT}. Continue the run "
+                f"The records at {place} have format {header['format']}; this version reads format {_FORMATS[name.suffix]} "
+                f"in a file of this name. Continue the run "
                 "with the version of prefect-batchflow that wrote them; the run's manifest.json names it."
             )
         numbers = [entry[0] for entry in header["receipts"]]

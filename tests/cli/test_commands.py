@@ -389,7 +389,7 @@ def test_files_and_json_of_a_run_have_null_for_nan_and_a_note_names_the_place(
     assert "'score' (1 line)" in document["notes"][0]
     outputs = (storage / "n" / "outputs.jsonl").read_text()
     assert outputs == '{"line_number": 0, "score": null, "at": ["a"]}\n'
-    assert "NaN" in "".join(path.read_text() for path in (storage / "n" / "records").glob("*.json"))
+    assert "NaN" in "".join(path.read_text() for path in (storage / "n" / "records").glob("*.jsonl"))
 
 
 @pytest.mark.usefixtures("prefect_server")

@@ -167,12 +167,13 @@ class TestStorageContract:
             lambda content: content[:-20],
             lambda content: content[: len(content) // 2],
             lambda content: b"",
-            lambda content: content.replace(b'\\"n\\":4', b'\\"n\\":5'),
+            lambda content: content.replace(b'"n":4', b'"n":5'),
             lambda content: content.replace(b"[4,", b"[5,"),
             lambda content: b"\xff" + content,
             lambda content: b"[]",
-            lambda content: b'{"metadata": {"serializer": {"type": "batchflow-segment"}}, "result": 7}',
-            lambda content: b'{"metadata": {"serializer": {"type": "batchflow-segment"}}, "result": "{}\\n"}',
+            lambda content: json.dumps({"metadata": {}, "result": content.decode()}).encode(),
+            lambda content: b"{}\n" + content.partition(b"\n")[2],
+            lambda content: content.partition(b"\n")[2],
             lambda content: b"[" * 100_000,
         ],
         ids=[
@@ -183,7 +184,8 @@ class TestStorageContract:
             "a receipt's digit",
             "no UTF-8",
             "other JSON",
-            "no text",
+            "in an envelope",
+            "an empty header",
             "no header",
             "deep nesting",
         ],
@@ -205,26 +207,33 @@ class TestStorageContract:
         assert files.location(damaged_key) in damaged[0]
         assert [receipt.line_number for receipt, _ in await newest(files)] == [8]
 
-    async def test_a_planted_pickle_is_damage_and_never_runs(self, files: RunStorageBlock, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+    async def test_a_planted_pickle_is_damage_and_never_runs(
+        self, files: RunStorageBlock, tmp_path: Path, suffix: str
+    ) -> None:
         await records_of(files).append([outcome_of(0)])
         key = await only_segment(files)
-        envelope = json.loads(await files.read_path(key))
+        if suffix == ".json":
+            await files.delete_path(key)
+            key = key.removesuffix("l")
         canary = tmp_path / "ran"
-        envelope["metadata"]["serializer"] = {"type": "pickle", "picklelib": "cloudpickle"}
-        envelope["result"] = base64.encodebytes(pickle.dumps(Canary(canary))).decode()
+        envelope = {
+            "metadata": {"serializer": {"type": "pickle", "picklelib": "cloudpickle"}},
+            "result": base64.encodebytes(pickle.dumps(Canary(canary))).decode(),
+        }
         await files.write_path(key, json.dumps(envelope).encode())
 
         index, damaged = await records_of(files).scan()
 
         assert index.lines == {}
-        assert "'pickle'" in damaged[0]
+        assert ("'pickle'" if suffix == ".json" else "not a valid segment") in damaged[0]
         assert await newest(files) == []
         assert not canary.exists()
 
     async def test_a_segment_under_another_name_is_damage(self, files: RunStorageBlock) -> None:
         await records_of(files, session=1).append([outcome_of(0)])
         content = await files.read_path(await only_segment(files))
-        await files.write_path(f"{RECORDS}/000000000000-000000000000-0002-0123456789ab.json", content)
+        await files.write_path(f"{RECORDS}/000000000000-000000000000-0002-0123456789ab.jsonl", content)
 
         index, damaged = await records_of(files).scan()
 
@@ -235,10 +244,10 @@ class TestStorageContract:
         self, files: RunStorageBlock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with monkeypatch.context() as newer:
-            newer.setattr(segments, "FORMAT", 2)
+            newer.setattr(segments, "FORMAT", 3)
             await records_of(files).append([outcome_of(0)])
 
-        with pytest.raises(StorageError, match="format 2; this version reads format 1") as caught:
+        with pytest.raises(StorageError, match="format 3; this version reads format 2") as caught:
             await records_of(files).scan()
         assert not isinstance(caught.value, RecordCorruptError)
 
@@ -343,8 +352,9 @@ class TestStorageContract:
     async def test_the_documented_way_to_read_it_by_hand_works(self, files: RunStorageBlock) -> None:
         await records_of(files).append([outcome_of(3), outcome_of(4)])
 
-        text = json.loads(await files.read_path(await only_segment(files)))["result"]
+        text = (await files.read_path(await only_segment(files))).decode()
 
         header, *lines = map(json.loads, text.splitlines())
-        assert [line["line_number"] for line in lines] == [3, 4]
+        assert lines == [record_of(3), record_of(4)]
         assert "line_number" not in header
+        assert header["bytes"] == len(text.partition("\n")[2].encode())

@@ -70,8 +70,8 @@ class Run:
     def acknowledged(self) -> set[int]:
         """The lines with a completed record, read the way `jq` would."""
         found = set()
-        for path in (self.run / "records").glob("[!.]*.json"):
-            for text in json.loads(path.read_text())["result"].splitlines()[1:]:
+        for path in (self.run / "records").glob("[!.]*.jsonl"):
+            for text in path.read_text().splitlines()[1:]:
                 record = json.loads(text)
                 if record["status"] == "Completed":
                     found.add(record["line_number"])

@@ -6,22 +6,23 @@ import asyncio
 import functools
 import json
 import uuid
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from outcomes import outcome_of
+from prefect.results import ResultStore
 
 from prefect_batchflow.blocks import RunStorageBlock
 from prefect_batchflow.exceptions import StorageError
 from prefect_batchflow.storage import records as records_module
 from prefect_batchflow.storage.keys import RunKeys
-from prefect_batchflow.storage.records import RunRecords
+from prefect_batchflow.storage.records import RunRecords, SegmentMetadata, SegmentSerializer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from pathlib import Path
 
     from prefect_batchflow.storage.index import RecordIndex, Stored
 
@@ -109,13 +110,11 @@ def test_a_lost_tail_is_found(share: float) -> None:
 )
 def test_the_header_is_under_the_checksum_too(change: Callable[[dict[str, Any]], Any]) -> None:
     _, _, content, _ = written()
-    envelope = json.loads(content)
-    head, _, body = envelope["result"].partition("\n")
+    head, _, body = content.partition(b"\n")
     header = json.loads(head)
     change(header)
-    envelope["result"] = f"{json.dumps(header, separators=(',', ':'))}\n{body}"
 
-    index, damaged = scan_of(json.dumps(envelope).encode())
+    index, damaged = scan_of(json.dumps(header, separators=(",", ":")).encode() + b"\n" + body)
 
     assert (dict(index.lines), len(damaged)) == ({}, 1)
 
@@ -139,7 +138,60 @@ async def test_local_records_are_plain_files_that_show_no_half_write(local: RunS
     [file] = (tmp_path / "runs" / KEYS.records).iterdir()
 
     assert file.name.startswith("000000000001-000000000004-0001-")
-    assert json.loads(file.read_text())["metadata"]["serializer"]["type"] == "batchflow-segment"
+    header, *records = map(json.loads, file.read_text().splitlines())
+    assert (header["format"], header["session"]) == (2, 1)
+    assert [record["line_number"] for record in records] == [1, 4]
+
+
+@pytest.mark.anyio
+async def test_prefects_own_store_reads_a_segment(local: RunStorageBlock) -> None:
+    name = await RunRecords(local, KEYS, session=1).append([outcome_of(1)])
+    key = KEYS.segment(name.name)
+    store = ResultStore(
+        result_storage=local,
+        serializer=SegmentSerializer(),
+        metadata_storage=SegmentMetadata(),
+        cache_result_in_memory=False,
+    )
+
+    assert (await store.aread(key)).result == await local.read_path(key)
+
+
+OF_VERSIONS = Path(__file__).parent / "segments_of_versions"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("version", "run"), [("format_1", ""), ("format_1_with_run", "run-1/0123456789ab")])
+async def test_segments_of_earlier_versions_are_read(local: RunStorageBlock, version: str, run: str) -> None:
+    """The files were written by those versions."""
+    for path in (OF_VERSIONS / version).iterdir():
+        await local.write_path(KEYS.segment(path.name), path.read_bytes())
+    records = RunRecords(local, KEYS, session=3, run=run or "run-1/new", unnamed_until=0 if run else 2)
+    await records.append([outcome_of(3)])
+
+    index, damaged = await records.scan()
+
+    awkward = {"text": "\ud800 \u2028 ü", "number": 2**70, "nul": None, "line_break": "a\nb"}
+    expected = [
+        outcome_of(0),
+        outcome_of(1, attempt=2, output={"answer": "again"}),
+        outcome_of(2, inputs=awkward, output=awkward),
+        outcome_of(3),
+    ]
+    assert damaged == []
+    assert [index.completed(n, one.input_hash) for n, one in enumerate(expected)] == [one.receipt for one in expected]
+    assert [record async for _, record in records.newest()] == [one.parsed() for one in expected]
+
+
+@pytest.mark.anyio
+async def test_damage_of_an_earlier_version_is_found_too(local: RunStorageBlock) -> None:
+    for path in (OF_VERSIONS / "format_1").iterdir():
+        await local.write_path(KEYS.segment(path.name), path.read_bytes().replace(b"again", b"later"))
+
+    index, damaged = await RunRecords(local, KEYS, session=3).scan()
+
+    assert (set(index.lines), len(damaged)) == ({0, 1, 2}, 1)
+    assert index.lines[1].receipt.status == "Failed"
 
 
 def test_long_errors_are_whole_in_the_record_and_cut_in_the_receipt() -> None:

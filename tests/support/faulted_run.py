@@ -89,7 +89,7 @@ class FaultedRun:
 
     def segments(self) -> list[str]:
         """The names of the files that have its records."""
-        return [f"records/{path.name}" for path in (self.run / "records").glob("[!.]*.json")]
+        return [f"records/{path.name}" for path in (self.run / "records").glob("[!.]*.jsonl")]
 
     def begun(self) -> list[int]:
         """The lines in the order in which they were executed, as the lines themselves have written."""
