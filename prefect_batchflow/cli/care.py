@@ -110,7 +110,7 @@ def export(
     from prefect_batchflow.storage.files import write_beside
     from prefect_batchflow.storage.keys import RunKeys
     from prefect_batchflow.storage.lease import is_held
-    from prefect_batchflow.storage.records import RunRecords
+    from prefect_batchflow.storage.records import records_of
 
     if format == "parquet" and not output:
         raise InvalidOptionError("The format parquet needs a file: --output FILE.parquet.")
@@ -124,7 +124,7 @@ def export(
         keys = RunKeys(run_id)
         if await is_held(files, keys):
             notes.append(f"The run {run_id!r} is running. These are the lines that have ended so far.")
-        records = RunRecords(files, keys, session=0, since=manifest.records_since)
+        records = records_of(files, keys, manifest)
 
         async def newest() -> AsyncIterator[LineRecord]:
             async for _, record in records.newest():

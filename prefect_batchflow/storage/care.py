@@ -23,7 +23,7 @@ from prefect_batchflow.storage.keys import DAMAGED, IMAGES, RunKeys
 from prefect_batchflow.storage.lease import Lease, is_held
 from prefect_batchflow.storage.manifest import read_manifest, read_model
 from prefect_batchflow.storage.outputs import output_row
-from prefect_batchflow.storage.records import RunRecords
+from prefect_batchflow.storage.records import RunRecords, records_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -115,7 +115,7 @@ class _Row:
 
 async def _newest_rows(files: RunFiles, keys: RunKeys, manifest: Manifest, found: Findings) -> dict[int, _Row]:
     """The newest sound record of each line, without the record."""
-    records = RunRecords(files, keys, session=0, since=manifest.records_since)
+    records = records_of(files, keys, manifest)
     rows: dict[int, _Row] = {}
     order: dict[int, tuple[int, int]] = {}
     strict = StrictRows("outputs.jsonl")
@@ -362,7 +362,8 @@ async def compact_run(files: FencedFiles, manifest: Manifest) -> tuple[int, int]
         for name in names:
             by_session.setdefault(name.session, []).append(name)
         for session, there in by_session.items():
-            records, size = RunRecords(fenced, keys, session), 0
+            records = RunRecords(fenced, keys, session, 0, manifest.identity, manifest.unnamed_until)
+            size = 0
             group: list[Segment] = []
             for name in there:
                 segment = await records.read(name)

@@ -194,6 +194,19 @@ class TestCompact:
         assert [(name.first, name.last, name.session) for name in names] == [(0, 8, 1), (3, 8, 2)]
         assert await compact_run(files, again) == (2, 2)
 
+    async def test_merged_segments_keep_the_name_of_the_run(self, files: RunStorageBlock) -> None:
+        manifest = (await stored_run(files)).model_copy(update={"identity": "r/0123456789ab"})
+        for name in await RunRecords(files, KEYS, session=0).segments():
+            await files.delete_path(KEYS.segment(name.name))
+        own = RunRecords(files, KEYS, 1, run=manifest.identity)
+        for number in range(3):
+            await own.append([outcome_of(number)])
+
+        assert await compact_run(files, manifest) == (3, 1)
+
+        index, damage = await RunRecords(files, KEYS, 2, run=manifest.identity).scan()
+        assert (set(index.lines), damage) == ({0, 1, 2}, [])
+
     async def test_merged_segments_have_a_bounded_size(
         self, files: RunStorageBlock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
