@@ -147,6 +147,34 @@ def test_a_storage_gets_every_line_and_node(dag: Path, storage: Path, write_rows
     assert [info.node for info in mine.node_runs[None]] == ["total"]
 
 
+def test_a_storage_gets_the_lines_of_an_earlier_start_first(
+    dag: Path, storage: Path, write_rows: Callable[..., Path]
+) -> None:
+    class Ordered(MemoryStorage):
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls: list[tuple[str, int | None]] = []
+
+        def persist_node_run(self, run_info: RunInfo) -> None:
+            self.calls.append((run_info.node, run_info.index))
+            super().persist_node_run(run_info)
+
+        def persist_flow_run(self, run_info: FlowRunInfo) -> None:
+            self.calls.append(("line", run_info.index))
+            super().persist_flow_run(run_info)
+
+    BatchEngine(dag, run_storage_url=str(storage)).run({"data": write_rows([{"n": 1}, {"n": 2}])}, run_id="r")
+    mine = Ordered()
+    engine = BatchEngine(dag, storage=mine, run_storage_url=str(storage), on_change="reuse")
+    engine.run({"data": write_rows([{"n": 3}, {"n": 1}, {"n": 2}])}, run_id="r")
+
+    assert mine.calls == [
+        ("twice", 1), ("line", 1), ("twice", 2), ("line", 2), ("twice", 0), ("line", 0), ("total", None),
+    ]  # fmt: skip
+    assert mine.flow_runs[2].output == {"twice": 4}
+    assert mine.flow_runs[2].run_id == "r_2"
+
+
 def test_lines_that_a_storage_knows_are_not_run_again(
     dag: Path, storage: Path, write_rows: Callable[..., Path]
 ) -> None:

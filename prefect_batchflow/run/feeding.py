@@ -79,6 +79,8 @@ class Feeding:
 
     async def run(self) -> None:
         """Run the lines that are not done, and count all lines."""
+        if self._live.run_storage is not None and self._opened.index.lines:
+            await self._state.stop.unless_stopped(self._persist_earlier())
         async with self._opened_feed() as feed:
             await self._run_lines(feed)
         self._keep_earlier(feed)
@@ -309,6 +311,23 @@ class Feeding:
         except Exception as exc:  # noqa: BLE001 - the caller's code
             self._live.listener = None
             self._state.note(f"The listener raised ({type(exc).__name__}) {exc}. It gets no further progress.")
+
+    async def _persist_earlier(self) -> None:
+        """Give the lines that stay as they are to the storage that the caller gave, by number, before any line runs.
+
+        Source: promptflow `batch/_batch_engine.py`, `_copy_previous_run_result`.
+        """
+        assert self._live.run_storage is not None, "asked before"
+        storage, run_id, index = self._live.run_storage, self._state.request.run_id, self._opened.index
+
+        def stay() -> set[int]:
+            ended = (index.ended(line.line_number, line.input_hash) for line in self._prepared.lines())
+            return {receipt.line_number for receipt in ended if receipt is not None and self._stays(receipt)}
+
+        numbers = await asyncio.to_thread(stay)
+        async for stored, record in self._opened.records.newest():
+            if stored.receipt.line_number in numbers:
+                persist_lines(storage, [line_result(record, run_id)])
 
     def _persisted(self, outcomes: Sequence[LineOutcome]) -> None:
         """Give lines to the storage that the caller gave."""
