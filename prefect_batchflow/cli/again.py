@@ -125,8 +125,8 @@ def _resumed(
     if manifest.init_kwargs is None and manifest.init_names and not given:
         names = " ".join(f"--init {name}=…" for name in manifest.init_names)
         raise InvalidOptionError(
-            f"The run {run_id!r} was started from Python with values for {', '.join(manifest.init_names)}, which are not "
-            f"stored. Give them again ({names}), or resume the run from Python."
+            f"The run {run_id!r} was started with values for {', '.join(manifest.init_names)}, which are not stored, because "
+            f"they have a key or come from Python. Give them again ({names}), or resume the run from Python."
         )
     environment = environment_of(environment_variables or [])
     if missing := [name for name in manifest.environment_names if name not in environment]:

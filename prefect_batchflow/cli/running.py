@@ -56,7 +56,7 @@ def run_and_show(
 ) -> int:
     """Run, show progress, then show the result and the `notes`. Lines that `begun` has completed are taken over.
 
-    `environment` and `connections` are not kept: only their names.
+    `environment`, `connections` and constructor arguments with a key in clear text are not kept: only their names.
     """
     quiet_prefect(debug=screen.debug)
     from prefect_batchflow.cli.progress import Progress
@@ -66,6 +66,7 @@ def run_and_show(
     with signals_interrupt(), Progress(living=False if screen.debug else None) as progress:
         from prefect.exceptions import TerminationSignal
 
+        from prefect_batchflow.execution.scrubbing import has_keys
         from prefect_batchflow.flows import run_batch
         from prefect_batchflow.prefect_runtime.flow_runs import flow_run_url
         from prefect_batchflow.prefect_runtime.own_server import has_own_server
@@ -91,6 +92,9 @@ def run_and_show(
             environment_variables=environment,
             connections=connections,
         )
+        if has_keys(init_kwargs := parameters.get("init_kwargs") or {}):
+            live.init_kwargs = init_kwargs
+            parameters = {**parameters, "init_kwargs": {}}
         for text in notes:
             progress.note(text)
         if has_own_server():

@@ -121,6 +121,11 @@ def secrets_of(
     return secret_values(connections, environ) | from_environment | set(_keys_in(init_kwargs, environ))
 
 
+def has_keys(init_kwargs: Mapping[str, Any]) -> bool:
+    """Whether arguments of a constructor have a key in clear text; a reference to a variable is none."""
+    return any(_keys_in(init_kwargs, {}))
+
+
 def _keys_in(value: Any, environ: Mapping[str, str], depth: int = 0) -> Iterator[str]:
     """All values of `api_key` in dictionaries and model configurations."""
     if depth > _DEEPEST:

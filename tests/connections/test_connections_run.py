@@ -281,3 +281,30 @@ def test_a_run_file_chooses_connections_and_a_resume_keeps_them(
     assert files_with("<OpenAIConnection 'theirs'", tmp_path / "runs" / "written")
     assert files_with("<OpenAIConnection 'others'", tmp_path / "runs" / "typed")
     assert "--node-connections a.c=others" in again.replace("\n", " ")
+
+
+def test_a_key_among_the_arguments_of_a_command_is_not_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    (tmp_path / "ask.py").write_text(
+        "class Ask:\n    def __init__(self, model):\n        self.model = model\n"
+        "    def __call__(self, x):\n        return self.model['api_key'][-4:] + self.model['api_key']\n"
+    )
+    (tmp_path / "d.jsonl").write_text('{"x": 1}\n')
+    model = f'{{"model": "m", "api_key": "{CANARY}"}}'
+    command = ["--storage", str(tmp_path / "runs"), "--init", f"model={model}"]
+
+    assert (
+        main(["run", f"{tmp_path}/ask.py:Ask", "--data", str(tmp_path / "d.jsonl"), "--run-id", "keyed", *command]) == 0
+    )
+    assert main(["resume", "keyed", *command[:2]]) != 0
+    assert "which are not stored, because they have a key" in capfd.readouterr().err
+    assert main(["resume", "keyed", *command]) == 0
+
+    assert "4e5f**data_scrubbed**" in (tmp_path / "runs" / "keyed" / "outputs.jsonl").read_text()
+    assert files_with(CANARY, tmp_path) == []
+    database = Path(str(PREFECT_API_DATABASE_CONNECTION_URL.value()).partition("///")[2])
+    assert files_with(CANARY, database.parent) == []
+    printed = capfd.readouterr()
+    assert CANARY not in caplog.text + printed.out + printed.err
