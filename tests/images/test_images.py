@@ -249,7 +249,7 @@ def test_a_callable_gets_image_dictionaries_with_paths_that_can_be_opened(runs: 
     assert rows[1]["given"] == ["pictures/a.png", ["a.png"]]
     assert "The path 'x\\x00' is not valid" in runs.errors()[0]
     (records,) = (runs.storage / "r" / "records").iterdir()
-    first = json.loads(json.loads(records.read_text())["result"].splitlines()[1])
+    first = json.loads(records.read_text().splitlines()[1])
     assert first["inputs"]["picture"] == path_of("pictures/none.png")
 
 

@@ -106,7 +106,7 @@ class FaultedRun:
         found: dict[int, tuple[tuple[str, int], dict[str, Any]]] = {}
         for name in self.segments():
             session = name.split("-")[2]
-            for text in json.loads(self.text(name) or "")["result"].splitlines()[1:]:
+            for text in (self.text(name) or "").split("\n")[1:-1]:
                 record = json.loads(text)
                 age = (session, record["attempt"])
                 if record["line_number"] not in found or found[record["line_number"]][0] < age:
