@@ -35,6 +35,8 @@ def main(n: int, witness: str) -> dict:
     os.write(fd, f"{n}\\n".encode())
     os.close(fd)
     time.sleep(0.05)
+    while os.path.exists(f"{witness}.hold"):
+        time.sleep(0.05)
     return {"square": n * n}
 """
 
@@ -70,6 +72,16 @@ class Run:
             started.kill()
             started.wait()
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Let no line end, so that the run is still there however long another process takes to start."""
+        hold = self.witness.with_name(f"{self.witness.name}.hold")
+        hold.touch()
+        try:
+            yield
+        finally:
+            hold.unlink()
+
     def said(self, name: str) -> str:
         return " ".join((self.folder / name).read_text().split())
 
@@ -92,7 +104,7 @@ def test_the_second_is_refused_with_who_holds_it_and_until_when(
     run = Run(tmp_path, storage, write_rows)
     with run.process("first") as first:
         wait_until(lambda: len(run.executed()) > 10, description="it runs", timeout_sec=30)
-        with run.process("second") as second:
+        with run.held(), run.process("second") as second:
             assert second.wait(60) != 0
         assert first.wait(100) == 0, run.said("first")
 
@@ -133,7 +145,7 @@ def test_a_removed_lock_file_lets_no_second_process_in(tmp_path: Path, write_row
     with run.process("first") as first:
         wait_until(lambda: len(run.executed()) > 10, description="it runs", timeout_sec=30)
         (tmp_path / "runs" / "nightly" / "lock").unlink()
-        with run.process("second") as second:
+        with run.held(), run.process("second") as second:
             assert second.wait(60) != 0
         assert first.wait(100) == 0, run.said("first")
 
