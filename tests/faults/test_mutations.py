@@ -1,0 +1,17 @@
+"""The bugs of `mutations.py` still fit the code. Whether tests catch them takes minutes: `python tests/faults/mutations.py`."""
+
+from __future__ import annotations
+
+import pytest
+from mutations import MUTATIONS, PACKAGE, ROOT, Mutation
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS.values(), ids=MUTATIONS)
+def test_a_bug_fits_the_code(mutation: Mutation) -> None:
+    source = (ROOT / PACKAGE / mutation.file).read_text()
+
+    assert source.count(mutation.old) == 1
+    mutated = source.replace(mutation.old, mutation.new)
+    assert mutated != source
+    compile(mutated, mutation.file, "exec")
+    assert all((ROOT / place).exists() for place in mutation.tests)
