@@ -25,7 +25,10 @@ def be_killed_first() -> None:
 
 
 class OomKills:
-    """Counts the processes of this control group that the out-of-memory killer took; each is reported once."""
+    """Counts the processes of this control group that the out-of-memory killer took; each is reported once.
+
+    The system does not say which ones. If another process is killed at the same moment, it can be named instead.
+    """
 
     def __init__(self, proc: str = "/proc", cgroups: str = "/sys/fs/cgroup") -> None:
         self._files = [
