@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from cyclopts import Parameter
 
@@ -16,12 +15,20 @@ from prefect_batchflow.cli.running import COMPLETED, LINES_FAILED, RUN_FAILED
 from prefect_batchflow.exceptions import InvalidOptionError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Coroutine
 
     from prefect_batchflow.results.records import LineRecord
 
+T = TypeVar("T")
 _PLAIN = Screen()
 RunId = Annotated[str, Parameter(name="RUN", help="Id of the run. `batchflow list` shows it.")]
+
+
+def _now(work: Coroutine[Any, Any, T]) -> T:
+    """Do it now. Help and errors of use need no asyncio."""
+    import asyncio
+
+    return asyncio.run(work)
 
 
 def verify(run_id: RunId, /, *, storage: Storage = "", screen: Screen = _PLAIN) -> int:
@@ -41,7 +48,7 @@ def verify(run_id: RunId, /, *, storage: Storage = "", screen: Screen = _PLAIN) 
         files = await opened(absolute_place(storage))
         return await verify_run(files, await find_run(files, run_id))
 
-    found = asyncio.run(work())
+    found = _now(work())
     counts = {name: getattr(found, name) for name in ("total_lines", "completed", "failed", "not_started", "segments")}
     _show(
         {
@@ -81,7 +88,7 @@ def copy(
 
     if not url:
         raise InvalidOptionError("URL is empty. Give the storage to copy to.")
-    count, place = asyncio.run(work())
+    count, place = _now(work())
     _show({"run_id": run_id, "files": count, "folder": place}, f"Copied {count} files to {place}", screen)
     return COMPLETED
 
@@ -144,10 +151,10 @@ def export(
         if target.is_dir():
             raise InvalidOptionError(f"--output {output} is a folder. Give the name of a file.")
         counts: list[int] = []
-        write_beside(target.parent, target.name, lambda path: counts.append(asyncio.run(work(path))))
+        write_beside(target.parent, target.name, lambda path: counts.append(_now(work(path))))
         _show({"run_id": run_id, "rows": counts[0], "file": str(target)}, f"Wrote {counts[0]} rows to {target}", screen)
     else:
-        asyncio.run(work(None))
+        _now(work(None))
     for note in notes:
         print_note(note)
     return COMPLETED
@@ -177,14 +184,14 @@ def delete(
         files = await opened(absolute_place(storage))
         return await delete_run(files, run_id), files.location(run_id)
 
-    question = asyncio.run(look())
+    question = _now(look())
     if not yes:
         if screen.json or not sys.stdin.isatty():
             raise InvalidOptionError(f"{question} Nobody can be asked here. Give -y to delete it.")
         if input(f"{question} [y/N] ").strip().lower() not in ("y", "yes"):
             _show({"run_id": run_id, "deleted": False}, "Nothing was deleted.", screen)
             return COMPLETED
-    count, place = asyncio.run(work())
+    count, place = _now(work())
     _show({"run_id": run_id, "deleted": True, "files": count}, f"Deleted {count} files in {place}", screen)
     return COMPLETED
 
@@ -199,7 +206,7 @@ def compact(run_id: RunId, /, *, storage: Storage = "", screen: Screen = _PLAIN)
         files = await opened(absolute_place(storage))
         return await compact_run(files, await find_run(files, run_id))
 
-    before, after = asyncio.run(work())
+    before, after = _now(work())
     _show(
         {"run_id": run_id, "segments_before": before, "segments": after},
         f"Run {run_id}: {before} record files are {after} now.",

@@ -101,8 +101,17 @@ def flow(tmp_path: Path) -> str:
         (["show"], ["RUN", "--storage", "--json"]),
         (["check"], ["FLOW", "--variant", "--node-connections", "--working-dir", "--json"]),
         (["connection"], ["create", "list", "show", "delete"]),
+        (["rerun"], ["RUN", "--only", "--lines", "--storage"]),
+        (["verify"], ["RUN", "--storage", "--json"]),
+        (["copy"], ["RUN", "URL", "--storage", "--json"]),
+        (["export"], ["RUN", "--format", "--storage"]),
+        (["compact"], ["RUN", "--storage", "--json"]),
+        (["delete"], ["RUN", "--storage", "-y", "--json"]),
     ],
-    ids=["batchflow", "run", "resume", "list", "show", "check", "connection"],
+    ids=[
+        *("batchflow", "run", "resume", "list", "show", "check", "connection"),
+        *("rerun", "verify", "copy", "export", "compact", "delete"),
+    ],
 )
 def test_each_command_has_help(batchflow: Callable[..., Shown], words: list[str], parts: list[str]) -> None:
     shown = batchflow(*words, "--help")
@@ -113,7 +122,8 @@ def test_each_command_has_help(batchflow: Callable[..., Shown], words: list[str]
 
 def test_every_command_is_in_the_help_test() -> None:
     assert {name for name in commands.app if not name.startswith("-")} == {
-        *("run", "resume", "list", "show", "check", "connection", "test"),
+        *("run", "resume", "rerun", "list", "show", "check", "connection", "test"),
+        *("verify", "copy", "export", "compact", "delete"),
     }
 
 
