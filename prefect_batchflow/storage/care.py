@@ -37,7 +37,7 @@ MOST_NAMED = 10
 SEGMENT_BYTES = 8 << 20
 """About how large merged segments become."""
 _FOLDERS = frozenset({"records", DAMAGED, "leases", IMAGES, "manifests"})
-_NOT_COPIED = frozenset({"lock", "leases", "control.json"})
+_NOT_COPIED = frozenset({"lock", "leases", "control.json", ".reserve"})
 """What tells who writes a run, and is of no use elsewhere."""
 
 

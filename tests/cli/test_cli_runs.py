@@ -26,6 +26,7 @@ from prefect_batchflow.results.records import Receipt, Status
 from prefect_batchflow.results.tally import Tally
 from prefect_batchflow.settings import RunOptions
 from prefect_batchflow.storage.keys import RunKeys
+from prefect_batchflow.storage.lease import this_process
 from prefect_batchflow.storage.manifest import Manifest, Session, write_manifest
 from prefect_batchflow.storage.records import RunRecords
 
@@ -140,7 +141,7 @@ def test_a_run_that_a_process_holds_is_running(files: RunStorageBlock, storage: 
 def test_elsewhere_the_lease_tells_whether_a_run_is_running(lease: dict[str, Any] | None, status: str) -> None:
     files = RunStorageBlock(url="memory://batchflow-cli-lease")
     manifest = write_run(files, "r1")
-    text = json.dumps(lease and {"released": lease["released"], "renewed_at": time.time() - lease["age_sec"]})
+    text = json.dumps(lease and {**this_process(), **lease, "owner": "x", "renewed_at": time.time() - lease["age_sec"]})
     asyncio.run(files.write_path(RunKeys("r1").lease(1), text.encode()))
 
     assert asyncio.run(read_run(files, manifest)).status == status
