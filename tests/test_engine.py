@@ -64,6 +64,12 @@ class MemoryStorage(AbstractBatchRunStorage):
         return self.flow_runs.get(line_number)
 
 
+def records_in(run: Path) -> list[dict[str, Any]]:
+    """The records of a run, without the headers of their files."""
+    texts = [path.read_text() for path in (run / "records").iterdir()]
+    return [json.loads(line) for text in texts for line in text.splitlines()[1:]]
+
+
 @pytest.fixture
 def dag(tmp_path: Path) -> Path:
     """A DAG flow that writes its line to a witness file, and sums up."""
@@ -444,8 +450,7 @@ def test_a_failed_line_is_retried_and_each_attempt_is_recorded(
     engine = BatchEngine(f"{flow}:main", granularity=granularity, retries=2, run_storage_url=str(storage))
     result = engine.run({"data": write_rows([{"n": 5, "once": str(tmp_path / "once")}])}, run_id="r")
     assert (result.completed_lines, result.failed_lines) == (1, 0)
-    texts = [json.loads(path.read_text())["result"] for path in (storage / "r" / "records").iterdir()]
-    records = [json.loads(line) for text in texts for line in text.splitlines()[1:]]
+    records = records_in(storage / "r")
     assert sorted((record["attempt"], record["status"]) for record in records) == [(1, "Failed"), (2, "Completed")]
 
 
@@ -752,8 +757,7 @@ def test_what_a_line_prints_is_in_its_record_and_in_the_log_also_when_it_was_kil
     }
     printed = sorted(message for message in told if " printed:\n" in message)
     assert printed == [f"Line {n} printed:\n{text.rstrip()}" for n, text in expected.items()]
-    texts = [json.loads(path.read_text())["result"] for path in (storage / "r" / "records").iterdir()]
-    records = [json.loads(line) for text in texts for line in text.splitlines()[1:]]
+    records = records_in(storage / "r")
     assert {record["line_number"]: record["logs"] for record in records} == {0: "", **expected}
 
 

@@ -159,18 +159,30 @@ def read_jsonl(lines: PhysicalLines) -> Iterator[Row]:
     Raises:
         InvalidUserData: The first value spans several lines, so none of the lines is a row.
     """
-    rows = (_jsonl_row(lines.file, *line) for line in lines if line[2] and not line[2].isspace())
+    rows = ((*_jsonl_row(lines.file, *line), line[2]) for line in lines if line[2] and not line[2].isspace())
     head = list(islice(rows, 1))
     if head and (start := head[0][1]) not in ("", _COMPLETE):
         head += islice(rows, 1)
-        if len(head) > 1 and (head[1][0].error or start.endswith("[")):
+        # A row that was cut off is a bad row of its own, whatever comes behind it.
+        if len(head) > 1 and (head[1][0].error or start.endswith("[")) and _continues(head[0][2], head[1][2]):
             raise _data_error(
                 lines.file, head[0][0].line, head[0][0].offset or 0, _SPANS_LINES + _ON_ONE_LINE[start[-1]]
             )
-    for row, _ in chain(head, rows):
+    for row, _, _ in chain(head, rows):
         yield row
     if lines.cut_off:
         yield lines.cut_off
+
+
+def _continues(first: bytes, second: bytes) -> bool:
+    """Whether a line can be the next one of the JSON that another line begins."""
+    try:
+        json.loads(first + b"\n" + second)
+    except json.JSONDecodeError as exc:
+        return exc.pos >= len(exc.doc.rstrip())
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _jsonl_row(file: str, number: int, offset: int, raw: bytes) -> tuple[Row, str]:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from model_server import ModelServer
 
+pytestmark = pytest.mark.programs
+
 CANARY = "sk-canary-0a1b2c3d4e5f"
 CODE = """
     import asyncio, os, sys

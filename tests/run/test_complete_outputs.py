@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-pytestmark = pytest.mark.usefixtures("prefect_server")
+pytestmark = [pytest.mark.programs, pytest.mark.usefixtures("prefect_server")]
 
 LINES = 6
 
@@ -196,7 +196,7 @@ def test_records_that_are_not_the_counted_lines_end_the_run(
 def test_a_run_whose_folder_is_gone_at_its_end_is_not_canceled(
     parameters: dict[str, Any], storage: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    async def gone(_: Any) -> None:
+    async def gone(*_: Any) -> None:
         shutil.rmtree(storage / "r")
 
     monkeypatch.setattr(ending, "_hand_in", gone)

@@ -197,6 +197,7 @@ KINDS = {
         "inputs_mapping", "max_lines_count", "worker_count", "max_concurrency", "line_timeout_sec", "line_memory_mb",
         "batch_timeout_sec", "max_failures", "max_same_errors", "retries", "retry_delay_sec", "retry_backoff", "retry_jitter",
         "retry_on", "granularity", "task_runner", "bad_rows", "line_number_column", "inputs_with_default", "on_change", "rerun",
+        "rerun_lines",
     ],
 }  # fmt: skip
 """What each parameter of `batch_run` can reach. A new one belongs here, and into `Roots.check` unless it reaches nothing."""

@@ -101,7 +101,8 @@ def test_versions_are_those_of_the_packages_that_have_the_modules() -> None:
 
 
 def test_each_module_is_found_in_the_packages_that_have_it() -> None:
+    names = ["yaml", "PIL", "attr", "dateutil", "jinja2", "httpx", "_pytest", "pydantic_core"]
     for name, packages in metadata.packages_distributions().items():
-        if PathFinder.find_spec(name) is not None:
+        if name in names and PathFinder.find_spec(name) is not None:
             assert set(package_versions([name])) <= {name, *packages}
             assert set(module._packages_of(name)) == set(packages)

@@ -71,6 +71,7 @@ class TestOneFault:
         assert n > 5, "the script struck no call"
 
 
+@pytest.mark.programs
 class TestLasting:
     @pytest.mark.parametrize("kind", ["read", "write", "list"])
     @pytest.mark.parametrize("fault", ["403", "503"])

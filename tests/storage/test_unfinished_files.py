@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+pytestmark = pytest.mark.programs
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A run's folder with a manifest that was written at second 1000."""

@@ -169,6 +169,7 @@ class TestStart:
                 await run(pool)
 
 
+@pytest.mark.programs
 class TestReplacement:
     """A further worker that does not start costs the run time or a place, not its lines."""
 
