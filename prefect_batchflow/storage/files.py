@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -125,6 +126,8 @@ def storage_errors(files: Files, verb: str, key: str = "", cure: str = "") -> It
         raise
     except Exception as exc:
         tried = "".join(f" ({note})" for note in getattr(exc, "__notes__", ()))
+        if isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            cure = "Free some space, then start the run again. What could be written is kept."
         text = f"Cannot {verb} the run storage at {files.location(key)}: {told(exc)}{tried}. {cure}"
         raise StorageError(text.rstrip(), key=key) from exc
 
