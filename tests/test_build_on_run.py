@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from prefect_batchflow.blocks import RunStorageBlock
 from prefect_batchflow.exceptions import (
     BatchflowException,
     InputMappingError,
@@ -19,6 +21,8 @@ from prefect_batchflow.exceptions import (
 )
 from prefect_batchflow.flows import run_batch
 from prefect_batchflow.run.handle import LiveRun
+from prefect_batchflow.storage.keys import RunKeys
+from prefect_batchflow.storage.manifest import require_manifest, write_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -164,8 +168,9 @@ def without_data(storage: Storage) -> None:
 
 
 def with_data_from_standard_input(storage: Storage) -> None:
-    file = storage.folder / "base" / "manifest.json"
-    file.write_text(json.dumps({**storage.manifest("base"), "data": {"data": "-"}}))
+    files, keys = RunStorageBlock(url=str(storage.folder)), RunKeys("base")
+    manifest = asyncio.run(require_manifest(files, keys))
+    asyncio.run(write_manifest(files, keys, manifest.model_copy(update={"data": {"data": "-"}})))
 
 
 @pytest.mark.parametrize(
