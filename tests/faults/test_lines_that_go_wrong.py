@@ -104,7 +104,7 @@ def test_a_line_that_takes_the_last_memory_of_the_machine_fails_and_the_run_live
     faults = ["system memory" if n in (3, 11) else "kill" if n == 7 else "" for n in range(16)]
     with little_memory(f"batchflow-test-{os.getpid()}", mib=500) as group:
         # The system only counts: of two processes that end at once, it does not say which one it took.
-        run = FaultedRun(tmp_path, faults, "--workers", "1", control_group=group)
+        run = FaultedRun(tmp_path, faults, control_group=group, workers=1)
 
         assert run.ended(run.start()) == 3
 

@@ -36,6 +36,7 @@ class FaultedRun:
         flow: What is run.
         control_group: Of the system's, one that its processes are in.
         storage: Where it is kept; in the folder, if nothing else is said.
+        workers: Processes for its lines.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class FaultedRun:
         flow: str = FLOW,
         control_group: Path | None = None,
         storage: str = "",
+        workers: int = 2,
     ) -> None:
         self.folder = folder
         self.faults = list(faults)
@@ -57,7 +59,7 @@ class FaultedRun:
         data.write_text("".join(json.dumps(row) + "\n" for row in rows))
         self._command = [
             sys.executable, "-m", "prefect_batchflow.cli", "run", flow, "--data", str(data), "--run-id", self.run_id,
-            "--workers", "2", "--storage", storage or str(folder / "runs"), *options,
+            "--workers", str(workers), "--storage", storage or str(folder / "runs"), *options,
         ]  # fmt: skip
         if control_group is not None:
             join = 'echo $$ > "$0" && exec "$@"'
