@@ -155,7 +155,7 @@ def test_a_damaged_record_is_found_and_only_its_lines_run_again(
         files = RunStorageBlock(
             url=backend.url, storage_options={name: SecretStr(str(value)) for name, value in backend.options.items()}
         )
-        name = next(name for name in await files.list_names("r1/records") if name.endswith(".json"))
+        name = next(name for name in await files.list_names("r1/records") if name.endswith(".jsonl"))
         key = f"r1/records/{name}"
         await files.write_path(key, spoil(await files.read_path(key)))  # type: ignore[operator]
         return name
