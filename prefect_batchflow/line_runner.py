@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 
 FLUSH_EVERY_SEC = 2.0
 """A chunk writes finished lines at least this often. A kill loses no more than that."""
-FLUSH_BYTES = 512 * 1024
-"""A chunk also writes when this much is waiting: half of what a run reserves on a disk, so that a full disk has room for it."""
+FLUSH_BYTES = 256 * 1024
+"""A chunk also writes when this much is waiting. The waiting and half-written results of two chunks fit into the space that a
+run reserves on a disk."""
 
 SHOWN_OF_STOPPED = 5
 """Failed lines of a chunk that are shown when the run was stopped: someone waits for its end."""
