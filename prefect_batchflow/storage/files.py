@@ -127,7 +127,7 @@ def storage_errors(files: Files, verb: str, key: str = "", cure: str = "") -> It
     except Exception as exc:
         tried = "".join(f" ({note})" for note in getattr(exc, "__notes__", ()))
         if isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT):
-            cure = "Free some space, then start the run again. What could be written is kept."
+            cure = f"{cure} Free some space first.".lstrip()
         text = f"Cannot {verb} the run storage at {files.location(key)}: {told(exc)}{tried}. {cure}"
         raise StorageError(text.rstrip(), key=key) from exc
 
