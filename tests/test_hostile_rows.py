@@ -211,6 +211,7 @@ def records_of(run: Path) -> dict[int, Any]:
 
 
 @pytest.mark.usefixtures("prefect_server")
+@pytest.mark.programs
 class TestRuns:
     @pytest.mark.parametrize(("zipped", "granularity"), [("", "line"), (".zst", "chunk")])
     def test_a_run_gives_what_a_loop_over_the_lines_gives(

@@ -49,6 +49,7 @@ def begun(folder: Path) -> list[str]:
     return (folder / "begun").read_text().split()
 
 
+@pytest.mark.programs
 class TestStart:
     async def test_lines_wait_until_it_is_healthy(self, tmp_path: Path) -> None:
         async with running_service(served_flow(tmp_path, "slow")) as executor:
