@@ -206,11 +206,7 @@ class RunRecords:
         Raises:
             StorageError: It is gone, cannot be read, or has another format version.
         """
-        segment = await self._read_or_error(name)
-        for pause in LOOK_AGAIN_SEC:
-            if isinstance(segment, StorageError):
-                await asyncio.sleep(pause)
-                segment = await self._read_or_error(name)
+        segment = await self._read_again(name)
         if isinstance(segment, Segment | RecordCorruptError):
             return segment
         raise segment
@@ -282,6 +278,15 @@ class RunRecords:
             for _, reading in ahead:
                 reading.cancel()
 
+    async def _read_again(self, name: SegmentName) -> Segment | StorageError:
+        """Read a segment, several times if it is missing or looks damaged."""
+        segment = await self._read_or_error(name)
+        for pause in LOOK_AGAIN_SEC:
+            if isinstance(segment, StorageError):
+                await asyncio.sleep(pause)
+                segment = await self._read_or_error(name)
+        return segment
+
     async def _read_or_error(self, name: SegmentName) -> Segment | StorageError:
         """Any other error than that the segment is missing or damaged is raised."""
         try:
@@ -320,11 +325,7 @@ class RunRecords:
 
     async def _read_for_sure(self, name: SegmentName) -> Segment | None:
         """Read a segment, several times if necessary. `None` if it is damaged and no line counts on it."""
-        segment = await self._read_or_error(name)
-        for pause in LOOK_AGAIN_SEC:
-            if isinstance(segment, StorageError):
-                await asyncio.sleep(pause)
-                segment = await self._read_or_error(name)
+        segment = await self._read_again(name)
         if isinstance(segment, Segment):
             return segment
         if name.name in self._known:
