@@ -16,7 +16,7 @@ import ssl
 import threading
 import time
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from prefect_batchflow.errors.classes import ErrorClass, class_of_exception, class_of_status
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     Resolver = Callable[[str, int], list[str]]
     """Turns a host name and a port into addresses."""
 
+T = TypeVar("T")
 HOSTS_VARIABLE = "BATCHFLOW_IMAGE_HOSTS"
 """The worker's environment variable for hosts that may be on a private network, separated by commas."""
 MAX_REDIRECTS = 5
@@ -145,17 +146,22 @@ def _connection(
 
 def _resolved_in_time(resolve: Resolver, host: str, port: int, deadline: float) -> list[str]:
     """Give a host's addresses. The system's lookup has no limit, so nothing waits for its thread."""
-    found: Future[list[str]] = Future()
-    found.set_running_or_notify_cancel()
+    return in_daemon_thread(lambda: resolve(host, port), "batchflow-image-host").result(_left(deadline))
 
-    def look() -> None:
+
+def in_daemon_thread(work: Callable[[], T], name: str) -> Future[T]:
+    """Do something on a thread that nothing waits for: the end of the process would wait for a thread of an executor."""
+    done: Future[T] = Future()
+    done.set_running_or_notify_cancel()
+
+    def run() -> None:
         try:
-            found.set_result(resolve(host, port))
+            done.set_result(work())
         except BaseException as exc:  # noqa: BLE001 - handed to the caller
-            found.set_exception(exc)
+            done.set_exception(exc)
 
-    threading.Thread(target=look, name="batchflow-image-host", daemon=True).start()
-    return found.result(_left(deadline))
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return done
 
 
 def _left(deadline: float) -> float:

@@ -6,15 +6,14 @@ A file that exists under a name has the same content, so a resume writes no imag
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefect_batchflow.exceptions import InvalidImageInput
+from prefect_batchflow.images.fetch import in_daemon_thread
 from prefect_batchflow.images.image import Image, file_name, is_image
 from prefect_batchflow.images.places import read_within
 from prefect_batchflow.inputs.places import is_local_path
@@ -135,7 +134,8 @@ class ImageFiles:
             raise TimeoutError
         began = time.monotonic()
         try:
-            return await asyncio.wait_for(_read_in_daemon_thread(path, folder), self._remote_sec)
+            reading = in_daemon_thread(lambda: read_within(path, folder), "batchflow-remote-image")
+            return await asyncio.wait_for(asyncio.wrap_future(reading), self._remote_sec)
         finally:
             self._remote_sec -= time.monotonic() - began
 
@@ -152,21 +152,6 @@ class ImageFiles:
             write = partial(Path.write_bytes, data=content)
             await asyncio.to_thread(write_beside, self._output_dir, name, write, again=False, inner=IMAGES)
         return name
-
-
-def _read_in_daemon_thread(path: str, folder: ImageFolders) -> asyncio.Future[bytes]:
-    """Read on a thread that nothing waits for: `asyncio.run` would wait for a thread of `asyncio.to_thread`."""
-    content: Future[bytes] = Future()
-    content.set_running_or_notify_cancel()
-
-    def read() -> None:
-        try:
-            content.set_result(read_within(path, folder))
-        except BaseException as exc:  # noqa: BLE001 - handed to the caller
-            content.set_exception(exc)
-
-    threading.Thread(target=read, name="batchflow-remote-image", daemon=True).start()
-    return asyncio.wrap_future(content)
 
 
 def _at(value: Any, place: Sequence[str | int]) -> Any:
