@@ -21,8 +21,9 @@ from prefect_batchflow.exceptions import (
 )
 from prefect_batchflow.flows import run_batch
 from prefect_batchflow.run.handle import LiveRun
+from prefect_batchflow.storage.earlier import require_manifest
 from prefect_batchflow.storage.keys import RunKeys
-from prefect_batchflow.storage.manifest import require_manifest, write_manifest
+from prefect_batchflow.storage.manifest import write_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,9 +14,10 @@ from prefect_batchflow.prefect_runtime.reached_server import check_server
 from prefect_batchflow.results.models import BatchResult
 from prefect_batchflow.results.tally import Tally
 from prefect_batchflow.settings import default_storage_url
+from prefect_batchflow.storage.earlier import require_manifest
 from prefect_batchflow.storage.keys import RunKeys
 from prefect_batchflow.storage.lease import is_held
-from prefect_batchflow.storage.manifest import read_manifest, require_manifest, run_names
+from prefect_batchflow.storage.manifest import read_manifest, run_names
 from prefect_batchflow.storage.outputs import read_result
 from prefect_batchflow.storage.records import records_of
 

@@ -22,7 +22,7 @@ from prefect_batchflow.inputs.survey import Survey
 from prefect_batchflow.prefect_runtime.flow_runs import end_abandoned
 from prefect_batchflow.settings import PARAMETERS
 from prefect_batchflow.storage.control import supersede
-from prefect_batchflow.storage.earlier import earlier_starts, identity_of
+from prefect_batchflow.storage.earlier import earlier_starts, identity_of, require_manifest
 from prefect_batchflow.storage.flow_print import flow_print, listed
 from prefect_batchflow.storage.keys import IMAGES, RunKeys
 from prefect_batchflow.storage.manifest import (
@@ -32,7 +32,6 @@ from prefect_batchflow.storage.manifest import (
     differences,
     fingerprint,
     look_for_manifest,
-    require_manifest,
     versions,
     write_manifest,
 )

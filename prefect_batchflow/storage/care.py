@@ -18,6 +18,7 @@ from prefect_batchflow.execution.executor import LineOutcome
 from prefect_batchflow.results.models import BatchResult
 from prefect_batchflow.results.records import Status
 from prefect_batchflow.results.strict_json import StrictRows
+from prefect_batchflow.storage.earlier import earlier_starts
 from prefect_batchflow.storage.files import RunFiles, storage_errors
 from prefect_batchflow.storage.keys import DAMAGED, IMAGES, RunKeys
 from prefect_batchflow.storage.lease import Lease, is_held
@@ -86,6 +87,8 @@ async def verify_run(files: RunFiles, manifest: Manifest) -> Findings:
     keys = RunKeys(manifest.run_id)
     await refuse_running(files, keys, "verified")
     found = Findings(manifest.run_id, manifest.total_lines)
+    if problem := (await earlier_starts(files, keys)).problem:
+        found.wrong.append(f"{problem} Resume the run: it writes the manifest again.")
     result = None
     try:
         result = await read_model(files, keys.batch_result, BatchResult, "result")

@@ -16,13 +16,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import PydanticSerializationError
 
 from prefect_batchflow.definition.code_parts import digest_of
-from prefect_batchflow.exceptions import RunNotFoundError, StorageError
+from prefect_batchflow.exceptions import StorageError
 from prefect_batchflow.settings import RunOptions  # noqa: TC001 - pydantic resolves it when the model is built
 from prefect_batchflow.storage.files import ANOTHER_STORAGE, LOOK_AGAIN_SEC, storage_errors
 from prefect_batchflow.storage.retries import read_sound
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncGenerator, Mapping
 
     from pydantic_core import ErrorDetails
 
@@ -196,7 +196,7 @@ def _parsed(content: bytes, model: type[M], what: str) -> M | str:
     try:
         # Not `model_validate_json`: it refuses the escapes that `json.dumps` writes for a path that is not UTF-8.
         return model.model_validate(json.loads(content)) if b"\\ud" in content else model.model_validate_json(content)
-    except (ValidationError, ValueError) as exc:
+    except (ValidationError, ValueError, RecursionError) as exc:
         errors = exc.errors(include_url=False, include_context=False) if isinstance(exc, ValidationError) else []
         problems = [_problem(error) for error in errors] or ["the file is not JSON"]
         more = f" and {len(problems) - 3} more problems" if len(problems) > 3 else ""
@@ -232,7 +232,7 @@ async def look_for_manifest(files: RunFiles, keys: RunKeys) -> KeptManifest:
     for pause in (None, *LOOK_AGAIN_SEC):
         if pause is not None:
             await asyncio.sleep(pause)
-        manifest = await _read_one(files, keys.manifest)
+        manifest = await _read_one(files, keys, keys.manifest)
         if isinstance(manifest, Manifest):
             return KeptManifest(manifest)
         found = manifest
@@ -240,21 +240,32 @@ async def look_for_manifest(files: RunFiles, keys: RunKeys) -> KeptManifest:
             break
         if found.startswith(_OTHER_FORMAT):
             return KeptManifest(None, found.removeprefix(_OTHER_FORMAT))
-    place = files.location(keys.manifest)
-    with storage_errors(files, "list", keys.manifests, ANOTHER_STORAGE):
-        names = await files.list_names(keys.manifests)
-    for name in sorted((name for name in names if _KEPT.fullmatch(name)), reverse=True):
-        kept = await _read_one(files, f"{keys.manifests}/{name}")
-        if isinstance(kept, Manifest):
-            problem = found or f"The manifest {place} is gone."
-            return KeptManifest(
-                kept, f"{problem} The one of an earlier start, {files.location(keys.manifests)}/{name}, is used."
-            )
+    async with contextlib.aclosing(kept_manifests(files, keys)) as copies:
+        async for place, manifest in copies:
+            return instead(place, manifest, found or f"The manifest {files.location(keys.manifest)} is gone.")
     return KeptManifest(None, found or "")
 
 
-async def _read_one(files: RunFiles, key: str) -> Manifest | str | None:
-    """One manifest, or what is wrong with it, or `None` if there is none."""
+def instead(place: str, manifest: Manifest, problem: str) -> KeptManifest:
+    """A copy at this place, used in place of a manifest with a problem."""
+    return KeptManifest(manifest, f"{problem} The copy that a start has kept, {place}, is used.")
+
+
+async def kept_manifests(files: RunFiles, keys: RunKeys) -> AsyncGenerator[tuple[str, Manifest]]:
+    """The sound copies that the starts of a run have kept, the newest first, with their places."""
+    with storage_errors(files, "list", keys.manifests, ANOTHER_STORAGE):
+        names = await files.list_names(keys.manifests)
+    for name in sorted((name for name in names if _KEPT.fullmatch(name)), reverse=True):
+        key = f"{keys.manifests}/{name}"
+        if isinstance(kept := await _read_one(files, keys, key), Manifest):
+            yield files.location(key), kept
+
+
+async def _read_one(files: RunFiles, keys: RunKeys, key: str) -> Manifest | str | None:
+    """One manifest, or what is wrong with it, or `None` if there is none.
+
+    It has the name of the run's folder, which somebody can have renamed.
+    """
     with storage_errors(files, "read", key, ANOTHER_STORAGE):
         try:
             content = await files.read_path(key)
@@ -264,9 +275,10 @@ async def _read_one(files: RunFiles, key: str) -> Manifest | str | None:
     try:
         data = json.loads(content)
         checksum, found, sessions = data.pop("sha256", None), data["format"], data.get("sessions")
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return _parsed(content, Manifest, what)
-    if checksum is not None and checksum != _checksum(data):
+    # A manifest of an older version has neither of the two.
+    if (checksum is not None or data.get("identity")) and checksum != _checksum(data):
         return f"{what} is damaged, or somebody has edited it: its checksum is wrong."
     if found != FORMAT:
         try:
@@ -274,7 +286,8 @@ async def _read_one(files: RunFiles, key: str) -> Manifest | str | None:
         except (LookupError, TypeError):
             version = "another version of prefect-batchflow"
         return f"{_OTHER_FORMAT}{what} has format {found}; this version reads format {FORMAT}. It was written by {version}."
-    return _parsed(content, Manifest, what)
+    manifest = _parsed(content, Manifest, what)
+    return manifest.model_copy(update={"run_id": keys.run_id}) if isinstance(manifest, Manifest) else manifest
 
 
 def _checksum(data: dict[str, Any]) -> str:
@@ -301,32 +314,6 @@ async def run_names(files: RunFiles) -> list[str]:
     """
     with storage_errors(files, "list", cure=ANOTHER_STORAGE):
         return await files.list_names("")
-
-
-async def require_manifest(files: RunFiles, keys: RunKeys) -> Manifest:
-    """The manifest of a run that must exist.
-
-    Raises:
-        RunNotFoundError: There is no such run; the message names the storage and some of its runs.
-        StorageError: The manifest cannot be read.
-    """
-    manifest = await read_manifest(files, keys)
-    if manifest is None:
-        with storage_errors(files, "list", keys.records, ANOTHER_STORAGE):
-            has_records = bool(await files.list_names(keys.records))
-        if has_records:
-            raise StorageError(f"The manifest {files.location(keys.manifest)} is gone. {WITHOUT_MANIFEST}")
-        there = await run_names(files)
-        known = (
-            f"The storage has {len(there)} run{'s' * (len(there) > 1)}, such as {', '.join(there[-3:])}."
-            if there
-            else "The storage has no runs."
-        )
-        raise RunNotFoundError(
-            f"There is no run {keys.run_id!r} in {files.location()}. {known} `batchflow list` shows them all.",
-            run_id=keys.run_id,
-        )
-    return manifest
 
 
 async def write_manifest(files: RunFiles, keys: RunKeys, manifest: Manifest) -> None:
@@ -360,7 +347,7 @@ async def keep_manifest(files: RunFiles, keys: RunKeys, manifest: Manifest) -> b
     for pause in (None, *LOOK_AGAIN_SEC):
         if pause is not None:
             await asyncio.sleep(pause)
-        if await _read_one(files, keys.manifest) == manifest:
+        if await _read_one(files, keys, keys.manifest) == manifest:
             return False
     await write_manifest(files, keys, manifest)
     return True

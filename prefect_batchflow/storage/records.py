@@ -62,6 +62,11 @@ def records_of(files: RunFiles, keys: RunKeys, manifest: Manifest) -> RunRecords
     return RunRecords(files, keys, 0, manifest.records_since, manifest.identity, manifest.unnamed_until)
 
 
+def is_of_run(segment: Segment, run: str, unnamed_until: int) -> bool:
+    """Whether a segment is of the run with this `identity`. Those without a name are, up to a session."""
+    return segment.run == run or (not segment.run and segment.name.session <= unnamed_until)
+
+
 class SegmentMetadata(NullFileSystem):
     """The metadata of segments, for Prefect's `ResultStore`. It is equal for all but for the key, so none is kept."""
 
@@ -184,7 +189,7 @@ class RunRecords:
                 ) from exc
         place = self._files.location(key)
         segment = decode_segment(segment_text(content, name, place), name, place)
-        if self._run and segment.run != self._run and (segment.run or name.session > self._unnamed_until):
+        if self._run and not is_of_run(segment, self._run, self._unnamed_until):
             raise RecordCorruptError(
                 f"The records at {place} belong to another run: {segment.run or 'one without a name'}. This one is {self._run}."
             )

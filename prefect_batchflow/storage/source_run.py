@@ -19,8 +19,8 @@ from prefect_batchflow.inputs.mapping import ColumnReference, parse_expression
 from prefect_batchflow.inputs.readers import RowsSource, open_source
 from prefect_batchflow.inputs.survey import Survey
 from prefect_batchflow.results.records import Status
+from prefect_batchflow.storage.earlier import require_manifest
 from prefect_batchflow.storage.keys import IMAGES, RunKeys
-from prefect_batchflow.storage.manifest import require_manifest
 from prefect_batchflow.storage.outputs import read_result
 
 if TYPE_CHECKING:

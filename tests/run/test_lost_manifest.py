@@ -179,6 +179,26 @@ def test_a_segment_of_another_run_is_set_aside(
     assert {path.name for path in (storage / "r" / "records" / "damaged").iterdir()} == {path.name for path in copied}
 
 
+@pytest.mark.parametrize("copies", ["its own", "those of the other run"])
+def test_the_manifest_of_another_run_makes_no_line_run_again(
+    parameters: dict[str, Any], storage: Path, calls: Callable[[], list[int]], copies: str
+) -> None:
+    run_batch({**parameters, "run_id": "other"}, LiveRun())
+    calls()
+    shutil.copy(storage / "other" / "manifest.json", storage / "r" / "manifest.json")
+    if copies != "its own":
+        shutil.rmtree(storage / "r" / "manifests")
+        shutil.copytree(storage / "other" / "manifests", storage / "r" / "manifests")
+        with pytest.raises(RunChangedError, match=r"is that of the run other/.*, but the records are those of r/"):
+            run_batch(parameters, LiveRun())
+        parameters["on_change"] = "reuse"
+
+    result = run_batch(parameters, LiveRun())
+
+    assert (result.completed_lines, result.failed_lines, calls()) == (4, 2, [4, 5])
+    assert not (storage / "r" / "records" / "damaged").exists()
+
+
 def test_a_renamed_run_keeps_its_records(
     parameters: dict[str, Any], storage: Path, calls: Callable[[], list[int]]
 ) -> None:

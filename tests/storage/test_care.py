@@ -14,9 +14,10 @@ from prefect_batchflow.blocks import RunStorageBlock
 from prefect_batchflow.exceptions import InvalidOptionError, RunInUseError, StorageError
 from prefect_batchflow.storage import care
 from prefect_batchflow.storage.care import compact_run, copy_run, delete_run, names_of, verify_run
+from prefect_batchflow.storage.earlier import require_manifest
 from prefect_batchflow.storage.keys import RunKeys
 from prefect_batchflow.storage.lease import Lease
-from prefect_batchflow.storage.manifest import read_manifest, require_manifest, run_names
+from prefect_batchflow.storage.manifest import read_manifest, run_names
 from prefect_batchflow.storage.records import RunRecords
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from prefect_batchflow.blocks import RunStorageBlock
 from prefect_batchflow.exceptions import RunNotFoundError, StorageError
 from prefect_batchflow.settings import RunOptions
 from prefect_batchflow.storage import manifest as manifest_module
+from prefect_batchflow.storage.earlier import require_manifest
 from prefect_batchflow.storage.keys import RunKeys
 from prefect_batchflow.storage.manifest import (
     Manifest,
@@ -21,7 +22,6 @@ from prefect_batchflow.storage.manifest import (
     keep_manifest,
     look_for_manifest,
     read_manifest,
-    require_manifest,
     versions,
     write_manifest,
 )
