@@ -26,12 +26,13 @@ from prefect_batchflow.exceptions import (
     told,
 )
 from prefect_batchflow.execution.program.importing import refuse_run_while_loading
+from prefect_batchflow.execution.workers.started import ready_worker
 from prefect_batchflow.prefect_runtime import imports, states  # noqa: F401 - imports are the purpose of `imports`
 from prefect_batchflow.prefect_runtime.flow_runs import current_flow_run, is_cancelled_in_prefect
 from prefect_batchflow.prefect_runtime.gone_server import give_up, let_go_of_server, server_answers
 from prefect_batchflow.prefect_runtime.network import prepare_network
 from prefect_batchflow.prefect_runtime.own_server import has_own_server, start_own_server
-from prefect_batchflow.prefect_runtime.reached_server import check_server
+from prefect_batchflow.prefect_runtime.reached_server import check_server, shared_clients
 from prefect_batchflow.results.models import BatchResult, summary_line
 from prefect_batchflow.results.records import Status
 from prefect_batchflow.results.texts import encodable, encodable_value
@@ -168,7 +169,7 @@ def run_batch(parameters: Mapping[str, Any], live: LiveRun) -> BatchResult:
         try:
             prepare_network()
             start_own_server()
-            with handed_over(live):
+            with ready_worker(), handed_over(live):
                 asyncio.run(_awaited(shown, live))
         except BaseException as exc:  # noqa: BLE001 - raised in the caller's thread, unless `live` has the result
             failure = exc
@@ -202,7 +203,7 @@ def run_batch(parameters: Mapping[str, Any], live: LiveRun) -> BatchResult:
 async def _awaited(parameters: Mapping[str, Any], live: LiveRun) -> None:
     """Run it, and give up a server that is gone. Prefect would try for minutes to reach it."""
     await check_server(live.say)
-    run = asyncio.ensure_future(batch_run(**parameters, return_state=True))
+    run = asyncio.ensure_future(_in_prefect(parameters))
     try:
         await _begun(run, live)
     except BatchflowException:
@@ -216,6 +217,11 @@ async def _awaited(parameters: Mapping[str, Any], live: LiveRun) -> None:
         await give_up(run)
     elif not run.cancelled():
         run.result()  # an error of Prefect itself, before or after `batch_run`
+
+
+async def _in_prefect(parameters: Mapping[str, Any]) -> None:
+    async with shared_clients():
+        await batch_run(**parameters, return_state=True)
 
 
 async def _begun(run: asyncio.Future[Any], live: LiveRun) -> None:

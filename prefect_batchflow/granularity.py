@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 TASK_RUN_SEC: Final = 1.0
 """The work of lines that `auto` puts into one task run."""
-SINGLE_LINES_FIRST: Final = 8
+SINGLE_LINES_FIRST: Final = 4
 """`auto` begins with this many task runs of one line each, before it knows how long lines take."""
 MOST_AT_FIRST: Final = 200
 """Task runs of a run of short lines, and of any run before it asks how far the server is behind. A person can look through
@@ -18,7 +18,7 @@ these, and a server takes them in within seconds."""
 MOST_BEHIND: Final = 100
 """Task runs that a server may still have to take in, from then on."""
 SMALLEST_CHUNK: Final = 50
-LARGEST_BY_TIME: Final = 100
+LARGEST_BY_TIME: Final = 200
 """However short its lines are, a task run gets no more for their time alone. Lines of a task run are in memory together."""
 _SMOOTHING: Final = 0.1
 _SHORTEST_SEC: Final = 1e-4

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import ssl
 import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
@@ -11,6 +13,7 @@ from urllib.parse import urlsplit
 
 import httpx
 from prefect.client.orchestration import get_client
+from prefect.context import AsyncClientContext, SyncClientContext
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, get_current_settings, temporary_settings
 from pydantic import ValidationError
 
@@ -19,7 +22,7 @@ from prefect_batchflow.prefect_runtime.network import address_of, proxy_of
 from prefect_batchflow.prefect_runtime.own_server import has_own_server
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
 ANSWER_WITHIN_SEC: Final = 15.0
 """The longest wait for one answer. A server that took in a thousand task runs answered within 1.1 s."""
@@ -49,7 +52,7 @@ async def check_server(say: Callable[[str], None] = lambda _text: None) -> None:
         )
     shown = f"{address_of(url)}{urlsplit(url).path}"
     ends = time.monotonic() + BUSY_FOR_SEC
-    while (status := await _status(url, shown)) is not None:
+    while (status := await _status(url, shown, has_tls=urlsplit(url).scheme == "https")) is not None:
         if time.monotonic() > ends:
             raise PrefectServerError(
                 f"The Prefect server at {shown} is busy: it answered {_named(status)} for {BUSY_FOR_SEC:.0f} s. Start the run "
@@ -59,11 +62,23 @@ async def check_server(say: Callable[[str], None] = lambda _text: None) -> None:
         await asyncio.sleep(_ASK_AGAIN_AFTER_SEC)
 
 
-async def _status(url: str, shown: str) -> int | None:
-    """`None` if the server answers as it should, the status if it is busy."""
+@contextlib.asynccontextmanager
+async def shared_clients() -> AsyncIterator[None]:
+    """One client of each kind for everything in the block that asks the server. Prefect would make several.
+
+    Each loads the certificates anew, which takes about 20 ms, and has a connection of its own.
+    """
+    async with AsyncClientContext.get_or_create():
+        with SyncClientContext.get_or_create():
+            yield
+
+
+async def _status(url: str, shown: str, *, has_tls: bool) -> int | None:
+    """`None` if the server answers as it should, the status if it is busy. Without TLS, no certificates are loaded."""
+    client_settings = None if has_tls else {"verify": ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)}
     try:
         with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
-            async with asyncio.timeout(ANSWER_WITHIN_SEC), get_client() as client:
+            async with asyncio.timeout(ANSWER_WITHIN_SEC), get_client(httpx_settings=client_settings) as client:
                 answer = await client.request("POST", "/flows/filter", json={"limit": 1})
                 if isinstance(answer.json(), list):
                     return None
@@ -79,6 +94,8 @@ async def _status(url: str, shown: str) -> int | None:
     except httpx.TimeoutException:
         cause, cure = "does not accept a connection in time", _START_CURE
     except httpx.HTTPError as exc:
+        if not has_tls and exc.request.url.scheme == "https":  # it sends requests on to an address with TLS
+            return await _status(url, shown, has_tls=True)
         cause, cure = _of_connection(exc, url)
     except ValidationError:
         cause, cure = _NOT_PREFECT

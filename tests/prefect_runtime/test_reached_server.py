@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import datetime
 import http.server
+import ipaddress
 import socket
+import ssl
 import threading
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from prefect.settings import (
     PREFECT_API_KEY,
     PREFECT_API_SSL_CERT_FILE,
@@ -33,7 +41,9 @@ JSON, HTML = "application/json", "text/html"
 
 
 @contextmanager
-def answering(*answers: Answer | None, scheme: str = "http") -> Iterator[str]:
+def answering(
+    *answers: Answer | None, scheme: str = "http", certificate: tuple[Path, Path] | None = None
+) -> Iterator[str]:
     """The configured server gives these answers, the last one again and again; `None` is no answer. Gives its API's URL."""
     left, over = list(answers), threading.Event()
 
@@ -60,6 +70,10 @@ def answering(*answers: Answer | None, scheme: str = "http") -> Iterator[str]:
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.daemon_threads = True
+        if certificate is not None:
+            tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            tls.load_cert_chain(*certificate)
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
@@ -71,6 +85,24 @@ def answering(*answers: Answer | None, scheme: str = "http") -> Iterator[str]:
             over.set()
             server.shutdown()
             thread.join()
+
+
+def certificate_of_this_machine(folder: Path) -> tuple[Path, Path]:
+    """A new certificate that nobody else has signed, and its key."""
+    key, this_machine = ec.generate_private_key(ec.SECP256R1()), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a test")])
+    now, hour = datetime.datetime.now(datetime.UTC), datetime.timedelta(hours=1)
+    serial = x509.random_serial_number()
+    builder = x509.CertificateBuilder(name, name, key.public_key(), serial, now - hour, now + hour)
+    signed = builder.add_extension(x509.SubjectAlternativeName([this_machine]), critical=False).sign(
+        key, hashes.SHA256()
+    )
+    no_password = serialization.NoEncryption()
+    private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, no_password)
+    files = folder / "certificate.pem", folder / "key.pem"
+    files[0].write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+    files[1].write_bytes(private)
+    return files
 
 
 def free_port() -> int:
@@ -137,6 +169,21 @@ def test_a_missing_certificate_of_prefects_own_setting_is_told() -> None:
     settings = {PREFECT_API_URL: "https://127.0.0.1:1/api", PREFECT_API_SSL_CERT_FILE: "missing.pem"}
     with temporary_settings(settings), pytest.raises(PrefectServerError, match=r"SSL_CERT_FILE names 'missing\.pem'"):
         asyncio.run(check_server())
+
+
+@pytest.mark.parametrize("is_trusted", [True, False])
+def test_an_address_that_sends_on_to_one_with_tls_is_asked_with_certificates(tmp_path: Path, is_trusted: bool) -> None:
+    files = certificate_of_this_machine(tmp_path)
+    trusted = {PREFECT_API_SSL_CERT_FILE: str(files[0])} if is_trusted else {}
+    with (
+        temporary_settings(trusted),
+        answering((200, b"[]", JSON), scheme="https", certificate=files) as tls,
+        answering((307, f"{tls}/flows/filter".encode(), HTML)),
+        contextlib.nullcontext()
+        if is_trusted
+        else pytest.raises(PrefectServerError, match="CERTIFICATE_VERIFY_FAILED"),
+    ):
+        assert asyncio.run(check_server()) is None
 
 
 def test_a_busy_server_is_waited_for_and_said_so() -> None:

@@ -15,6 +15,12 @@ TOKEN_VARIABLE = "BATCHFLOW_WORKER_TOKEN"  # noqa: S105 - a name, and the token 
 """Set in each worker's environment to `<run token>-<worker>.`; processes that it starts inherit it."""
 
 
+def numbered_token(run_token: str, number: int) -> str:
+    """The token of one process of a run."""
+    # The dot ends the token: processes are found by how their token begins, and 10 begins with 1.
+    return f"{run_token}-{number}."
+
+
 def end_session(pid: int) -> None:
     """Kill the session that the process leads, if it still exists."""
     with contextlib.suppress(ProcessLookupError, PermissionError):

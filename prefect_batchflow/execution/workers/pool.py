@@ -48,6 +48,7 @@ from prefect_batchflow.execution.workers.autoscaling import Autoscaler
 from prefect_batchflow.execution.workers.crashes import crash_error, how_it_ended
 from prefect_batchflow.execution.workers.job_queue import JobQueue
 from prefect_batchflow.execution.workers.memory import OomKills
+from prefect_batchflow.execution.workers.started import ReadyWorker, StartedProcess, take_ready_worker
 from prefect_batchflow.execution.workers.supervision import Supervisor
 from prefect_batchflow.execution.workers.worker_count import MOST_WORKERS
 from prefect_batchflow.execution.workers.worker_process import Job, SuspectError, WorkerProcess
@@ -149,6 +150,8 @@ class WorkerPool:
         """The most workers that the machine lets this pool have, once a start has failed."""
         self._alone = asyncio.Semaphore(ALONE_AT_ONCE)
         self._supervisor = Supervisor()
+        self._ready_worker: ReadyWorker | None = None
+        """The process of the first worker, if it has started already."""
         self._oom_kills = OomKills()
         self._closed = False
         self._is_async = False
@@ -161,7 +164,8 @@ class WorkerPool:
             UserErrorException: The flow's code does not load; a subclass such as `PythonLoadError`.
             WorkerStartError: The process ended before it answered, or did not answer in time.
         """
-        self._supervisor.start()
+        self._ready_worker = take_ready_worker()
+        self._supervisor.start(None if self._ready_worker is None else self._ready_worker.run_token)
         worker, head = await self._started_worker(OSError)
         inputs = {i["name"]: FlowInput(**i) for i in head["inputs"]}
         known = {name: head[name] for name in ("is_async", "has_aggregation", "takes_any")}
@@ -237,6 +241,8 @@ class WorkerPool:
         self._queue.close()
         for start in list(self._loading):
             start.cancel()
+        if self._ready_worker is not None:
+            self._ready_worker.process.end()
         workers = list(self._workers)
         for worker in workers:
             worker.end()
@@ -304,9 +310,13 @@ class WorkerPool:
             raise asyncio.CancelledError(_CLOSED)
         if self._workers and _free_descriptors() < DESCRIPTORS_KEPT:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        token = self._supervisor.new_token()
+        if self._ready_worker is not None:
+            started, self._ready_worker = self._ready_worker.process, None
+        else:
+            started = StartedProcess(token, str(self._flow.working_dir))
         worker = WorkerProcess(
-            self._supervisor.new_token(),
-            str(self._flow.working_dir),
+            started,
             scrubber=self._scrubber,
             on_room=self._queue.offer,
             on_exit=self._on_exit,
@@ -323,6 +333,7 @@ class WorkerPool:
         given = self.given()
         job = {
             "flow": self._flow,
+            "cwd": str(self._flow.working_dir),
             "packed": given.packed,
             "environment_variables": given.environment,
             "sys_path": given.sys_path,

@@ -11,7 +11,7 @@ import sys
 import uuid
 from pathlib import Path
 
-from prefect_batchflow.execution.workers.killing import TOKEN_VARIABLE, end_with_token
+from prefect_batchflow.execution.workers.killing import TOKEN_VARIABLE, end_with_token, numbered_token
 
 _ENDS_WITHIN_SEC = 5.0
 LOOK_EVERY_SEC = 1.0
@@ -35,8 +35,12 @@ class Supervisor:
         self._pidfd = -1
         self._timer: asyncio.TimerHandle | None = None
 
-    def start(self) -> None:
-        """Start its process, before any other, and keep one alive until `close`. Needs a running event loop."""
+    def start(self, token: str | None = None) -> None:
+        """Start its process, and keep one alive until `close`. Needs a running event loop.
+
+        Only a process that has loaded no flow can be older. Its run's token is `token`.
+        """
+        self.token = token or self.token
         self._start()
         self._look_later()
 
@@ -98,8 +102,7 @@ class Supervisor:
     def new_token(self) -> str:
         """A token for one more process."""
         self.tokens += 1
-        # The dot ends the token: processes are found by how their token begins, and 10 begins with 1.
-        return f"{self.token}-{self.tokens}."
+        return numbered_token(self.token, self.tokens)
 
     async def close(self) -> None:
         """Kill every process with a token, then end the supervisor's own process, if it was started."""

@@ -156,6 +156,7 @@ def main(permits: int) -> None:
     scrubber = Scrubber()
     try:
         job = pickle.loads(first[1])  # noqa: S301 - from the parent, which made it
+        os.chdir(job["cwd"])
         # The modules of the caller's objects are searched in the caller's `sys.path`, too.
         sys.path += [entry for entry in job["sys_path"] if entry not in sys.path]
         given = pickle.loads(job["packed"])  # noqa: S301 - like the job itself

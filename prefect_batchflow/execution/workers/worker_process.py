@@ -6,20 +6,18 @@ import asyncio
 import contextlib
 import functools
 import os
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
 from prefect_batchflow.execution.workers import wire
-from prefect_batchflow.execution.workers.killing import TOKEN_VARIABLE, end_session, end_with_token
-from prefect_batchflow.execution.workers.permits import Permits
+from prefect_batchflow.execution.workers.killing import end_session, end_with_token
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from prefect_batchflow.execution.scrubbing import Scrubber
+    from prefect_batchflow.execution.workers.started import StartedProcess
 
 CANCEL_GRACE_SEC = 2.0
 """How long a worker can take to confirm that it cancels a line; after that it counts as hung and is replaced."""
@@ -64,7 +62,7 @@ class WorkerProcess:
     """One worker process.
 
     Args:
-        token: Put into its environment, so that every process it starts can be found.
+        started: Its process.
         scrubber: Takes secrets out of what it printed.
         on_room: Called when it can take another job.
         on_exit: Called once it is gone, with the jobs it had not begun and the jobs it had begun but not answered.
@@ -75,8 +73,7 @@ class WorkerProcess:
 
     def __init__(
         self,
-        token: str,
-        cwd: str,
+        started: StartedProcess,
         *,
         scrubber: Scrubber,
         on_room: Callable[[WorkerProcess], None],
@@ -85,7 +82,7 @@ class WorkerProcess:
         on_async: Callable[[WorkerProcess], None],
         on_wait: Callable[[dict[str, Any]], None],
     ) -> None:
-        self.token = token
+        self.token = started.token
         self.jobs: dict[int, Job] = {}
         """By key, in the order they were sent."""
         self.lines_at_once = 1
@@ -110,20 +107,7 @@ class WorkerProcess:
         self._unpacker = wire.Unpacker()
         self._transports: list[asyncio.ReadTransport | asyncio.WriteTransport] = []
         self._takes_permits = True
-        self._permits = Permits()
-        with self._permits.for_worker() as permits:
-            self._process = subprocess.Popen(  # noqa: S603 - our own program
-                # -P: the current directory is the flow's; its files must not hide the standard library.
-                [sys.executable, "-P", "-m", "prefect_batchflow.execution.workers.worker", str(permits)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                bufsize=0,
-                cwd=cwd,
-                env={**os.environ, TOKEN_VARIABLE: token},
-                start_new_session=True,
-                pass_fds=(permits,),
-            )
+        self._permits, self._process = started.permits, started.popen
         self.pid = self._process.pid
 
     @property

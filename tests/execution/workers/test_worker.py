@@ -85,6 +85,7 @@ def worker_of(
         assert process.stdin is not None
         job = {
             "flow": flow,
+            "cwd": str(flow.working_dir),
             "packed": pickle.dumps({"init_kwargs": pickle.dumps(init_kwargs or {}), "connections": connections or {}}),
             "environment_variables": {},
             "sys_path": [],
