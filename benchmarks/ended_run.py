@@ -7,12 +7,13 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from prefect_batchflow import BatchEngine, BatchResult
 from prefect_batchflow.exceptions import innermost_code
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
+
+    from prefect_batchflow import BatchResult
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ def run_in(folder: Path, flow: str, rows: Iterable[dict[str, Any]], **options: A
         rows: The data.
         options: Those of `BatchEngine`.
     """
+    from prefect_batchflow import BatchEngine  # imports Prefect, which a program's `--help` need not wait for
+
     data, out = folder / "data.jsonl", folder / "out"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     engine = BatchEngine(flow, run_storage_url=str(folder / "runs"), **options)

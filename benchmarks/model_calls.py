@@ -16,8 +16,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from prefect_batchflow import BatchEngine
-
 ROOT = Path(__file__).resolve().parent.parent
 FLOW = ROOT / "flows" / "math_qa"
 WRONG_EVERY = 10
@@ -49,6 +47,8 @@ def main() -> int:
     parser.add_argument("--failing", type=float, default=2.0, help="percent of calls answered by 500")
     parser.add_argument("--delay-sec", type=float, default=0.2, help="seconds that the model takes")
     given = parser.parse_args()
+    from prefect_batchflow import BatchEngine  # imports Prefect, which `--help` need not wait for
+
     rows = [json.loads(line) for line in given.data.read_text().splitlines()]
     said = answers(rows)
     questions = {question.strip(): question for question in said}

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import compileall
 import logging
 import os
 import signal
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hypothesis
+import prefect_database
 import pytest
 
 # Before Prefect is imported anywhere: its settings are read then.
@@ -39,6 +42,31 @@ NO_SKIPS = "BATCHFLOW_TESTS_SKIP_NOTHING"
 """Set in the environment where all that tests need must be there."""
 
 
+KEEPS_NO_BYTECODE = sys.dont_write_bytecode
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep what takes long to make, also where the environment asks Python to write no bytecode.
+
+    pip compiles what it installs, but not an editable package, which each of the many processes here would compile anew.
+    """
+    if not hasattr(config, "workerinput"):
+        compileall.compile_dir(ROOT / "prefect_batchflow", quiet=1)
+    # pytest's versions of the test files, with all that an `assert` shows. The flows that tests write are not kept.
+    sys.dont_write_bytecode = False
+    if hasattr(config, "cache"):
+        prefect_database.folder = config.cache.mkdir("prefect-database")
+
+
+def pytest_collection_finish() -> None:
+    sys.dont_write_bytecode = KEEPS_NO_BYTECODE
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than cores, since many tests wait: for processes, and for limits of time."""
+    return len(os.sched_getaffinity(0)) + 1
+
+
 def pytest_unconfigure() -> None:
     _HOME.cleanup()
 
@@ -58,8 +86,14 @@ def prefect_server() -> Iterator[None]:
     """One Prefect server, in a database of its own, for all tests that run Prefect flows."""
     from prefect.testing.utilities import prefect_test_harness
 
-    with prefect_test_harness(server_startup_timeout=60):
-        yield
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tempfile.mkdtemp(prefix="batchflow-tests-")  # Prefect removes it
+        database = Path(folder) / "prefect-test.db"
+        prefect_database.put(database)
+        patch.setattr("prefect.testing.utilities.mkdtemp", lambda: folder)
+        with prefect_test_harness(server_startup_timeout=60):
+            prefect_database.keep(database)
+            yield
 
 
 @pytest.fixture

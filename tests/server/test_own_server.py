@@ -81,7 +81,7 @@ def _flow_runs(home: Home) -> list[tuple[str, str]]:
 
 
 def _query(home: Home, query: str) -> list[Any]:
-    with contextlib.closing(sqlite3.connect(home.folder / "prefect.db")) as database:
+    with contextlib.closing(sqlite3.connect(home.database)) as database:
         return list(database.execute(query))
 
 
@@ -101,7 +101,8 @@ def test_a_proxy_of_the_environment_is_not_asked_for_the_own_server(
 def test_a_database_that_the_own_server_cannot_use_is_told(
     content: str, home: Home, steering: Callable[[int], Steering]
 ) -> None:
-    database = home.folder / "prefect.db"
+    database = home.database
+    database.unlink(missing_ok=True)
     if content == "newer":
         with contextlib.closing(sqlite3.connect(database)) as connection, connection:
             connection.execute("create table alembic_version (version_num varchar(32) not null)")

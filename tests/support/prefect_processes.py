@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
+import prefect_database
 from prefect_api import LIMIT_SEC, wait_for
 from steering import FLOW
 
@@ -74,6 +75,11 @@ class Home:
     def runs(self) -> Path:
         """The run storage."""
         return self.folder / "runs"
+
+    @property
+    def database(self) -> Path:
+        """That of Prefect's server."""
+        return self.folder / "prefect.db"
 
     def output(self, name: str) -> Path:
         """What a process has printed so far; its standard error is in the file beside it, `.log`."""
@@ -136,9 +142,10 @@ class Home:
 
 @contextlib.contextmanager
 def prefect_home() -> Iterator[Home]:
-    """A home; when it is left its processes and its folder are gone."""
+    """A home with a database; when it is left its processes and its folder are gone."""
     with tempfile.TemporaryDirectory(prefix="batchflow-server-", ignore_cleanup_errors=True) as folder:
         home = Home(Path(folder))
+        prefect_database.put(home.database)
         try:
             yield home
         finally:
@@ -163,6 +170,7 @@ def start_server(home: Home) -> subprocess.Popen[bytes]:
 
     wait_for(is_healthy, "the server answers")
     home.api_url = url
+    prefect_database.keep(home.database)
     return process
 
 
