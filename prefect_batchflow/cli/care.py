@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -12,7 +13,7 @@ from prefect_batchflow.cli.arguments import Screen, Storage
 from prefect_batchflow.cli.places import absolute_place
 from prefect_batchflow.cli.process import quiet_prefect
 from prefect_batchflow.cli.running import COMPLETED, LINES_FAILED, RUN_FAILED
-from prefect_batchflow.exceptions import InvalidOptionError
+from prefect_batchflow.exceptions import InvalidOptionError, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
@@ -57,7 +58,7 @@ def verify(run_id: RunId, /, *, storage: Storage = "", screen: Screen = _PLAIN) 
         },
         f"Run {run_id}: {found.completed} completed, {found.failed} failed, {found.not_started} not started, "
         f"{found.total_lines} lines in all. "
-        + (f"{len(found.wrong)} faults." if found.wrong else "Nothing is wrong.")
+        + (f"{len(found.wrong)} fault{'s' * (len(found.wrong) > 1)}." if found.wrong else "Nothing is wrong.")
         + ("" if found.is_finished else f" It has not finished: batchflow resume {run_id}"),
         screen,
     )  # fmt: skip
@@ -112,11 +113,12 @@ def export(
     """
     quiet_prefect(debug=screen.debug)
     from prefect_batchflow.cli.runs import find_run, opened
-    from prefect_batchflow.cli.screen import print_note
+    from prefect_batchflow.cli.screen import print_error, print_note
     from prefect_batchflow.storage.export import export_records
     from prefect_batchflow.storage.files import write_beside
     from prefect_batchflow.storage.keys import RunKeys
     from prefect_batchflow.storage.lease import is_held
+    from prefect_batchflow.storage.outputs import read_result
     from prefect_batchflow.storage.records import records_of
 
     if format == "parquet" and not output:
@@ -124,12 +126,16 @@ def export(
     if screen.json and not output:
         raise InvalidOptionError("--json needs --output FILE here, because the rows go to standard output otherwise.")
     notes: list[str] = []
+    lost: list[str] = []
 
     async def work(path: Path | None) -> int:
         files = await opened(absolute_place(storage))
         manifest = await find_run(files, run_id)
         keys = RunKeys(run_id)
-        if await is_held(files, keys):
+        if path is not None and files.is_local and is_below(path, files.location(run_id)):
+            raise InvalidOptionError(f"--output {output} is in the folder of the run itself. Give another file.")
+        is_running = await is_held(files, keys)
+        if is_running:
             notes.append(f"The run {run_id!r} is running. These are the lines that have ended so far.")
         records = records_of(files, keys, manifest)
 
@@ -143,7 +149,15 @@ def export(
         else:
             with path.open("wb") as file:
                 count = await export_records(newest(), format, file)
-        notes.extend(f"{damage} Its lines are left out." for damage in records.damage)
+        lost.extend(f"{damage} Its lines are left out, unless another record has them." for damage in records.damage)
+        result = None
+        with contextlib.suppress(StorageError):
+            result = await read_result(files, keys, manifest)
+        counted = result.completed_lines + result.failed_lines if result else 0
+        if count < counted and not is_running:
+            lost.append(
+                f"The run counts {counted} lines that have ended, but {count} have a sound record and are in the table."
+            )
         return count
 
     if output:
@@ -157,7 +171,14 @@ def export(
         _now(work(None))
     for note in notes:
         print_note(note)
-    return COMPLETED
+    for text in lost:
+        print_error(f"{text} `batchflow verify {run_id}` says what to do.")
+    return RUN_FAILED if lost else COMPLETED
+
+
+def is_below(path: Path, folder: str) -> bool:
+    """Whether a path is in a folder, whatever links lead there."""
+    return path.resolve().is_relative_to(Path(folder).resolve())
 
 
 def delete(
@@ -176,9 +197,12 @@ def delete(
 
     async def look() -> str:
         files = await opened(absolute_place(storage))
-        manifest = await find_run(files, run_id)
+        try:
+            what = f"its {(await find_run(files, run_id)).total_lines} lines"
+        except StorageError:  # its manifest is lost
+            what = "all that is left of it"
         await refuse_running(files, RunKeys(run_id), "deleted")
-        return f"Delete run {run_id} with its {manifest.total_lines} lines in {files.location(run_id)}?"
+        return f"Delete run {run_id} with {what} in {files.location(run_id)}?"
 
     async def work() -> tuple[int, str]:
         files = await opened(absolute_place(storage))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,11 +24,11 @@ from prefect_batchflow.storage.files import RunFiles, storage_errors
 from prefect_batchflow.storage.keys import DAMAGED, IMAGES, RunKeys
 from prefect_batchflow.storage.lease import Lease, is_held
 from prefect_batchflow.storage.manifest import read_manifest, read_model
-from prefect_batchflow.storage.outputs import output_row
+from prefect_batchflow.storage.outputs import failed_row, output_row
 from prefect_batchflow.storage.records import RunRecords, records_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence, Sized
 
     from prefect_batchflow.storage.keys import SegmentName
     from prefect_batchflow.storage.manifest import Manifest
@@ -113,7 +114,7 @@ async def verify_run(files: RunFiles, manifest: Manifest) -> Findings:
 class _Row:
     status: str
     digest: bytes | None
-    """Of its row in the outputs; `None` if the row names image files, or for a failed line."""
+    """Of its row in the outputs or the failed lines; `None` if the row names image files."""
 
 
 async def _newest_rows(files: RunFiles, keys: RunKeys, manifest: Manifest, found: Findings) -> dict[int, _Row]:
@@ -121,8 +122,14 @@ async def _newest_rows(files: RunFiles, keys: RunKeys, manifest: Manifest, found
     records = records_of(files, keys, manifest)
     rows: dict[int, _Row] = {}
     order: dict[int, tuple[int, int]] = {}
-    strict = StrictRows("outputs.jsonl")
-    for name in await records.segments():
+    texts = {
+        Status.Completed: StrictRows("outputs.jsonl"),
+        Status.Failed: StrictRows("failed.jsonl", keeps_halves=True),
+    }
+    segments, strangers = await records.listed()
+    if strangers:
+        found.wrong.append(f"{strangers} Then resume the run.")
+    for name in segments:
         found.segments += 1
         if name.session > len(manifest.sessions):
             found.wrong.append(
@@ -132,7 +139,7 @@ async def _newest_rows(files: RunFiles, keys: RunKeys, manifest: Manifest, found
         try:
             segment = await records.read(name)
         except StorageError as exc:
-            found.wrong.append(f"{exc} Resume the run: its lines run again if no other record has them.")
+            found.wrong.append(f"{exc} Resume the run: its lines run again, unless another record has them.")
             continue
         for stored, text in zip(segment.stored, segment.records, strict=True):
             receipt, record = stored.receipt, json.loads(text)
@@ -146,8 +153,12 @@ async def _newest_rows(files: RunFiles, keys: RunKeys, manifest: Manifest, found
                 continue
             if stored.order >= order.get(number, (-1, -1)):
                 order[number] = stored.order
-                is_plain = receipt.status is Status.Completed and not (record.get("images") or {}).get("output")
-                digest = hashlib.sha256(strict.line(output_row(record))).digest() if is_plain else None
+                is_completed = receipt.status is Status.Completed
+                has_images = (record.get("images") or {}).get("output" if is_completed else "inputs")
+                digest = None
+                if receipt.status in texts and not has_images:
+                    row = output_row(record) if is_completed else failed_row(record)
+                    digest = hashlib.sha256(texts[receipt.status].line(row)).digest()
                 rows[number] = _Row(receipt.status, digest)
     found.completed = sum(row.status == "Completed" for row in rows.values())
     found.failed = sum(row.status == "Failed" for row in rows.values())
@@ -179,15 +190,20 @@ async def _verify_files(
         if isinstance(others, str):
             found.wrong.append(f"{place}: {others}. {again}.")
             continue
-        if others:
-            found.wrong.append(f"{place}: {_lines(others)} differ from their records. {again}.")
-        if status == "Completed" and sorted(set(numbers)) != numbers:
+        if lost := [number for number in others if number not in rows]:
+            found.wrong.append(
+                f"{place}: {_lines(lost)} {_has(lost)} no sound record. `batchflow resume {keys.run_id}` runs lines without a "
+                "record again, if the data has them."
+            )
+        if differ := [number for number in others if number in rows]:
+            found.wrong.append(f"{place}: {_lines(differ)} {_is(differ)} not as in the records. {again}.")
+        if sorted(set(numbers)) != numbers:
             found.wrong.append(f"{place} is not sorted, or has a line twice. {again}.")
         if len(numbers) != counted:
-            found.wrong.append(f"{place} has {len(numbers)} lines, but the result counts {counted}. {again}.")
+            found.wrong.append(f"{place} has {_count(len(numbers), 'line')}, but the result counts {counted}. {again}.")
     both = set(listed["Completed"]) & set(listed["Failed"])
     if both:
-        found.wrong.append(f"{_lines(sorted(both))} are among the outputs and the failed lines. {again}.")
+        found.wrong.append(f"{_lines(sorted(both))} {_is(both)} among the outputs and the failed lines. {again}.")
     accounted = result.completed_lines + result.failed_lines
     if accounted > result.total_lines or result.total_lines != found.total_lines:
         found.wrong.append(
@@ -199,12 +215,14 @@ async def _verify_files(
             f"{files.location(keys.batch_result)} says Completed, but {result.total_lines - accounted} of "
             f"{result.total_lines} lines have neither completed nor failed. Resume the run."
         )
+    ended = {number: row for number, row in rows.items() if row.status in ("Completed", "Failed")}
     of_result = {*listed["Completed"], *listed["Failed"]}
-    more = [number for number, row in rows.items() if row.status in ("Completed", "Failed") and number not in of_result]
+    # As many records as the result counts, or fewer: then it is the files that lack lines.
+    more = [number for number in ended if number not in of_result] if len(ended) > accounted else []
     if more:
         found.notes.append(
-            f"{_lines(sorted(more))} have records, but the last start did not count them: they are no longer in the data, or "
-            "it was stopped first."
+            f"{_lines(sorted(more))} {_has(more)} records that the last start did not count: they are no longer in the data, "
+            "or it was stopped first."
         )
     found.completed -= sum(rows[number].status == "Completed" for number in more)
     found.failed -= sum(rows[number].status == "Failed" for number in more)
@@ -222,14 +240,28 @@ def _read_rows(path: Path, status: str, rows: dict[int, _Row], numbers: list[int
                 number = json.loads(line)["line_number"]
             except (ValueError, LookupError, TypeError, RecursionError):
                 return f"row {place} is damaged"
+            if type(number) is not int:
+                return f"row {place} has no number of a line, but {number!r}"
             numbers.append(number)
             row = rows.get(number)
             is_other = row is None or row.status != status
-            if row is not None and row.digest is not None and status == "Completed":
+            if row is not None and row.digest is not None:
                 is_other = is_other or row.digest != hashlib.sha256(line).digest()
             if is_other:
                 others.append(number)
     return others
+
+
+def _is(many: Sized) -> str:
+    return "is" if len(many) == 1 else "are"
+
+
+def _has(many: Sized) -> str:
+    return "has" if len(many) == 1 else "have"
+
+
+def _count(count: int, word: str) -> str:
+    return f"{count} {word}{'s' * (count != 1)}"
 
 
 def _lines(numbers: Sequence[int]) -> str:
@@ -244,10 +276,15 @@ async def names_of(files: RunFiles, keys: RunKeys) -> list[str]:
     """All files of a run, relative to its folder, sorted; the manifest is the last one."""
     found: list[str] = []
 
+    def is_folder(path: str) -> bool:
+        """Whether it is a folder of somebody's own, which only a local disk can tell."""
+        local = files.local_path(f"{keys.run_id}/{path}")
+        return local is not None and local.is_dir() and not local.is_symlink()
+
     async def look(folder: str) -> None:
         for name in await files.list_names(f"{keys.run_id}/{folder}".rstrip("/")):
             path = f"{folder}/{name}".lstrip("/")
-            await look(path) if name in _FOLDERS else found.append(path)
+            await look(path) if name in _FOLDERS or is_folder(path) else found.append(path)
 
     with storage_errors(files, "list", keys.run_id):
         await look("")
@@ -263,14 +300,19 @@ async def copy_run(files: RunFiles, manifest: Manifest, target: RunFiles) -> int
         StorageError: A storage cannot be read or written.
     """
     keys = RunKeys(manifest.run_id)
-    if files.location(keys.run_id) == target.location(keys.run_id):
+    here, there = _place(files, keys), _place(target, keys)
+    if here == there:
         raise InvalidOptionError(
             f"The run {keys.run_id!r} is in {files.location()} already. Give another storage to copy to."
         )
+    if there.startswith(f"{here}/"):
+        raise InvalidOptionError(
+            f"{target.location()} is in the folder of the run itself. Give another storage to copy to."
+        )
     await refuse_running(files, keys, "copied")
     wanted = [name for name in await names_of(files, keys) if _is_copied(name)]
-    there = await names_of(target, keys)
-    if "manifest.json" in there or not set(there) <= set(wanted):
+    found = await names_of(target, keys)
+    if "manifest.json" in found or not set(found) <= set(wanted):
         raise InvalidOptionError(
             f"{target.location(keys.run_id)} exists and is not an unfinished copy of this run. Give another storage, or delete "
             f"it first: batchflow delete {keys.run_id} --storage {target.location()}."
@@ -286,6 +328,11 @@ async def copy_run(files: RunFiles, manifest: Manifest, target: RunFiles) -> int
                     )
             await _copy_file(files, target, f"{keys.run_id}/{name}", Path(folder))
     return len(wanted)
+
+
+def _place(files: RunFiles, keys: RunKeys) -> str:
+    """Where a run is, whatever links lead there."""
+    return os.path.realpath(files.location(keys.run_id)) if files.is_local else files.location(keys.run_id)
 
 
 def _is_copied(name: str) -> bool:

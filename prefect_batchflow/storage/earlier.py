@@ -39,6 +39,8 @@ class EarlierStarts:
     problem: str
     """A sentence about what is wrong with `manifest.json`, empty if nothing is."""
     segments: Sequence[SegmentName]
+    strangers: str = ""
+    """A text about other files among the segments, empty if there are none."""
 
     @property
     def lost(self) -> str:
@@ -65,7 +67,7 @@ async def earlier_starts(files: RunFiles, keys: RunKeys) -> EarlierStarts:
         StorageError: The storage cannot be read.
     """
     records = RunRecords(files, keys, session=0)
-    segments = await records.segments()
+    segments, strangers = await records.listed()
     manifest, problem = await look_for_manifest(files, keys)
     # Records of session 0 are those of another run, taken over by a start that did not get as far as its manifest.
     if manifest is None and not problem and any(name.session for name in segments):
@@ -75,7 +77,7 @@ async def earlier_starts(files: RunFiles, keys: RunKeys) -> EarlierStarts:
     if manifest is not None and (wrong := await _misfit(manifest, records, segments)):
         place = files.location(keys.manifest)
         manifest, problem = await _fitting(files, keys, records, segments, f"The manifest {place} {wrong}.")
-    return EarlierStarts(manifest, problem, segments)
+    return EarlierStarts(manifest, problem, segments, strangers)
 
 
 async def _fitting(

@@ -254,7 +254,10 @@ def instead(place: str, manifest: Manifest, problem: str) -> KeptManifest:
 async def kept_manifests(files: RunFiles, keys: RunKeys) -> AsyncGenerator[tuple[str, Manifest]]:
     """The sound copies that the starts of a run have kept, the newest first, with their places."""
     with storage_errors(files, "list", keys.manifests, ANOTHER_STORAGE):
-        names = await files.list_names(keys.manifests)
+        try:
+            names = await files.list_names(keys.manifests)
+        except NotADirectoryError:
+            names = []
     for name in sorted((name for name in names if _KEPT.fullmatch(name)), reverse=True):
         key = f"{keys.manifests}/{name}"
         if isinstance(kept := await _read_one(files, keys, key), Manifest):
@@ -269,7 +272,7 @@ async def _read_one(files: RunFiles, keys: RunKeys, key: str) -> Manifest | str 
     with storage_errors(files, "read", key, ANOTHER_STORAGE):
         try:
             content = await files.read_path(key)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):  # a file where the run's folder would be
             return None
     what = f"The manifest at {files.location(key)}"
     try:

@@ -164,12 +164,41 @@ class RunRecords:
         self._known.update((name.name, name) for name in names)
 
     async def segments(self) -> list[SegmentName]:
-        """The names of all segments, sorted by first line."""
+        """The names of all segments, sorted by first line.
+
+        Raises:
+            RecordCorruptError: There are other files. One of them can be a segment that somebody renamed.
+            StorageError: The storage cannot be listed.
+        """
+        segments, strangers = await self.listed()
+        if strangers:
+            raise RecordCorruptError(strangers)
+        return segments
+
+    async def listed(self) -> tuple[list[SegmentName], str]:
+        """The names of all segments, sorted by first line, and a text about other files, empty if there are none."""
         with self._errors("list", self._keys.records):
-            names = await self._files.list_names(self._keys.records)
+            try:
+                names = await self._files.list_names(self._keys.records)
+            except NotADirectoryError as exc:
+                raise StorageError(
+                    f"{self._files.location(self._keys.records)} is a file, where the folder of the run's records was. Move it "
+                    "away, and put the folder back if you have it. Then start the run again: lines without a record run again."
+                ) from exc
+        segments, strangers = list[SegmentName](), list[str]()
         # A dot file is an unfinished write whose process was killed.
-        segments = [SegmentName.parse(name) for name in names if not name.startswith(".") and name != DAMAGED]
-        return [segment for segment in segments if segment.session >= self._since]
+        for name in (name for name in names if not name.startswith(".") and name != DAMAGED):
+            try:
+                segments.append(SegmentName.parse(name))
+            except RecordCorruptError:
+                strangers.append(name)
+        shown = ", ".join(map(repr, strangers[:3])) + " and others" * (len(strangers) > 3)
+        text = (
+            f"{self._files.location(self._keys.records)} has files that are not segments: {shown}. "
+            f"Move {'them' if len(strangers) > 1 else 'it'} away: only segments belong there. If somebody has renamed a "
+            "segment, give it its old name back."
+        )
+        return [segment for segment in segments if segment.session >= self._since], text if strangers else ""
 
     async def read(self, name: SegmentName) -> Segment:
         """Read one segment whole.
@@ -186,6 +215,10 @@ class RunRecords:
                 place = self._files.location(key)
                 raise StorageError(
                     f"Cannot read the run storage at {place}: the file is gone (FileNotFoundError).", key=key
+                ) from exc
+            except IsADirectoryError as exc:
+                raise RecordCorruptError(
+                    f"{self._files.location(key)} is a folder, where a file of records was."
                 ) from exc
         place = self._files.location(key)
         segment = decode_segment(segment_text(content, name, place), name, place)

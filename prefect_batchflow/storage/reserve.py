@@ -71,7 +71,7 @@ class Reserve:
         if self._path is None or self._folder is None:
             return
         largest = 0
-        with contextlib.suppress(FileNotFoundError), os.scandir(self._folder) as entries:
+        with contextlib.suppress(OSError), os.scandir(self._folder) as entries:
             largest = max((entry.stat().st_size for entry in entries if entry.is_file()), default=0)
         size = max(SMALLEST_BYTES, TIMES_LARGEST * largest)
         try:

@@ -94,7 +94,11 @@ def decode_segment(text: bytes, name: SegmentName, place: str) -> Segment:
     """
     head, _, body = text.partition(b"\n")
     try:
-        header = json.loads(head)
+        header = json.loads(head.decode())
+    except (ValueError, RecursionError) as exc:
+        found = "not a valid segment" if text.strip(b"\0\n ") else "empty"
+        raise RecordCorruptError(f"The records at {place} are damaged: the file is {found}.") from exc
+    try:
         checksum = header.pop("sha256")
         if len(body) != header["bytes"] or _checksum(header, body) != checksum:
             raise RecordCorruptError(f"The records at {place} are damaged: the length or the checksum is wrong.")

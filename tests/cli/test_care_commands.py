@@ -96,6 +96,35 @@ def test_export(typed: Typed, tmp_path: Path) -> None:
     assert typed("export", "nightly", "--output", str(tmp_path))[0] == 2
 
 
+@pytest.mark.parametrize("how", ["damaged", "gone"])
+def test_an_export_that_lacks_lines_is_no_success(typed: Typed, tmp_path: Path, how: str) -> None:
+    segment = min((tmp_path / "runs" / "nightly" / "records").iterdir())
+    segment.unlink() if how == "gone" else segment.write_bytes(b"")
+    status, out, err = typed("export", "nightly")
+    assert (status, len(out.splitlines())) == (1, 3)
+    assert "The run counts 5 lines that have ended, but 3 have a sound record and are in the table" in err
+    assert ("the file is empty" in err) == (how == "damaged")
+
+
+def test_an_export_does_not_overwrite_files_of_the_run(typed: Typed, tmp_path: Path) -> None:
+    outputs = tmp_path / "runs" / "nightly" / "outputs.jsonl"
+    before = outputs.read_bytes()
+    status, _, err = typed("export", "nightly", "--output", str(outputs))
+    assert (status, outputs.read_bytes()) == (2, before)
+    assert "is in the folder of the run itself. Give another file." in err
+    assert typed("verify", "nightly")[0] == 0
+
+
+def test_a_run_whose_manifest_is_lost_can_be_deleted(typed: Typed, tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "nightly"
+    (folder / "manifest.json").write_text("{")
+    (folder / "manifests" / "0001.json").unlink()
+    status, _, err = typed("delete", "nightly")
+    assert (status, "Delete run nightly with all that is left of it in" in err) == (2, True)
+    assert typed("delete", "nightly", "-y")[0] == 0
+    assert not folder.exists()
+
+
 def test_compact(typed: Typed) -> None:
     assert typed("compact", "nightly")[:2] == (0, "Run nightly: 3 record files are 1 now.\n")
     status, out, _ = typed("compact", "nightly", "--json")

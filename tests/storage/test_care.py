@@ -22,6 +22,7 @@ from prefect_batchflow.storage.records import RunRecords
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 pytestmark = pytest.mark.anyio
 KEYS = RunKeys("r")
@@ -47,15 +48,28 @@ def without_line(text: bytes, number: int) -> bytes:
 
 
 FAULTS: dict[str, tuple[str, Callable[[bytes], bytes | None], str]] = {
-    "a flipped digit in an output": (KEYS.outputs, lambda t: t.replace(b'"n": 2', b'"n": 3'), "line 2 differ from their"),
+    "a flipped digit in an output": (KEYS.outputs, lambda t: t.replace(b'"n": 2', b'"n": 3'), "line 2 is not as in"),
     "a row that is gone": (KEYS.outputs, lambda t: without_line(t, 1), "has 3 lines, but the result counts 4"),
     "half a row": (KEYS.outputs, lambda t: t[:-4], "row 4 is cut off"),
     "a row twice": (KEYS.outputs, lambda t: t + t.splitlines(keepends=True)[0], "is not sorted, or has a line twice"),
     "no outputs": (KEYS.outputs, lambda _: None, "FileNotFoundError"),
     "a failed line among the outputs": (
-        KEYS.outputs, lambda t: t + b'{"line_number": 4}\n', "line 4 are among the outputs and the failed lines",
+        KEYS.outputs, lambda t: t + b'{"line_number": 4}\n', "line 4 is among the outputs and the failed lines",
     ),
     "a failed line that is gone": (KEYS.failed, lambda _: b"", "has 0 lines, but the result counts 1"),
+    "a number that is a text": (
+        KEYS.outputs, lambda t: t.replace(b'"line_number": 2', b'"line_number": "2"'), "row 3 has no number of a line, but '2'",
+    ),
+    "a number that is a list": (
+        KEYS.outputs, lambda t: t.replace(b'"line_number": 2', b'"line_number": [2]'), "row 3 has no number of a line, but [2]",
+    ),
+    "a changed input of a failed line": (
+        KEYS.failed, lambda t: t.replace(b'"n": 4', b'"n": 5'), "line 4 is not as in the records",
+    ),
+    "a failed line twice": (KEYS.failed, lambda t: t + t, "is not sorted, or has a line twice"),
+    "a row of a line that is not there": (
+        KEYS.outputs, lambda t: t + b'{"line_number": 9}\n', "line 9 has no sound record",
+    ),
     "a damaged result": (KEYS.batch_result, lambda t: t[:40], "The result at"),
     "a wrong count": (
         KEYS.batch_result,
@@ -95,8 +109,25 @@ class TestVerify:
         found = await verify_run(files, manifest)
 
         assert first.name in found.wrong[0]
-        assert "lines 0, 1, 2, 3 differ from their records" in found.wrong[1]
+        assert (
+            "lines 0, 1, 2, 3 have no sound record. `batchflow resume r` runs lines without a record" in found.wrong[1]
+        )
         assert (found.completed, found.failed, found.not_started) == (0, 1, 4)
+
+    async def test_other_files_among_the_records(self, files: RunStorageBlock) -> None:
+        manifest = await stored_run(files)
+        await files.write_path("r/records/notes.txt", b"mine")
+        found = await verify_run(files, manifest)
+        assert (found.completed, len(found.wrong)) == (4, 1)
+        assert f"{files.location(KEYS.records)} has files that are not segments: 'notes.txt'. Move it" in found.wrong[0]
+
+    @pytest.mark.parametrize("key", [KEYS.outputs, KEYS.failed])
+    async def test_lost_outputs_take_no_record_from_the_counts(self, files: RunStorageBlock, key: str) -> None:
+        manifest = await stored_run(files)
+        await files.write_path(key, b"")
+        found = await verify_run(files, manifest)
+        assert (found.completed, found.failed, found.not_started, found.notes) == (4, 1, 0, [])
+        assert len(found.wrong) == 1
 
     async def test_a_run_that_has_not_finished_is_no_fault(self, files: RunStorageBlock) -> None:
         manifest = await stored_run(files)
@@ -148,6 +179,18 @@ class TestCopy:
         with pytest.raises(InvalidOptionError, match=r"is in .* already"):
             await copy_run(files, manifest, files)
 
+    @pytest.mark.parametrize("place", ["link", "up", "inside"])
+    async def test_a_place_that_is_the_run_itself_is_refused(
+        self, local: RunStorageBlock, tmp_path: Path, place: str
+    ) -> None:
+        manifest = await stored_run(local)
+        before = await contents(local)
+        (tmp_path / "link").symlink_to(local.location())
+        places = {"link": f"{tmp_path}/link", "up": f"{local.location()}/../runs", "inside": local.location("r")}
+        with pytest.raises(InvalidOptionError, match=r"is in .* already|is in the folder of the run itself"):
+            await copy_run(local, manifest, RunStorageBlock(url=places[place]))
+        assert await contents(local) == before
+
     async def test_a_copy_that_was_cut_short_is_no_run_and_can_be_finished(
         self, files: RunStorageBlock, target: RunStorageBlock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -167,6 +210,18 @@ class TestCopy:
         assert await read_manifest(target, KEYS) is None
         await copy_run(files, manifest, target)
         assert (await verify_run(target, manifest)).wrong == []
+
+
+async def test_folders_of_somebodys_own_are_copied_and_deleted(
+    local: RunStorageBlock, target: RunStorageBlock, tmp_path: Path
+) -> None:
+    manifest = await stored_run(local)
+    for name in ("mine/deep/notes.txt", "records/old/notes.txt"):
+        await local.write_path(f"r/{name}", b"mine")
+    assert await copy_run(local, manifest, target) == len(await names_of(local, KEYS))
+    assert await target.read_path("r/mine/deep/notes.txt") == b"mine"
+    await delete_run(local, "r")
+    assert not (tmp_path / "runs" / "r").exists()
 
 
 async def test_a_deleted_run_leaves_nothing(files: RunStorageBlock) -> None:

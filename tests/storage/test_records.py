@@ -20,6 +20,7 @@ from prefect_batchflow.exceptions import StorageError
 from prefect_batchflow.storage import records as records_module
 from prefect_batchflow.storage.keys import RunKeys
 from prefect_batchflow.storage.records import RunRecords, SegmentMetadata, SegmentSerializer
+from prefect_batchflow.storage.reserve import Reserve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -253,6 +254,26 @@ async def test_records_that_were_there_must_be_there_at_the_end(remote: RunStora
         StorageError, match=rf"The results of {lines} are lost, and no outputs were written.*resume the run"
     ):
         await numbers_of(records)
+
+
+@pytest.mark.anyio
+async def test_a_file_in_place_of_the_records_is_named(local: RunStorageBlock) -> None:
+    keys = RunKeys("r")
+    await local.write_path(keys.records, b"mine")
+    async with Reserve(local, keys):  # a run takes it first
+        with pytest.raises(StorageError, match=r"records is a file, where the folder .* was. Move it away"):
+            await RunRecords(local, keys, 1).scan()
+
+
+@pytest.mark.anyio
+async def test_a_folder_in_place_of_a_segment_is_damage(local: RunStorageBlock) -> None:
+    records = RunRecords(local, keys := RunKeys("r"), 1)
+    name = await records.append([outcome_of(0)])
+    await local.delete_path(keys.segment(name.name))
+    await local.write_path(f"{keys.segment(name.name)}/inner", b"mine")
+    index, damage = await RunRecords(local, keys, 2).scan()
+    assert index.lines == {}
+    assert "is a folder, where a file of records was" in damage[0]
 
 
 @pytest.mark.anyio
