@@ -190,8 +190,9 @@ def test_what_cannot_be_asked_for_is_refused(text: str, said: str) -> None:
         ({"rerun_lines": "0"}, [0]),
         ({"rerun_lines": "0-1, 3"}, [0, 1, 3]),
         ({"rerun_lines": "0", "rerun": "crash"}, [0, 2]),
+        ({"rerun_lines": "0", "rerun": "failed"}, [0, 1, 2, 3, 4]),
     ],
-    ids=["completed", "some", "lines and errors"],
+    ids=["completed", "some", "lines and errors", "lines and all that failed"],
 )
 def test_lines_run_again_by_their_numbers(nightly: Nightly, chosen: dict[str, str], again: list[int]) -> None:
     result = nightly.start(**chosen)

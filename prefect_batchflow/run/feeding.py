@@ -64,6 +64,8 @@ class Feeding:
             self._executor.on_note = state.note
         self._canceled: Set[int] = frozenset()
         self._rerun, self._rerun_lines = state.options.errors_to_rerun, state.options.lines_to_rerun
+        self._others_stay = bool(self._rerun_lines) and not state.options.rerun
+        """Whether lines run again by their numbers only, and not by their errors."""
         self._earlier: dict[int, Receipt] = {}
         """The earlier receipts of lines that were chosen to run again, until they have."""
         self._limits = FailureLimits(state.options, self._total_lines)
@@ -87,7 +89,7 @@ class Feeding:
         self._account_for_every_line(feed)
         if self._left_failed:
             why = f"rerun is {','.join(self._rerun)!r} and their errors are different"
-            if self._rerun_lines and not self._rerun:
+            if self._others_stay:
                 why = f"rerun_lines is {str(self._rerun_lines)!r}"
             self._state.note(f"Failed lines that did not run again, because {why}: {self._left_failed}.")
 
@@ -247,7 +249,7 @@ class Feeding:
         # A Retry of this very request does not run again what its first try has.
         if is_chosen and self._opened.index.lines[number].session < self._opened.request_since:
             return False
-        if ended.error is None or (self._rerun_lines and not self._rerun and not is_chosen):
+        if ended.error is None or (self._others_stay and not is_chosen):
             return True
         return not runs_again(self._rerun, ended.error)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from prefect_batchflow.definition.variants import parse_variant
-from prefect_batchflow.exceptions import InvalidOptionError, RunChangedError
+from prefect_batchflow.exceptions import InvalidOptionError, RecordCorruptError, RunChangedError
 from prefect_batchflow.images.forms import form_of
 from prefect_batchflow.inputs.places import is_local_path, locate
 from prefect_batchflow.inputs.survey import Survey
@@ -123,6 +123,8 @@ class Resuming:
         """
         state, self._files = self._state, files
         starts = await earlier_starts(self._files, self._keys)
+        if starts.strangers:
+            raise RecordCorruptError(starts.strangers)
         before, lost = starts.manifest, starts.lost
         if lost and state.options.on_change == "refuse":
             raise RunChangedError(
@@ -180,8 +182,10 @@ class Resuming:
             copied = await state.stop.unless_stopped(self._renumber(before, this_start, matches))
             if copied is None:
                 return None
-            sessions[-1] = this_start.model_copy(update={"renumbers": "done"})
-            since, contents_since = session, History.of(before).since
+            # The lines run in a session of their own: what was copied is not yet what this request wants to run again.
+            sessions[-1] = this_start.model_copy(update={"renumbers": "done", "prefect_flow_run_id": None})
+            sessions.append(this_start)
+            since, contents_since, session = session, History.of(before).since, len(sessions)
         manifest = self._manifest(prints, flow, sessions, since, contents_since).model_copy(
             update={"identity": identity, "unnamed_until": unnamed_until}
         )
@@ -197,7 +201,7 @@ class Resuming:
             return None
         index, _ = scanned
         for damage in await records.set_damaged_aside():
-            state.note(f"{damage} Its lines run again.")
+            state.note(f"{damage} Its lines run again, unless another record has them.")
         same_request = (
             n for n, one in enumerate(sessions, 1) if one.prefect_flow_run_id == this_start.prefect_flow_run_id
         )

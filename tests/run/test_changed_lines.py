@@ -84,6 +84,16 @@ def test_rows_inserted_on_top_are_the_only_ones_that_run(run: Run) -> None:
     assert run.begun == []
 
 
+def test_chosen_lines_run_again_by_their_new_numbers(run: Run) -> None:
+    run.start(list("abc"))
+
+    run.start(list("xabc"), on_change="reuse", rerun_lines="1,3")
+    assert run.begun == ["x", "a", "c"]
+    run.start(list("yxabc"), on_change="reuse", rerun_lines="3")
+    assert run.begun == ["y", "b"]
+    assert [(number, q) for number, q, _ in run.outputs()] == list(enumerate("yxabc"))
+
+
 def test_a_line_that_was_removed_and_comes_back_is_not_paid_again(run: Run) -> None:
     run.start(list("abc"))
     run.start(list("ac"), on_change="reuse")
