@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 _REFERENCE = re.compile(r"\$\{(?i:env):([^}]+)\}")
 
 
+_OF_OTHERS = ("PREFECT_", "BATCHFLOW_")
+"""Variables that give no connection: they hold the worker's own keys, and a run can choose the names of its connections."""
+
+
 def variables_in(text: str) -> list[str]:
     """The names of the variables that a text refers to, each once."""
     return list(dict.fromkeys(name.strip() for name in _REFERENCE.findall(text)))
@@ -47,6 +51,11 @@ def filled_in(text: str, environ: Mapping[str, str], place: str) -> str:
         return environ[name]
 
     return _REFERENCE.sub(value, text)
+
+
+def is_for_connections(variable: str) -> bool:
+    """Whether a variable can give a connection, and does not belong to Prefect or this package."""
+    return not variable.startswith(_OF_OTHERS)
 
 
 def variables_of(name: str, key: str) -> list[str]:

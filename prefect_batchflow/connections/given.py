@@ -11,7 +11,13 @@ from prefect_batchflow.exceptions import TO_GIVE, GetConnectionError, InvalidCon
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-from prefect_batchflow.connections.environment import filled_in, is_variable, variable_named, variables_of
+from prefect_batchflow.connections.environment import (
+    filled_in,
+    is_for_connections,
+    is_variable,
+    variable_named,
+    variables_of,
+)
 from prefect_batchflow.connections.kinds import KINDS, MODULE, is_connection_type, parts_of
 
 MISSING = "MissingConnection"
@@ -103,7 +109,8 @@ def _values(spec: Any) -> dict[str, Any]:
 
 
 def _from_environment(name: str, key: str, value: Any, environ: Mapping[str, str]) -> Any:
-    value = next((environ[variable] for variable in variables_of(name, key) if variable in environ), value)
+    set_here = (v for v in variables_of(name, key) if v in environ and is_for_connections(v))
+    value = next((environ[variable] for variable in set_here), value)
     if not isinstance(value, str) or not is_variable(value):
         return value
     return filled_in(value.strip(), environ, f"{key!r} of the connection {name!r}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-from prefect_batchflow.connections.environment import variables_of
+from prefect_batchflow.connections.environment import is_for_connections, variables_of
 from prefect_batchflow.connections.files import connection_of, fields_of, is_custom, kind_named, yaml_type
 from prefect_batchflow.connections.kinds import KINDS
 from prefect_batchflow.exceptions import InvalidConnectionError
@@ -61,7 +61,8 @@ def _given(name: str, environ: Mapping[str, str]) -> dict[str, str]:
     """Key to value, of all variables that begin with the connection's name."""
     found: dict[str, str] = {}
     for prefix in reversed(variables_of(name, "")):
-        found |= {v[len(prefix) :].lower(): text for v, text in environ.items() if text and v.startswith(prefix)}
+        given = {v: text for v, text in environ.items() if text and v.startswith(prefix) and is_for_connections(v)}
+        found |= {v[len(prefix) :].lower(): text for v, text in given.items()}
     return {key: value for key, value in found.items() if key}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from prefect_batchflow.definition.flow import MESSAGE_FORMATS, NO_DEFAULT, PYTHO
 from prefect_batchflow.exceptions import (
     FlowDefinitionError,
     InvalidFlowRequest,
+    InvalidOptionError,
     UnsupportedFeatureError,
     UserErrorException,
 )
@@ -252,9 +254,30 @@ def read_environment(given: dict[str, Any], problems: Problems) -> dict[str, str
 def environment_texts(values: Mapping[str, Any]) -> dict[str, str]:
     """Turn the values of environment variables into texts: lists and mappings into JSON, others by `str`.
 
+    Raises:
+        InvalidOptionError: No process can have such a variable. The message shows no value.
     Source: promptflow `contracts/flow.py`, `FlowBase.get_environment_variables_with_overrides`.
     """
-    return {name: json.dumps(value) if isinstance(value, dict | list) else str(value) for name, value in values.items()}
+    texts = {
+        name: json.dumps(value) if isinstance(value, dict | list) else str(value) for name, value in values.items()
+    }
+    for name, text in texts.items():
+        if not name or "=" in name or not _fits_in_environment(name):
+            raise InvalidOptionError(
+                f"environment_variables: {name!r} cannot be the name of a variable. It needs valid text without = and NUL."
+            )
+        if not _fits_in_environment(text):
+            raise InvalidOptionError(
+                f"environment_variables: the value of {name} has a NUL or is no valid text, which no variable can hold."
+            )
+    return texts
+
+
+def _fits_in_environment(text: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 def read_language(given: dict[str, Any], problems: Problems) -> str:

@@ -53,7 +53,10 @@ def load_flow(
             existing ones.
     """
     chosen = check_node_connections(node_connections or {}, "node_connections")
-    folder = None if working_dir is None else Path(working_dir).resolve()
+    try:
+        folder = None if working_dir is None else Path(working_dir).resolve()
+    except (OSError, ValueError, RuntimeError) as exc:  # a NUL, or a circle of links
+        raise InvalidOptionError(f"working_dir: {str(working_dir)!r} cannot be a folder: {exc}.") from exc
     if isinstance(source, str | os.PathLike):
         flow = _flow_of_text(os.fspath(source), folder, variant, chosen)
     else:

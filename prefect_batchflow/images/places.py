@@ -6,12 +6,11 @@ import os
 import re
 import stat
 from typing import TYPE_CHECKING
-from urllib.parse import unquote
 
 from prefect_batchflow.exceptions import InvalidImageInput
 from prefect_batchflow.images.image import guess_mime_type
 from prefect_batchflow.inputs.formats import shorten
-from prefect_batchflow.inputs.places import fresh_listings, shown_url
+from prefect_batchflow.inputs.places import climbs, fresh_listings, shown_url
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -139,7 +138,7 @@ def _read_local(path: str, folder: str, allowed: Sequence[str]) -> bytes:
 def _url_within(path: str, folder: str) -> str:
     folder = folder.rstrip("/")
     inner = path.removeprefix(f"{folder}/")
-    if inner.startswith("/") or "://" in inner or "::" in inner or ".." in re.split(r"[/\\]", unquote(inner)):
+    if inner.startswith("/") or "://" in inner or "::" in inner or climbs(inner):
         raise _OutsideError
     return f"{folder}/{inner}"
 

@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from prefect_batchflow.exceptions import InvalidOptionError, InvalidUserData
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{([^{}]*)\})")
+_NEVER_IN_URL = re.compile(r"[\x00-\x1f\x7f\\]")
 _WILDCARD = re.compile(r"[*?\[]")
 OBJECT_STORES = {
     **dict.fromkeys(("s3", "s3a"), "s3fs"),
@@ -67,9 +69,11 @@ def located_image_roots(roots: Iterable[str]) -> tuple[str, ...]:
     """
     located = {root: locate(root) for root in roots}
     for root, place in located.items():
+        # A variable can hold a secret, and the message must not show it to someone who only names the variable.
+        is_shown = root != place and "$" not in root
         if not root.strip() or (is_local_path(place) and not Path(place).is_dir()):
             raise InvalidOptionError(
-                f"image_roots: {root!r} is not a folder{f' (looked for {place})' * (root != place)}. Give folders or URLs "
+                f"image_roots: {root!r} is not a folder{f' (looked for {place})' * is_shown}. Give folders or URLs "
                 "that hold the images that rows name."
             )
     return tuple(dict.fromkeys(located.values()))
@@ -98,6 +102,15 @@ def shown_url(url: str) -> str:
         return url
     host, slash, path = rest.partition("/")
     return f"{start}://{host.rpartition('@')[2]}{slash}{path}".partition("?")[0].partition("#")[0][:200]
+
+
+def climbs(path: str) -> bool:
+    """Whether the path of a URL leads up, as any server or library reads it.
+
+    Some decode twice, leave control characters out, or read a backslash as a slash.
+    """
+    decoded = unquote(unquote(path))
+    return ".." in re.split(r"[/\\]", decoded) or _NEVER_IN_URL.search(decoded) is not None
 
 
 def fresh_listings(url: str) -> dict[str, Any]:

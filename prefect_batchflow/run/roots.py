@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
 
 from prefect_batchflow.blocks import is_block
 from prefect_batchflow.connections.environment import variables_in
@@ -22,7 +21,7 @@ from prefect_batchflow.connections.files import is_connection_file
 from prefect_batchflow.definition.load import named_place
 from prefect_batchflow.definition.parsing import parsed
 from prefect_batchflow.exceptions import InvalidOptionError
-from prefect_batchflow.inputs.places import local_folder, locate
+from prefect_batchflow.inputs.places import climbs, local_folder, locate
 from prefect_batchflow.settings import default_storage_url
 from prefect_batchflow.storage.files import folder_url
 
@@ -36,10 +35,14 @@ ROOTS_VARIABLE = "BATCHFLOW_ROOTS"
 VARIABLES_VARIABLE = "BATCHFLOW_ALLOWED_VARIABLES"
 """Where roots are set: the environment variables that a run can set, separated by commas; `MY_*` allows a prefix."""
 
+FLOW_RUN_VARIABLE = "PREFECT__FLOW_RUN_ID"
+"""Prefect sets it in each process that it starts for a run of a deployment; its value names the run."""
+
 _LOCAL = ("file://", "local://")
-_URL = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]*:+//")
-_NEVER_IN_URL = re.compile(r"[\x00-\x1f\x7f\\]")
-"""Libraries leave these characters out, or read a backslash as a slash, after the check."""
+_URL = re.compile(r"[\s\x00-\x1f]*(?:[A-Za-z][A-Za-z0-9+.-]*:+[/\\]{2}|(?:https?|wss?|ftp):|[/\\]{2})", re.IGNORECASE)
+"""Begins like an address. Browsers and Node.js read `http:host`, `//host` and `\\\\host` as addresses as well."""
+_LEFT_OUT = re.compile(r"[\t\r\n]")
+"""Many parsers of addresses leave these characters out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +60,21 @@ class Roots:
 
     @classmethod
     def of_flow_run(cls, deployment_id: object) -> Roots:
-        """Those of this process's environment for a run of a deployment; no limit for other runs."""
-        if deployment_id is None:
+        """Those of this process's environment for a run of a deployment, also one that another flow starts; else no limit.
+
+        Raises:
+            InvalidOptionError: The variable is set, but lists nothing. Perhaps a variable in its text was empty.
+        """
+        if deployment_id is None and FLOW_RUN_VARIABLE not in os.environ:
             return cls()
-        return cls.of(os.environ.get(ROOTS_VARIABLE, ""), os.environ.get(VARIABLES_VARIABLE, ""))
+        given = os.environ.get(ROOTS_VARIABLE)
+        roots = cls.of(given or "", os.environ.get(VARIABLES_VARIABLE, ""))
+        if given is not None and not roots.allowed:
+            raise InvalidOptionError(
+                f"{ROOTS_VARIABLE} is set on this worker, but names no place ({given!r}), so no run is allowed. Ask the "
+                "operator of the worker to list folders and URLs, separated by commas, or to unset it."
+            )
+        return roots
 
     @property
     def may_read(self) -> Callable[[str], bool] | None:
@@ -77,7 +91,7 @@ class Roots:
         """
         if not self.allowed:
             return
-        working_dir = Path(request.working_dir).resolve() if request.working_dir else None
+        working_dir = _resolved(Path(request.working_dir)) if request.working_dir else None
         path, attribute = named_place(request.flow, working_dir)
         shown = request.flow if path is None else request.flow.removesuffix(f":{attribute}")
         places: list[tuple[str, str, str | None]] = [("flow", shown, _path(None if path is None else str(path)))]
@@ -93,15 +107,18 @@ class Roots:
         # The check sees data with its variables filled in; the message shows it as it was given.
         places += [(name, url, _data_place(url)) for name, url in request.sources.items()]
         places += [("image_roots", root, locate(root)) for root in request.image_roots]
-        places += [("init_kwargs", url, url) for url in _texts(request.init_kwargs) if _URL.match(url)]
+        addresses = [text for text in _texts(request.init_kwargs) if _URL.match(_LEFT_OUT.sub("", text))]
+        places += [("init_kwargs", url, url if "://" in url else None) for url in addresses]
         outside = [f"{name} {given!r}" for name, given, place in places if given and not self._has(place)]
         # A cluster gets the run's connections, and its answers are unpickled here. Its address must be a root itself.
         address = request.options.task_runner_address
         if address not in ("", "auto", *self.allowed):
             outside.append(f"task_runner_address {address!r}")
         problems = [self._told(outside)] if outside else []
-        if path is not None and attribute and not outside:
-            problems += _problem_of_code(path, attribute)
+        if not outside:
+            problems += self._links_out_of_runs(request)
+            if path is not None and attribute:
+                problems += _problem_of_code(path, attribute)
         problems += self._problems_of_values(request)
         if problems:
             raise InvalidOptionError(" ".join(problems))
@@ -119,6 +136,21 @@ class Roots:
             f"{', '.join(outside)}: not below {' or '.join(self.allowed)}. This worker limits deployment runs to these roots. "
             f"Move it there, or ask the operator of the worker to add a root to {ROOTS_VARIABLE}.{extra}"
         )
+
+    def _links_out_of_runs(self, request: BatchRequest) -> Iterator[str]:
+        """Refuse runs in a given storage whose files are links to somewhere else: they are read, and folders written."""
+        if request.storage in ("", default_storage_url()) or is_block(request.storage):
+            return
+        storage = _local_path(_storage_place(request.storage))
+        for run_id in filter(None, (request.run_id, request.run, request.resume_from)) if storage else ():
+            assert storage is not None
+            for place in _links_in(storage / run_id):
+                if not self._has(str(place)):
+                    yield (
+                        f"storage {request.storage!r}: {place} is a link that leads out of {' or '.join(self.allowed)}. This "
+                        "worker limits deployment runs to these roots. Remove the link, or put the files themselves there."
+                    )
+                    return
 
     def _problems_of_values(self, request: BatchRequest) -> Iterator[str]:
         others = [
@@ -183,9 +215,7 @@ def _is_below(place: str, root: str) -> bool:
         return not _is_strange(place) and _resolved(path).is_relative_to(_resolved(folder))
     if path is not None or folder is not None:
         return False
-    steps = re.split(r"[/\\]", unquote(unquote(place)))
-    is_plain = "::" not in place and ".." not in steps and not _NEVER_IN_URL.search(unquote(place))
-    return is_plain and f"{place}/".startswith(f"{root.rstrip('/')}/")
+    return "::" not in place and not climbs(place) and f"{place}/".startswith(f"{root.rstrip('/')}/")
 
 
 def _local_path(place: str) -> Path | None:
@@ -196,6 +226,15 @@ def _local_path(place: str) -> Path | None:
         if place.startswith(start):
             return Path(place.removeprefix(start))
     return None if "://" in place else Path(place).expanduser()
+
+
+def _links_in(folder: Path) -> Iterator[Path]:
+    """All links at and below a folder; none is followed."""
+    if folder.is_symlink():
+        yield folder
+        return
+    for place, folders, files in os.walk(folder):
+        yield from (path for name in (*folders, *files) if (path := Path(place, name)).is_symlink())
 
 
 def _resolved(path: Path) -> Path:

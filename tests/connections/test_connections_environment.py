@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from prefect_batchflow.connections.environment import filled_in, is_variable, variables_in
+from prefect_batchflow.connections.given import make_connection
+from prefect_batchflow.connections.variables import connection_of_variables
 from prefect_batchflow.exceptions import InvalidConnectionError
 
 ENVIRON = {"HOST": "h", "PORT": "1"}
@@ -31,3 +35,15 @@ def test_a_variable_that_is_not_set_is_named_with_its_place() -> None:
         InvalidConnectionError, match=r"^'key' of 'my' is \$\{env:NOPE\}, .* variable NOPE is not set\. Set it"
     ):
         filled_in("${env:HOST}${env:NOPE}", ENVIRON, "'key' of 'my'")
+
+
+@pytest.mark.parametrize("name", ["prefect", "PREFECT", "prefect_api", "batchflow", "Prefect-", "batchflow.x"])
+def test_the_keys_of_the_worker_itself_give_no_connection(name: str) -> None:
+    """A run can choose the names of its connections, and Prefect's key must not be sent to a model's service."""
+    prefix = re.sub("[^A-Z]", "_", name.upper())
+    environ = {f"{prefix}_API_KEY": "of-the-worker", f"{prefix}_API_BASE": "https://x", f"{prefix}_TYPE": "custom"}
+
+    assert connection_of_variables(name, environ) is None
+    assert connection_of_variables(name, environ, ["CustomConnection"]) is None
+    given = {"type": "OpenAIConnection", "value": {"api_key": "given"}}
+    assert make_connection(name, given, environ).api_key == "given"

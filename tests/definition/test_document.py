@@ -7,9 +7,22 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from prefect_batchflow.definition.document import SIZE_LIMIT, Problems, read_document, read_inputs, refuse_other_keys
+from prefect_batchflow.definition.document import (
+    SIZE_LIMIT,
+    Problems,
+    environment_texts,
+    read_document,
+    read_inputs,
+    refuse_other_keys,
+)
 from prefect_batchflow.definition.flow import NO_DEFAULT, FlowInput
-from prefect_batchflow.exceptions import FlowDefinitionError, InputNotFound, InvalidFlowRequest, UnsupportedFeatureError
+from prefect_batchflow.exceptions import (
+    FlowDefinitionError,
+    InputNotFound,
+    InvalidFlowRequest,
+    InvalidOptionError,
+    UnsupportedFeatureError,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -231,3 +244,17 @@ def test_an_input_name_that_is_no_text_is_refused(problems: Problems) -> None:
     read_inputs({"inputs": {1: {"type": "int"}}}, "inputs", problems)
 
     assert "has the name 1. Write it in quotes" in problems.found[0][1]
+
+
+@pytest.mark.parametrize("name", ["", "A=B", "=", "A\0", "\ud800"], ids=ascii)
+def test_a_name_that_no_variable_can_have_is_refused(name: str) -> None:
+    """`LEVEL=1` would pass for `LEVEL` where only some names are allowed."""
+    with pytest.raises(InvalidOptionError, match=r"environment_variables: .* cannot be the name of a variable"):
+        environment_texts({name: "1"})
+
+
+@pytest.mark.parametrize("value", ["my-secret\0", "my-secret\ud800"], ids=ascii)
+def test_a_value_that_no_variable_can_hold_is_refused_unseen(value: str) -> None:
+    with pytest.raises(InvalidOptionError, match="the value of KEY has a NUL or is no valid text") as caught:
+        environment_texts({"KEY": value})
+    assert "my-secret" not in str(caught.value)

@@ -101,7 +101,10 @@ class TestFolders:
         assert read_within("a.png", "memory://images/data") == PNG
         assert read_within("memory://images/data/a.png", "memory://images/data/") == PNG
 
-    @pytest.mark.parametrize("path", ["../x", "a/../../x", "/x", "memory://other/x", "a/%2e%2e/x", "..\\x", "zip::x"])
+    @pytest.mark.parametrize("path", [
+        "../x", "a/../../x", "/x", "memory://other/x", "a/%2e%2e/x", "..\\x", "zip::x", "a/%252e%252e/x", "a/.\t./.\t./x",
+        "a/.\n./x", "a/.%09./x", "a/%5c..%5cx", "a/..%2fx", "a/\x00/x",
+    ])  # fmt: skip
     def test_nothing_leads_out_of_another_storage(self, path: str) -> None:
         with pytest.raises(InvalidImageInput, match="leads out of memory://images/data"):
             read_within(path, "memory://images/data")

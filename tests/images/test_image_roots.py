@@ -12,6 +12,7 @@ import pytest
 from prefect_batchflow import BatchEngine, batch_run
 from prefect_batchflow.cli.commands import main
 from prefect_batchflow.exceptions import InvalidOptionError
+from prefect_batchflow.inputs.places import located_image_roots
 from prefect_batchflow.run.roots import check_roots
 from prefect_batchflow.settings import BatchRequest
 
@@ -206,6 +207,16 @@ def test_a_root_can_be_an_address(place: Place, bucket: str) -> None:
 def test_a_root_that_is_no_folder_is_refused_before_the_first_line(place: Place, root: str) -> None:
     with pytest.raises(InvalidOptionError, match=r"image_roots: .* is not a folder"):
         BatchEngine(place.flow, run_storage_url=str(place.storage), image_roots=[root or " "]).run({"data": place.data})
+
+
+@pytest.mark.parametrize("root", ["$KEY_OF_TEST", "{folder}/$KEY_OF_TEST", "{folder}/${{KEY_OF_TEST}}/x"])
+def test_the_value_of_a_variable_is_not_told_to_someone_who_only_names_it(
+    place: Place, monkeypatch: pytest.MonkeyPatch, root: str
+) -> None:
+    monkeypatch.setenv("KEY_OF_TEST", "hunter2hunter2")
+    with pytest.raises(InvalidOptionError, match=r"image_roots: .*KEY_OF_TEST.* is not a folder") as caught:
+        located_image_roots([root.format(folder=place.folder)])
+    assert "hunter2" not in str(caught.value)
 
 
 def test_the_roots_of_a_deployment_limit_them(place: Place) -> None:

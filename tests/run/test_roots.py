@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from prefect_batchflow.exceptions import InvalidOptionError, InvalidUserData
+from prefect_batchflow.exceptions import InvalidOptionError, InvalidUserData, UserErrorException
 from prefect_batchflow.inputs.readers import open_source
 from prefect_batchflow.run.roots import Roots, check_roots
 from prefect_batchflow.settings import PARAMETERS, BatchRequest, RunOptions, default_storage_url
@@ -129,6 +129,48 @@ def test_roots_count_for_runs_of_deployments_only(monkeypatch: pytest.MonkeyPatc
     assert Roots.of_flow_run("an-id") == Roots(("/data",), ("MY_*", "LEVEL"))
 
 
+@pytest.mark.parametrize("given", ["", "  ", ",", " , ,"], ids=repr)
+def test_roots_that_list_nothing_allow_nothing(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    """An empty variable in the operator's text must not lift the limit."""
+    monkeypatch.setenv("BATCHFLOW_ROOTS", given)
+
+    with pytest.raises(InvalidOptionError, match="BATCHFLOW_ROOTS is set on this worker, but names no place"):
+        Roots.of_flow_run("an-id")
+
+
+def test_roots_count_for_a_batch_run_inside_a_flow_of_a_deployment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATCHFLOW_ROOTS", "/data")
+    monkeypatch.setenv("PREFECT__FLOW_RUN_ID", "9f3c")
+
+    assert Roots.of_flow_run(None) == Roots(("/data",))
+
+
+@pytest.mark.parametrize("given", ["run_id", "run", "resume_from"])
+@pytest.mark.parametrize("inner", ["r", "r/records", "r/outputs.jsonl", "r/images/a.png", "r/records/damaged"])
+def test_no_link_in_a_run_leads_out_of_a_given_storage(root: Path, tmp_path: Path, given: str, inner: str) -> None:
+    link = root / "runs" / inner
+    link.parent.mkdir(parents=True)
+    link.symlink_to(tmp_path / "outside.jsonl")
+
+    with pytest.raises(InvalidOptionError, match=rf"storage 'runs': .*{inner} is a link that leads out of"):
+        Roots.of(str(root)).check(_request(**{"storage": "runs", "run_id": "new", given: "r"}))
+
+
+def test_links_that_stay_inside_and_other_runs_are_no_reason(root: Path, tmp_path: Path) -> None:
+    (root / "runs" / "r").mkdir(parents=True)
+    (root / "runs" / "r" / "images").symlink_to(root / "flows")
+    (root / "runs" / "other").symlink_to(tmp_path)
+
+    Roots.of(str(root)).check(_request(storage="runs", run="r", run_id="new"))
+
+
+@pytest.mark.parametrize("place", ["\0", "{root}/x\0", "{root}/x\0/../../y", "\ud800\0"], ids=ascii)
+@pytest.mark.parametrize("name", ["data", "output_dir", "storage", "working_dir", "image_roots", "connections", "flow"])
+def test_a_place_with_a_nul_is_refused_with_words(root: Path, name: str, place: str) -> None:
+    with pytest.raises(UserErrorException):
+        Roots.of(str(root)).check(_request(**_given(name, place.format(root=root))))
+
+
 def test_one_more_source_is_held_to_the_roots_as_well(root: Path) -> None:
     roots = Roots.of(str(root))
     roots.check_source("run.inputs", str(root / "rows.jsonl"))
@@ -243,13 +285,17 @@ def test_every_place_can_be_below_a_root(root: Path, name: str) -> None:
         {"model": {"azure_deployment": "d", "azure_endpoint": "https://evil.example"}},
         {"model": {"model": "m", "base_url": " HTTPS://evil.example"}},
         {"url": "https://allowed.example.evil/x"},
+        *({"url": url} for url in (
+            "https:evil.example", "https:/evil.example", "https:\\\\evil.example", "//evil.example/x", "\\\\evil.example",
+            "ht\ttps://evil.example", "\x00https://evil.example", "HTTP:evil.example", "ws:evil.example", " \n//evil.example",
+        )),
         {"key": "${env:PREFECT_API_AUTH_STRING}"},
         {"model": {"api_key": "a ${ENV:SECRET} b", "base_url": "https://allowed.example"}},
         {"list": [["${env:X}"]]},
         {"${env:X}": 1},
     ],
-    ids=str,
-)
+    ids=ascii,
+)  # fmt: skip
 def test_constructor_arguments_name_no_other_service_and_no_variable_of_the_worker(
     root: Path, given: dict[str, Any]
 ) -> None:
