@@ -27,6 +27,7 @@ from prefect_batchflow.exceptions import (
 )
 from prefect_batchflow.execution.program.importing import refuse_run_while_loading
 from prefect_batchflow.execution.workers.started import ready_worker
+from prefect_batchflow.inputs.places import without_credentials
 from prefect_batchflow.prefect_runtime import imports, states  # noqa: F401 - imports are the purpose of `imports`
 from prefect_batchflow.prefect_runtime.flow_runs import current_flow_run, is_cancelled_in_prefect
 from prefect_batchflow.prefect_runtime.gone_server import give_up, let_go_of_server, server_answers
@@ -46,6 +47,8 @@ from prefect_batchflow.storage.keys import check_run_id
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_PLACES = frozenset({"data", "more_data", "storage", "image_roots"})
+"""Parameters whose URLs can have passwords and signatures, which Prefect would keep and show."""
 BEGIN_SEC = 20.0
 """How long the server may take to register a run before it is asked whether it still answers."""
 LAST_STATE_SEC = 8.0
@@ -158,7 +161,10 @@ def run_batch(parameters: Mapping[str, Any], live: LiveRun) -> BatchResult:
     """
     refuse_run_while_loading()
     _check_parameters(parameters)
-    shown = {name: encodable_value(value) for name, value in parameters.items()}
+    shown = {
+        name: encodable_value(without_credentials(value) if name in _PLACES else value)
+        for name, value in parameters.items()
+    }
     live.parameters = {
         name: value for name, value in parameters.items() if shown[name] is not value and shown[name] != value
     }

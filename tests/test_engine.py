@@ -24,6 +24,7 @@ from prefect_batchflow import (
     RunInfo,
     Status,
 )
+from prefect_batchflow import flows as flows_module
 from prefect_batchflow.exceptions import (
     FlowNotFoundError,
     InputMappingError,
@@ -34,6 +35,7 @@ from prefect_batchflow.exceptions import (
     RunInUseError,
     RunNotFoundError,
     StorageError,
+    UnexpectedError,
     UnsupportedFeatureError,
 )
 
@@ -330,6 +332,28 @@ def test_max_lines_count_cuts_the_data(storage: Path, write_rows: Callable[..., 
     rows = [{"n": n} for n in range(9)]
     result = BatchEngine(double, run_storage_url=str(storage)).run({"data": write_rows(rows)}, max_lines_count=4)
     assert result.total_lines == 4
+
+
+def test_prefect_gets_no_password_of_an_address(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefect keeps and shows the parameters of a run. The run itself gets the addresses as they were given."""
+    seen: list[Any] = []
+
+    async def capture(shown: dict[str, Any], live: Any) -> None:
+        seen.extend((shown, live.parameters))
+
+    monkeypatch.setattr(flows_module, "_awaited", capture)
+    monkeypatch.setattr(flows_module, "start_own_server", lambda: None)
+    url = "https://bob:canary12345@h.example/rows.jsonl?sig=canary67890"
+    engine = BatchEngine(double, run_storage_url="sftp://bob:canary12345@h.example/runs", image_roots=[url])
+
+    with pytest.raises(UnexpectedError):
+        engine.run({"data": url})
+
+    shown, given = seen
+    assert "canary" not in str(shown)
+    assert shown["more_data"] == {"data": "https://bob:…@h.example/rows.jsonl?sig=…"}
+    assert (given["more_data"], given["image_roots"]) == ({"data": url}, [url])
+    assert given["storage"] == "sftp://bob:canary12345@h.example/runs"
 
 
 def test_init_kwargs_are_not_kept_by_the_run(storage: Path, write_rows: Callable[..., Path], tmp_path: Path) -> None:

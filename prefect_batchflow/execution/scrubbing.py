@@ -13,10 +13,11 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from prefect_batchflow.connections.environment import filled_in
-from prefect_batchflow.connections.given import secret_values
+from prefect_batchflow.connections.given import connection_spec, secret_values
 from prefect_batchflow.exceptions import InvalidConnectionError
 from prefect_batchflow.execution.program.record import encode_record
 from prefect_batchflow.execution.written_secrets import WrittenSecrets
+from prefect_batchflow.inputs.places import secrets_in_url
 from prefect_batchflow.results.records import AggregationRun, LineRecord
 
 if TYPE_CHECKING:
@@ -33,6 +34,18 @@ SHORTEST_SECRET = 8
 _API_KEY = "_API_KEY"
 """How environment variables with a key end: those of the openai package, and those that give a connection."""
 _NAMES_A_SECRET = re.compile(r"(?:key|token|secret|password|passwd|credentials?)$", re.IGNORECASE)
+_SECRET_OF_ENVIRONMENT = re.compile(
+    r"(?:_|^)(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|AUTH_STRING|CONNECTION_STRING)$|_SECRET_\w*KEY$", re.IGNORECASE
+)
+"""Variables of the process that are secrets if their values look like one: AWS_SECRET_ACCESS_KEY, HF_TOKEN, …"""
+_LOOKS_LIKE_A_SECRET = re.compile(r"(?=.*[0-9])(?=.*[A-Za-z])[^\s]{16,}")
+"""No word that an output can have by itself: `POSTGRES_PASSWORD=postgres` must not take that word out of outputs."""
+_SECRET_ARGUMENT = re.compile(
+    r"(?:^|_)(?:api_?key|access_?key|secret_?key|private_?key|account_?key|(?:access|api|auth|bearer|sas)_?token|secret|password"
+    r"|passwd)$|^token$",
+    re.IGNORECASE,
+)
+"""Arguments of a constructor that are secrets. `stop_token` and `sort_key` are ordinary words."""
 _DEEPEST = 8
 _PARTS = ("inputs", "output", "error", "metrics", "logs", "model_calls")
 
@@ -112,27 +125,54 @@ def secrets_of(
 
     Args:
         connections: The run's connections, name to dictionary or connection.
-        init_kwargs: Keys in model configurations at any depth are secrets.
-        environ: The environment. It completes the connections; its variables that end in `_API_KEY` are secrets.
+        init_kwargs: Keys in model configurations, and arguments with names such as `password`, at any depth are secrets.
+        environ: The environment. It completes the connections. Its variables that end in `_API_KEY` are secrets, and those that
+            end like `_TOKEN` or `_SECRET_ACCESS_KEY` if their values look like secrets.
         variables: Names of the run's environment variables. Those that end like `key`, `token` or `password` are secrets.
+
+    Passwords and signatures in addresses are secrets in all of them.
     """
     names = {*filter(_NAMES_A_SECRET.search, variables), *(name for name in environ if name.endswith(_API_KEY))}
     from_environment = {environ[name] for name in names if name in environ}
-    return secret_values(connections, environ) | from_environment | set(_keys_in(init_kwargs, environ))
+    from_environment |= {
+        text
+        for name, text in environ.items()
+        if _SECRET_OF_ENVIRONMENT.search(name) and _LOOKS_LIKE_A_SECRET.fullmatch(text) and not os.path.lexists(text)
+    }
+    addresses = [
+        *environ.values(),
+        *_texts_in(init_kwargs),
+        *_texts_in({n: _open_values(c) for n, c in connections.items()}),
+    ]
+    in_addresses = {secret for text in addresses if ":" in text or "=" in text for secret in secrets_in_url(text)}
+    return secret_values(connections, environ) | from_environment | set(_keys_in(init_kwargs, environ)) | in_addresses
+
+
+def _open_values(connection: Any) -> Any:
+    spec = connection_spec(connection)
+    return spec.get("value") if isinstance(spec, Mapping) else None
+
+
+def _texts_in(value: Any, depth: int = 0) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif depth <= _DEEPEST and isinstance(value, Mapping | list | tuple):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts_in(part, depth + 1)
 
 
 def has_keys(init_kwargs: Mapping[str, Any]) -> bool:
     """Whether arguments of a constructor have a key in clear text; a reference to a variable is none."""
-    return any(_keys_in(init_kwargs, {}))
+    return any(_keys_in(init_kwargs, {})) or any(map(secrets_in_url, _texts_in(init_kwargs)))
 
 
 def _keys_in(value: Any, environ: Mapping[str, str], depth: int = 0) -> Iterator[str]:
-    """All values of `api_key` in dictionaries and model configurations."""
+    """All values of `api_key` and other names of secrets in dictionaries and model configurations."""
     if depth > _DEEPEST:
         return
     if isinstance(value, Mapping):
         for key, part in value.items():
-            if key == "api_key" and isinstance(part, str):
+            if isinstance(part, str) and isinstance(key, str) and _SECRET_ARGUMENT.search(key):
                 with suppress(InvalidConnectionError):  # a variable that is not set keeps no secret
                     yield filled_in(part, environ, key)
             else:

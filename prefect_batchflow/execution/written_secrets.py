@@ -1,5 +1,7 @@
 """The ways in which a text can have a secret: percent, plus, base64, hexadecimal, JSON, Python's repr and HTML, also mixed.
 
+Lines can be wrapped in it, as MIME wraps base64.
+
 Most texts have none. A part of each secret that no usual encoding changes is looked for first, which takes a microsecond; only
 a text that has it, or that has encoded letters, meets the regular expression.
 """
@@ -25,6 +27,10 @@ _LETTER = re.compile(r"%(?:25)*(?:3\d|[46][1-9a-fA-F]|[57][0-9aA])|&(?:amp;)*#|\
 _SHORT_ESCAPES = {"\n": "n", "\r": "r", "\t": "t", "\b": "b", "\f": "f", "\v": "v", "\a": "a", "\0": "0"}
 _ENTITIES = {"&": "amp", "<": "lt", ">": "gt", '"': "quot", "'": "apos", "/": "sol", "+": "plus", "=": "equals"}
 _ESCAPE = re.compile(r"\\+(?:u00|x)([2-7][0-9a-fA-F])")
+_WRAP = r"(?:(?:\\+[rn]|[\r\n])+[ \t|]*)?"
+"""The end of a line, and how the next one can begin."""
+_LEAST_WRAPPED = 16
+"""Characters. A shorter secret, such as 12345678, can be the end of one line and the beginning of the next by chance."""
 _ROUNDS = 3
 """So many encodings of letters, one in the other, are undone to find a secret."""
 
@@ -44,6 +50,7 @@ class WrittenSecrets:
         self._part_bytes = tuple(part.encode() for part in self._parts)
         self._always = any(len(part) < _LEAST_PART for part in parts)
         """A secret of special characters has no part to look for."""
+        self._can_be_wrapped = len(self._secrets[0]) >= _LEAST_WRAPPED
         self.longest = max(3 * len(_bytes(secret)) for secret in self._secrets)
         """Characters that a secret takes in its usual encodings."""
 
@@ -54,7 +61,7 @@ class WrittenSecrets:
                 if part in text:
                     break
             else:
-                if not self._is_encoded_in(text):
+                if not self._is_wrapped_in(text) and not self._is_encoded_in(text):
                     return text
         return self._pattern.sub(lambda _: mask, text)
 
@@ -65,9 +72,20 @@ class WrittenSecrets:
         for part in self._part_bytes:
             if part in encoded:
                 return self._pattern.search(encoded.decode("ascii", "replace")) is not None
+        if b"\\n" in encoded and self._is_wrapped_in(encoded.decode("ascii", "replace")):
+            return self._pattern.search(encoded.decode("ascii", "replace")) is not None
         if b"%" in encoded or b"&#" in encoded or b"\\x" in encoded or b"\\u00" in encoded:
             return self._is_encoded_in(encoded.decode("ascii", "replace"))
         return False
+
+    def _is_wrapped_in(self, text: str) -> bool:
+        """Whether a text has a secret over the end of a line."""
+        if not self._can_be_wrapped or not ("\n" in text or "\r" in text or "\\n" in text):
+            return False
+        # More is left out than a line's end, which is quicker: the parts have letters and digits only.
+        spaced = text.replace("\\n", " ").replace("\\r", " ").replace("\\", "").replace("|", "")
+        joined = "".join(spaced.split())
+        return any(part in joined for part in self._parts)
 
     def _is_encoded_in(self, text: str) -> bool:
         """Whether a text has a secret whose letters are encoded, too: `%73%6b` for `sk`."""
@@ -82,15 +100,16 @@ class WrittenSecrets:
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
         """All forms of all secrets. Each character stands for itself or for any of its escapes."""
-        alternatives = ["".join(map(_character, secret)) for secret in self._secrets]
+        wraps = [_WRAP if len(secret) >= _LEAST_WRAPPED else "" for secret in self._secrets]
+        alternatives = [wrap.join(map(_character, secret)) for secret, wrap in zip(self._secrets, wraps, strict=True)]
         firsts = {secret[0] for secret in self._secrets} | set("%&\\")
-        for secret in self._secrets:
+        for secret, wrap in zip(self._secrets, wraps, strict=True):
             for core in _base64_cores(_bytes(secret)):
                 firsts |= {core[0], {"+": "-", "/": "_"}.get(core[0], core[0])}
-                alternatives.append("".join(map(_base64_character, core)) + r"[A-Za-z0-9+/_-]?(?:=|%3[dD]){0,2}")
+                alternatives.append(wrap.join(map(_base64_character, core)) + r"[A-Za-z0-9+/_-]?(?:=|%3[dD]){0,2}")
             in_digits = _bytes(secret).hex()
             firsts |= {in_digits[0], in_digits[0].upper()}
-            alternatives.append(f"(?i:{in_digits})")
+            alternatives.append(f"(?i:{wrap.join(in_digits)})")
         # Most places of a text are left at once by their first character.
         begin = "".join(map(re.escape, sorted(firsts | ({"+"} if " " in firsts else set()))))
         return re.compile(f"(?=[{begin}])(?:{'|'.join(alternatives)})")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -15,6 +16,17 @@ if TYPE_CHECKING:
 
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{([^{}]*)\})")
 _NEVER_IN_URL = re.compile(r"[\x00-\x1f\x7f\\]")
+_PASSWORD = re.compile(
+    r"(?:[A-Za-z][A-Za-z0-9+.-]*://[^\s/?#@:]*:(?=[^\s/?#]+@)|https?://(?=[^\s/?#@:]{16,}@))([^\s/?#]+)@", re.IGNORECASE
+)
+_SIGNATURE = re.compile(
+    r"(?:(?:^|;)\s*(?:AccountKey|SharedAccessKey|SharedAccessSignature|Password|Pwd)"
+    r"|[?&;](?:X-Amz-(?:Signature|Credential|Security-Token)|X-Goog-Signature|Signature|sig|token|access_token|sas|key|api[_-]key"
+    r"|password|secret))=([^\s&;#'\"]+)",
+    re.IGNORECASE,
+)
+"""Parts that let whoever has them in: presigned addresses, SAS tokens and connection strings of Azure, keys."""
+_SHORTEST_PASSWORD = 8
 _WILDCARD = re.compile(r"[*?\[]")
 OBJECT_STORES = {
     **dict.fromkeys(("s3", "s3a"), "s3fs"),
@@ -102,6 +114,26 @@ def shown_url(url: str) -> str:
         return url
     host, slash, path = rest.partition("/")
     return f"{start}://{host.rpartition('@')[2]}{slash}{path}".partition("?")[0].partition("#")[0][:200]
+
+
+def secrets_in_url(text: str) -> set[str]:
+    """The passwords and signatures in the addresses of a text, as they are written and decoded."""
+    written = set(_PASSWORD.findall(text)) | set(_SIGNATURE.findall(text))
+    return {secret for secret in written | set(map(unquote, written)) if len(secret) >= _SHORTEST_PASSWORD}
+
+
+def without_credentials(value: Any) -> Any:
+    """A place, or a list or mapping of places, with passwords and signatures in their URLs left out."""
+    if isinstance(value, str):
+        return _SIGNATURE.sub(_left_out, _PASSWORD.sub(_left_out, value)) if "://" in value else value
+    if isinstance(value, Mapping):
+        return {name: without_credentials(part) for name, part in value.items()}
+    return [without_credentials(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def _left_out(match: re.Match[str]) -> str:
+    begin, end = match.span(1)
+    return f"{match[0][: begin - match.start()]}…{match[0][end - match.start() :]}"
 
 
 def climbs(path: str) -> bool:

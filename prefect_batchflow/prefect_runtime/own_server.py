@@ -14,14 +14,22 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_LOGGING_LEVEL, get_current_settings, temporary_settings
+from prefect.settings import (
+    PREFECT_API_DATABASE_CONNECTION_URL,
+    PREFECT_API_URL,
+    PREFECT_SERVER_LOGGING_LEVEL,
+    get_current_settings,
+    temporary_settings,
+)
 
 from prefect_batchflow.exceptions import PrefectServerError, told
 from prefect_batchflow.prefect_runtime.network import address_of
 from prefect_batchflow.prefect_runtime.task_runs import ended_task_runs
+from prefect_batchflow.storage.private_files import file_mode, make_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -105,6 +113,7 @@ def start_own_server() -> None:
             failure = exc
 
     if not server.running:
+        make_private_database()
         thread = threading.Thread(target=contextvars.copy_context().run, args=[start], name="own-server", daemon=True)
         thread.start()
         ended: set[int] = set()
@@ -123,6 +132,19 @@ def start_own_server() -> None:
             f"{_NOT_STARTED}: {told(failure) if failure is not None else 'it has ended'}. {_START_ONE}"
         ) from failure
     _guard(server.server_process.pid)
+
+
+def make_private_database() -> None:
+    """Make the file of Prefect's own database for the owner only, as run folders are: it has parameters and prints of runs.
+
+    SQLite gives its other files the same mode. A file that exists keeps its own.
+    """
+    kind, _, place = str(PREFECT_API_DATABASE_CONNECTION_URL.value() or "").partition(":///")
+    if not kind.startswith("sqlite") or not place.startswith("/") or "?" in place:
+        return
+    with contextlib.suppress(OSError):  # it exists, or SQLite's own error says more
+        make_folder(Path(place).parent)
+        os.close(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, file_mode()))
 
 
 @contextlib.contextmanager

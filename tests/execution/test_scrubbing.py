@@ -6,6 +6,7 @@ import base64
 import html
 import json
 import re
+import textwrap
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, quote_plus
 
@@ -16,7 +17,8 @@ from hypothesis import strategies as st
 from prefect_batchflow.connections.kinds import OpenAIConnection
 from prefect_batchflow.connections.model_configurations import OpenAIModelConfiguration
 from prefect_batchflow.execution.program.record import encode_record
-from prefect_batchflow.execution.scrubbing import MASK, Scrubber, secrets_of
+from prefect_batchflow.execution.scrubbing import MASK, Scrubber, has_keys, secrets_of
+from prefect_batchflow.inputs.places import without_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -104,6 +106,114 @@ def test_a_secret_is_found_in_every_encoding(key: str, encoding: str) -> None:
     record = json.dumps({"output": {"a": written}}).encode()
     assert found.finds_in(record)
     assert found.value(json.loads(record)) != json.loads(record)
+
+
+WRAPPED: dict[str, Callable[[str], str]] = {
+    "two prints": lambda key: f"{key[:9]}\n{key[9:]}",
+    "a narrow column": lambda key: textwrap.fill(f"the key {key}", 16),
+    "a narrow column of Windows": lambda key: textwrap.fill(key, 20).replace("\n", "\r\n    "),
+    "a traceback of a group": lambda key: f"{key[:20]}\n  | {key[20:]}",
+    "JSON of lines": lambda key: json.dumps(textwrap.fill(key, 20)),
+    "repr of JSON of lines": lambda key: repr(json.dumps([key[:7] + "\n" + key[7:]])),
+    "MIME": lambda key: base64.encodebytes(b"x" * 50 + key.encode() + b"y" * 30).decode(),
+    "MIME with an offset": lambda key: base64.encodebytes(b"x" * 49 + key.encode() + b"y" * 30).decode(),
+    "PEM": lambda key: textwrap.fill(base64.b64encode(b"x" * 40 + key.encode()).decode(), 64),
+    "url-safe": lambda key: textwrap.fill(base64.urlsafe_b64encode(b"x" * 35 + key.encode()).decode(), 60),
+    "hexadecimal": lambda key: textwrap.fill(("x" * 50 + key).encode().hex(), 128),
+}
+
+
+@pytest.mark.parametrize("wrapping", WRAPPED)
+@pytest.mark.parametrize("key", ["sk-abc123DEF456ghi789jkl012mno", "q7Zk+/=canary+0/1==q7Zk+/", "ABCDEFGHIJKLMNOP" * 4])
+def test_a_secret_is_found_across_the_ends_of_lines(key: str, wrapping: str) -> None:
+    written = WRAPPED[wrapping](key)
+    scrubbed = Scrubber([key]).text(f"begin {written} end")
+
+    assert MASK in scrubbed
+    assert scrubbed.startswith("begin")
+    assert scrubbed.endswith("end")
+    assert Scrubber([key]).finds_in(json.dumps(written).encode())
+    for part in (key[3:9], key[-6:], key.encode()[3:9].hex()):
+        assert part not in scrubbed
+
+
+def test_short_secrets_are_not_put_together_from_two_lines() -> None:
+    assert Scrubber(["12345678"]).text("1234\n5678") == "1234\n5678"
+
+
+URL_SECRETS = {
+    "postgres://bob:canary12345@db.example/x": {"canary12345"},
+    "redis://:canary12345@h": {"canary12345"},
+    "https://u:canary%2B12345@h/x": {"canary%2B12345", "canary+12345"},
+    "https://ghp_canary1234567890@github.com/x": {"ghp_canary1234567890"},
+    "s3://bucket/x?X-Amz-Signature=canary12345&x=1": {"canary12345"},
+    "https://h/x?X-Goog-Signature=canary12345": {"canary12345"},
+    "https://a.blob.core.windows.net/c/x.jsonl?sv=1&sig=canary%2F12345%3D": {"canary%2F12345%3D", "canary/12345="},
+    "https://h/x?api-key=canary12345#f": {"canary12345"},
+    "AccountName=a;AccountKey=canary12345==;EndpointSuffix=e": {"canary12345=="},
+    "Server=s;Password=canary12345;Encrypt=yes": {"canary12345"},
+    "see https://u:canary12345@h and https://h/x?token=canary67890": {"canary12345", "canary67890"},
+    "https://user@h/x": set(),
+    "abfss://a-long-container-name@account.example/x": set(),
+    "https://h/x?page=12345678&keyword=12345678": set(),
+    "s3://bucket/a:b@c": set(),
+    "12:34:56 user:password@": set(),
+}
+
+
+@pytest.mark.parametrize("given_in", ["variable of the run", "variable of the process", "init", "connection"])
+@pytest.mark.parametrize("text", URL_SECRETS)
+def test_passwords_and_signatures_in_addresses_are_secrets(text: str, given_in: str) -> None:
+    found = {
+        "variable of the run": lambda: secrets_of({}, {}, {"ADDRESS": text}, ["ADDRESS"]),
+        "variable of the process": lambda: secrets_of({}, {}, {"ADDRESS": text}, ()),
+        "init": lambda: secrets_of({}, {"a": [{"b": text}]}, {}, ()),
+        "connection": lambda: secrets_of({"c": {"type": "CustomConnection", "value": {"a": text}}}, {}, {}, ()),
+    }[given_in]()
+
+    assert found == URL_SECRETS[text]
+
+
+@pytest.mark.parametrize("text", [text for text, secrets in URL_SECRETS.items() if secrets and "://" in text])
+def test_prefect_gets_addresses_without_them(text: str) -> None:
+    shown = without_credentials({"data": text, "more": [text]})
+
+    assert "canary" not in str(shown)
+    assert "…" in shown["data"] == shown["more"][0]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "is_secret"),
+    [
+        ("AWS_SECRET_ACCESS_KEY", "abc123def456ghi789", True),
+        ("AWS_SESSION_TOKEN", "abc123def456ghi789", True),
+        ("HF_TOKEN", "hf_abc123def456ghi7", True),
+        ("AZURE_CLIENT_SECRET", "abc~123def456ghi789", True),
+        ("PREFECT_API_AUTH_STRING", "admin:abc123def456", True),
+        ("POSTGRES_PASSWORD", "postgres", False),
+        ("SORT_KEY", "question_of_the_day", False),
+        ("SSL_KEY", __file__, False),
+        ("KEYBOARD", "abc123def456ghi789", False),
+    ],
+)
+def test_secrets_of_the_process_are_known_by_name_and_look(name: str, value: str, is_secret: bool) -> None:
+    """A common word in a variable of the process must not disappear from all outputs."""
+    assert (secrets_of({}, {}, {name: value}, ()) == {value}) is is_secret
+
+
+@pytest.mark.parametrize(
+    ("name", "is_secret"),
+    [
+        ("token", True), ("password", True), ("client_secret", True), ("api_key", True), ("openai_api_key", True),
+        ("access_token", True), ("aws_secret_key", True), ("apiKey", True),
+        ("stop_token", False), ("sort_key", False), ("key", False), ("tokens", False), ("eos_token", False),
+    ],
+)  # fmt: skip
+def test_arguments_of_a_constructor_are_secrets_by_their_names(name: str, is_secret: bool) -> None:
+    given_in = {"deep": [{name: "a-value-1"}]}
+
+    assert (secrets_of({}, given_in, {}, ()) == {"a-value-1"}) is is_secret
+    assert has_keys(given_in) is is_secret
 
 
 @given(
