@@ -130,7 +130,7 @@ def secrets_of(
             end like `_TOKEN` or `_SECRET_ACCESS_KEY` if their values look like secrets.
         variables: Names of the run's environment variables. Those that end like `key`, `token` or `password` are secrets.
 
-    Passwords and signatures in addresses are secrets in all of them.
+    Passwords and signatures in addresses are secrets in all of them; of the process's variables, those that are no plain word.
     """
     names = {*filter(_NAMES_A_SECRET.search, variables), *(name for name in environ if name.endswith(_API_KEY))}
     from_environment = {environ[name] for name in names if name in environ}
@@ -139,13 +139,14 @@ def secrets_of(
         for name, text in environ.items()
         if _SECRET_OF_ENVIRONMENT.search(name) and _LOOKS_LIKE_A_SECRET.fullmatch(text) and not os.path.lexists(text)
     }
-    addresses = [
-        *environ.values(),
-        *_texts_in(init_kwargs),
-        *_texts_in({n: _open_values(c) for n, c in connections.items()}),
-    ]
-    in_addresses = {secret for text in addresses if ":" in text or "=" in text for secret in secrets_in_url(text)}
+    given = [environ[name] for name in variables if name in environ]
+    given += [*_texts_in(init_kwargs), *_texts_in({name: _open_values(spec) for name, spec in connections.items()})]
+    in_addresses = _in_addresses(given) | {s for s in _in_addresses(environ.values()) if not s.isalpha()}
     return secret_values(connections, environ) | from_environment | set(_keys_in(init_kwargs, environ)) | in_addresses
+
+
+def _in_addresses(texts: Iterable[str]) -> set[str]:
+    return {secret for text in texts if ":" in text or "=" in text for secret in secrets_in_url(text)}
 
 
 def _open_values(connection: Any) -> Any:
