@@ -35,7 +35,10 @@ HOSTS_VARIABLE = "BATCHFLOW_IMAGE_HOSTS"
 MAX_REDIRECTS = 5
 TIMEOUT_SEC = 30.0
 _BLOCK_BYTES = 1 << 16
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_WRAPPING = tuple(map(ipaddress.ip_network, ("64:ff9b::/96", "::/96", "::ffff:0:0:0/96")))
+"""IPv6 addresses whose last 32 bits are an IPv4 address: NAT64, the old compatible form, and the translated one."""
+_NOT_PUBLIC = tuple(map(ipaddress.ip_network, ("64:ff9b:1::/48", "fec0::/10", "192.0.0.0/24")))
+"""Networks of one site or one link that Python's list of private ones lacks."""
 
 
 def resolved(host: str, port: int) -> list[str]:
@@ -106,7 +109,25 @@ def _ask(
             content += block
             if len(content) > max_bytes:
                 raise InvalidImageInput(f"{shown} is larger than {max_bytes:,} bytes. Give a smaller image.")
+        _check_whole(response, len(content), shown)
         return bytes(content), response.headers.get_content_type()
+
+
+def _check_whole(response: http.client.HTTPResponse, size: int, shown: str) -> None:
+    """Refuse half an image: `http.client` says nothing when the connection ends before the announced length."""
+    announced = response.getheader("Content-Length")
+    coding = response.getheader("Content-Encoding", "identity")
+    if announced is not None and not response.chunked and announced.strip() != str(size):
+        raise InvalidImageInput(
+            f"{shown} announced {announced[:40]} bytes and sent {size:,}. Try again, or give the image as a file.",
+            error_class=ErrorClass.TRANSIENT,
+        )
+    if not size:
+        raise InvalidImageInput(f"{shown} is empty. Check the address, or give the image as a file.")
+    if coding.strip().lower() != "identity":
+        raise InvalidImageInput(
+            f"{shown} is sent as {coding[:40]}, although it was asked for as it is. Give the image as a file."
+        )
 
 
 def _connection(
@@ -200,8 +221,8 @@ def is_public(address: str) -> bool:
         return False
     if isinstance(ip, ipaddress.IPv6Address):
         inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
-        if ip in _NAT64:
+        if any(ip in network for network in _WRAPPING):
             inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(str(inner))
-    return ip.is_global and not ip.is_multicast
+    return ip.is_global and not ip.is_multicast and not any(ip in network for network in _NOT_PUBLIC)

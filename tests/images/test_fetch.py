@@ -136,6 +136,40 @@ def test_what_takes_too_long_is_ended(server: str, monkeypatch: pytest.MonkeyPat
         fetch(f"{server}/a.png", 1000, private_hosts=LOCAL)
 
 
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: image/png\r\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (HEAD + b"Content-Length: 5000\r\n\r\n" + PNG, "announced 5000 bytes and sent 72"),
+        (HEAD + b"Content-Length: 73\r\n\r\n" + PNG, "announced 73 bytes and sent 72"),
+        (HEAD + b"Content-Length: -5\r\n\r\n" + PNG, "announced -5 bytes"),
+        (HEAD + b"Content-Length: many\r\n\r\n" + PNG, "announced many bytes"),
+        (HEAD + b"Content-Length: 10\r\nContent-Length: 72\r\n\r\n" + PNG, "announced 10, 72 bytes and sent 10"),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\n1000\r\n" + PNG, "IncompleteRead"),
+        (HEAD + b"Content-Length: 0\r\n\r\n", "is empty"),
+        (HEAD + b"\r\n", "is empty"),
+        (HEAD + b"Content-Encoding: gzip\r\nContent-Length: 72\r\n\r\n" + PNG, "is sent as gzip"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_half_an_image_is_no_image(answer: bytes, told: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with pytest.raises(InvalidImageInput, match=told):
+            fetch(f"http://127.0.0.1:{listener.getsockname()[1]}/x.png", 10**6, private_hosts=LOCAL)
+        thread.join()
+
+
 def test_hosts_of_the_operator_may_be_private(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InvalidImageInput, match=r"add 127\.0\.0\.1 to BATCHFLOW_IMAGE_HOSTS"):
         fetch(f"{server}/a.png", 1000)
@@ -156,6 +190,21 @@ def test_hosts_of_the_operator_may_be_private(server: str, monkeypatch: pytest.M
         ("64:ff9b::a00:1", False),
         ("fc00::1", False),
         ("no address", False),
+        *(
+            (address, False)
+            for address in (
+                "::127.0.0.1",
+                "::10.0.0.1",
+                "64:ff9b:1::7f00:1",
+                "::ffff:0:127.0.0.1",
+                "::ffff:0:10.0.0.1",
+                "fec0::1",
+                "192.0.0.8",
+                "2001:0:7f00:1::",
+                "::",
+                "2002:a00:1::",
+            )
+        ),
     ],
 )
 def test_public_addresses(address: str, public: bool) -> None:
