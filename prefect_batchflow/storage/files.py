@@ -34,8 +34,6 @@ _PASSWORD = re.compile(r"^([a-z0-9+]+://[^/@:]*):[^/@]*@")
 SERVERS = ("sftp://", "ssh://")
 SERVER_ANSWERS_SEC = 60.0
 """How long an SFTP server can take for one answer."""
-LOOK_AGAIN_SEC = (0.0, 0.1, 0.5)
-"""Pauses before a file is read again that is missing or looks damaged. One short or stale read is not yet damage."""
 ANOTHER_STORAGE = "Make it readable, or give another one, with --storage or BATCHFLOW_STORAGE."
 
 

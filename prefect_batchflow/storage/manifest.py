@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
 import json
@@ -18,8 +17,8 @@ from pydantic_core import PydanticSerializationError
 from prefect_batchflow.definition.code_parts import digest_of
 from prefect_batchflow.exceptions import StorageError
 from prefect_batchflow.settings import RunOptions  # noqa: TC001 - pydantic resolves it when the model is built
-from prefect_batchflow.storage.files import ANOTHER_STORAGE, LOOK_AGAIN_SEC, storage_errors
-from prefect_batchflow.storage.retries import read_sound
+from prefect_batchflow.storage.files import ANOTHER_STORAGE, storage_errors
+from prefect_batchflow.storage.retries import looks, read_sound
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
@@ -229,9 +228,8 @@ async def look_for_manifest(files: RunFiles, keys: RunKeys) -> KeptManifest:
         StorageError: The storage cannot be read.
     """
     found: str | None = None
-    for pause in (None, *LOOK_AGAIN_SEC):
-        if pause is not None:
-            await asyncio.sleep(pause)
+    for look in looks():
+        await look
         manifest = await _read_one(files, keys, keys.manifest)
         if isinstance(manifest, Manifest):
             return KeptManifest(manifest)
@@ -347,9 +345,8 @@ async def write_manifest(files: RunFiles, keys: RunKeys, manifest: Manifest) -> 
 
 async def keep_manifest(files: RunFiles, keys: RunKeys, manifest: Manifest) -> bool:
     """Write the manifest again if it is not in the storage as it was written. Gives whether that was necessary."""
-    for pause in (None, *LOOK_AGAIN_SEC):
-        if pause is not None:
-            await asyncio.sleep(pause)
+    for look in looks():
+        await look
         if await _read_one(files, keys, keys.manifest) == manifest:
             return False
     await write_manifest(files, keys, manifest)
@@ -357,9 +354,8 @@ async def keep_manifest(files: RunFiles, keys: RunKeys, manifest: Manifest) -> b
 
 
 async def _reads_back(files: RunFiles, key: str, content: bytes) -> bool:
-    for pause in (None, *LOOK_AGAIN_SEC):
-        if pause is not None:
-            await asyncio.sleep(pause)
+    for look in looks():
+        await look
         with contextlib.suppress(FileNotFoundError):
             if await files.read_path(key) == content:
                 return True

@@ -19,9 +19,10 @@ from prefect_batchflow.exceptions import StorageError
 from prefect_batchflow.images.forms import BASIC
 from prefect_batchflow.results.models import BatchResult
 from prefect_batchflow.results.strict_json import StrictRows, broken_numbers
-from prefect_batchflow.storage.files import LOOK_AGAIN_SEC, storage_errors, write_beside
+from prefect_batchflow.storage.files import storage_errors, write_beside
 from prefect_batchflow.storage.images import RECORDS_ARE_KEPT, ImageFiles, ImageInputs
 from prefect_batchflow.storage.manifest import read_model
+from prefect_batchflow.storage.retries import looks
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable
@@ -141,13 +142,12 @@ async def _put_and_read_back(files: RunFiles, key: str, source: Path) -> None:
     for _ in range(WRITES):
         with storage_errors(files, "write", key, RECORDS_ARE_KEPT):
             await files.put_file(key, source)
-        for pause in (*LOOK_AGAIN_SEC, None):
+        for look in looks():
+            await look
             with storage_errors(files, "read", key, RECORDS_ARE_KEPT), contextlib.suppress(FileNotFoundError):
                 await files.get_file(key, back)
                 if await asyncio.to_thread(_digest, back) == digest:
                     return
-            if pause is not None:
-                await asyncio.sleep(pause)
     raise _reads_otherwise(files.location(key))
 
 

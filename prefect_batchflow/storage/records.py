@@ -24,11 +24,11 @@ from prefect.serializers import Serializer
 from pydantic import Field
 
 from prefect_batchflow.exceptions import RecordCorruptError, StorageError, told
-from prefect_batchflow.storage.files import LOOK_AGAIN_SEC, storage_errors
+from prefect_batchflow.storage.files import storage_errors
 from prefect_batchflow.storage.index import RecordIndex, Stored
 from prefect_batchflow.storage.keys import DAMAGED, RunKeys, SegmentName
 from prefect_batchflow.storage.reserve import Reserve, is_full
-from prefect_batchflow.storage.retries import read_sound
+from prefect_batchflow.storage.retries import looks, read_sound
 from prefect_batchflow.storage.segments import SEGMENT_TYPE, Segment, decode_segment, encode_segment, segment_text
 
 if TYPE_CHECKING:
@@ -279,9 +279,8 @@ class RunRecords:
     async def _scan(self, names: Sequence[SegmentName]) -> tuple[RecordIndex, list[SegmentName]]:
         index, sound = RecordIndex(), list[SegmentName]()
         unread: dict[SegmentName, StorageError] = dict.fromkeys(names, StorageError(""))
-        for pause in (None, *LOOK_AGAIN_SEC):
-            if pause is not None and unread:
-                await asyncio.sleep(pause)
+        for look in looks():
+            await look
             looking, unread = list(unread), {}
             async with contextlib.aclosing(self._read_ahead(looking)) as segments:
                 async for name, segment in segments:
@@ -291,6 +290,8 @@ class RunRecords:
                     sound.append(name)
                     for stored in segment.stored:
                         index.add(stored)
+            if not unread:
+                break
         for error in unread.values():
             if not isinstance(error, RecordCorruptError):
                 raise error
@@ -318,11 +319,11 @@ class RunRecords:
 
     async def _read_again(self, name: SegmentName) -> Segment | StorageError:
         """Read a segment, several times if it is missing or looks damaged."""
-        segment = await self._read_or_error(name)
-        for pause in LOOK_AGAIN_SEC:
-            if isinstance(segment, StorageError):
-                await asyncio.sleep(pause)
-                segment = await self._read_or_error(name)
+        for look in looks():
+            await look
+            segment = await self._read_or_error(name)
+            if isinstance(segment, Segment):
+                break
         return segment
 
     async def _read_or_error(self, name: SegmentName) -> Segment | StorageError:

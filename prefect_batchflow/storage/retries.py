@@ -31,6 +31,8 @@ PASSES_WITHIN_SEC = 30.0
 """No try begins later than this after the first one failed."""
 LOOKS = 3
 """Tries of a call whose error may pass."""
+LOOK_AGAIN_SEC = (0.0, 0.1, 0.5)
+"""Pauses before a file is read again that is missing or looks damaged. One short or stale read is not yet damage."""
 LISTINGS = 6
 """Most looks at a folder whose listings differ."""
 
@@ -301,6 +303,12 @@ class _RetriedFiles:
         if not self.is_local:
             folder, _, name = path.rpartition("/")
             self._known.setdefault(folder, set()).add(name)
+
+
+def looks() -> Iterator[Awaitable[None]]:
+    """The looks at a file, each to be awaited first: the one at once, and those later ones that tell a bad read from damage."""
+    for pause in (0.0, *LOOK_AGAIN_SEC):
+        yield asyncio.sleep(pause)
 
 
 async def read_sound(files: Files, key: str, decode: Callable[[bytes], T]) -> T:

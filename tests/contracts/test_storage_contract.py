@@ -16,8 +16,7 @@ from outcomes import outcome_of, record_of
 from prefect_batchflow.blocks import RunStorageBlock
 from prefect_batchflow.exceptions import RecordCorruptError, StorageError
 from prefect_batchflow.lines import input_hash
-from prefect_batchflow.storage import records as records_module
-from prefect_batchflow.storage import segments
+from prefect_batchflow.storage import retries, segments
 from prefect_batchflow.storage.keys import RunKeys
 from prefect_batchflow.storage.records import RunRecords
 
@@ -30,7 +29,7 @@ RECORDS = KEYS.records
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records_module, "LOOK_AGAIN_SEC", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(retries, "LOOK_AGAIN_SEC", (0.0, 0.0, 0.0))
 
 
 def records_of(files: RunStorageBlock, session: int = 1) -> RunRecords:

@@ -17,8 +17,7 @@ from prefect_batchflow.flows import run_batch
 from prefect_batchflow.run import ending
 from prefect_batchflow.run.ending import Ending
 from prefect_batchflow.run.handle import LiveRun
-from prefect_batchflow.storage import outputs
-from prefect_batchflow.storage import records as records_module
+from prefect_batchflow.storage import retries
 from prefect_batchflow.storage.records import RunRecords
 
 if TYPE_CHECKING:
@@ -32,8 +31,7 @@ LINES = 6
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records_module, "LOOK_AGAIN_SEC", (0.0, 0.0))
-    monkeypatch.setattr(outputs, "LOOK_AGAIN_SEC", (0.0,))
+    monkeypatch.setattr(retries, "LOOK_AGAIN_SEC", (0.0, 0.0))
 
 
 @pytest.fixture

@@ -12,8 +12,7 @@ from prefect_batchflow.cli.commands import main
 from prefect_batchflow.exceptions import RunChangedError
 from prefect_batchflow.flows import run_batch
 from prefect_batchflow.run.handle import LiveRun
-from prefect_batchflow.storage import manifest as manifest_module
-from prefect_batchflow.storage import records as records_module
+from prefect_batchflow.storage import retries
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,8 +34,7 @@ def main(n: int) -> int:
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records_module, "LOOK_AGAIN_SEC", (0.0,))
-    monkeypatch.setattr(manifest_module, "LOOK_AGAIN_SEC", (0.0,))
+    monkeypatch.setattr(retries, "LOOK_AGAIN_SEC", (0.0,))
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from outcomes import outcome_of
 from prefect_batchflow.blocks import RunStorageBlock
 from prefect_batchflow.exceptions import RunNotFoundError, StorageError
 from prefect_batchflow.settings import RunOptions
-from prefect_batchflow.storage import manifest as manifest_module
+from prefect_batchflow.storage import retries
 from prefect_batchflow.storage.earlier import require_manifest
 from prefect_batchflow.storage.keys import RunKeys
 from prefect_batchflow.storage.manifest import (
@@ -178,7 +178,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 class TestDamage:
     @pytest.fixture(autouse=True)
     def _no_pauses(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(manifest_module, "LOOK_AGAIN_SEC", (0.0, 0.0))
+        monkeypatch.setattr(retries, "LOOK_AGAIN_SEC", (0.0, 0.0))
 
     @pytest.mark.parametrize("how", [*DAMAGE, "gone"])
     async def test_the_copy_of_the_newest_session_takes_its_place(

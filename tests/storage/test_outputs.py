@@ -20,6 +20,7 @@ from prefect_batchflow.lines import FAILED_COLUMNS, check, read_lines
 from prefect_batchflow.results.models import BatchResult
 from prefect_batchflow.results.records import Status
 from prefect_batchflow.storage import outputs as outputs_module
+from prefect_batchflow.storage import retries
 from prefect_batchflow.storage.outputs import output_row, read_result, write_outputs
 
 if TYPE_CHECKING:
@@ -241,7 +242,7 @@ async def test_a_file_that_was_not_kept_as_written_is_written_again_or_ends_the_
             await (block.delete_path(path) if how == "gone" else block.write_path(path, changed[how]))
 
     monkeypatch.setattr(RunStorageBlock, "put_file", put_file)
-    monkeypatch.setattr(outputs_module, "LOOK_AGAIN_SEC", (0.0,))
+    monkeypatch.setattr(retries, "LOOK_AGAIN_SEC", (0.0,))
     written = write(files, keys, record_of(0), record_of(1, error="no"))
 
     if times == 1:
@@ -272,7 +273,7 @@ async def test_one_wrong_read_of_the_outputs_is_looked_at_again(
             await really_get(block, path, target)
 
     monkeypatch.setattr(RunStorageBlock, "get_file", get_file)
-    monkeypatch.setattr(outputs_module, "LOOK_AGAIN_SEC", (0.0,))
+    monkeypatch.setattr(retries, "LOOK_AGAIN_SEC", (0.0,))
 
     await write(files, keys, record_of(0))
 

@@ -17,7 +17,7 @@ from prefect.results import ResultStore
 
 from prefect_batchflow.blocks import RunStorageBlock
 from prefect_batchflow.exceptions import StorageError
-from prefect_batchflow.storage import records as records_module
+from prefect_batchflow.storage import retries
 from prefect_batchflow.storage.keys import RunKeys
 from prefect_batchflow.storage.records import RunRecords, SegmentMetadata, SegmentSerializer
 from prefect_batchflow.storage.reserve import Reserve
@@ -33,7 +33,7 @@ KEYS = RunKeys("run-1")
 @pytest.fixture(autouse=True, scope="module")
 def _no_pauses() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(records_module, "LOOK_AGAIN_SEC", (0.0, 0.0, 0.0))
+        patched.setattr(retries, "LOOK_AGAIN_SEC", (0.0, 0.0, 0.0))
         yield
 
 
