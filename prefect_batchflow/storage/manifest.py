@@ -18,6 +18,7 @@ from prefect_batchflow.definition.code_parts import digest_of
 from prefect_batchflow.exceptions import StorageError
 from prefect_batchflow.settings import RunOptions  # noqa: TC001 - pydantic resolves it when the model is built
 from prefect_batchflow.storage.files import ANOTHER_STORAGE, storage_errors
+from prefect_batchflow.storage.first_manifests import from_format_1
 from prefect_batchflow.storage.retries import looks, read_sound
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from prefect_batchflow.storage.keys import RunKeys
 
 FORMAT = 2
-"""Raise it with a change that older manifests do not fit. In 2, `max_failures` replaced three options."""
+"""Raise it with a change that older manifests do not fit, and read these as the new ones, as `first_manifests` does."""
 
 _CURE = "Use the version that started the run, or start a new run."
 WITHOUT_MANIFEST = (
@@ -281,6 +282,9 @@ async def _read_one(files: RunFiles, keys: RunKeys, key: str) -> Manifest | str 
     # A manifest of an older version has neither of the two.
     if (checksum is not None or data.get("identity")) and checksum != _checksum(data):
         return f"{what} is damaged, or somebody has edited it: its checksum is wrong."
+    if found == 1:
+        with contextlib.suppress(LookupError, TypeError, AttributeError, ValueError):
+            return Manifest.model_validate({**from_format_1(data), "run_id": keys.run_id})
     if found != FORMAT:
         try:
             version = f"prefect-batchflow {sessions[-1]['versions']['prefect-batchflow']}"

@@ -11,7 +11,7 @@ from stored_run import manifest_of
 
 from prefect_batchflow.blocks import RunStorageBlock
 from prefect_batchflow.exceptions import StorageError
-from prefect_batchflow.storage import manifest as manifest_module
+from prefect_batchflow.storage import retries
 from prefect_batchflow.storage.care import verify_run
 from prefect_batchflow.storage.earlier import earlier_starts, identity_of, require_manifest
 from prefect_batchflow.storage.keys import RunKeys
@@ -31,7 +31,7 @@ def files(request: pytest.FixtureRequest) -> RunStorageBlock:
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manifest_module, "LOOK_AGAIN_SEC", (0.0,))
+    monkeypatch.setattr(retries, "LOOK_AGAIN_SEC", (0.0,))
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import stored_run
 from outcomes import outcome_of
 
 from prefect_batchflow.blocks import RunStorageBlock
@@ -22,7 +23,6 @@ from prefect_batchflow.storage.manifest import (
     keep_manifest,
     look_for_manifest,
     read_manifest,
-    versions,
     write_manifest,
 )
 from prefect_batchflow.storage.records import RunRecords
@@ -38,22 +38,17 @@ def files(request: pytest.FixtureRequest) -> RunStorageBlock:
 
 
 def manifest_of(run_id: str = "run-1", **facts: Any) -> Manifest:
-    known: dict[str, Any] = {
-        "run_id": run_id,
+    telling: dict[str, Any] = {
         "flow_name": "grade",
-        "flow": "/flows/grade",
-        "working_dir": "/flows/grade",
+        "total_lines": 3,
         "data": {"data": "s3://rows/day.jsonl"},
         "inputs_mapping": {"q": "${data.q}", "deep": {"ü": [1, None]}},
         "init_names": ["model"],
         "init_kwargs": {"model": "small"},
         "options": RunOptions(line_timeout_sec=3.5, retry_on="LineExecutionTimeoutError"),
-        "output_dir": None,
-        "total_lines": 3,
         "fingerprints": {"flow": "f"},
-        "sessions": [Session(started_at="2026-01-02T00:00:00+00:00", prefect_flow_run_id=None, versions=versions())],
     }
-    return Manifest(**{**known, **facts})
+    return stored_run.manifest_of(run_id, **{**telling, **facts})
 
 
 @pytest.mark.anyio
@@ -145,6 +140,50 @@ class TestKeeping:
         assert "Use the version that started the run, or start a new run. To keep its completed lines" in str(
             caught.value
         )
+
+    @pytest.mark.parametrize(
+        ("options", "limit"),
+        [
+            (
+                {
+                    "policy": {
+                        "timeout_sec": 30.0, "retries": 2, "retry_delay_sec": 1.5, "backoff": 3.0, "max_retry_delay_sec": 300.0,
+                        "jitter": 0.2, "retry_on": ["rate_limit", "TimeoutError"],
+                    },
+                    "failures": {
+                        "fail_fast": False, "max_failed_lines": 4, "max_failed_percent": None, "max_same_errors": 7,
+                    },
+                    "batch_timeout_sec": None, "worker_count": 4, "max_concurrency": 64, "line_memory_mb": None,
+                    "granularity": "auto", "task_runner": "local", "task_runner_address": "", "max_lines_count": None,
+                    "bad_rows": "fail", "on_change": "refuse", "rerun": ["timed_out"],
+                },
+                "5",
+            ),
+            ({"policy": {}, "failures": {"fail_fast": True}}, "1"),
+            ({"failures": {"max_failed_percent": 2.5}}, "2.5%"),
+            ({"retries": 2, "max_failures": "9"}, "9"),
+            ({}, ""),
+        ],
+        ids=["all of its options", "fail_fast", "a share", "the last of format 1", "none"],
+    )  # fmt: skip
+    async def test_a_manifest_of_format_1_is_read(
+        self, files: RunStorageBlock, keys: RunKeys, options: dict[str, Any], limit: str
+    ) -> None:
+        now = json.loads(manifest_of().model_dump_json())
+        gone = ("identity", "unnamed_until", "contents_since", "packages", "flow_parts", "surroundings", "image_roots")
+        then = {name: value for name, value in now.items() if name not in gone}
+        await files.write_path(keys.manifest, json.dumps({**then, "format": 1, "options": options}).encode())
+
+        manifest = await read_manifest(files, keys)
+
+        assert manifest is not None
+        assert (manifest.format, manifest.run_id, manifest.options.max_failures) == (2, "run-1", limit)
+        if limit == "5":
+            read = manifest.options
+            assert (read.line_timeout_sec, read.retries, read.retry_backoff, read.retry_jitter) == (30.0, 2, 3.0, 0.2)
+            assert (read.retry_on, read.rerun, read.bad_rows, read.max_same_errors, read.line_memory_mb) == (
+                "rate_limit,TimeoutError", "timed_out", "fail", 7, 0,
+            )  # fmt: skip
 
     async def test_cannot_tell_is_never_absent(
         self, files: RunStorageBlock, keys: RunKeys, monkeypatch: pytest.MonkeyPatch
