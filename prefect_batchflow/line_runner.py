@@ -14,6 +14,7 @@ from prefect_batchflow.exceptions import BatchflowException
 from prefect_batchflow.execution.executor import Wait
 from prefect_batchflow.prefect_runtime.logs import PrintedLog
 from prefect_batchflow.prefect_runtime.task_runs import jittered
+from prefect_batchflow.storage.reserve import FLUSH_BYTES
 from prefect_batchflow.storage.writer import RecordWriter
 
 if TYPE_CHECKING:
@@ -29,10 +30,6 @@ if TYPE_CHECKING:
 
 FLUSH_EVERY_SEC = 2.0
 """A chunk writes finished lines at least this often. A kill loses no more than that."""
-FLUSH_BYTES = 256 * 1024
-"""A chunk also writes when this much is waiting. The waiting and half-written results of two chunks fit into the space that a
-run reserves on a disk."""
-
 SHOWN_OF_STOPPED = 5
 """Failed lines of a chunk that are shown when the run was stopped: someone waits for its end."""
 

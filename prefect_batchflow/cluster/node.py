@@ -32,6 +32,7 @@ from prefect_batchflow.prefect_runtime.task_runs import KEEPS_NOTHING, in_memory
 from prefect_batchflow.storage.control import LOOK_EVERY_SEC, Follower
 from prefect_batchflow.storage.keys import RunKeys
 from prefect_batchflow.storage.records import RunRecords
+from prefect_batchflow.storage.reserve import Reserve
 from prefect_batchflow.tasks import chunk_name, chunk_state
 
 if TYPE_CHECKING:
@@ -275,6 +276,7 @@ class _ChunkRecords(RunRecords):
         self, files: RunFiles, keys: RunKeys, run: RunDescription, check_writer: Callable[[], Awaitable[None]]
     ) -> None:
         super().__init__(files, keys, run.session, run.since, run.records_run, run.unnamed_until)
+        self.reserve = Reserve(files, keys)
         self.written: list[SegmentName] = []
         self._check_writer = check_writer
 

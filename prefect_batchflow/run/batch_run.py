@@ -36,7 +36,7 @@ async def run_stages(request: BatchRequest, live: LiveRun) -> BatchResult:
         async with Lease(prepared.files, state.keys, state.stop.fail) as lease:
             # From here on each write is refused once another process has taken the run over.
             prepared = replace(prepared, files=prepared.files.fenced(lease.check))
-            async with Reserve(prepared.files, state.keys) as reserve:
+            async with Reserve(prepared.files, state.keys, places) as reserve:
                 opened = await opening.open(prepared.files)
                 if opened is None:
                     note = "Stopped before the run knew which lines are done. No line has begun, and earlier results are kept."

@@ -20,7 +20,12 @@ if TYPE_CHECKING:
     from prefect_batchflow.storage.files import RunFiles
     from prefect_batchflow.storage.keys import RunKeys
 
-SMALLEST_BYTES = 1024 * 1024
+FLUSH_BYTES = 256 * 1024
+"""A chunk of lines writes its results when this much is waiting."""
+CHUNK_BYTES = 2 * FLUSH_BYTES
+"""The space for the waiting and the half-written results of a chunk."""
+LOCAL_CHUNKS = 2
+"""Chunks that a run has at once on this machine: the next one begins before the current one ends."""
 TIMES_LARGEST = 2
 """The space for a segment while another one waits to be written."""
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -48,11 +53,15 @@ def _says(exc: BaseException | None, numbers: frozenset[int]) -> bool:
 class Reserve:
     """A context manager that has the reserved space of one run. If the storage is no local disk, nothing is reserved.
 
+    `chunks` is how many chunks of lines run at once, here or on the machines of a cluster. Their tasks do not enter the
+    context: they use what the run has reserved, if they have the same disk.
+
     Raises:
         StorageError: On entry, when there is not enough space.
     """
 
-    def __init__(self, files: RunFiles, keys: RunKeys) -> None:
+    def __init__(self, files: RunFiles, keys: RunKeys, chunks: int = LOCAL_CHUNKS) -> None:
+        self._smallest = CHUNK_BYTES * max(LOCAL_CHUNKS, chunks)
         self._path = files.local_path(keys.reserve)
         self._folder = files.local_path(keys.records)
         self._bytes = 0
@@ -73,7 +82,7 @@ class Reserve:
         largest = 0
         with contextlib.suppress(OSError), os.scandir(self._folder) as entries:
             largest = max((entry.stat().st_size for entry in entries if entry.is_file()), default=0)
-        size = max(SMALLEST_BYTES, TIMES_LARGEST * largest)
+        size = max(self._smallest, TIMES_LARGEST * largest)
         try:
             self._grow(size)
         except OSError as exc:
@@ -98,7 +107,7 @@ class Reserve:
 
     def use(self) -> bool:
         """Give the space to what has to be written now; whether there was any."""
-        had = self._bytes > 0
+        had = self._bytes > 0 or (self._path is not None and self._path.is_file())
         self.is_used = True
         self.release()
         return had

@@ -13,7 +13,7 @@ from prefect_batchflow.blocks import RunStorageBlock
 from prefect_batchflow.exceptions import StorageError
 from prefect_batchflow.storage.keys import RunKeys
 from prefect_batchflow.storage.records import RunRecords
-from prefect_batchflow.storage.reserve import SMALLEST_BYTES, Reserve
+from prefect_batchflow.storage.reserve import CHUNK_BYTES, LOCAL_CHUNKS, Reserve
 from prefect_batchflow.storage.writer import RecordWriter
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from prefect_batchflow.exceptions import BatchflowException
 
 KEYS = RunKeys("run-1")
-RESERVE = SMALLEST_BYTES
+RESERVE = CHUNK_BYTES * LOCAL_CHUNKS
 
 pytestmark = pytest.mark.anyio
 
@@ -171,3 +171,34 @@ async def test_nothing_is_reserved_where_the_storage_is_no_local_disk() -> None:
     async with Reserve(files, KEYS) as reserve:
         assert not reserve.use()
     assert await files.list_names("run-1") == []
+
+
+@pytest.mark.parametrize(("chunks", "reserved"), [(0, LOCAL_CHUNKS), (1, LOCAL_CHUNKS), (10, 10)])
+async def test_a_cluster_gets_space_for_all_the_chunks_that_it_runs_at_once(
+    tmp_path: Path, chunks: int, reserved: int
+) -> None:
+    files = RunStorageBlock(url=str(tmp_path))
+    async with Reserve(files, KEYS, chunks):
+        assert (tmp_path / KEYS.reserve).stat().st_size == reserved * CHUNK_BYTES
+
+
+async def test_a_task_on_a_cluster_uses_what_the_run_has_reserved_on_the_disk_that_they_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = SmallDisk(tmp_path, RESERVE, monkeypatch)
+    async with Reserve(disk.files, KEYS):
+        task = RunRecords(disk.files, KEYS, session=1)
+        task.reserve = Reserve(disk.files, KEYS)
+        await task.append([outcome_of(0, output={"text": "x" * 100_000})])
+        with pytest.raises(StorageError, match="is full"):
+            task.check_space()
+
+
+async def test_a_task_on_a_machine_without_the_reserve_says_that_its_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = SmallDisk(tmp_path, 1000, monkeypatch)
+    task = RunRecords(disk.files, KEYS, session=1)
+    task.reserve = Reserve(disk.files, KEYS)
+    with pytest.raises(StorageError, match="No space left"):
+        await task.append([outcome_of(0, output={"text": "x" * 100_000})])
