@@ -75,8 +75,9 @@ class RunStorageBlock(WritableFileSystem):
         return None
 
     def fenced(self, may_write: Callable[[str], Awaitable[None]]) -> RunStorageBlock:
-        """The same storage for one writer of a run: `may_write` gets each key before it is written, and can refuse it."""
+        """The same storage for one writer of a run: `may_write` gets each key before each try, and can refuse it."""
         block = self.model_copy()
+        block._files = self._files.fenced(may_write)
         block._may_write = may_write
         return block
 
@@ -88,6 +89,10 @@ class RunStorageBlock(WritableFileSystem):
     def location(self, key: str = "") -> str:
         """A key's place for messages: a path on this machine, otherwise a URL."""
         return self._files.location(key)
+
+    def scrubbed(self, text: str) -> str:
+        """A text, such as that of an error, without the secrets in the storage's URL and options."""
+        return self._files.scrubbed(text)
 
     @property
     def is_local(self) -> bool:
@@ -104,31 +109,34 @@ class RunStorageBlock(WritableFileSystem):
 
     async def write_path(self, path: str, content: bytes) -> None:
         """Write a key whole."""
-        await self.check_writer(path)
         await self._files.write_path(path, content)
 
     async def create_path(self, path: str, content: bytes) -> None:
         """Write a new key whole."""
-        await self.check_writer(path)
         await self._files.create_path(path, content)
 
     async def put_file(self, path: str, source: Path) -> None:
         """Copy a local file to a key, whole."""
-        await self.check_writer(path)
         await self._files.put_file(path, source)
 
     async def get_file(self, path: str, target: Path) -> None:
         """Copy a key to a local file."""
         await self._files.get_file(path, target)
 
+    async def size_of(self, path: str) -> int | None:
+        """How many bytes a key has; `None` if the storage does not know."""
+        return await self._files.size_of(path)
+
+    async def move(self, path: str, target: str) -> None:
+        """Give a key another name, without reading it."""
+        await self._files.move(path, target)
+
     async def delete_path(self, path: str) -> None:
         """Delete a key, if it exists."""
-        await self.check_writer(path)
         await self._files.delete_path(path)
 
     async def delete_folder(self, folder: str) -> None:
         """Delete a folder with everything in it, if it exists."""
-        await self.check_writer(folder)
         await self._files.delete_folder(folder)
 
     async def list_names(self, folder: str) -> list[str]:

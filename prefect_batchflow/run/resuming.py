@@ -23,6 +23,7 @@ from prefect_batchflow.prefect_runtime.flow_runs import end_abandoned
 from prefect_batchflow.settings import PARAMETERS
 from prefect_batchflow.storage.control import supersede
 from prefect_batchflow.storage.earlier import earlier_starts, identity_of, require_manifest
+from prefect_batchflow.storage.files import remove_unfinished_on_server
 from prefect_batchflow.storage.flow_print import flow_print, listed
 from prefect_batchflow.storage.keys import IMAGES, RunKeys
 from prefect_batchflow.storage.manifest import (
@@ -195,6 +196,8 @@ class Resuming:
             await supersede(self._files, self._keys, session)
         if (written := self._files.local_path(self._keys.manifest)) is not None:
             await asyncio.to_thread(remove_unfinished, written.parent, written)
+        keys = self._keys
+        await remove_unfinished_on_server(self._files, (keys.run_id, keys.records, keys.manifests, keys.images))
         records = RunRecords(self._files, self._keys, session, since, identity, unnamed_until)
         scanned = await state.stop.unless_stopped(records.scan(starts.segments))
         if scanned is None:

@@ -2,6 +2,8 @@
 
 A local write is a temporary file, an fsync and a rename. A remote write is one PUT, or a multipart upload for a large file:
 object stores show either all at once.
+
+It is over 400 lines because all three kinds of file systems are here, beside the protocol that they share.
 """
 
 from __future__ import annotations
@@ -22,15 +24,23 @@ from fsspec.implementations.local import LocalFileSystem
 
 from prefect_batchflow.errors.packages import pip_install
 from prefect_batchflow.exceptions import BatchflowException, InvalidOptionError, StorageError, told
+from prefect_batchflow.execution.scrubbing import Scrubber
 from prefect_batchflow.inputs.places import OBJECT_STORES, absolute, fresh_listings
-from prefect_batchflow.storage.private_files import make_folder, refuse_link, unfinished
+from prefect_batchflow.storage.private_files import WRITING, make_folder, refuse_link, unfinished
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 
 T = TypeVar("T")
 
-_PASSWORD = re.compile(r"^([a-z0-9+]+://[^/@:]*):[^/@]*@")
+_PASSWORD = re.compile(r"^([a-z0-9+]+://[^/@:]*):([^/@]*)@")
+_OPEN_OPTIONS = frozenset(
+    {
+        "endpoint_url", "account_name", "account_host", "project", "host", "port", "username", "user", "region_name",
+        "location", "anon", "timeout", "protocol", "consistency", "access", "auto_mkdir",
+    }
+)  # fmt: skip
+"""Options for fsspec that messages can show. The values of all others count as secrets."""
 SERVERS = ("sftp://", "ssh://")
 SERVER_ANSWERS_SEC = 60.0
 """How long an SFTP server can take for one answer."""
@@ -76,6 +86,18 @@ class Files(Protocol):
         """Copy a key to a local file."""
         ...
 
+    async def size_of(self, path: str) -> int | None:
+        """How many bytes a key has, without reading it; `None` if the storage does not know.
+
+        Raises:
+            FileNotFoundError: There is no such key. Any other error leaves that open.
+        """
+        ...
+
+    async def move(self, path: str, target: str) -> None:
+        """Give a key another name, without reading it."""
+        ...
+
     async def delete_path(self, path: str) -> None:
         """Delete a key. A missing one is no error."""
         ...
@@ -100,6 +122,10 @@ class Files(Protocol):
         """A key's place for messages: a path on this machine, otherwise a URL."""
         ...
 
+    def scrubbed(self, text: str) -> str:
+        """A text, such as that of an error, without the secrets in the storage's URL and options."""
+        ...
+
 
 class RunFiles(Files, Protocol):
     """What a run needs of a file system."""
@@ -109,6 +135,10 @@ class RunFiles(Files, Protocol):
 
         It is kept weakly, so that it ends with its object.
         """
+        ...
+
+    def fenced(self, may_write: Callable[[str], Awaitable[None]]) -> RunFiles:
+        """The same files for one writer: `may_write` gets each key before each try of a write, and can refuse it."""
         ...
 
 
@@ -126,8 +156,21 @@ def storage_errors(files: Files, verb: str, key: str = "", cure: str = "") -> It
         tried = "".join(f" ({note})" for note in getattr(exc, "__notes__", ()))
         if isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT):
             cure = f"{cure} Free some space first.".lstrip()
-        text = f"Cannot {verb} the run storage at {files.location(key)}: {told(exc)}{tried}. {cure}"
+        text = f"Cannot {verb} the run storage at {files.location(key)}: {files.scrubbed(told(exc))}{tried}. {cure}"
         raise StorageError(text.rstrip(), key=key) from exc
+
+
+async def remove_unfinished_on_server(files: Files, folders: Iterable[str]) -> None:
+    """Remove the unfinished files of dead processes from folders of an SFTP server. Other stores have none.
+
+    Call it with the run's lease held.
+    """
+    if files.location().startswith(SERVERS):
+        with contextlib.suppress(Exception):  # they are in nobody's way
+            for folder in folders:
+                for name in await files.list_names(folder):
+                    if name.startswith(WRITING):
+                        await files.delete_path(f"{folder}/{name}")
 
 
 def write_beside(
@@ -180,21 +223,36 @@ def open_file_system(url: str, options: Mapping[str, Any]) -> Files:
     Raises:
         InvalidOptionError: It cannot be opened. If a package is missing, the message says how to install it.
     """
+    scrubber = Scrubber(_secrets(url, options))
     try:
         if url.startswith(SERVERS):
             server = fsspec.get_filesystem_class(url.split(":")[0])
             given = {**server._get_kwargs_from_urls(url), **options}
             root = server._strip_protocol(url).rstrip("/")
-            return _ServerFiles(url, lambda: server(**given, skip_instance_cache=True), root)
+            return _ServerFiles(url, lambda: server(**given, skip_instance_cache=True), root, scrubber)
         file_system, root = fsspec.core.url_to_fs(url, **{**fresh_listings(url), **options})
     except ImportError as exc:
         module = {**OBJECT_STORES, **dict.fromkeys(("sftp", "ssh"), "paramiko")}.get(url.split(":")[0])
         install = pip_install(module) if module else f"Install the package that fsspec names: {exc}"
-        raise InvalidOptionError(f"The storage {url} needs a package that is not installed. {install}") from exc
+        raise InvalidOptionError(f"The storage {shown(url)} needs a package that is not installed. {install}") from exc
     except ValueError as exc:
-        raise InvalidOptionError(f"The storage URL {url!r} cannot be opened: {exc}") from exc
+        raise InvalidOptionError(f"The storage URL {shown(url)!r} cannot be opened: {scrubber.text(str(exc))}") from exc
     root = root.rstrip("/")
-    return _LocalFiles(root) if isinstance(file_system, LocalFileSystem) else _RemoteFiles(url, file_system, root)
+    return (
+        _LocalFiles(root)
+        if isinstance(file_system, LocalFileSystem)
+        else _RemoteFiles(url, file_system, root, scrubber)
+    )
+
+
+def shown(url: str) -> str:
+    """A storage's URL for messages, without a password."""
+    return _PASSWORD.sub(r"\1@", url)
+
+
+def _secrets(url: str, options: Mapping[str, Any]) -> set[str]:
+    given = [value for name, value in options.items() if isinstance(value, str) and name not in _OPEN_OPTIONS]
+    return {*given, *([password[2]] if (password := _PASSWORD.match(url)) else [])}
 
 
 class _LocalFiles:
@@ -224,6 +282,16 @@ class _LocalFiles:
     async def get_file(self, path: str, target: Path) -> None:
         await asyncio.to_thread(shutil.copyfile, self._path(path), target)
 
+    async def size_of(self, path: str) -> int:
+        return (await asyncio.to_thread(self._path(path).stat)).st_size
+
+    async def move(self, path: str, target: str) -> None:
+        def move() -> None:
+            make_folder(self._path(target).parent)
+            self._path(path).replace(self._path(target))
+
+        await asyncio.to_thread(move)
+
     async def delete_path(self, path: str) -> None:
         await asyncio.to_thread(self._path(path).unlink, missing_ok=True)
 
@@ -245,6 +313,9 @@ class _LocalFiles:
     def location(self, key: str = "") -> str:
         return f"{self._root}/{key}".rstrip("/")
 
+    def scrubbed(self, text: str) -> str:
+        return text
+
     def _path(self, key: str) -> Path:
         return Path(_below(self._root, key))
 
@@ -254,8 +325,9 @@ class _RemoteFiles:
 
     is_local = False
 
-    def __init__(self, url: str, file_system: Any, root: str) -> None:
-        self._shown = _PASSWORD.sub(r"\1@", url)
+    def __init__(self, url: str, file_system: Any, root: str, scrubber: Scrubber) -> None:
+        self._shown = shown(url)
+        self._scrubber = scrubber
         self._fs = file_system
         self._root = root
         # Saves a request: to read large keys in parallel parts, s3fs would ask for the key's size first.
@@ -286,11 +358,31 @@ class _RemoteFiles:
 
         def get() -> None:
             self._fs.get_file(source, str(target))
-            size, found = self._fs.info(source)["size"], target.stat().st_size
+            size, found = self._size(source), target.stat().st_size
             if size is not None and size != found:
                 raise ShortReadError(f"{found} of {size} bytes of {source} arrived")
 
         await self._call(get)
+
+    async def size_of(self, path: str) -> int | None:
+        target = _below(self._root, path)
+        return await self._call(lambda: self._size(target))
+
+    def _size(self, target: str) -> int | None:
+        # A cached answer would be that of an earlier content.
+        self._fs.invalidate_cache(target.rpartition("/")[0])
+        size = self._fs.info(target).get("size")
+        return size if isinstance(size, int) else None
+
+    async def move(self, path: str, target: str) -> None:
+        source, goal = _below(self._root, path), _below(self._root, target)
+
+        def move() -> None:
+            with contextlib.suppress(FileNotFoundError):  # an earlier try, whose answer was lost
+                self._fs.cp_file(source, goal)
+                self._fs.rm_file(source)
+
+        await self._call(move)
 
     async def delete_path(self, path: str) -> None:
         target = _below(self._root, path)
@@ -347,6 +439,9 @@ class _RemoteFiles:
     def location(self, key: str = "") -> str:
         return f"{self._shown}/{key}".rstrip("/")
 
+    def scrubbed(self, text: str) -> str:
+        return self._scrubber.text(text)
+
     async def _call(self, call: Callable[[], T]) -> T:
         return await asyncio.to_thread(call)
 
@@ -357,8 +452,8 @@ class _ServerFiles(_RemoteFiles):
     `connect` gives fsspec's file system, which connects at once.
     """
 
-    def __init__(self, url: str, connect: Callable[[], Any], root: str) -> None:
-        super().__init__(url, None, root)
+    def __init__(self, url: str, connect: Callable[[], Any], root: str, scrubber: Scrubber) -> None:
+        super().__init__(url, None, root, scrubber)
         self._connect = connect
         self._one_at_a_time = threading.Lock()  # paramiko mixes up the answers to calls from several threads
         self._folders: set[str] = set()
@@ -391,10 +486,20 @@ class _ServerFiles(_RemoteFiles):
 
         await self._put(path, copy)
 
+    async def move(self, path: str, target: str) -> None:
+        source, goal = _below(self._root, path), _below(self._root, target)
+
+        def move() -> None:
+            self._make_folder(goal)
+            with contextlib.suppress(FileNotFoundError):  # an earlier try, whose answer was lost
+                self._fs.ftp.posix_rename(source, goal)
+
+        await self._call(move)
+
     async def _put(self, path: str, write: Callable[[IO[bytes]], object]) -> None:
         """Write a temporary file beside the target, and give it the target's name."""
         target = _below(self._root, path)
-        temporary = f"{target.rpartition('/')[0]}/.writing-{uuid.uuid4().hex[:12]}"
+        temporary = f"{target.rpartition('/')[0]}/{WRITING}{uuid.uuid4().hex[:12]}"
 
         def put() -> None:
             self._make_folder(target)

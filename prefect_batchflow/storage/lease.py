@@ -4,9 +4,15 @@ A holder that is dead, or has not renewed its lease for long, loses the run to t
 anything.
 
 **The newest lease decides.** Leases are numbered objects in the run's folder. To take a run over, a process creates the lease
-after the newest one; on stores with conditional writes only one process can. Its number is the fencing number: before each
-write, the holder checks that no lease has a higher one. So a process that was stopped, suspended or slow past its lease is
+after the newest one; on stores with conditional writes only one process can. Its number is the fencing number: the holder
+writes only while it knows that no lease has a higher one. So a process that was stopped, suspended or slow past its lease is
 refused at its next write, however late it wakes up.
+
+**A look holds for some seconds.** A holder that has seen its own lease as the newest one writes without another look for a
+fifth of the watch (`_look_holds_sec`), counted from before the look began, by a clock that goes on while the machine sleeps.
+A process that takes over a holder that is perhaps alive creates its lease and then waits for as long, before it reads or
+writes anything. A look that began before the new lease no longer holds by then, and each later look sees it. The outputs and
+the result are looked for each time, and so is each write on a local disk, where a look is no request.
 
 **On local disks there is a file lock, too.** The system releases it however its holder dies, so a free lock proves at once
 that the holder is gone. It is only this proof: if somebody removes the file, the lease still decides.
@@ -64,6 +70,9 @@ ABSENT_LOOKS = 4
 ABSENT_AGAIN_SEC = 0.5
 """An own lease that is not found is looked for again: a store's answers can be late."""
 
+LOOKS_PER_WATCH = 5
+"""A look holds for this part of `WATCH_SEC`."""
+
 _gone: set[str] = set()
 """The owners of this process whose lease could not be released: nobody here holds it any more."""
 
@@ -94,10 +103,16 @@ class Lease:
         self._files = files
         self._keys = keys
         self._on_lost = on_lost
+        self._last_keys = frozenset({"", keys.outputs, keys.batch_result})
+        """What ends a run is looked for each time, however fresh the last look is."""
         self._owner = uuid.uuid4().hex
         self._since = time.time()
         self._number = 0
         self._beats = 0
+        self._looked_at = -math.inf
+        """When the last look began that found this lease to be the newest."""
+        self._is_proved_free = True
+        """Whether nobody can have held the run when this process took it."""
         self._compares = True
         """Whether the store has conditional writes, so that a number has one owner."""
         self._lock: FileLock | None = None
@@ -128,7 +143,9 @@ class Lease:
         await self._leave()
 
     async def check(self, key: str = "") -> None:
-        """Refuse a write to a key unless this process still holds the run. Call it directly before each write.
+        """Refuse a write to a key unless this process still holds the run. Call it directly before each write, and each try.
+
+        An empty key is for what depends on this run alone, such as artifacts. It is looked for each time.
 
         Raises:
             RunInUseError: Another process has taken the run over.
@@ -136,6 +153,8 @@ class Lease:
         """
         # An image is named by its content: a late one changes nothing.
         if key.startswith(f"{self._keys.images}/"):
+            return
+        if self._lost is None and key not in self._last_keys and _now() - self._looked_at < _look_holds_sec():
             return
         with storage_errors(self._files, "list", self._keys.leases):
             lost = self._lost or await self._lost_to(thorough=not self._compares)
@@ -158,6 +177,9 @@ class Lease:
         number = await self._refuse_living()
         self._number = number + 1
         await self._create()
+        if not self._is_proved_free:
+            # Until then the earlier holder, if it is alive, can rely on a look from before this lease.
+            await asyncio.sleep(_look_holds_sec())
         # Another process created it first, or at the same moment on a store without conditional writes.
         if (taken_by := await self._taken_by(thorough=True)) is not None:
             raise self._in_use(taken_by)
@@ -182,6 +204,7 @@ class Lease:
                 return now.number
             if now[:2] != seen[:2]:
                 raise self._in_use(now.lease or {})
+        self._is_proved_free = False
         return seen.number
 
     def _is_free(self, seen: _Seen) -> bool:
@@ -277,8 +300,10 @@ class Lease:
         Raises:
             FileNotFoundError: There is no newer lease, and this one's own is gone.
         """
+        began = _now()
         newest = await self._newest_number()
         if newest == self._number and not thorough:
+            self._has_looked(began)
             return None
         number = max(newest, self._number)
         try:
@@ -290,7 +315,15 @@ class Lease:
         if number > self._number:
             return lease or {}
         # A torn one is this process's: the next renewal writes it again.
-        return None if lease is None or lease["owner"] == self._owner else lease
+        if lease is not None and lease["owner"] != self._owner:
+            return lease
+        self._has_looked(began)
+        return None
+
+    def _has_looked(self, began: float) -> None:
+        # On a local disk a look costs no request. Without conditional writes, another process can overwrite this very lease.
+        if not self._files.is_local and self._compares:
+            self._looked_at = began
 
     # --- leaving it --------------------------------------------------------------------------------------------------
 
@@ -372,6 +405,15 @@ class Lease:
             run_id=run_id,
             **facts,
         )
+
+
+def _now() -> float:
+    """Seconds that also count while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _look_holds_sec() -> float:
+    return WATCH_SEC / LOOKS_PER_WATCH
 
 
 def _moment(seconds: Any, more: float = 0.0) -> str:

@@ -21,7 +21,9 @@ from prefect_batchflow.results.models import BatchResult
 from prefect_batchflow.results.strict_json import StrictRows, broken_numbers
 from prefect_batchflow.storage.files import storage_errors, write_beside
 from prefect_batchflow.storage.images import RECORDS_ARE_KEPT, ImageFiles, ImageInputs
+from prefect_batchflow.storage.keys import IMAGES
 from prefect_batchflow.storage.manifest import read_model
+from prefect_batchflow.storage.private_files import remove_unfinished
 from prefect_batchflow.storage.retries import looks
 
 if TYPE_CHECKING:
@@ -37,6 +39,8 @@ OUTPUT_FILE = "output.jsonl"
 """promptflow's name for the outputs in an output folder."""
 OUTPUT_FILES = (OUTPUT_FILE, "failed.jsonl", "batch_result.json")
 """What an output folder gets, besides images."""
+ABANDONED_SEC = 3600.0
+"""An unfinished file in an output folder this old is of a process that was killed: no file takes that long to write."""
 WRITES = 2
 """How often a file is written, until it reads back as it was written."""
 
@@ -127,6 +131,10 @@ async def write_outputs(
                 await asyncio.to_thread(write_beside, output_dir, name, partial(shutil.copyfile, source))
                 if await asyncio.to_thread(_digest, output_dir / name) != await asyncio.to_thread(_digest, source):
                     raise _reads_otherwise(str(output_dir / name))
+            for place in (output_dir, output_dir / IMAGES):
+                await asyncio.to_thread(
+                    remove_unfinished, place, output_dir / OUTPUT_FILE, older_by_sec=ABANDONED_SEC, in_folders=False
+                )
     notes = [rows.note(), failed_rows.note()]
     if metrics := broken_numbers(result.metrics or {}):
         notes.append(

@@ -58,15 +58,18 @@ def unfinished(folder: Path) -> Iterator[Path]:
         path.unlink(missing_ok=True)
 
 
-def remove_unfinished(folder: Path, since: Path) -> int:
-    """Remove the unfinished files of dead processes from a run's folder and the folders in it, and return how many.
+def remove_unfinished(folder: Path, since: Path, *, older_by_sec: float = 0.0, in_folders: bool = True) -> int:
+    """Remove the unfinished files of dead processes from a folder and the folders in it, and return how many.
 
-    Only files older than `since` go, by the clock of their disk: a file that this process has just written there.
+    Only files older than `since` go, by the clock of their disk: a file that this process has just written there. In a folder
+    that several runs can share, `older_by_sec` protects the files that others are writing, and `in_folders` can be false.
     """
     removed = 0
     with contextlib.suppress(OSError):  # they are in nobody's way
-        newest = since.stat().st_mtime_ns
-        for place, _, names in os.walk(folder):
+        newest = since.stat().st_mtime_ns - int(older_by_sec * 1e9)
+        for place, folders, names in os.walk(folder):
+            if not in_folders:
+                folders.clear()
             for name in names:
                 path = Path(place, name)
                 if not name.startswith(WRITING):

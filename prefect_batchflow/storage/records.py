@@ -24,7 +24,7 @@ from prefect.serializers import Serializer
 from pydantic import Field
 
 from prefect_batchflow.exceptions import RecordCorruptError, StorageError, told
-from prefect_batchflow.storage.files import storage_errors
+from prefect_batchflow.storage.files import ShortReadError, storage_errors
 from prefect_batchflow.storage.index import RecordIndex, Stored
 from prefect_batchflow.storage.keys import DAMAGED, RunKeys, SegmentName
 from prefect_batchflow.storage.reserve import Reserve, is_full
@@ -268,11 +268,12 @@ class RunRecords:
         for name, damage in zip(self._damaged, self.damage, strict=True):
             key, aside = self._keys.segment(name.name), self._keys.damaged_segment(name.name)
             try:
-                await self._files.write_path(aside, await self._files.read_path(key))
-                await self._files.delete_path(key)
+                await self._files.move(key, aside)
                 notes.append(f"{damage} It is kept as {self._files.location(aside)}.")
             except Exception as exc:  # noqa: BLE001 - the run goes on without the file, wherever it is
-                notes.append(f"{damage} It cannot be moved to {self._files.location(aside)}: {told(exc)}.")
+                notes.append(
+                    f"{damage} It cannot be moved to {self._files.location(aside)}: {self._files.scrubbed(told(exc))}."
+                )
         self._damaged, self.damage = [], []
         return notes
 
@@ -292,11 +293,27 @@ class RunRecords:
                         index.add(stored)
             if not unread:
                 break
-        for error in unread.values():
+        for name, error in unread.items():
             if not isinstance(error, RecordCorruptError):
                 raise error
+            await self._check_read_whole(name)
         self._damaged, self.damage = list(unread), list(map(str, unread.values()))
         return index, sound
+
+    async def _check_read_whole(self, name: SegmentName) -> None:
+        """Look whether a segment that seems damaged is damaged, or was read in part each time.
+
+        Raises:
+            StorageError: The storage gives only a part of it, so nobody can tell.
+        """
+        key = self._keys.segment(name.name)
+        with self._errors("read", key):
+            for look in looks():
+                await look
+                size, found = await self._files.size_of(key), len(await self._files.read_path(key))
+                if size is None or found == size:
+                    return
+            raise ShortReadError(f"each time, the storage gives {found} of its {size} bytes")
 
     async def _read_ahead(
         self, names: Iterable[SegmentName]

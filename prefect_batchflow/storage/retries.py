@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import enum
 import errno
 import random
@@ -144,20 +145,29 @@ def retried(files: Files) -> RunFiles:
 
 
 class _RetriedFiles:
-    """The files of a storage, each call tried again while its error can pass."""
+    """The files of a storage, each call tried again while its error can pass.
+
+    `_may_write` gets the key of a write before each try, and can refuse it: a try can be half a minute after the first one.
+    """
 
     def __init__(self, files: Files) -> None:
         self._files = files
         self.is_local = files.is_local
         self._known: dict[str, set[str]] = {}
         """Folder to the names in it that were listed or written by this process. Only for stores whose looks can err."""
-        self._failing = 0
-        """How many calls wait for their next try."""
+        self._failing = set[object]()
+        """The calls that wait for their next try."""
         self._listeners: list[weakref.WeakMethod[Callable[[bool], None]]] = []
+        self._may_write: Callable[[str], Awaitable[None]] | None = None
+
+    def fenced(self, may_write: Callable[[str], Awaitable[None]]) -> RunFiles:
+        fenced = copy.copy(self)  # what it knows and who listens is shared
+        fenced._may_write = may_write
+        return fenced
 
     def when_failing(self, call: Callable[[bool], None]) -> None:
         """Call this method when the storage begins to fail, and when it works or has failed for good; kept weakly."""
-        self._listeners = [*filter(lambda known: known() is not None, self._listeners), weakref.WeakMethod(call)]
+        self._listeners[:] = [*filter(lambda known: known() is not None, self._listeners), weakref.WeakMethod(call)]
         if self._failing:
             call(True)
 
@@ -170,7 +180,7 @@ class _RetriedFiles:
         return await self._again(lambda: self._seen(path, lambda: self._files.read_path(path)))
 
     async def write_path(self, path: str, content: bytes) -> None:
-        await self._again(lambda: self._files.write_path(path, content))
+        await self._again(lambda: self._files.write_path(path, content), path)
         self._know(path)
 
     async def create_path(self, path: str, content: bytes) -> None:
@@ -186,23 +196,32 @@ class _RetriedFiles:
                 if tries == 1 or await self._files.read_path(path) != content:
                     raise
 
-        await self._again(create)
+        await self._again(create, path)
         self._know(path)
 
     async def put_file(self, path: str, source: Path) -> None:
-        await self._again(lambda: self._files.put_file(path, source))
+        await self._again(lambda: self._files.put_file(path, source), path)
         self._know(path)
 
     async def get_file(self, path: str, target: Path) -> None:
         await self._again(lambda: self._seen(path, lambda: self._files.get_file(path, target)))
 
+    async def size_of(self, path: str) -> int | None:
+        return await self._again(lambda: self._seen(path, lambda: self._files.size_of(path)))
+
+    async def move(self, path: str, target: str) -> None:
+        await self._again(lambda: self._files.move(path, target), path)
+        self._know(target)
+        folder, _, name = path.rpartition("/")
+        self._known.get(folder, set()).discard(name)
+
     async def delete_path(self, path: str) -> None:
-        await self._again(lambda: self._files.delete_path(path))
+        await self._again(lambda: self._files.delete_path(path), path)
         folder, _, name = path.rpartition("/")
         self._known.get(folder, set()).discard(name)
 
     async def delete_folder(self, folder: str) -> None:
-        await self._again(lambda: self._files.delete_folder(folder))
+        await self._again(lambda: self._files.delete_folder(folder), folder)
         for known in [known for known in self._known if f"{known}/".startswith(f"{folder}/")]:
             del self._known[known]
 
@@ -230,12 +249,17 @@ class _RetriedFiles:
     def location(self, key: str = "") -> str:
         return self._files.location(key)
 
-    async def _again(self, call: Callable[[], Awaitable[T]]) -> T:
+    def scrubbed(self, text: str) -> str:
+        return self._files.scrubbed(text)
+
+    async def _again(self, call: Callable[[], Awaitable[T]], writes: str | None = None) -> T:
         """Make a call until it succeeds or its error lasts. The error then has a note on how long was tried."""
         with contextlib.ExitStack() as failing:
             began = 0.0
             tries = 0
             while True:
+                if writes is not None and self._may_write is not None:
+                    await self._may_write(writes)
                 try:
                     return await call()
                 except Exception as exc:
@@ -255,14 +279,15 @@ class _RetriedFiles:
 
     @contextlib.contextmanager
     def _is_failing(self) -> Iterator[None]:
-        self._failing += 1
-        if self._failing == 1:
+        this = object()
+        self._failing.add(this)
+        if len(self._failing) == 1:
             self._tell(True)
         try:
             yield
         finally:
-            self._failing -= 1
-            if self._failing == 0:
+            self._failing.remove(this)
+            if not self._failing:
                 self._tell(False)
 
     async def _seen(self, path: str, look: Callable[[], Awaitable[T]]) -> T:

@@ -12,11 +12,13 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from scripted_storage import Script, keep, kept, scripted
 from waiting import eventually
 
 from prefect_batchflow.blocks import RunStorageBlock
 from prefect_batchflow.exceptions import RunInUseError, StorageError
 from prefect_batchflow.storage import lease as lease_module
+from prefect_batchflow.storage import retries
 from prefect_batchflow.storage.lease import Lease, is_held
 
 if TYPE_CHECKING:
@@ -302,6 +304,147 @@ class TestFence:
         said = str(caught.value)
         moment = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC"
         assert caught.match(rf"by process 77 on far, since {moment}\. Its lease holds until {moment}; it renews"), said
+
+
+class TestLooks:
+    """On object stores a look holds for a while: at most as long as whoever takes the run over waits."""
+
+    @pytest.fixture
+    def clock(self, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+        """The time that a holder sees; a stopped process sees it jump."""
+        now = [1000.0]
+        monkeypatch.setattr(lease_module, "_now", lambda: now[0])
+        monkeypatch.setattr(lease_module, "RENEW_EVERY_SEC", 60)
+        monkeypatch.setattr(lease_module, "WATCH_SEC", 25.0)
+        return now
+
+    @pytest.fixture
+    def looks(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        seen, really = list[str](), RunStorageBlock.list_names
+
+        async def list_names(self: RunStorageBlock, folder: str) -> list[str]:
+            seen.append(folder)
+            return await really(self, folder)
+
+        monkeypatch.setattr(RunStorageBlock, "list_names", list_names)
+        return seen
+
+    async def test_records_need_a_look_each_few_seconds_and_the_end_of_a_run_always_does(
+        self, remote: RunStorageBlock, keys: RunKeys, clock: list[float], looks: list[str]
+    ) -> None:
+        async with Lease(remote, keys) as lease:
+            mine = remote.fenced(lease.check)
+            looks.clear()
+            for number in range(20):
+                await mine.write_path(keys.segment(str(number)), b"")
+                clock[0] += 1.0
+            assert len(looks) == 3
+            looks.clear()
+            for key in (keys.outputs, keys.batch_result, ""):
+                await lease.check(key)
+            assert len(looks) == 3
+
+    async def test_on_a_local_disk_each_write_is_looked_for(
+        self, local: RunStorageBlock, keys: RunKeys, clock: list[float], looks: list[str]
+    ) -> None:
+        async with Lease(local, keys) as lease:
+            looks.clear()
+            for number in range(3):
+                await local.fenced(lease.check).write_path(keys.segment(str(number)), b"")
+            assert len(looks) == 3
+
+    async def test_a_store_without_conditional_writes_gets_a_look_for_each_write(
+        self,
+        remote: RunStorageBlock,
+        keys: RunKeys,
+        clock: list[float],
+        looks: list[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        async def create_path(*_: Any) -> None:
+            raise NotImplementedError
+
+        monkeypatch.setattr(RunStorageBlock, "create_path", create_path)
+        async with Lease(remote, keys) as lease:
+            looks.clear()
+            for number in range(3):
+                await remote.fenced(lease.check).write_path(keys.segment(str(number)), b"")
+            assert len(looks) == 3
+
+    @pytest.mark.parametrize("slept", [5.0, 60.0, DAY])
+    async def test_a_process_that_was_stopped_looks_before_its_next_record(
+        self, remote: RunStorageBlock, keys: RunKeys, clock: list[float], slept: float
+    ) -> None:
+        async with Lease(remote, keys) as lease:
+            await forge(remote, keys, lease.number + 1)
+            clock[0] += slept
+            with pytest.raises(RunInUseError, match="taken over"):
+                await remote.fenced(lease.check).write_path(keys.segment("late"), b"")
+        assert await remote.list_names(keys.records) == []
+
+    async def test_a_look_counts_from_before_its_request(
+        self, remote: RunStorageBlock, keys: RunKeys, clock: list[float], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A process can be stopped between the store's answer and its own next step."""
+        really = Lease._newest_number
+
+        async def stopped_after(self: Lease) -> int:
+            number = await really(self)
+            clock[0] += 60.0
+            return number
+
+        async with Lease(remote, keys) as lease:
+            clock[0] += 60.0
+            monkeypatch.setattr(Lease, "_newest_number", stopped_after)
+            await lease.check(keys.segment("first"))
+            monkeypatch.undo()
+            await forge(remote, keys, lease.number + 1)
+            with pytest.raises(RunInUseError):
+                await lease.check(keys.segment("second"))
+
+    async def test_each_further_try_of_a_write_is_looked_for(
+        self, keys: RunKeys, clock: list[float], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The wait before a try can be longer than a look holds."""
+        monkeypatch.setattr(retries, "DELAYS_SEC", (0.0,) * 7)
+        files = RunStorageBlock(url=f"scripted://{uuid.uuid4().hex}/runs")
+        async with Lease(files, keys) as lease:
+            really = lease.check
+
+            async def check(key: str) -> None:
+                await really(key)
+                # Meanwhile the process is stopped, and another one takes the run over.
+                clock[0] += 60.0
+                root = files.url.partition("://")[2]
+                keep(root, {**kept(root), f"/{root}/{keys.lease(lease.number + 1)}": b"{}"})
+
+            with scripted(Script("503", 1, "write")) as script, pytest.raises(RunInUseError, match="taken over"):
+                await files.fenced(check).write_path(keys.segment("late"), b"")
+            assert script.struck.endswith("/late")
+        assert await files.list_names(keys.records) == []
+
+    async def test_who_takes_over_a_holder_that_is_perhaps_alive_waits_until_its_looks_hold_no_more(
+        self, remote: RunStorageBlock, keys: RunKeys, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(lease_module, "WATCH_SEC", 0.5)
+        await forge(remote, keys, renewed_at=time.time() - DAY)
+        created = 0.0
+        really = RunStorageBlock.create_path
+
+        async def create_path(self: RunStorageBlock, path: str, content: bytes) -> None:
+            nonlocal created
+            await really(self, path, content)
+            created = time.monotonic()
+
+        monkeypatch.setattr(RunStorageBlock, "create_path", create_path)
+        async with Lease(remote, keys):
+            assert time.monotonic() - created >= 0.5 / lease_module.LOOKS_PER_WATCH
+
+    async def test_who_takes_a_released_run_does_not_wait(
+        self, remote: RunStorageBlock, keys: RunKeys, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(lease_module, "WATCH_SEC", 10_000.0)
+        assert [await taken(remote, keys), await taken(remote, keys)] == [1, 2]
 
 
 class TestClock:

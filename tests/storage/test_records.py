@@ -374,7 +374,7 @@ async def test_a_storage_that_forbids_deleting_keeps_damaged_segments_in_their_p
 
     await appended(local)
     await spoilt_content(local, "cut")
-    monkeypatch.setattr(RunStorageBlock, "delete_path", forbidden)
+    monkeypatch.setattr(RunStorageBlock, "move", forbidden)
     records = RunRecords(local, KEYS, session=2)
     await records.scan()
 

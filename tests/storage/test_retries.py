@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import errno
 import json
 import uuid
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from outcomes import outcome_of
-from scripted_storage import ERRORS, LIES, HttpError, Script, UnknownClientError, scripted
+from pydantic import SecretStr
+from scripted_storage import ERRORS, LIES, HttpError, Script, ScriptedFileSystem, UnknownClientError, scripted
 
 from prefect_batchflow.blocks import RunStorageBlock
 from prefect_batchflow.exceptions import InvalidOptionError, StorageError
@@ -248,3 +250,50 @@ def test_what_can_pass(make: Callable[[], Any], kind: Kind) -> None:
 
 def test_a_folder_of_this_machine_that_may_not_be_read_stays_so() -> None:
     assert kind_of(PermissionError(errno.EACCES, "Permission denied"), is_local=True) is Kind.LASTS
+
+
+SECRET = "q7Zk+v/9=a%b"  # noqa: S105 - none
+
+
+@pytest.mark.parametrize(
+    "written",
+    [SECRET, "q7Zk%2Bv%2F9%3Da%25b", base64.b64encode(SECRET.encode()).decode(), repr(SECRET), json.dumps(SECRET)],
+    ids=["as it is", "percent", "base64", "repr", "json"],
+)
+@pytest.mark.parametrize("option", ["secret", "account_key", "sas_token", "connection_string", "password", "pkey"])
+async def test_an_error_of_the_storage_tells_no_secret_of_its_options(
+    option: str, written: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise PermissionError(f"403 for https://host/x?sig={written}&y=1")
+
+    files = RunStorageBlock(
+        url=f"scripted://{uuid.uuid4().hex}/runs",
+        storage_options={option: SecretStr(SECRET), "endpoint_url": SecretStr("http://127.0.0.1:9000")},
+    )
+    monkeypatch.setattr(ScriptedFileSystem, "ls", fails)
+    with pytest.raises(StorageError, match="403 for https://host/x") as caught:
+        await RunRecords(files, KEYS, session=1).scan()
+    assert written not in str(caught.value)
+    assert SECRET not in str(caught.value)
+
+
+async def test_an_error_of_the_storage_tells_its_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise PermissionError("Cannot connect to http://127.0.0.1:9000/bucket as account-of-mine")
+
+    options = {"endpoint_url": "http://127.0.0.1:9000", "account_name": "account-of-mine"}
+    files = RunStorageBlock(
+        url=f"scripted://{uuid.uuid4().hex}/runs",
+        storage_options={name: SecretStr(value) for name, value in options.items()},
+    )
+    monkeypatch.setattr(ScriptedFileSystem, "ls", fails)
+    with pytest.raises(StorageError, match=r"127\.0\.0\.1:9000/bucket as account-of-mine"):
+        await RunRecords(files, KEYS, session=1).scan()
+
+
+def test_the_password_in_a_url_is_in_no_message() -> None:
+    with pytest.raises(InvalidOptionError) as caught:
+        RunStorageBlock(url="nosuch://user:q7Zk-canary@host/runs")
+    assert "q7Zk-canary" not in str(caught.value)
+    assert "nosuch://user@host/runs" in str(caught.value)

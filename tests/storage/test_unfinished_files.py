@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import stored_run
 
 from prefect_batchflow.flows import run_batch
+from prefect_batchflow.results.models import BatchResult
+from prefect_batchflow.results.tally import Tally
 from prefect_batchflow.run.handle import LiveRun
+from prefect_batchflow.storage.keys import RunKeys
+from prefect_batchflow.storage.outputs import write_outputs
 from prefect_batchflow.storage.private_files import remove_unfinished
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
+
+    from prefect_batchflow.blocks import RunStorageBlock
 
 
 pytestmark = pytest.mark.programs
@@ -55,6 +63,28 @@ def test_newer_ones_other_files_and_links_stay(run: Path, tmp_path: Path) -> Non
 
 def test_a_folder_that_is_gone_is_no_error(tmp_path: Path) -> None:
     assert remove_unfinished(tmp_path / "none", tmp_path / "none" / "manifest.json") == 0
+
+
+@pytest.mark.anyio
+async def test_an_output_folder_loses_only_those_that_nobody_can_be_writing(
+    tmp_path: Path, local: RunStorageBlock
+) -> None:
+    """Another run can have the same output folder."""
+    out = tmp_path / "out"
+    (out / "images").mkdir(parents=True)
+    (out / "mine").mkdir()
+    old = [left(out / place, ".writing-0123abcd", 1000) for place in (".", "images")]
+    kept = [left(out, ".writing-new", int(time.time()) - 60), left(out / "mine", ".writing-0123abcd", 1000)]
+
+    async def no_records() -> AsyncIterator[Any]:
+        for record in list[Any]():
+            yield record
+
+    result = BatchResult.of(Tally(), 0, stored_run.STARTED, stored_run.STARTED)
+    await write_outputs(local, RunKeys("r"), no_records(), result, out)
+
+    assert not any(path.exists() for path in old)
+    assert all(path.exists() for path in kept)
 
 
 @pytest.mark.usefixtures("prefect_server")
