@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from cyclopts import Parameter
 
-from prefect_batchflow.cli.arguments import Screen, Storage
+from prefect_batchflow.cli.arguments import Screen, Storage, Texts, sources
 from prefect_batchflow.cli.places import absolute_place
 from prefect_batchflow.cli.process import quiet_prefect
 from prefect_batchflow.cli.running import COMPLETED, LINES_FAILED, RUN_FAILED
@@ -32,10 +32,24 @@ def _now(work: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(work)
 
 
-def verify(run_id: RunId, /, *, storage: Storage = "", screen: Screen = _PLAIN) -> int:
+def verify(
+    run_id: RunId,
+    /,
+    *,
+    data: Annotated[
+        Texts,
+        Parameter(
+            metavar="[NAME=]URL",
+            help="The run's data, if it is at another place now. Repeatable. [default: where it was]",
+        ),
+    ] = None,
+    storage: Storage = "",
+    screen: Screen = _PLAIN,
+) -> int:
     """Prove that a stored run is whole: each line counts once, and each completed line has one sound record.
 
-    It reads the run's files and asks nobody else. It changes nothing.
+    If the data and the flow are still there, it also compares the inputs of each record with the data. It runs no line, asks
+    no server and changes nothing.
 
     Exit status: 0 the run is whole, 1 something is wrong (listed, with what to do), 2 wrong use, such as a run that does not
     exist or is running, 3 nothing is wrong, but the run has not finished.
@@ -43,14 +57,17 @@ def verify(run_id: RunId, /, *, storage: Storage = "", screen: Screen = _PLAIN) 
     quiet_prefect(debug=screen.debug)
     from prefect_batchflow.cli.runs import find_run, opened
     from prefect_batchflow.cli.screen import print_error, print_note
+    from prefect_batchflow.run.proving import data_now
     from prefect_batchflow.storage.care import Findings, verify_run
 
     async def work() -> Findings:
         files = await opened(absolute_place(storage))
-        return await verify_run(files, await find_run(files, run_id))
+        manifest = await find_run(files, run_id)
+        return await verify_run(files, manifest, await data_now(files, manifest, sources(data or [], needed=False)))
 
     found = _now(work())
-    counts = {name: getattr(found, name) for name in ("total_lines", "completed", "failed", "not_started", "segments")}
+    counted = ("total_lines", "completed", "failed", "not_started", "compared", "segments")
+    counts = {name: getattr(found, name) for name in counted}
     _show(
         {
             "run_id": run_id, "is_whole": not found.wrong, "is_finished": found.is_finished, **counts, "wrong": found.wrong,
@@ -59,6 +76,7 @@ def verify(run_id: RunId, /, *, storage: Storage = "", screen: Screen = _PLAIN) 
         f"Run {run_id}: {found.completed} completed, {found.failed} failed, {found.not_started} not started, "
         f"{found.total_lines} lines in all. "
         + (f"{len(found.wrong)} fault{'s' * (len(found.wrong) > 1)}." if found.wrong else "Nothing is wrong.")
+        + (f" {found.compared} records have the inputs of the data." if found.compared else "")
         + ("" if found.is_finished else f" It has not finished: batchflow resume {run_id}"),
         screen,
     )  # fmt: skip

@@ -12,7 +12,7 @@ import os
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from prefect_batchflow.exceptions import InvalidOptionError, RunInUseError, StorageError
 from prefect_batchflow.execution.executor import LineOutcome
@@ -28,7 +28,7 @@ from prefect_batchflow.storage.outputs import failed_row, output_row
 from prefect_batchflow.storage.records import RunRecords, records_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence, Sized
+    from collections.abc import Mapping, Sequence, Sized
 
     from prefect_batchflow.storage.keys import SegmentName
     from prefect_batchflow.storage.manifest import Manifest
@@ -69,6 +69,8 @@ class Findings:
     not_started: int = 0
     """Lines without a record."""
     segments: int = 0
+    compared: int = 0
+    """Lines whose record has the inputs that the data has now."""
     is_finished: bool = False
     """Whether its last start has a result."""
     wrong: list[str] = field(default_factory=list)
@@ -76,10 +78,22 @@ class Findings:
     notes: list[str] = field(default_factory=list)
 
 
-async def verify_run(files: RunFiles, manifest: Manifest) -> Findings:
+@dataclass(frozen=True, slots=True)
+class DataNow:
+    """The lines of a run as its data has them now."""
+
+    hashes: Mapping[int, str] = field(default_factory=dict)
+    """Line number to input hash."""
+    changed: Sequence[str] = ()
+    """The sources with another content than the run has read."""
+    problem: str = ""
+    """Why the lines are not known; empty if they are."""
+
+
+async def verify_run(files: RunFiles, manifest: Manifest, data: DataNow | None = None) -> Findings:
     """Prove that each line counts once, and that each completed line has one sound record.
 
-    Nothing is written, and Prefect is not asked.
+    With `data`, the records are compared with it, too. Nothing is written, and Prefect is not asked.
 
     Raises:
         RunInUseError: The run is running, so its files change.
@@ -102,6 +116,8 @@ async def verify_run(files: RunFiles, manifest: Manifest) -> Findings:
     rows = await _newest_rows(files, keys, manifest, found)
     if result is not None:
         await _verify_files(files, keys, result, rows, found)
+    if data is not None:
+        _verify_inputs(data, rows, found)
     leftovers = [name for name in await files.list_names(keys.run_id) if name.startswith(".writing-")]
     if leftovers:
         found.notes.append(
@@ -113,6 +129,7 @@ async def verify_run(files: RunFiles, manifest: Manifest) -> Findings:
 @dataclass(frozen=True, slots=True)
 class _Row:
     status: str
+    input_hash: str
     digest: bytes | None
     """Of its row in the outputs or the failed lines; `None` if the row names image files."""
 
@@ -159,7 +176,7 @@ async def _newest_rows(files: RunFiles, keys: RunKeys, manifest: Manifest, found
                 if receipt.status in texts and not has_images:
                     row = output_row(record) if is_completed else failed_row(record)
                     digest = hashlib.sha256(texts[receipt.status].line(row)).digest()
-                rows[number] = _Row(receipt.status, digest)
+                rows[number] = _Row(receipt.status, stored.input_hash, digest)
     found.completed = sum(row.status == "Completed" for row in rows.values())
     found.failed = sum(row.status == "Failed" for row in rows.values())
     found.not_started = max(0, manifest.total_lines - found.completed - found.failed)
@@ -227,6 +244,27 @@ async def _verify_files(
     found.completed -= sum(rows[number].status == "Completed" for number in more)
     found.failed -= sum(rows[number].status == "Failed" for number in more)
     found.not_started = max(0, found.total_lines - found.completed - found.failed)
+
+
+def _verify_inputs(data: DataNow, rows: dict[int, _Row], found: Findings) -> None:
+    """Compare the inputs of the records with those of the data, if it is the data that the run has read."""
+    if data.problem:
+        found.notes.append(f"The records were not compared with the data: {data.problem}")
+        return
+    if data.changed:
+        found.notes.append(
+            f"The records were not compared with the data, because it has changed since the run: source "
+            f"{', '.join(data.changed)}. `batchflow resume {found.run_id}` says what has changed."
+        )
+        return
+    ended = {number: row for number, row in rows.items() if row.status in ("Completed", "Failed")}
+    others = [number for number, row in ended.items() if data.hashes.get(number, row.input_hash) != row.input_hash]
+    if others:
+        found.wrong.append(
+            f"The records of {_lines(sorted(others))} are of other inputs than the data has. Has the flow changed since? "
+            f"`batchflow resume {found.run_id}` says so, and runs these lines again."
+        )
+    found.compared = len(ended.keys() & data.hashes.keys()) - len(others)
 
 
 def _read_rows(path: Path, status: str, rows: dict[int, _Row], numbers: list[int]) -> list[int] | str:
@@ -382,18 +420,7 @@ async def delete_run(files: RunFiles, run_id: str) -> int:
 # --- compact ---------------------------------------------------------------------------------------------------------
 
 
-class Fencing(Protocol):
-    """A storage that can refuse the writes of a process that no longer holds the run."""
-
-    def fenced(self, may_write: Callable[[str], Awaitable[None]]) -> RunFiles:
-        """The same storage; `may_write` gets each key before it is written."""
-
-
-class FencedFiles(RunFiles, Fencing, Protocol):
-    """A storage of runs, as a block is one."""
-
-
-async def compact_run(files: FencedFiles, manifest: Manifest) -> tuple[int, int]:
+async def compact_run(files: RunFiles, manifest: Manifest) -> tuple[int, int]:
     """Merge the segments of a run, and return how many there were and are. All records stay, also of earlier attempts.
 
     A merged segment is written and read back before those that it replaces are deleted. If this is cut short, some records

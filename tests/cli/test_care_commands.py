@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from bare_run import bare_run, without_prefect
 from stored_run import stored_run
 
 from prefect_batchflow.blocks import RunStorageBlock
 from prefect_batchflow.cli.commands import main
 from prefect_batchflow.storage.keys import RunKeys
 from prefect_batchflow.storage.lease import Lease
+from prefect_batchflow.storage.manifest import require_manifest, write_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,6 +53,77 @@ def test_verify(typed: Typed, tmp_path: Path) -> None:
     (tmp_path / "runs" / "nightly" / "batch_result.json").unlink()
     status, out, _ = typed("verify", "nightly")
     assert (status, "It has not finished: batchflow resume nightly" in out) == (3, True)
+
+
+@pytest.mark.programs
+class TestVerifyWithData:
+    """`verify` compares the inputs of records with the data, if it can."""
+
+    @pytest.fixture
+    def data(self, tmp_path: Path) -> Path:
+        """The data of a run `squares` of three lines."""
+        data, flow = tmp_path / "rows.jsonl", tmp_path / "squares.py"
+        data.write_text("".join(f'{{"n": {n}}}\n' for n in range(3)))
+        flow.write_text("def main(n: int) -> int: return n * n\n")
+        with without_prefect():
+            bare_run(
+                lambda inputs: {"square": inputs["n"] ** 2},
+                flow=f"{flow}:main",
+                data=str(data),
+                inputs_mapping={"n": "${data.n}"},
+                storage=str(tmp_path / "runs"),
+                run_id="squares",
+            )
+        return data
+
+    def test_the_records_have_the_inputs_of_the_data(self, typed: Typed, data: Path) -> None:
+        status, out, err = typed("verify", "squares")
+        assert (status, err) == (0, "")
+        assert out.endswith("Nothing is wrong. 3 records have the inputs of the data.\n")
+
+    def test_data_that_moved_is_given(self, typed: Typed, data: Path) -> None:
+        moved = data.rename(data.with_name("moved.jsonl"))
+        status, _, err = typed("verify", "squares")
+        assert status == 0
+        assert "The records were not compared with the data: " in err
+        assert str(data) in err
+        status, out, _ = typed("verify", "squares", "--data", str(moved), "--json")
+        assert (status, json.loads(out)["compared"]) == (0, 3)
+
+    def test_other_data_is_not_a_fault_of_the_run(self, typed: Typed, data: Path) -> None:
+        data.write_text('{"n": 9}\n' * 3)
+        status, _, err = typed("verify", "squares")
+        assert status == 0
+        assert f"it has changed since the run: source 'data' ({data})" in err
+
+    def test_records_of_other_inputs_are_a_fault(self, typed: Typed, data: Path, tmp_path: Path) -> None:
+        """As if the manifest of another run with the same name was put there."""
+        data.write_text('{"n": 0}\n{"n": 7}\n{"n": 2}\n')
+
+        digest = hashlib.sha256(data.read_bytes()).hexdigest()[:32]
+
+        async def put_manifest() -> None:
+            files, keys = RunStorageBlock(url=str(tmp_path / "runs")), RunKeys("squares")
+            manifest = await require_manifest(files, keys)
+            prints = {**manifest.fingerprints, "data:data": digest}
+            await write_manifest(files, keys, manifest.model_copy(update={"fingerprints": prints}))
+
+        asyncio.run(put_manifest())
+        status, _, err = typed("verify", "squares")
+        assert status == 1
+        assert "The records of line 1 are of other inputs than the data has." in err
+
+    def test_a_flow_that_is_gone_is_said(self, typed: Typed, data: Path) -> None:
+        data.with_name("squares.py").unlink()
+        status, _, err = typed("verify", "squares")
+        assert status == 0
+        assert "were not compared with the data: " in err
+        assert "squares.py" in err
+
+    def test_a_source_that_the_run_does_not_have_is_refused(self, typed: Typed, data: Path) -> None:
+        status, _, err = typed("verify", "squares", "--data", f"other={data}")
+        assert status == 2
+        assert "has no data source 'other'. It has data." in err
 
 
 def test_copy_and_delete(typed: Typed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
