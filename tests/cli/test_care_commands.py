@@ -13,9 +13,10 @@ from stored_run import stored_run
 
 from prefect_batchflow.blocks import RunStorageBlock
 from prefect_batchflow.cli.commands import main
+from prefect_batchflow.storage.earlier import require_manifest
 from prefect_batchflow.storage.keys import RunKeys
 from prefect_batchflow.storage.lease import Lease
-from prefect_batchflow.storage.manifest import require_manifest, write_manifest
+from prefect_batchflow.storage.manifest import write_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
