@@ -1,4 +1,7 @@
-"""Whole runs on a storage whose n-th call goes wrong, for every n until none does. The lines say what was executed."""
+"""Whole runs with Prefect and workers on a storage that fails. The lines say what was executed.
+
+`test_any_call` has each fault at each call, without Prefect.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,6 @@ import pytest
 from scripted_storage import Script, ScriptedFileSystem, content_of, scripted
 
 from prefect_batchflow import BatchEngine
-from prefect_batchflow.exceptions import BatchflowException
 from prefect_batchflow.storage import lease, retries
 
 if TYPE_CHECKING:
@@ -75,44 +77,15 @@ class Run:
         assert self.acknowledged() == set(range(self.lines))
 
 
-# Of whole runs, the writes only: tests/storage/test_retries.py has every fault at every call of a run's storage.
-@pytest.mark.parametrize("fault", ["lost answer"])
-def test_one_fault_at_any_call_costs_nothing(tmp_path: Path, fault: str) -> None:
-    n, fired = 0, True
-    while fired:
-        n += 1
-        run = Run(tmp_path)
-        with scripted(Script(fault, n)) as script:
-            for _ in range(2):
-                result = run.start()
-                assert result.completed_lines == LINES, f"{fault} at call {n}"
-        fired = script.fired
-        assert run.begun() == Counter(range(LINES)), f"{fault} at call {n}"
-        run.check_whole()
-    assert n > 3
-
-
-@pytest.mark.parametrize("kind", ["write"])
-def test_an_outage_that_begins_at_any_call_loses_and_repeats_no_acknowledged_line(tmp_path: Path, kind: str) -> None:
-    n, fired = 0, True
-    while fired:
-        n += 1
-        run = Run(tmp_path)
-        with scripted(Script("503", n, kind, lasts=True)) as script:
-            try:
-                run.start()
-            except BatchflowException as exc:
-                assert "tried " in str(exc)  # noqa: PT017
-        fired = script.fired
-        acknowledged = run.acknowledged()
-        before = run.begun()
-
-        result = run.start()
-
-        assert result.completed_lines == LINES
-        again = {line for line, times in (run.begun() - before).items() if times}
-        assert again.isdisjoint(acknowledged), f"{kind} from call {n} on"
-        run.check_whole()
+@pytest.mark.parametrize("fault", ["503", "reset", "lost answer", "short read", "empty listing"])
+def test_a_storage_that_fails_again_and_again_costs_nothing(tmp_path: Path, fault: str) -> None:
+    run = Run(tmp_path)
+    with scripted(Script(fault, 1, every=5)) as script:
+        for _ in range(2):
+            assert run.start().completed_lines == LINES
+    assert script.fired
+    assert run.begun() == Counter(range(LINES))
+    run.check_whole()
 
 
 def test_the_requests_of_a_run_grow_with_its_segments_and_not_with_its_lines(tmp_path: Path) -> None:
@@ -127,8 +100,11 @@ def test_the_requests_of_a_run_grow_with_its_segments_and_not_with_its_lines(tmp
             run.start()
         resumed[lines] = Counter(kind for kind, _ in script.calls)
         assert run.begun() == Counter(range(lines))
+    for requests_of in (requests, resumed):
+        for kinds in requests_of.values():
+            del kinds["info"]  # each download asks for its size
     few, many = requests[50].total(), requests[500].total()
-    # Measured: 48 and 93 for the runs, 45 and 63 for their resumes.
-    assert many <= min(3 * few, 150), requests
-    assert resumed[500].total() <= 110, resumed
+    # Measured: 34 to 43 and 46 for the runs, 42 and 44 for their resumes; with a listing before each write 48, 93, 45 and 63.
+    assert many <= min(2 * few, 80), requests
+    assert resumed[500].total() <= 70, resumed
     assert resumed[500]["write"] <= 12, "a resume without lines to run writes no records"
