@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 from uuid import UUID
 
 from prefect_batchflow.exceptions import InvalidUserData
-from prefect_batchflow.inputs.formats import MAX_DEPTH, Row, shorten
+from prefect_batchflow.inputs.formats import MAX_DEPTH, MAX_ROW_BYTES, Row, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -33,6 +33,9 @@ SUFFIXES = (".parquet", ".arrow", ".feather")
 
 _STEP_BYTES = 4 << 20
 _MAX_STEP_ROWS = 1024
+_MOST_DECODED_BYTES = 256 << 20
+"""What a value that is stored once and repeated in many rows may take at once. A file of 1 kB can mean gigabytes."""
+_TOO_LARGE = f"larger than {MAX_ROW_BYTES:,} bytes. Make it smaller, or give the path of a file in its place."
 _BUFFER_BYTES = 1 << 18
 _EPOCH = datetime(1970, 1, 1)
 _EPOCH_DAY = date(1970, 1, 1).toordinal()
@@ -81,9 +84,15 @@ class Table:
         """Give batches small enough for their rows to fit in memory. If the data breaks off, the last item is text."""
         try:
             for batch in self.batches:
-                step = _step_rows(batch.nbytes, batch.num_rows)
+                repeated = sum(map(_repeated_bytes, batch.columns))
+                step = _step_rows(batch.nbytes, batch.num_rows, repeated)
                 for start in range(0, batch.num_rows, step):
-                    yield batch.slice(start, step)
+                    part = batch.slice(start, step)
+                    if part.nbytes <= MAX_ROW_BYTES:
+                        yield part
+                        continue
+                    for row in (part.slice(number, 1) for number in range(part.num_rows)):
+                        yield _TOO_LARGE if _row_bytes(row) > MAX_ROW_BYTES else row
         except _faults() as exc:
             yield f"the {self.format} data is damaged ({_told(exc)}). The rows before this one are intact. Copy the file again."
 
@@ -143,7 +152,7 @@ def _open_parquet(raw: Any) -> tuple[str, Any, Iterable[Any]]:
 
     parquet = ParquetFile(raw, pre_buffer=False, buffer_size=_BUFFER_BYTES, page_checksum_verification=True)
     groups = map(parquet.metadata.row_group, range(parquet.metadata.num_row_groups))
-    step = min((_step_rows(group.total_byte_size, group.num_rows) for group in groups), default=1)
+    step = min((_step_rows(g.total_byte_size, g.num_rows, _in_dictionaries(g)) for g in groups), default=1)
     return "parquet", parquet.schema_arrow, parquet.iter_batches(batch_size=step, use_threads=False)
 
 
@@ -180,9 +189,29 @@ def _told(exc: Exception) -> str:
     return str(exc).strip().partition("\n")[0].rstrip(".")
 
 
-def _step_rows(size: int, rows: int) -> int:
-    """Give how many of these rows become Python objects at once."""
-    return max(1, min(_MAX_STEP_ROWS, _STEP_BYTES * rows // max(1, size)))
+def _step_rows(size: int, rows: int, repeated: int = 0) -> int:
+    """Give how many of these rows become Python objects at once, if each can have values of `repeated` bytes."""
+    return max(1, min(_MAX_STEP_ROWS, _STEP_BYTES * rows // max(1, size), _MOST_DECODED_BYTES // max(1, repeated)))
+
+
+def _repeated_bytes(array: Any) -> int:
+    """Give the size of the values that an array has once and repeats."""
+    if _is_any(array.type, "dictionary"):
+        return int(array.dictionary.nbytes)
+    return int(array.values.nbytes) if _is_any(array.type, "run_end_encoded") else 0
+
+
+def _row_bytes(row: Any) -> int:
+    """Give the size of a row, without values that other rows repeat."""
+    return sum(
+        int((array.dictionary_decode() if _is_any(array.type, "dictionary") else array).nbytes) for array in row.columns
+    )
+
+
+def _in_dictionaries(group: Any) -> int:
+    """Give the size of the columns of a row group that store a value once and repeat it."""
+    columns = map(group.column, range(group.num_columns))
+    return sum(c.total_uncompressed_size for c in columns if any("DICTIONARY" in name for name in c.encodings))
 
 
 def _distinct(fields: Iterable[Any], what: str) -> list[Any]:

@@ -265,6 +265,47 @@ class TestRows:
                 assert len(values_of(written(tmp_path, form, table))) == 8
             assert max(sizes) <= 3, form
 
+    @pytest.mark.parametrize(
+        ("form", "kind"),
+        [*((form, "dictionary") for form in WRITERS), ("file", "run end"), ("stream", "run end"), ("parquet", "plain")],
+    )
+    def test_a_value_that_is_stored_once_is_not_repeated_in_many_rows_at_once(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, kind: str
+    ) -> None:
+        """1 kB of parquet can mean gigabytes: a text of 20 MB in its dictionary, and 2,000 rows that have it."""
+        monkeypatch.setattr(columnar, "_MOST_DECODED_BYTES", 20_000)
+        column = pa.array(["x" * 5000] * 100)
+        if kind == "dictionary":
+            column = column.dictionary_encode()
+        elif kind == "run end":
+            column = pa.compute.run_end_encode(column)
+        sizes: list[int] = []
+        original = columnar.Table._records
+
+        def counted(self: columnar.Table, batch: Any) -> Any:
+            sizes.append(batch.num_rows)
+            return original(self, batch)
+
+        monkeypatch.setattr(columnar.Table, "_records", counted)
+
+        assert values_of(written(tmp_path, form, pa.table({"x": column}))) == [{"x": "x" * 5000}] * 100
+        assert max(sizes) <= 4
+
+    @FORMATS
+    @pytest.mark.parametrize("is_dictionary", [False, True], ids=["plain", "dictionary"])
+    def test_a_row_that_is_too_large_is_a_bad_row_and_the_others_are_read(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, is_dictionary: bool
+    ) -> None:
+        monkeypatch.setattr(columnar, "MAX_ROW_BYTES", 4000)
+        column = pa.array([*("ab" * 10), "x" * 5000, *("cd" * 10)])
+        table = pa.table({"x": column.dictionary_encode() if is_dictionary else column})
+
+        rows = list(open_source(written(tmp_path, form, table), name="data").rows())
+
+        assert [row.values.get("x") for row in rows] == [*("ab" * 10), None, *("cd" * 10)]
+        assert [row.line for row in rows if row.error] == [21]
+        assert "row 21: larger than" in str(rows[20].error)
+
     def test_any_file_system_is_read(self, tmp_path: Path) -> None:
         path = written(tmp_path, "parquet", pa.table({"n": [1]}))
         file_system = fsspec.filesystem("memory")
