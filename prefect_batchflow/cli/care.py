@@ -13,7 +13,7 @@ from prefect_batchflow.cli.arguments import Screen, Storage, Texts, sources
 from prefect_batchflow.cli.places import absolute_place
 from prefect_batchflow.cli.process import quiet_prefect
 from prefect_batchflow.cli.running import COMPLETED, LINES_FAILED, RUN_FAILED
-from prefect_batchflow.exceptions import InvalidOptionError, StorageError
+from prefect_batchflow.exceptions import InvalidOptionError, RunNotFoundError, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
@@ -207,20 +207,28 @@ def delete(
     storage: Storage = "",
     screen: Screen = _PLAIN,
 ) -> int:
-    """Delete a run with its records, outputs and images. It asks first. A run that is running is refused."""
+    """Delete a run with its records, outputs and images. It asks first. A run that is running is refused.
+
+    What a delete or copy that was cut short has left is deleted too, and a run without a sound manifest.
+    """
     quiet_prefect(debug=screen.debug)
     from prefect_batchflow.cli.runs import find_run, opened
-    from prefect_batchflow.storage.care import delete_run, refuse_running
+    from prefect_batchflow.storage.care import delete_run, is_rest_of_run, refuse_running
     from prefect_batchflow.storage.keys import RunKeys
 
     async def look() -> str:
         files = await opened(absolute_place(storage))
+        keys = RunKeys(run_id)
         try:
-            what = f"its {(await find_run(files, run_id)).total_lines} lines"
+            what = f"run {run_id} with its {(await find_run(files, run_id)).total_lines} lines"
         except StorageError:  # its manifest is lost
-            what = "all that is left of it"
-        await refuse_running(files, RunKeys(run_id), "deleted")
-        return f"Delete run {run_id} with {what} in {files.location(run_id)}?"
+            what = f"run {run_id} with all that is left of it"
+        except RunNotFoundError:
+            if not await is_rest_of_run(files, keys):
+                raise
+            what = f"what is left of run {run_id}"
+        await refuse_running(files, keys, "deleted")
+        return f"Delete {what} in {files.location(run_id)}?"
 
     async def work() -> tuple[int, str]:
         files = await opened(absolute_place(storage))

@@ -25,6 +25,7 @@ from prefect_batchflow.storage.keys import DAMAGED, IMAGES, RunKeys
 from prefect_batchflow.storage.lease import Lease, is_held
 from prefect_batchflow.storage.manifest import read_manifest, read_model
 from prefect_batchflow.storage.outputs import failed_row, output_row
+from prefect_batchflow.storage.private_files import WRITING
 from prefect_batchflow.storage.records import RunRecords, records_of
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ MOST_NAMED = 10
 SEGMENT_BYTES = 8 << 20
 """About how large merged segments become."""
 _FOLDERS = frozenset({"records", DAMAGED, "leases", IMAGES, "manifests"})
+_FILES = frozenset({"manifest.json", "outputs.jsonl", "failed.jsonl", "batch_result.json"})
 _NOT_COPIED = frozenset({"lock", "leases", "control.json", ".reserve"})
 """What tells who writes a run, and is of no use elsewhere."""
 
@@ -118,7 +120,7 @@ async def verify_run(files: RunFiles, manifest: Manifest, data: DataNow | None =
         await _verify_files(files, keys, result, rows, found)
     if data is not None:
         _verify_inputs(data, rows, found)
-    leftovers = [name for name in await files.list_names(keys.run_id) if name.startswith(".writing-")]
+    leftovers = [name for name in await files.list_names(keys.run_id) if name.startswith(WRITING)]
     if leftovers:
         found.notes.append(
             f"{len(leftovers)} unfinished files of killed processes ({leftovers[0]}). You can delete them."
@@ -375,7 +377,7 @@ def _place(files: RunFiles, keys: RunKeys) -> str:
 
 def _is_copied(name: str) -> bool:
     first, _, rest = name.partition("/")
-    return first not in _NOT_COPIED and not (rest or first).rpartition("/")[2].startswith(".writing-")
+    return first not in _NOT_COPIED and not (rest or first).rpartition("/")[2].startswith(WRITING)
 
 
 async def _copy_file(files: RunFiles, target: RunFiles, key: str, folder: Path) -> None:
@@ -396,8 +398,15 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+async def is_rest_of_run(files: RunFiles, keys: RunKeys) -> bool:
+    """Whether a folder without a manifest is a run: one that lost it, or what a delete or copy that was cut short has left."""
+    with storage_errors(files, "list", keys.run_id):
+        names = {name for name in await files.list_names(keys.run_id) if not name.startswith(WRITING)}
+    return bool(names & _FOLDERS) and names <= _FOLDERS | _NOT_COPIED | _FILES
+
+
 async def delete_run(files: RunFiles, run_id: str) -> int:
-    """Delete a run, and return how many files it had. The manifest goes last: until then, the run can be deleted again.
+    """Delete a run, and return how many files it had. If this is cut short, the rest can be deleted again.
 
     Raises:
         RunInUseError: The run is running.

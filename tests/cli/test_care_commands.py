@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -138,6 +139,58 @@ def test_copy_and_delete(typed: Typed, tmp_path: Path, monkeypatch: pytest.Monke
     assert typed("delete", "nightly")[:2] == (0, "Nothing was deleted.\n")
     assert typed("delete", "nightly", "-y")[0] == 0
     assert not (tmp_path / "runs" / "nightly").exists()
+
+
+def without(run: Path, *names: str) -> None:
+    for name in names:
+        path = run / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def after_a_killed_delete(run: Path) -> None:
+    without(run, *(path.name for path in run.iterdir()))
+    (run / "leases").mkdir()
+    (run / "leases" / "000001.json").write_text('{"released": true}')
+    (run / "lock").touch()
+
+
+def after_a_killed_copy(run: Path) -> None:
+    without(run, "manifest.json", "outputs.jsonl")
+    (run / ".writing-0123456789abcdef").touch()
+
+
+def without_manifests(run: Path) -> None:
+    without(run, "manifest.json", "manifests")
+
+
+def with_a_damaged_manifest(run: Path) -> None:
+    without(run, "manifests")
+    (run / "manifest.json").write_text("{")
+
+
+REST = [after_a_killed_delete, after_a_killed_copy, without_manifests, with_a_damaged_manifest]
+
+
+@pytest.mark.parametrize("lose", REST)
+def test_what_is_left_of_a_run_can_be_deleted(typed: Typed, tmp_path: Path, lose: Callable[[Path], object]) -> None:
+    run = tmp_path / "runs" / "nightly"
+    lose(run)
+
+    status, out, err = typed("delete", "nightly", "-y")
+
+    assert (status, run.exists()) == (0, False), err
+    assert "Deleted" in out
+
+
+def test_a_folder_that_is_no_run_is_not_deleted(typed: Typed, tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "mine"
+    (folder / "images").mkdir(parents=True)
+    (folder / "thesis.tex").touch()
+
+    status, _, err = typed("delete", "mine", "-y")
+
+    assert (status, (folder / "thesis.tex").exists()) == (2, True)
+    assert "There is no run 'mine'" in err
 
 
 @pytest.mark.parametrize("words", [["verify"], ["copy", "/elsewhere"], ["export"], ["delete", "-y"], ["compact"]])
