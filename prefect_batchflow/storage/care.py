@@ -351,7 +351,7 @@ async def copy_run(files: RunFiles, manifest: Manifest, target: RunFiles) -> int
         )
     await refuse_running(files, keys, "copied")
     wanted = [name for name in await names_of(files, keys) if _is_copied(name)]
-    found = await names_of(target, keys)
+    found = [name for name in await names_of(target, keys) if not _is_unfinished(name)]
     if "manifest.json" in found or not set(found) <= set(wanted):
         raise InvalidOptionError(
             f"{target.location(keys.run_id)} exists and is not an unfinished copy of this run. Give another storage, or delete "
@@ -376,8 +376,11 @@ def _place(files: RunFiles, keys: RunKeys) -> str:
 
 
 def _is_copied(name: str) -> bool:
-    first, _, rest = name.partition("/")
-    return first not in _NOT_COPIED and not (rest or first).rpartition("/")[2].startswith(WRITING)
+    return name.partition("/")[0] not in _NOT_COPIED and not _is_unfinished(name)
+
+
+def _is_unfinished(name: str) -> bool:
+    return name.rpartition("/")[2].startswith(WRITING)
 
 
 async def _copy_file(files: RunFiles, target: RunFiles, key: str, folder: Path) -> None:

@@ -208,6 +208,7 @@ class TestCopy:
             with pytest.raises(StorageError, match="no space left"):
                 await copy_run(files, manifest, target)
         assert await read_manifest(target, KEYS) is None
+        await target.write_path("r/records/.writing-0123456789abcdef", b"of a process that was killed")
         await copy_run(files, manifest, target)
         assert (await verify_run(target, manifest)).wrong == []
 
