@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from faulted_run import FaultedRun
+from invariants import alive
 from prefect.settings import PREFECT_API_URL
 from real_clusters import RealCluster, dask_cluster, ray_cluster
 from waiting import wait_until
@@ -183,7 +184,7 @@ def test_a_signal_ends_a_run_that_still_connects(
 
         assert run.ended(process, ENDS_WITHIN_SEC) == CANCELED
 
-    wait_until(lambda: not run.processes(), description="nothing of it is left", timeout_sec=GONE_WITHIN_SEC)
+    wait_until(lambda: not alive(run.watch.mark), description="nothing of it is left", timeout_sec=GONE_WITHIN_SEC)
     assert "0 of 0 lines completed. Canceled by SIGTERM." in (tmp_path / "log").read_text()
 
 

@@ -10,6 +10,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
+from invariants import Watch
 from prefect.settings import PREFECT_API_URL
 
 if TYPE_CHECKING:
@@ -50,16 +51,21 @@ def test_no_line_is_paid_for_twice_while_the_disk_is_full(tmp_path: Path, small_
     (tmp_path / "flow.py").write_text(FLOW)
     witness = tmp_path / "begun"
     data = tmp_path / "rows.jsonl"
-    data.write_text("".join(json.dumps({"n": n, "witness": str(witness)}) + "\n" for n in range(LINES)))
+    rows = {n: {"n": n, "witness": str(witness)} for n in range(LINES)}
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
+    watch = Watch(small_disk / "runs" / "r1", rows, witness, in_flight=8, answer=lambda _: {"text": "x" * 60_000})
 
     def start() -> subprocess.CompletedProcess[str]:
         words = ["run", f"{tmp_path / 'flow.py'}:main", "--data", str(data), "--run-id", "r1", "--workers", "2"]
         words += ["--storage", str(small_disk / "runs"), "--granularity", granularity]
         env = {**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value(), "COLUMNS": "200"}
-        return subprocess.run(
+        watch.begin()
+        ended = subprocess.run(
             [sys.executable, "-m", "prefect_batchflow.cli", *words],
             env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100, check=False,
         )  # fmt: skip
+        watch.check(None if ended.returncode == 1 else ended.returncode)  # 1: the disk is full
+        return ended
 
     def begun() -> Counter[int]:
         return Counter(map(int, witness.read_text().split()))

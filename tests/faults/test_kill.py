@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
 import subprocess
 import sys
-from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from invariants import MARK, Watch
 from prefect.settings import PREFECT_API_URL
 from waiting import wait_until
 
+from prefect_batchflow.granularity import SMALLEST_CHUNK
+
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("prefect_server")]
 
 LINES = 1_000
 WORKERS = 2
-MARK = "BATCHFLOW_TEST_RUN"
 FLOW = """
 import os, time
 
@@ -45,37 +45,17 @@ class Run:
         self.run = self.storage / "nightly"
         flow = folder / "square.py"
         flow.write_text(FLOW)
-        rows = [{"n": n, "witness": str(self.witness)} for n in range(LINES)]
+        rows = {n: {"n": n, "witness": str(self.witness)} for n in range(LINES)}
+        self.watch = Watch(self.run, rows, self.witness, 2 * SMALLEST_CHUNK, mark=str(self.run))
         self.command = [
             sys.executable, "-m", "prefect_batchflow.cli", "run", f"{flow}:main",
-            "--data", str(write_rows(rows)), "--run-id", "nightly", "--workers", str(WORKERS),
+            "--data", str(write_rows(list(rows.values()))), "--run-id", "nightly", "--workers", str(WORKERS),
             "--storage", str(self.storage), "--granularity", granularity,
         ]  # fmt: skip
 
     def start(self) -> subprocess.Popen[bytes]:
         env = {**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value(), MARK: str(self.run)}
         return subprocess.Popen(self.command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-    def is_alive(self) -> bool:
-        """Whether any process of it is, by what all of them have in their environment."""
-        for environ in Path("/proc").glob("[0-9]*/environ"):
-            with suppress(OSError):
-                if f"{MARK}={self.run}\0".encode() in environ.read_bytes():
-                    return True
-        return False
-
-    def executed(self) -> list[int]:
-        return list(map(int, self.witness.read_text().split())) if self.witness.exists() else []
-
-    def acknowledged(self) -> set[int]:
-        """The lines with a completed record, read the way `jq` would."""
-        found = set()
-        for path in (self.run / "records").glob("[!.]*.jsonl"):
-            for text in path.read_text().splitlines()[1:]:
-                record = json.loads(text)
-                if record["status"] == "Completed":
-                    found.add(record["line_number"])
-        return found
 
 
 @pytest.mark.timeout(240)
@@ -88,25 +68,17 @@ def test_a_killed_run_goes_on_with_the_same_command(
     print(f"seed {seed}")  # noqa: T201 - shown when the test fails
     after = random.Random(seed).randint(LINES // 10, LINES * 3 // 4)
 
+    run.watch.begin()
     process = run.start()
     try:
-        wait_until(lambda: len(run.executed()) >= after, description=f"{after} lines ran", timeout_sec=100)
+        wait_until(lambda: run.watch.executed().total() >= after, description=f"{after} lines ran", timeout_sec=100)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait(timeout=10)
-    wait_until(lambda: not run.is_alive(), description="no process of the killed run is alive", timeout_sec=5)
+    run.watch.check(None)
+    assert run.watch.executed().total() < LINES, "it was killed in the middle"
 
-    before, acknowledged = run.executed(), run.acknowledged()
-    assert len(before) < LINES, "it was killed in the middle"
+    run.watch.begin()
+    run.watch.check(run.start().wait(timeout=100))
 
-    assert run.start().wait(timeout=100) == 0
-
-    again = run.executed()[len(before) :]
-    assert acknowledged.isdisjoint(again), "a line whose record was kept ran again"
-    assert set(before) | set(again) == set(range(LINES))
-    in_flight = set(before) - acknowledged
-    assert set(before) & set(again) <= in_flight
-    lines = (run.run / "outputs.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == [{"line_number": n, "square": n * n} for n in range(LINES)]
-    result = json.loads((run.run / "batch_result.json").read_text())
-    assert (result["completed_lines"], result["total_lines"]) == (LINES, LINES)
+    assert run.watch.executed_again <= run.watch.in_flight

@@ -55,6 +55,9 @@ class S3Run(FaultedRun):
         folder = f"runs/{self.run_id}/"
         return [key.removeprefix(folder) for key in self._bucket.keys(f"{folder}records/")]
 
+    def fetch(self) -> None:
+        self._bucket.download(f"runs/{self.run_id}/", self.run)
+
 
 def batchflow(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a command of ours to its end; by itself it ends, and says nothing of what it left open."""

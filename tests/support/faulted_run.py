@@ -7,22 +7,19 @@ import json
 import os
 import subprocess
 import sys
-from collections import Counter
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from invariants import MARK, Watch
 from prefect.settings import PREFECT_API_URL
-from waiting import wait_until
 
 from prefect_batchflow.exceptions import innermost_code
+from prefect_batchflow.granularity import SMALLEST_CHUNK
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 FLOW = f"{Path(__file__).with_name('faulty_lines.py')}:main"
-MARK = "BATCHFLOW_TEST_RUN"
-GONE_WITHIN_SEC = 5.0
 ENDS_WITHIN_SEC = 100.0
 
 
@@ -55,8 +52,11 @@ class FaultedRun:
         """The folder's own: the server of the tests knows the task runs of others, too."""
         self.run = folder / "runs" / self.run_id
         data = folder / "data.jsonl"
-        rows = [{"n": n, "fault": fault, "folder": str(folder)} for n, fault in enumerate(self.faults)]
-        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        rows = {n: {"n": n, "fault": fault, "folder": str(folder)} for n, fault in enumerate(self.faults)}
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
+        self.watch = Watch(
+            self.run, rows, folder / "begun", 2 * SMALLEST_CHUNK, mark=str(self.run), fetch=lambda: self.fetch()
+        )
         self._command = [
             sys.executable, "-m", "prefect_batchflow.cli", "run", flow, "--data", str(data), "--run-id", self.run_id,
             "--workers", str(workers), "--storage", storage or str(folder / "runs"), *options,
@@ -67,6 +67,7 @@ class FaultedRun:
 
     def start(self) -> subprocess.Popen[bytes]:
         """Start it, or go on with it: always the same command."""
+        self.watch.begin()
         env = {**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value(), MARK: str(self.run)}
         with (self.folder / "log").open("ab") as log:
             return subprocess.Popen(self._command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
@@ -119,49 +120,19 @@ class FaultedRun:
         """The innermost code of each failed line."""
         return {n: innermost_code(r["error"]) for n, r in self.records().items() if r["status"] == "Failed"}
 
-    def processes(self) -> list[int]:
-        """All that are alive of it, by what they have in their environment."""
-        found = []
-        for environ in Path("/proc").glob("[0-9]*/environ"):
-            with suppress(OSError):
-                if f"{MARK}={self.run}\0".encode() in environ.read_bytes():
-                    found.append(int(environ.parent.name))
-        return found
-
     def mend(self) -> None:
         """Let nothing go wrong any more."""
         (self.folder / "mended").touch()
 
-    def check_invariants(self) -> None:
-        """What must hold after every fault, once the process of the run is gone; ends with the run completed.
+    def fetch(self) -> None:
+        """Bring its files to its folder here, if they are elsewhere."""
 
-        I6: no process of it is alive after five seconds. I7: it goes on with the same command, with no manual unlock.
-        I1: every line is in exactly one of completed, failed, canceled and not started, before and after; and, I3, what was
-        completed is not executed again.
-        """
-        wait_until(lambda: not self.processes(), description="no process is alive", timeout_sec=GONE_WITHIN_SEC)
-        before = self._check_every_line_counts_once()
-        begun_before = len(self.begun())
+    def check_invariants(self) -> None:
+        """What must hold after every fault, once the process of the run is gone; ends with the run completed."""
+        self.watch.check(None)
         self.mend()
 
         status = self.ended(self.start())
 
         assert status == 0, (self.folder / "log").read_text()
-        wait_until(lambda: not self.processes(), description="no process is alive", timeout_sec=GONE_WITHIN_SEC)
-        again = self.begun()[begun_before:]
-        assert before.isdisjoint(again), "a line whose record was kept ran again"
-        assert self._check_every_line_counts_once() == set(range(len(self.faults)))
-        outputs = [json.loads(line) for line in (self.text("outputs.jsonl") or "").splitlines()]
-        assert outputs == [{"line_number": n, "square": n * n} for n in range(len(self.faults))]
-
-    def _check_every_line_counts_once(self) -> set[int]:
-        """The completed lines. A run that was killed has no result, and its records must do."""
-        states = Counter(record["status"] for record in self.records().values())
-        assert states.keys() <= {"Completed", "Failed"}
-        assert self.records().keys() <= set(range(len(self.faults)))
-        if result := self.result():
-            counts = {name: result[f"{name}_lines"] for name in ("completed", "failed", "canceled", "not_started")}
-            assert sum(counts.values()) == result["total_lines"] == len(self.faults), counts
-            assert counts["completed"] == states["Completed"], (counts, states)
-            assert counts["failed"] == states["Failed"], (counts, states)
-        return {n for n, record in self.records().items() if record["status"] == "Completed"}
+        self.watch.check(status)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -75,6 +76,14 @@ class Bucket:
     def text(self, key: str) -> str:
         """What a key holds."""
         return str(self.client.get_object(Bucket=self.name, Key=key)["Body"].read().decode())
+
+    def download(self, prefix: str, folder: Path) -> None:
+        """Put all keys that begin so into a folder, which is made anew."""
+        shutil.rmtree(folder, ignore_errors=True)
+        for key in self.keys(prefix):
+            path = folder / key.removeprefix(prefix)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(self.text(key))
 
     def keys(self, prefix: str = "") -> list[str]:
         """All keys that begin so."""
