@@ -42,6 +42,12 @@ NO_SKIPS = "BATCHFLOW_TESTS_SKIP_NOTHING"
 """Set in the environment where all that tests need must be there."""
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    kills = parser.getgroup("kills", "Random kills, in tests/faults")
+    kills.addoption("--random-kills", type=int, default=50, help="how often runs are killed at random times")
+    kills.addoption("--kill-seed", type=int, default=None, help="repeats the choices of an earlier test")
+
+
 KEEPS_NO_BYTECODE = sys.dont_write_bytecode
 
 
