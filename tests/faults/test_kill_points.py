@@ -162,11 +162,7 @@ SCENARIOS = {
     "delete": Scenario(care("delete", "r", "--yes"), after=check_deleted),
 }
 POINTS: dict[str, tuple[str, ...]] = {
-    "damage": tuple(
-        point
-        for point in kill_points.ALL
-        if "damaged" in point or point in ("before deleting records", "after deleting records")
-    ),
+    "damage": tuple(point for point in kill_points.ALL if "damaged" in point),
     "take over": ("before lock replaced", "after lock replaced", "before lease taken", "after lease taken"),
     "insert": tuple(
         f"{step} {kind}" for kind in ("records", "kept manifest", "manifest") for step in ("before", "unfinished", "after")
@@ -267,6 +263,7 @@ def test_a_kill_at_a_named_step_loses_nothing_and_runs_nothing_twice(
 
 CALLS_OF_A_STORAGE = {
     "write_path", "create_path", "put_file", "delete_path", "delete_folder", "awrite", "write_beside",
+    "move",
 }  # fmt: skip
 CALLS_OF_THE_SYSTEM = {
     "unlink", "hardlink_to", "posix_rename", "rename", "write_bytes", "write_text", "rmtree", "mkdir", "makedirs",

@@ -55,6 +55,7 @@ WRITERS: Final[dict[str, tuple[str, ...]]] = {
     "storage/file_lock.py:FileLock.take": _around("lock taken"),
     "storage/files.py:_LocalFiles.delete_folder": _around("deleting the run"),
     "storage/files.py:_LocalFiles.delete_path": _around("deleting records", "deleting manifest"),
+    "storage/files.py:_LocalFiles.move": _around("moving damaged records"),
     "storage/files.py:_put": _steps("records", "manifest"),
     "storage/files.py:write_beside": _steps("output folder's outputs"),
     "storage/images.py:ImageFiles._write": _steps("image", "output folder's image"),
@@ -69,7 +70,7 @@ WRITERS: Final[dict[str, tuple[str, ...]]] = {
     "storage/private_files.py:remove_unfinished": _around("unfinished files removed"),
     "storage/private_files.py:unfinished": _steps("records"),
     "storage/records.py:RunRecords.append": _steps("records"),
-    "storage/records.py:RunRecords.set_damaged_aside": (*_steps("damaged records"), *_around("deleting records")),
+    "storage/records.py:RunRecords.set_damaged_aside": _around("moving damaged records"),
     "storage/reserve.py:Reserve._grow": _around("space reserved"),
     "storage/reserve.py:Reserve.release": _around("space released"),
 }
@@ -79,6 +80,7 @@ ELSEWHERE: Final = {
     "storage/retries.py": "hands each call on to the files of the storage",
     "storage/files.py:_RemoteFiles": "stores of others: tests/storage/test_retries.py has a fault at each call",
     "storage/files.py:_ServerFiles": "stores of others: tests/storage/test_retries.py has a fault at each call",
+    "storage/files.py:remove_unfinished_on_server": "on an SFTP server only",
     "storage/source_run.py:_outputs": "copies to a temporary folder, to be read",
     "cli/care.py:export": "a table for people, written beside and renamed like the files of an output folder",
 }
@@ -109,8 +111,6 @@ class _Passages:
 def _kind(path: Path) -> str:
     """What is at a path of a run's folder or of an output folder."""
     folder = path.parent.name
-    if folder == "damaged":
-        return "damaged records"
     if folder == "leases":
         return _LEASE.get()
     inside = "output folder's " if "outputs" in {path.parent.name, path.parent.parent.name} else ""
@@ -187,6 +187,7 @@ def install(point: str, n: int, log: Path, signal_name: str = "SIGKILL") -> None
 
     around(files._LocalFiles, "delete_path", lambda _, path: f"deleting {_kind(Path(path))}")
     around(files._LocalFiles, "delete_folder", "deleting the run")
+    around(files._LocalFiles, "move", "moving damaged records")
     around(resuming, "remove_unfinished", "unfinished files removed")
     around(reserve.Reserve, "_grow", "space reserved")
     around(reserve.Reserve, "release", "space released")
