@@ -57,8 +57,8 @@ MUTATIONS: Final = {
     "skip the checksum": Mutation("storage/segments.py", " or _checksum(header, body) != checksum:", ":"),
     "take a segment of another run": Mutation(
         "storage/records.py",
-        "        if self._run and segment.run != self._run and (",
-        "        if not self._run and segment.run != self._run and (",
+        "    return segment.run == run or (",
+        "    return True or (",
     ),
     "never refuse a lease": Mutation(
         "storage/lease.py",
