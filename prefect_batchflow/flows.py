@@ -6,15 +6,16 @@ The texts of its form are in `settings`, beside the options.
 import asyncio
 import inspect
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from prefect import flow, runtime
+from prefect import Flow, flow, runtime
 from prefect.client.schemas.objects import State
-from prefect.exceptions import ParameterTypeError
-from prefect.logging import get_run_logger
+from prefect.exceptions import MissingContextError, ParameterTypeError
+from prefect.logging import get_logger, get_run_logger
 from pydantic import ValidationError
 
 from prefect_batchflow.definition.document import environment_texts
@@ -30,15 +31,16 @@ from prefect_batchflow.execution.workers.started import ready_worker
 from prefect_batchflow.inputs.places import without_credentials
 from prefect_batchflow.prefect_runtime import imports, states  # noqa: F401 - imports are the purpose of `imports`
 from prefect_batchflow.prefect_runtime.flow_runs import current_flow_run, is_cancelled_in_prefect
-from prefect_batchflow.prefect_runtime.gone_server import give_up, let_go_of_server, server_answers
+from prefect_batchflow.prefect_runtime.gone_server import exit_without_waiting, let_go_of_server
 from prefect_batchflow.prefect_runtime.network import prepare_network
-from prefect_batchflow.prefect_runtime.own_server import has_own_server, start_own_server
-from prefect_batchflow.prefect_runtime.reached_server import check_server, shared_clients
-from prefect_batchflow.results.models import BatchResult, summary_line
+from prefect_batchflow.prefect_runtime.own_server import start_own_server
+from prefect_batchflow.prefect_runtime.reached_server import check_server
+from prefect_batchflow.prefect_runtime.server_calls import Bounds, Untold, bounded_clients, bounds_current_client
+from prefect_batchflow.results.models import BatchResult
 from prefect_batchflow.results.records import Status
 from prefect_batchflow.results.texts import encodable, encodable_value
 from prefect_batchflow.run.batch_run import run_stages
-from prefect_batchflow.run.ending import server_is_gone
+from prefect_batchflow.run.ending import batchflow_command, server_is_gone
 from prefect_batchflow.run.handle import LiveRun, current_live_run, handed_over
 from prefect_batchflow.run.roots import Roots
 from prefect_batchflow.run.signals import signals_cancel
@@ -49,10 +51,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _PLACES = frozenset({"data", "more_data", "storage", "image_roots"})
 """Parameters whose URLs can have passwords and signatures, which Prefect would keep and show."""
-BEGIN_SEC = 20.0
-"""How long the server may take to register a run before it is asked whether it still answers."""
-LAST_STATE_SEC = 8.0
-"""How long to wait for a server that is gone, to tell it the last state of a run from Python."""
 
 
 def _flow_run_name() -> str:
@@ -98,14 +96,45 @@ def request_of(parameters: Mapping[str, Any]) -> BatchRequest:
     )
 
 
+class BatchRunFlow(Flow[..., Any]):
+    """A Prefect flow whose calls from Python end in time when the server is gone. A process that Prefect starts calls `fn`."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the flow; to be awaited."""
+        return _with_bounds(super().__call__(*args, **kwargs))
+
+    def with_options(self, *args: Any, **kwargs: Any) -> "BatchRunFlow":
+        """The same flow with other options of Prefect."""
+        return _called_with_bounds(super().with_options(*args, **kwargs))
+
+
+def _called_with_bounds(made: Flow[..., Any]) -> BatchRunFlow:
+    # Prefect reads the decorator `flow` from the source, and makes its own class.
+    made.__class__ = BatchRunFlow
+    assert isinstance(made, BatchRunFlow)
+    return made
+
+
+@_called_with_bounds
 @flow(name="batch-run", flow_run_name=_flow_run_name, persist_result=False, log_prints=False)
 @_with_parameters
 async def batch_run(*args: Any, **parameters: Any) -> State[Any]:
     """Run a flow over a dataset, line by line."""
     live = current_live_run()
-    live.begun.set()
+    if live.is_bounded:
+        return await _run(live, args, parameters)
+    # Prefect has started this process for a deployment.
+    bounds_current_client(_bounds_of(live))
+    try:
+        return await _run(live, args, parameters)
+    finally:
+        exit_without_waiting()
+
+
+async def _run(live: LiveRun, args: tuple[Any, ...], parameters: Mapping[str, Any]) -> State[Any]:
     try:
         request = request_of({**dict(zip(PARAMETERS, args, strict=False)), **parameters, **live.parameters})
+        live.show_command = batchflow_command("show", request)
         Roots.of_flow_run(current_flow_run().deployment_id).check(request)
         work = asyncio.ensure_future(run_stages(request, live))
         with signals_cancel(lambda reason, drain: live.cancel(reason, drain=drain), work.cancel):
@@ -122,13 +151,8 @@ async def batch_run(*args: Any, **parameters: Any) -> State[Any]:
         live.failure.__cause__ = exc
         return states.failed(str(live.failure))
     live.result = result
-    message = summary_line(result)
-    if result.status is Status.Canceled:
-        return states.cancelled(f"{message}. {await _who_cancelled(live)}")
-    if result.status is Status.Failed:
-        batch_error = result.error_summary.batch_error_dict or {}
-        return states.failed(f"{message}. {batch_error.get('message', '')}")
-    return states.completed(message, data=result)
+    reason = await _who_cancelled(live) if result.status is Status.Canceled else None
+    return states.of_result(result, reason or "")
 
 
 async def _who_cancelled(live: LiveRun) -> str | None:
@@ -176,7 +200,7 @@ def run_batch(parameters: Mapping[str, Any], live: LiveRun) -> BatchResult:
             prepare_network()
             start_own_server()
             with ready_worker(), handed_over(live):
-                asyncio.run(_awaited(shown, live))
+                asyncio.run(_called(shown))
         except BaseException as exc:  # noqa: BLE001 - raised in the caller's thread, unless `live` has the result
             failure = exc
 
@@ -191,8 +215,6 @@ def run_batch(parameters: Mapping[str, Any], live: LiveRun) -> BatchResult:
             # A notebook's interrupt reaches the caller, not the run.
             live.cancel("Canceled by an interrupt.")
             thread.join()
-    if live.server_gone.is_set():
-        let_go_of_server()
     if live.result is not None:
         return live.result
     if live.failure is not None:
@@ -206,49 +228,77 @@ def run_batch(parameters: Mapping[str, Any], live: LiveRun) -> BatchResult:
     ) from failure
 
 
-async def _awaited(parameters: Mapping[str, Any], live: LiveRun) -> None:
-    """Run it, and give up a server that is gone. Prefect would try for minutes to reach it."""
-    await check_server(live.say)
-    run = asyncio.ensure_future(_in_prefect(parameters))
-    try:
-        await _begun(run, live)
-    except BatchflowException:
-        await give_up(run)
-        raise
-    gone = asyncio.ensure_future(live.server_gone.wait())
-    await asyncio.wait({run, gone}, return_when=asyncio.FIRST_COMPLETED)
-    gone.cancel()
-    await asyncio.wait({run}, timeout=LAST_STATE_SEC)
-    if not run.done():
-        await give_up(run)
-    elif not run.cancelled():
-        run.result()  # an error of Prefect itself, before or after `batch_run`
-
-
-async def _in_prefect(parameters: Mapping[str, Any]) -> None:
-    async with shared_clients():
-        await batch_run(**parameters, return_state=True)
-
-
-async def _begun(run: asyncio.Future[Any], live: LiveRun) -> None:
-    """Wait until the server has registered the run, as long as it answers. Prefect alone would wait for minutes.
+async def _with_bounds(call: Coroutine[Any, Any, Any]) -> Any:
+    """Await a call of the Prefect flow, and give up a server that is gone. Prefect would try for minutes to reach it.
 
     Raises:
-        PrefectServerError: It does not answer any more.
+        PrefectServerError: The server cannot be used before the first line.
     """
-    begun = asyncio.ensure_future(live.begun.wait())
+    live = current_live_run()
     try:
-        while True:
-            await asyncio.wait({run, begun}, timeout=BEGIN_SEC, return_when=asyncio.FIRST_COMPLETED)
-            if run.done() or begun.done():
-                return
+        with handed_over(live):
             await check_server(live.say)
-            if has_own_server() and not await server_answers():
-                raise PrefectServerError(
-                    "The Prefect server of this run has stopped answering before the first line. Start the run again."
-                )
+            async with bounded_clients(_bounds_of(live)):
+                live.is_bounded = True
+                return await call
+    except RuntimeError as exc:
+        # Prefect hides the cause if its first question, about the server's version, has no answer.
+        if isinstance(exc.__cause__, PrefectServerError):
+            raise exc.__cause__ from None
+        raise
     finally:
-        begun.cancel()
+        call.close()
+        if live.server_gone.is_set() and live.untold is None and live.result is not None:
+            _note(
+                live,
+                "The Prefect server did not answer for a time while the run ended. It may not show all of its lines and "
+                "artifacts. The run's own records and outputs are whole.",
+            )
+        if live.server_gone.is_set():
+            let_go_of_server()
+        exit_without_waiting()
+
+
+def _bounds_of(live: LiveRun) -> Bounds:
+    return Bounds(live.begun.is_set, live.say, partial(_on_untold, live))
+
+
+def _on_untold(live: LiveRun, untold: Untold) -> None:
+    """Say what the server does not know of the run's end."""
+    if live.untold is not None:
+        return
+    live.untold, ended = untold, untold.state.title()
+    live.server_gone.set()
+    shows = (
+        "It shows nothing of this run."
+        if untold.is_unknown
+        else f"It does not know that the run has ended as {ended}, and may show its flow run {untold.flow_run_id} as running."
+    )
+    whole = " The run's own records and outputs are whole." if live.result is not None else ""
+    later = (
+        f" Once it answers, `{live.show_command}` sets this right."
+        if live.show_command and not untold.is_unknown
+        else ""
+    )
+    text = f"{untold.cause}. {shows}{whole}{later}"
+    if live.failure is not None:
+        live.failure.message = f"{live.failure.message} {text}"
+        live.failure.args = (live.failure.message,)
+    _note(live, text)
+    let_go_of_server()
+
+
+def _note(live: LiveRun, text: str) -> None:
+    live.notes.append(text)
+    try:
+        logger: Any = get_run_logger()
+    except MissingContextError:
+        logger = get_logger(__name__)
+    logger.warning("%s", text)
+
+
+async def _called(parameters: Mapping[str, Any]) -> None:
+    await batch_run(**parameters, return_state=True)
 
 
 def _loop_is_running() -> bool:

@@ -189,10 +189,10 @@ def show(
 ) -> int:
     """Show a run: counts, metrics, errors, files, and what to do next."""
     quiet_prefect(debug=screen.debug)
-    from prefect_batchflow.cli.runs import read_stored
+    from prefect_batchflow.cli.runs import read_stored, set_right_in_prefect
 
     storage = absolute_place(storage)
-    show_run(read_stored(run_id, storage), screen, storage_option=storage)
+    show_run(set_right_in_prefect(read_stored(run_id, storage)), screen, storage_option=storage)
     return COMPLETED
 
 

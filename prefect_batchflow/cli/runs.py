@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 from prefect_batchflow.blocks import is_block, open_storage
 from prefect_batchflow.errors.groups import ErrorGroups
 from prefect_batchflow.exceptions import BatchflowException, InvalidRunIdError, RunNotFoundError
+from prefect_batchflow.prefect_runtime.flow_runs import set_right
+from prefect_batchflow.prefect_runtime.own_server import has_own_server
 from prefect_batchflow.prefect_runtime.reached_server import check_server
+from prefect_batchflow.prefect_runtime.states import of_result
 from prefect_batchflow.results.models import BatchResult
 from prefect_batchflow.results.tally import Tally
 from prefect_batchflow.settings import default_storage_url
@@ -29,6 +34,10 @@ RUNNING, UNFINISHED = "Running", "Unfinished"
 """The status of a run without a result: a process is running it, or none is and you can resume it."""
 
 _READ_AT_ONCE = 16
+SET_RIGHT_SEC = 5.0
+"""How long `batchflow show` may ask and correct the Prefect server."""
+ENDS_WITHIN_SEC = 30.0
+"""How long after its result a run's process may still tell the Prefect server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +104,22 @@ def list_stored(storage: str, limit: int | None) -> tuple[Listing, str]:
         return await list_runs(files, limit), files.location()
 
     return asyncio.run(read())
+
+
+def set_right_in_prefect(stored: StoredRun) -> StoredRun:
+    """The run, after its Prefect server knows how its last start ended, if it was away then or the process was killed."""
+    flow_run_id = stored.manifest.sessions[-1].prefect_flow_run_id
+    ended_sec = (datetime.now(UTC) - stored.result.end_time).total_seconds()
+    if flow_run_id is None or stored.status == RUNNING or has_own_server():
+        return stored
+    if stored.is_finished and ended_sec < ENDS_WITHIN_SEC:
+        return stored  # its process may be about to tell it
+    ended = of_result(stored.result) if stored.is_finished else None
+    if not asyncio.run(set_right(UUID(flow_run_id), ended, within_sec=SET_RIGHT_SEC)):
+        return stored
+    state = ended.type.value.title() if ended is not None else "Crashed"
+    note = f"The Prefect server showed this run as running, or as crashed. Its flow run {flow_run_id} is {state} now."
+    return replace(stored, notes=(*stored.notes, note))
 
 
 async def opened(storage: str) -> RunStorageBlock:

@@ -85,6 +85,14 @@ def own_server_named() -> Iterator[None]:
         yield
 
 
+def own_server_url() -> str:
+    """The API of this process's ephemeral server; empty if none runs."""
+    from prefect.server.api.server import SubprocessASGIServer
+
+    server = SubprocessASGIServer()
+    return server.api_url if server.running else ""
+
+
 def start_own_server() -> None:
     """Start the ephemeral server, if Prefect would start one, so that it outlives the end of a run.
 

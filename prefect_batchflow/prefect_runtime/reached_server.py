@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import ssl
 import time
@@ -13,7 +12,6 @@ from urllib.parse import urlsplit
 
 import httpx
 from prefect.client.orchestration import get_client
-from prefect.context import AsyncClientContext, SyncClientContext
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, get_current_settings, temporary_settings
 from pydantic import ValidationError
 
@@ -22,7 +20,7 @@ from prefect_batchflow.prefect_runtime.network import address_of, proxy_of
 from prefect_batchflow.prefect_runtime.own_server import has_own_server
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable
 
 ANSWER_WITHIN_SEC: Final = 15.0
 """The longest wait for one answer. A server that took in a thousand task runs answered within 1.1 s."""
@@ -62,17 +60,6 @@ async def check_server(say: Callable[[str], None] = lambda _text: None) -> None:
         await asyncio.sleep(_ASK_AGAIN_AFTER_SEC)
 
 
-@contextlib.asynccontextmanager
-async def shared_clients() -> AsyncIterator[None]:
-    """One client of each kind for everything in the block that asks the server. Prefect would make several.
-
-    Each loads the certificates anew, which takes about 20 ms, and has a connection of its own.
-    """
-    async with AsyncClientContext.get_or_create():
-        with SyncClientContext.get_or_create():
-            yield
-
-
 async def _status(url: str, shown: str, *, has_tls: bool) -> int | None:
     """`None` if the server answers as it should, the status if it is busy. Without TLS, no certificates are loaded."""
     client_settings = None if has_tls else {"verify": ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)}
@@ -109,6 +96,25 @@ async def _status(url: str, shown: str, *, has_tls: bool) -> int | None:
         f"The Prefect server at {shown}{proxy_of(url)} {cause}. {cure} `prefect config view --show-sources` shows where "
         "PREFECT_API_URL is set."
     )
+
+
+def name_of_server() -> str:
+    """The server that the settings name, as the subject of a sentence."""
+    if has_own_server():
+        return "The Prefect server of this run"
+    url = str(get_current_settings().api.url or "")
+    return f"The Prefect server at {address_of(url)}{urlsplit(url).path}{proxy_of(url)}"
+
+
+def cause_of(exc: httpx.HTTPError) -> str:
+    """What an error of a call says about the server, as the end of a sentence."""
+    if isinstance(exc, httpx.HTTPStatusError):
+        if exc.response.status_code == HTTPStatus.NOT_FOUND:
+            return "does not know this flow run, because it has another database now"
+        return _of_status(exc.response.status_code)[0]
+    if isinstance(exc, httpx.ReadTimeout | httpx.WriteTimeout | httpx.PoolTimeout):
+        return "does not answer"
+    return f"cannot be reached: {str(exc).rstrip('.') or type(exc).__name__}"
 
 
 _START_CURE: Final = "Start it (`prefect server start`), or unset PREFECT_API_URL to run without one."

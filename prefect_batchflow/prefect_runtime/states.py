@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from prefect.states import Cancelled, Completed, Failed
 
+from prefect_batchflow.results.models import BatchResult, summary_line
+from prefect_batchflow.results.records import Status
 from prefect_batchflow.results.texts import encodable
 
 if TYPE_CHECKING:
@@ -28,6 +30,17 @@ def failed(message: str, *, name: str | None = None) -> State[Any]:
 def cancelled(message: str) -> State[Any]:
     """A state of type CANCELLED."""
     return Cancelled(message=_fit(message))
+
+
+def of_result(result: BatchResult, reason: str = "") -> State[Any]:
+    """The state of a run that has this result. `reason` says who cancelled it."""
+    message = summary_line(result)
+    if result.status is Status.Canceled:
+        return cancelled(f"{message}. {reason}" if reason else message)
+    if result.status is Status.Failed:
+        batch_error = result.error_summary.batch_error_dict or {}
+        return failed(f"{message}. {batch_error.get('message', '')}")
+    return completed(message, data=result)
 
 
 def _fit(message: str) -> str:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from prefect_batchflow.run.preparation import Prepared
     from prefect_batchflow.run.resuming import Resumed
     from prefect_batchflow.run.state import RunState
+    from prefect_batchflow.settings import BatchRequest
     from prefect_batchflow.storage.index import Stored
 
 COPY_IMAGES_SEC = 20.0
@@ -171,9 +172,13 @@ class Ending:
     def _next_command(self) -> str:
         if self._prepared.flow.source is None:
             return ""
-        request = self._state.request
-        elsewhere = request.storage != default_storage_url()
-        return f"batchflow resume {request.run_id}" + (f" --storage {request.storage}" if elsewhere else "")
+        return batchflow_command("resume", self._state.request)
+
+
+def batchflow_command(name: str, request: BatchRequest) -> str:
+    """A command about a run, as the user can type it."""
+    elsewhere = request.storage != default_storage_url()
+    return f"batchflow {name} {request.run_id}" + (f" --storage {request.storage}" if elsewhere else "")
 
 
 async def ended_before_lines(state: RunState, total_lines: int, note: str) -> BatchResult:
@@ -200,14 +205,8 @@ async def server_is_gone(live: LiveRun, within_sec: float = GONE_AFTER_SEC) -> b
 
 async def _hand_in(state: RunState, within_sec: float = GONE_AFTER_SEC) -> None:
     """If the server ends with this process, wait, for a bounded time, until it has all task runs."""
-    if await server_is_gone(state.live, within_sec):
-        state.note(
-            "The Prefect server does not answer. It may still show this run as running, and not show all of its lines. The "
-            "run's own records and outputs are complete."
-        )
-        return
-    if not has_own_server():
-        return
+    if await server_is_gone(state.live, within_sec) or not has_own_server():
+        return  # what it was not told is said once its last state was tried
     most_sec = STOPPED_HAND_IN_SEC if state.stop.is_stopped else None
     missing = await wait_until_recorded(state.flow_run.id, state.task_runs, most_sec)
     if missing and not state.stop.is_stopped:

@@ -16,6 +16,7 @@ from prefect_batchflow.execution.line_feed import STOP_GRACE_SEC, LineEvents
 from prefect_batchflow.execution.workers.pool import WorkerPool
 from prefect_batchflow.lines import chunks
 from prefect_batchflow.prefect_runtime.flow_runs import is_cancelled_in_prefect
+from prefect_batchflow.prefect_runtime.gone_server import drop_excess
 from prefect_batchflow.prefect_runtime.logs import few_task_runs_logged
 from prefect_batchflow.report.artifacts import ProgressArtifact
 from prefect_batchflow.results.models import line_result
@@ -76,15 +77,23 @@ class Feeding:
         self._logged_slots = self._executor.slots
         """The number of lines at once that the log has."""
         has_own_numbers = any(source.own_numbers for source in prepared.inventory.sources)
+        self._unsent = 0
+        """Events and log records that were dropped, because the server did not take them."""
         self._numbers: set[int] | None = set() if has_own_numbers else None
         """The data's own line numbers; `None` for lines numbered by position."""
 
     async def run(self) -> None:
         """Run the lines that are not done, and count all lines."""
+        self._live.begun.set()
         if self._live.run_storage is not None and self._opened.index.lines:
             await self._state.stop.unless_stopped(self._persist_earlier())
         async with self._opened_feed() as feed:
             await self._run_lines(feed)
+        if self._unsent:
+            self._state.note(
+                f"The Prefect server was away or too slow. {self._unsent} events and log records that waited for it in memory "
+                "were dropped. Its UI lacks some task runs."
+            )
         self._keep_earlier(feed)
         self._account_for_every_line(feed)
         if self._left_failed:
@@ -273,6 +282,7 @@ class Feeding:
             await asyncio.sleep(REPORT_EVERY_SEC)
             if time.monotonic() >= look_again:
                 look_again = time.monotonic() + LOOK_EVERY_SEC
+                self._unsent += drop_excess()
                 await feed.look()
                 if self._executor.slots != self._logged_slots:
                     self._tell_workers()

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from prefect_batchflow.exceptions import BatchflowException
     from prefect_batchflow.execution.services.proxy import AbstractExecutorProxy
+    from prefect_batchflow.prefect_runtime.server_calls import Untold
     from prefect_batchflow.results.models import BatchResult
     from prefect_batchflow.results.tally import Tally
     from prefect_batchflow.storage.custom import AbstractBatchRunStorage, AbstractRunStorage
@@ -82,9 +83,15 @@ class LiveRun:
     failure: BatchflowException | None = None
     """Why there is no result."""
     begun: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set once the Prefect server has registered the run and its flow is called."""
+    """Set once lines begin. From then on, the run needs no Prefect server."""
     server_gone: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the Prefect server did not answer at the end of the run."""
+    untold: Untold | None = None
+    """The last state, if the Prefect server could not be told."""
+    is_bounded: bool = False
+    """Whether the calls of the Prefect engine have bounds."""
+    show_command: str = ""
+    """The command that shows the run, once its name is known."""
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()

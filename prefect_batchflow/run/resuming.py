@@ -7,6 +7,7 @@ runs the lines that have no completed record, and `errors.chosen` says which fai
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import tempfile
 from dataclasses import dataclass
 from glob import glob
@@ -15,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from prefect_batchflow.definition.variants import parse_variant
-from prefect_batchflow.exceptions import InvalidOptionError, RecordCorruptError, RunChangedError
+from prefect_batchflow.exceptions import InvalidOptionError, RecordCorruptError, RunChangedError, StorageError
 from prefect_batchflow.images.forms import form_of
 from prefect_batchflow.inputs.places import is_local_path, locate
 from prefect_batchflow.inputs.survey import Survey
-from prefect_batchflow.prefect_runtime.flow_runs import end_abandoned
+from prefect_batchflow.prefect_runtime.flow_runs import set_right
+from prefect_batchflow.prefect_runtime.states import of_result
 from prefect_batchflow.settings import PARAMETERS
 from prefect_batchflow.storage.control import supersede
 from prefect_batchflow.storage.earlier import earlier_starts, identity_of, require_manifest
@@ -37,7 +39,7 @@ from prefect_batchflow.storage.manifest import (
     write_manifest,
 )
 from prefect_batchflow.storage.matching import History, copy_matches, known_lines
-from prefect_batchflow.storage.outputs import OUTPUT_FILES
+from prefect_batchflow.storage.outputs import OUTPUT_FILES, read_result
 from prefect_batchflow.storage.private_files import make_folder, remove_unfinished
 from prefect_batchflow.storage.records import RunRecords, records_of
 from prefect_batchflow.storage.surroundings import (
@@ -157,7 +159,7 @@ class Resuming:
                 "lines. To take over lines of the other run, give a new run id."
             )
         if before and (earlier := before.sessions[-1].prefect_flow_run_id):
-            await state.stop.unless_stopped(end_abandoned(UUID(earlier), state.flow_run.id))
+            await state.stop.unless_stopped(self._set_right(UUID(earlier), before))
         this_start = Session(
             started_at=state.start_time.isoformat(),
             prefect_flow_run_id=str(state.flow_run.id),
@@ -209,6 +211,13 @@ class Resuming:
             n for n, one in enumerate(sessions, 1) if one.prefect_flow_run_id == this_start.prefect_flow_run_id
         )
         return Resumed(session, since, records, index, manifest, min(same_request))
+
+    async def _set_right(self, flow_run_id: UUID, before: Manifest) -> None:
+        """Let Prefect know how the start before this one ended."""
+        ended = None
+        with contextlib.suppress(StorageError):
+            ended = await read_result(self._files, self._keys, before)
+        await set_right(flow_run_id, of_result(ended) if ended is not None else None, self._state.flow_run.id)
 
     async def _check_lines_to_rerun(self, before: Manifest | None) -> None:
         """Refuse numbers of lines that the run does not have."""

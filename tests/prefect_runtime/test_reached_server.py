@@ -27,9 +27,9 @@ from prefect.settings import (
     temporary_settings,
 )
 
-from prefect_batchflow import BatchEngine, flows
+from prefect_batchflow import BatchEngine
 from prefect_batchflow.exceptions import PrefectServerError
-from prefect_batchflow.prefect_runtime import reached_server
+from prefect_batchflow.prefect_runtime import reached_server, server_calls
 from prefect_batchflow.prefect_runtime.reached_server import check_server
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ def test_a_run_from_python_ends_with_the_cause_and_writes_nothing(tmp_path: Path
 def test_a_server_that_freezes_before_it_has_registered_the_run_ends_it_with_the_cause(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flows, "BEGIN_SEC", 0.2)
+    monkeypatch.setattr(server_calls, "BEGIN_SEC", 0.2)
     monkeypatch.setattr(reached_server, "ANSWER_WITHIN_SEC", 0.5)
     (tmp_path / "flow_code.py").write_text("def main(n):\n    return n\n")
     (tmp_path / "data.jsonl").write_text('{"n": 1}\n')

@@ -101,15 +101,22 @@ class Home:
         return process
 
     def local_run(
-        self, steered: Steering, *, run_id: str = "", environment: dict[str, str] | None = None, **options: object
+        self,
+        steered: Steering,
+        *,
+        run_id: str = "",
+        environment: dict[str, str] | None = None,
+        direct: bool = False,
+        **options: object,
     ) -> LocalRun:
-        """Start a run of the steered flow from Python, as a program of its own."""
+        """Start a run of the steered flow from Python, as a program of its own: by `BatchEngine`, or by `batch_run` itself."""
         given = {
             "flow": FLOW,
             "data": str(steered.data),
             "inputs_mapping": steered.inputs_mapping,
             "run_id": run_id or None,
             "options": {"worker_count": 2, **options},
+            **({"direct": True} if direct else {}),
         }
         name = f"local-run-{len(self.started)}"
         program = Path(__file__).with_name("local_run.py")
