@@ -33,7 +33,7 @@ from prefect_batchflow.prefect_runtime import imports, states  # noqa: F401 - im
 from prefect_batchflow.prefect_runtime.flow_runs import current_flow_run, is_cancelled_in_prefect
 from prefect_batchflow.prefect_runtime.gone_server import exit_without_waiting, let_go_of_server
 from prefect_batchflow.prefect_runtime.network import prepare_network
-from prefect_batchflow.prefect_runtime.own_server import start_own_server
+from prefect_batchflow.prefect_runtime.own_server import has_own_server, start_own_server
 from prefect_batchflow.prefect_runtime.reached_server import check_server
 from prefect_batchflow.prefect_runtime.server_calls import Bounds, Untold, bounded_clients, bounds_current_client
 from prefect_batchflow.results.models import BatchResult
@@ -275,11 +275,11 @@ def _on_untold(live: LiveRun, untold: Untold) -> None:
         else f"It does not know that the run has ended as {ended}, and may show its flow run {untold.flow_run_id} as running."
     )
     whole = " The run's own records and outputs are whole." if live.result is not None else ""
-    later = (
-        f" Once it answers, `{live.show_command}` sets this right."
-        if live.show_command and not untold.is_unknown
-        else ""
-    )
+    later = ""
+    if live.show_command and not untold.is_unknown:
+        later = f" Once it answers, `{live.show_command}` sets this right."
+        if has_own_server():  # the next one has the same database
+            later = " The next start of the run sets this right."
     text = f"{untold.cause}. {shows}{whole}{later}"
     if live.failure is not None:
         live.failure.message = f"{live.failure.message} {text}"
