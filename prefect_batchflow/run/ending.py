@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from prefect_batchflow.exceptions import StorageError
 from prefect_batchflow.images.forms import form_of
 from prefect_batchflow.images.places import folders_of
+from prefect_batchflow.inputs.places import without_credentials
 from prefect_batchflow.prefect_runtime.gone_server import (
     GONE_AFTER_SEC,
     SILENT_AFTER_SEC,
@@ -178,7 +179,9 @@ class Ending:
 def batchflow_command(name: str, request: BatchRequest) -> str:
     """A command about a run, as the user can type it."""
     elsewhere = request.storage != default_storage_url()
-    return f"batchflow {name} {request.run_id}" + (f" --storage {request.storage}" if elsewhere else "")
+    return f"batchflow {name} {request.run_id}" + (
+        f" --storage {without_credentials(request.storage)}" if elsewhere else ""
+    )
 
 
 async def ended_before_lines(state: RunState, total_lines: int, note: str) -> BatchResult:
