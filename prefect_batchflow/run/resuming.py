@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -141,9 +141,6 @@ class Resuming:
         prints = self._fingerprints(flow)
         changed = await self._changed(before, prints, flow) if before else {"manifest": lost} if lost else {}
         matches = await self._matches(before, changed) if before else None
-        if matches is not None and matches.are_the_same:
-            for part in [part for part in changed if _decides_lines(part)]:
-                state.note(f"{changed.pop(part)} since the run began, but the lines are the same")
         if matches is not None:
             changed = _with_counts(changed, matches.changes)
         if changed and state.options.on_change == "refuse":
@@ -188,7 +185,8 @@ class Resuming:
             copied = await state.stop.unless_stopped(self._renumber(before, this_start, matches))
             if copied is None:
                 return None
-            # The lines run in a session of their own: what was copied is not yet what this request wants to run again.
+            # The lines run in a session of their own: what was copied is not yet what this request wants to run again, and a
+            # copied failure must not be newer, by its attempts, than what its line has now.
             sessions[-1] = this_start.model_copy(update={"renumbers": "done", "prefect_flow_run_id": None})
             sessions.append(this_start)
             since, contents_since, session = session, History.of(before).since, len(sessions)
@@ -262,7 +260,7 @@ class Resuming:
         on_change = self._state.options.on_change
         if on_change == "rerun" and changed:
             return None
-        moves_lines = any(map(_decides_lines, changed))
+        moves_lines = any(part.startswith("data:") or part in LINE_PARTS for part in changed)
         if not (is_unfinished or moves_lines or (changed and on_change == "reuse")):
             return None
         records = RunRecords(self._files, self._keys, 0, 0, before.identity, before.unnamed_until)
@@ -270,9 +268,11 @@ class Resuming:
         known = await known_lines(records, History.of(before), damaged.append)
         for damage in damaged:
             self._state.note(f"{damage} Its lines run again.")
-        return await asyncio.to_thread(
+        matches = await asyncio.to_thread(
             known.match, self._prepared.lines(), before.total_lines, own_numbers=self._has_own_numbers
         )
+        # By its number, a line would now find what the unfinished start has copied there, with the inputs of another line.
+        return replace(matches, are_in_place=False) if is_unfinished else matches
 
     async def _renumber(self, before: Manifest, this_start: Session, matches: Matches) -> int:
         """Copy the records of all lines under their numbers of now. If this is cut short, the next start does it again."""
@@ -419,12 +419,6 @@ class Resuming:
         """Describe what differs from an earlier start, or from another run."""
         known = {part: value for part, value in before.fingerprints.items() if parts is None or part in parts}
         now, details = dict(now), flow.details(before)
-        for part, name, earlier, given in (
-            ("inputs_mapping", "inputs_mapping", before.inputs_mapping, self._request.inputs_mapping),
-            ("init", "init arguments", before.init_kwargs, self._state.init_kwargs),
-        ):
-            if earlier is not None and (differing := differences(_each(earlier), _each(given))):
-                details[part] = f"the {name} changed ({listed([f'{argument} {how}' for argument, how in differing])})"
         known.setdefault("packages", now["packages"])  # a run of an older version has none
         if before.surroundings is None:
             # Nor does it have connections. It hashed arguments and variables as a whole.
@@ -478,23 +472,10 @@ class Resuming:
         )
 
 
-def _decides_lines(part: str) -> bool:
-    """Whether a fingerprint is one of those that decide which inputs the lines have."""
-    return part.startswith("data:") or part in LINE_PARTS
-
-
 def _with_counts(changed: Mapping[str, str], lines: LineChanges) -> dict[str, str]:
     """Say what has become of the lines, at the first change that can have changed them."""
-    first = next(filter(_decides_lines, changed), None)
-    return {
-        part: text if part != first else f"{text[:-1]}; {lines})" if text.endswith(")") else f"{text} ({lines})"
-        for part, text in changed.items()
-    }
-
-
-def _each(values: Mapping[str, Any]) -> dict[str, str]:
-    """A hash of each value that is no secret."""
-    return {name: fingerprint(value) for name, value in without_secrets(values).items()}
+    part = next((part for part in changed if part.startswith("data:") or part in LINE_PARTS), None)
+    return {name: f"{text} ({lines})" if name == part else text for name, text in changed.items()}
 
 
 def _texts(value: Any) -> Iterator[str]:

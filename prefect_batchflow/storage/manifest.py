@@ -58,8 +58,8 @@ class Session(BaseModel):
     resumed_from: str | None = None
     """The run whose completed lines were copied, if any."""
     renumbers: Literal["begun", "done"] | None = None
-    """Whether it copies records under new line numbers, because lines were inserted, removed or moved. A session that has begun
-    this and not done it ran no line, and its records do not count."""
+    """Whether it is no start, but copies records under new line numbers, because lines were inserted, removed or moved. It runs
+    no line. If it has begun this and not done it, its records do not count."""
 
 
 class Manifest(BaseModel):

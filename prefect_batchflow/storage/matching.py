@@ -1,8 +1,9 @@
 """Finds the records of lines by content, after the data has changed: by the hash of their inputs, wherever they stood.
 
-Equal lines are told apart by their occurrence: the second of them gets the record of the second one. A run numbers its lines
-anew when a row was inserted, removed or moved. All sessions between two such times form an epoch, in which a number means
-the same line. Records of earlier epochs still count by content, so a row that was removed and comes back is not paid again.
+Equal lines are told apart by their occurrence: the second of them gets the record of the second one. If there are fewer lines
+than records, those that completed come before those that failed. A run numbers its lines anew when a row was inserted, removed
+or moved. All sessions between two such times form an epoch, in which a number means the same line. Records of earlier epochs
+still count by content, so a row that was removed and comes back is not paid again.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from prefect_batchflow.execution.program.record import encode_record
 from prefect_batchflow.results.records import Receipt, Status
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence, Set
 
     from prefect_batchflow.lines import Line
     from prefect_batchflow.results.records import LineRecord
@@ -71,8 +72,6 @@ class Matches:
     """The place of each record that belongs to a line, to that line's number now."""
     are_in_place: bool
     """Whether each line finds its record by its number."""
-    are_the_same: bool
-    """Whether these are exactly the lines of the earlier start, and each of them has ended."""
 
 
 class KnownLines:
@@ -83,6 +82,8 @@ class KnownLines:
         self._by_content: dict[str, list[_Known]] = defaultdict(list)
         self._newest: dict[int, tuple[int, int, int, str]] = {}
         """Number to the epoch, session, attempt and content of its newest record."""
+        self._failed: set[_Known] = set()
+        """Those of failed lines."""
 
     def add(self, stored: Stored) -> None:
         """Add a record."""
@@ -90,7 +91,10 @@ class KnownLines:
         if receipt.status not in (Status.Completed, Status.Failed):
             return
         number = receipt.line_number
-        self._by_content[stored.input_hash].append(_Known(epoch, number, stored.session, receipt.attempt))
+        known = _Known(epoch, number, stored.session, receipt.attempt)
+        self._by_content[stored.input_hash].append(known)
+        if receipt.status is Status.Failed:
+            self._failed.add(known)
         newest = (epoch, stored.session, receipt.attempt, stored.input_hash)
         if newest[:3] >= self._newest.get(number, (-1,))[:3]:
             self._newest[number] = newest
@@ -120,7 +124,7 @@ class KnownLines:
         # With a record of each line, the n-th of equal lines is known. Otherwise a number is the better guess.
         by_occurrence = not own_numbers and len(newest) >= total_before
         for content, places in wanted.items():
-            found = _assigned(self._by_content[content], places, last, by_occurrence=by_occurrence)
+            found = _assigned(self._by_content[content], self._failed, places, last, by_occurrence=by_occurrence)
             unmatched += [number for number in places if number not in found]
             numbers |= {known: number for number, known in found.items()}
         taken = {known.number for known in numbers if known.epoch == last}
@@ -129,17 +133,20 @@ class KnownLines:
         new, gone = len(unmatched) - changed, len(left) - changed
         never_ended = max(0, total_before - len(newest))
         moved = sum(known.number != number for known, number in numbers.items())
-        changes = LineChanges(max(0, new - never_ended), changed, gone + max(0, never_ended - new), moved)
-        are_in_place = all(
-            known.number == number and newest.get(number, ())[:3] == (last, known.session, known.attempt)
-            for known, number in numbers.items()
+        return Matches(
+            LineChanges(max(0, new - never_ended), changed, gone + max(0, never_ended - new), moved),
+            numbers,
+            all(
+                known.number == number and newest.get(number, ())[:3] == (last, known.session, known.attempt)
+                for known, number in numbers.items()
+            ),
         )
-        is_same = are_in_place and not unmatched and changes == LineChanges(0, 0, 0, 0)
-        return Matches(changes, numbers, are_in_place, is_same)
 
 
-def _assigned(known: Sequence[_Known], places: Sequence[int], last: int, *, by_occurrence: bool) -> dict[int, _Known]:
-    """Give equal lines their records. Each of them is used once."""
+def _assigned(
+    known: Sequence[_Known], failed: Set[_Known], places: Sequence[int], last: int, *, by_occurrence: bool
+) -> dict[int, _Known]:
+    """Give equal lines their records. Each of them is used once; `failed` are those of failed lines."""
     epochs: dict[int, dict[int, _Known]] = defaultdict(dict)
     for one in known:
         before = epochs[one.epoch].get(one.number)
@@ -157,7 +164,12 @@ def _assigned(known: Sequence[_Known], places: Sequence[int], last: int, *, by_o
     for occurrence in range(len(current), max(map(len, in_order.values()))):
         epoch = max(epoch for epoch, there in in_order.items() if len(there) > occurrence)
         available.append(in_order[epoch][occurrence])
-    return found | dict(zip(rest, available, strict=False))
+    found |= dict(zip(rest, available, strict=False))
+    # A line must not run again while the result of an equal one is left over.
+    completed = [one for one in available[len(rest) :] if one not in failed]
+    for number, one in zip([number for number in places if found.get(number) in failed], completed, strict=False):
+        found[number] = one
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from outcomes import outcome_of
+from stored_run import manifest_of
 
 from prefect_batchflow.lines import Line
 from prefect_batchflow.storage.index import Stored
-from prefect_batchflow.storage.matching import History, KnownLines, LineChanges, Matches
+from prefect_batchflow.storage.manifest import Session
+from prefect_batchflow.storage.matching import History, KnownLines, LineChanges, Matches, copy_matches, known_lines
+from prefect_batchflow.storage.records import RunRecords
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from prefect_batchflow.blocks import RunStorageBlock
+    from prefect_batchflow.execution.executor import LineOutcome
+    from prefect_batchflow.storage.keys import RunKeys
 
 NO_HISTORY = History(since=0, renumbered=(), unfinished=frozenset())
 
@@ -66,7 +77,6 @@ def test_lines_are_found_by_content(before: str, now: str, found: dict[int, int]
     matches = matched(before, now)
     assert places(matches) == found
     assert str(matches.changes) == said
-    assert matches.are_the_same == (before == now)
 
 
 def test_a_number_of_the_datas_own_says_which_of_equal_lines_it_is() -> None:
@@ -118,6 +128,67 @@ class TestHistory:
 
         assert [known.session for known in matches.numbers] == [1]
         assert not matches.are_in_place
+
+
+class TestUnfinished:
+    """Session 2 began to number the lines anew, wrote a part of its copies, and died."""
+
+    @pytest.mark.parametrize(
+        ("marks", "renumbered", "unfinished"),
+        [
+            ((None,), (), set()),
+            ((None, "begun"), (), {2}),
+            ((None, "done"), (2,), set()),
+            ((None, "begun", "begun", "done", None, "begun"), (4,), {2, 3, 6}),
+        ],
+        ids=["no copies", "begun", "done", "several tries"],
+    )
+    def test_the_manifest_tells_which_sessions_are_unfinished(
+        self, marks: tuple[Any, ...], renumbered: tuple[int, ...], unfinished: set[int]
+    ) -> None:
+        sessions = [Session(started_at="2", prefect_flow_run_id=None, versions={}, renumbers=mark) for mark in marks]
+
+        history = History.of(manifest_of("r", sessions=sessions))
+
+        assert (history.renumbered, set(history.unfinished)) == (renumbered, unfinished)
+
+    @pytest.mark.anyio
+    async def test_its_copies_are_no_records(self, remote: RunStorageBlock, keys: RunKeys) -> None:
+        history = History(since=0, renumbered=(), unfinished=frozenset({2}))
+        await RunRecords(remote, keys, 1).append([outcome_of(n, inputs={"q": q}) for n, q in enumerate("ab")])
+        await RunRecords(remote, keys, 2).append([outcome_of(1, inputs={"q": "a"}, output={"copy": "of a"})])
+        records = RunRecords(remote, keys, 0)
+        copied: list[LineOutcome] = []
+
+        matches = (await known_lines(records, history)).match(lines_of("ab"), 2)
+
+        assert {known.session for known in matches.numbers} == {1}
+        assert (places(matches), str(matches.changes), matches.are_in_place) == ({0: 0, 1: 1}, "the same lines", True)
+
+        async def append(outcomes: Sequence[LineOutcome]) -> None:
+            copied.extend(outcomes)
+
+        assert await copy_matches(records, history, matches.numbers, append) == 2
+        assert [outcome.parsed()["inputs"]["q"] for outcome in copied] == ["a", "b"]
+
+
+@pytest.mark.parametrize("total_before", [None, 9], ids=["each line has a record", "some have none"])
+@pytest.mark.parametrize(
+    ("before", "now", "completed"),
+    [("Aa", "a", 1), ("aA", "a", 1), ("AaAa", "xaa", 2), ("aAa", "aaa", 2), ("baA", "cca", 1), ("bAa", "ba", 2)],
+)
+def test_a_line_that_failed_takes_no_equal_one_that_completed_off_the_data(
+    before: str, now: str, completed: int, total_before: int | None
+) -> None:
+    """Capitals are lines that failed."""
+    known = KnownLines(NO_HISTORY)
+    for number, letter in enumerate(before):
+        known.add(stored(number, letter.lower(), error="no" if letter.isupper() else None))
+
+    found = places(known.match(lines_of(now), len(before) if total_before is None else total_before))
+
+    assert sum(before[record].islower() for record in found.values()) == completed
+    assert len(set(found.values())) == len(found)
 
 
 @given(before=st.text("abc.", max_size=12), now=st.text("abcx", max_size=12), own_numbers=st.booleans())
