@@ -1,4 +1,4 @@
-"""While the run storage fails, no line begins: an outage costs the lines in flight, and no others."""
+"""Lines and the run storage: none begins while it fails, and what has ended is kept however its task ends."""
 
 from __future__ import annotations
 
@@ -58,9 +58,10 @@ class AFeed:
         self.failures: list[BatchflowException] = []
         self.worker = OneWorker()
         files = RunStorageBlock(url=f"scripted://{uuid.uuid4().hex}/runs")
+        self.records = RunRecords(files, RunKeys("run-1"), session=1)
         self.runner = LineRunner(
             cast("Executor", self.worker),
-            RunRecords(files, RunKeys("run-1"), session=1),
+            self.records,
             LinePolicy(),
             LineEvents(settled=lambda receipt: self.settled.append(receipt.line_number), failed=self.failures.append),
         )
@@ -112,6 +113,28 @@ async def test_a_stop_does_not_wait_for_the_storage(monkeypatch: pytest.MonkeyPa
 
     assert feed.worker.begun == [0, 1], "no line begins after the stop"
     assert len(feed.failures) >= 1
+
+
+@pytest.mark.parametrize("how", ["cancelled", "stopped"])
+async def test_lines_that_have_ended_are_kept_when_their_chunk_ends_early(
+    monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr("prefect_batchflow.line_runner.FLUSH_EVERY_SEC", 600.0)
+    feed = AFeed()
+    for _ in range(2):
+        feed.worker.steps.release()
+    await eventually(lambda: feed.worker.begun == [0, 1, 2], description="two lines have ended, and the third one runs")
+    assert feed.settled == []
+
+    if how == "cancelled":
+        feed.chunk.cancel()
+    else:
+        feed.runner.stop()
+    await asyncio.wait({feed.chunk})
+
+    assert sorted(feed.settled) == [0, 1]
+    index, _ = await feed.records.scan()
+    assert set(index.lines) == {0, 1}
 
 
 class _WaitsFor:

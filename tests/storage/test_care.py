@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import uuid
 from typing import TYPE_CHECKING
 
@@ -12,6 +14,7 @@ from stored_run import stored_run
 
 from prefect_batchflow.blocks import RunStorageBlock
 from prefect_batchflow.exceptions import InvalidOptionError, RunInUseError, StorageError
+from prefect_batchflow.execution.executor import LineOutcome
 from prefect_batchflow.storage import care
 from prefect_batchflow.storage.care import compact_run, copy_run, delete_run, names_of, verify_run
 from prefect_batchflow.storage.earlier import require_manifest
@@ -141,6 +144,29 @@ class TestVerify:
         await RunRecords(files, KEYS, session=2).append([outcome_of(4)])
         assert "is of start 2, but the manifest knows 1" in (await verify_run(files, manifest)).wrong[0]
 
+    @pytest.mark.parametrize(
+        "other",
+        [
+            outcome_of(3),
+            outcome_of(1, inputs={"n": "other"}),
+            outcome_of(1, attempt=2),
+            outcome_of(1, error="no"),
+        ],
+        ids=["of another line", "of other inputs", "of another attempt", "of a failure"],
+    )
+    async def test_a_record_that_is_not_the_one_of_its_header_is_named(
+        self, files: RunStorageBlock, other: LineOutcome
+    ) -> None:
+        """The checksum is right: whatever wrote the file mixed up two lines."""
+        manifest = await stored_run(files)
+        own = outcome_of(1)
+        mixed = LineOutcome(own.receipt, other.record, own.input_hash)
+        name = await RunRecords(files, KEYS, session=1).append([mixed])
+
+        found = (await verify_run(files, manifest)).wrong
+
+        assert [text for text in found if name.name in text and text.startswith("Line 1: its record")] == found
+
 
 async def test_a_run_that_is_running_is_left_alone(files: RunStorageBlock, target: RunStorageBlock) -> None:
     manifest = await stored_run(files)
@@ -168,6 +194,25 @@ class TestCopy:
         copied = await contents(target)
         assert copied.items() <= (await contents(files)).items()
         assert not any(name.startswith(("leases", "lock")) for name in copied)
+
+    @pytest.mark.parametrize("lost", ["records/", "outputs.jsonl", "manifest.json"])
+    async def test_a_file_that_does_not_read_back_is_an_error_by_name(
+        self, files: RunStorageBlock, target: RunStorageBlock, monkeypatch: pytest.MonkeyPatch, lost: str
+    ) -> None:
+        manifest = await stored_run(files)
+        put = RunStorageBlock.put_file
+
+        async def torn(self: RunStorageBlock, path: str, source: Path) -> None:
+            if lost in path:
+                source = shutil.copy(source, source.with_name("torn"))
+                os.truncate(source, 9)
+            await put(self, path, source)
+
+        monkeypatch.setattr(RunStorageBlock, "put_file", torn)
+        with pytest.raises(
+            StorageError, match=rf"The copy at memory://\S+/{lost}\S* does not read back.*Copy the run again"
+        ):
+            await copy_run(files, manifest, target)
 
     async def test_a_place_that_has_such_a_run_is_refused(
         self, files: RunStorageBlock, target: RunStorageBlock
@@ -286,10 +331,30 @@ class TestCompact:
                 await compact_run(files, manifest)
         assert (await verify_run(files, manifest)).wrong == []
 
+    @pytest.mark.parametrize("how", ["refused", "lost"])
+    async def test_a_merge_that_cannot_be_written_deletes_nothing(
+        self, files: RunStorageBlock, monkeypatch: pytest.MonkeyPatch, how: str
+    ) -> None:
+        manifest = await stored_run(files)
+        before = await files.list_names(KEYS.records)
+        write = RunStorageBlock.write_path
+
+        async def fails(self: RunStorageBlock, path: str, content: bytes) -> None:
+            if "/records/" not in path:
+                await write(self, path, content)
+            elif how == "refused":
+                raise OSError("no space left")
+
+        with monkeypatch.context() as full:
+            full.setattr(RunStorageBlock, "write_path", fails)
+            with pytest.raises(StorageError):
+                await compact_run(files, manifest)
+        assert await files.list_names(KEYS.records) == before
+
     async def test_damage_is_not_merged_away(self, files: RunStorageBlock) -> None:
         manifest = await stored_run(files)
         name = (await RunRecords(files, KEYS, session=0).segments())[0]
         await files.write_path(KEYS.segment(name.name), b"{}")
-        with pytest.raises(StorageError, match=rf"{name.name} .* Resume the run, which sets the file aside"):
+        with pytest.raises(StorageError, match=name.name):
             await compact_run(files, manifest)
         assert len(await RunRecords(files, KEYS, session=0).segments()) == 3

@@ -19,6 +19,7 @@ from prefect_batchflow.blocks import RunStorageBlock
 from prefect_batchflow.exceptions import RunInUseError, StorageError
 from prefect_batchflow.storage import lease as lease_module
 from prefect_batchflow.storage import retries
+from prefect_batchflow.storage.file_lock import FileLock
 from prefect_batchflow.storage.lease import Lease, is_held
 
 if TYPE_CHECKING:
@@ -156,6 +157,16 @@ class TestLeftBehind:
         assert not await is_held(files, keys)
         assert await taken(files, keys) == 3
 
+    @pytest.mark.parametrize("content", [b"", b"{"], ids=["empty", "torn"])
+    async def test_where_a_free_file_lock_proves_that_nobody_runs_a_torn_lease_is_not_watched(
+        self, local: RunStorageBlock, keys: RunKeys, monkeypatch: pytest.MonkeyPatch, content: bytes
+    ) -> None:
+        monkeypatch.setattr(lease_module, "WATCH_SEC", 600)
+        await local.write_path(keys.lease(1), content)
+
+        async with asyncio.timeout(20):
+            assert await taken(local, keys) == 2
+
     async def test_a_torn_lease_of_a_living_holder_is_written_again_and_keeps_others_out(
         self, remote: RunStorageBlock, keys: RunKeys
     ) -> None:
@@ -175,6 +186,32 @@ class TestLeftBehind:
             fcntl.flock(held, fcntl.LOCK_EX)
 
             assert await taken(local, keys) == 2
+
+
+@pytest.mark.parametrize("how", ["removed", "replaced"])
+async def test_a_lock_file_that_goes_while_it_is_locked_locks_nobody_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Two processes would otherwise have the locks of two files of one name."""
+    path, really_lock, left = tmp_path / "lock", fcntl.flock, [True]
+
+    def locked(descriptor: int, operation: int) -> None:
+        if left:
+            left.clear()
+            path.unlink()
+            if how == "replaced":
+                path.touch()
+        really_lock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", locked)
+    first, second = FileLock(path), FileLock(path)
+    try:
+        assert first.take()
+        assert first.inode == path.stat().st_ino
+        assert not second.take()
+    finally:
+        first.release()
+        second.release()
 
 
 class TestRemoved:
@@ -254,7 +291,7 @@ class TestFence:
         place = f"memory://{uuid.uuid4().hex}" if request.param == "memory" else request.getfixturevalue("bucket").url
         return RunStorageBlock(url=f"{place}/runs")
 
-    @pytest.mark.parametrize("write", ["write_path", "create_path", "put_file"])
+    @pytest.mark.parametrize("write", ["write_path", "create_path", "put_file", "move", "delete_path", "delete_folder"])
     async def test_its_next_write_is_refused_and_changes_nothing(
         self, files: RunStorageBlock, keys: RunKeys, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, write: str
     ) -> None:
@@ -266,12 +303,19 @@ class TestFence:
             await forge(files, keys, late.number + 1)
             source = tmp_path / "source"
             source.write_bytes(b"late")
+            given: dict[str, list[Any]] = {
+                "put_file": [keys.outputs, source],
+                "move": [keys.manifest, keys.outputs],
+                "delete_path": [keys.manifest],
+                "delete_folder": [keys.run_id],
+            }
             with pytest.raises(RunInUseError, match=r"taken over by process .* on far"):
-                await getattr(mine, write)(keys.outputs, source if write == "put_file" else b"late")
+                await getattr(mine, write)(*given.get(write, [keys.outputs, b"late"]))
             with pytest.raises(RunInUseError):
                 await mine.check_writer()
         assert [type(error) for error in lost] == [RunInUseError]
         assert "outputs.jsonl" not in await files.list_names(keys.run_id)
+        assert await files.read_path(keys.manifest) == b"mine"
         assert (await newest(files, keys))[1]["released"] is False, "the new holder's lease is as it was"
 
     async def test_the_number_grows_with_each_holder(self, files: RunStorageBlock, keys: RunKeys) -> None:

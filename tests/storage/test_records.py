@@ -382,3 +382,51 @@ async def test_a_storage_that_forbids_deleting_keeps_damaged_segments_in_their_p
 
     assert "no deletes here" in note
     assert await numbers_of(records) == [0, 2]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("since", "lines"), [(0, {0, 1, 2}), (1, {0, 1, 2}), (2, set())])
+async def test_segments_of_an_earlier_look_count_though_the_next_listing_lacks_them(
+    remote: RunStorageBlock, monkeypatch: pytest.MonkeyPatch, since: int, lines: set[int]
+) -> None:
+    listed = await (await appended(remote)).segments()
+
+    async def none(*_: Any) -> list[str]:
+        return []
+
+    monkeypatch.setattr(RunStorageBlock, "list_names", none)
+
+    index, damage = await RunRecords(remote, KEYS, session=2, since=since).scan(listed)
+
+    assert (set(index.lines), damage) == (lines, [])
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("run", "session", "unnamed_until", "counts"),
+    [
+        ("run-1/own", 1, 0, True),
+        ("run-2/other", 1, 0, False),
+        ("run-1/other", 1, 0, False),
+        ("", 1, 0, False),
+        ("", 1, 1, True),
+        ("", 2, 1, False),
+        ("run-2/other", 1, 1, False),
+    ],
+    ids=[
+        "its own", "of another run", "of another run of this id", "without a name", "of an older version",
+        "newer than that version", "of another run, in the time of an older version",
+    ],
+)  # fmt: skip
+async def test_only_segments_of_the_run_itself_count(
+    remote: RunStorageBlock, run: str, session: int, unnamed_until: int, counts: bool
+) -> None:
+    await RunRecords(remote, KEYS, session, run=run).append([outcome_of(0)])
+    own = RunRecords(remote, KEYS, 3, run="run-1/own", unnamed_until=unnamed_until)
+    await own.append([outcome_of(1)])
+
+    index, damage = await own.scan()
+
+    assert set(index.lines) == ({0, 1} if counts else {1})
+    assert [("belong to another run" in text) for text in damage] == ([] if counts else [True])
+    assert await numbers_of(own) == sorted(index.lines)

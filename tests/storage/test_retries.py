@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import errno
 import json
 import uuid
@@ -73,8 +74,35 @@ class TestOneFault:
         assert n > 5, "the script struck no call"
 
 
-@pytest.mark.programs
 class TestLasting:
+    @pytest.mark.parametrize(
+        ("fault", "lasts", "within_sec", "tries"),
+        [
+            ("503", False, 30.0, 2),
+            ("503", True, 30.0, 8),
+            ("503", True, -1.0, 2),
+            ("timeout", True, 30.0, 8),
+            ("403", True, 30.0, retries.LOOKS),
+            ("client error", True, 30.0, retries.LOOKS),
+            ("full", True, 30.0, 1),
+        ],
+        ids=[
+            "one that passes", "one that lasts", "no time left", "time-outs", "forbidden", "unknown", "a full disk",
+        ],
+    )  # fmt: skip
+    async def test_a_call_is_tried_as_often_as_its_error_deserves(
+        self, monkeypatch: pytest.MonkeyPatch, fault: str, lasts: bool, within_sec: float, tries: int
+    ) -> None:
+        monkeypatch.setattr(retries, "PASSES_WITHIN_SEC", within_sec)
+        monkeypatch.setitem(ERRORS, "full", lambda: OSError(errno.ENOSPC, "No space left on device"))
+        script = Script(fault, 1, "write", lasts=lasts)
+        with scripted(script), contextlib.suppress(OSError, HttpError, UnknownClientError):
+            # Without a bound it would go on for as long as the storage is away.
+            async with asyncio.timeout(10):
+                await new_storage().write_path("run-1/a", b"")
+        assert len(script.calls) == tries
+
+    @pytest.mark.programs
     @pytest.mark.parametrize("kind", ["read", "write", "list"])
     @pytest.mark.parametrize("fault", ["403", "503"])
     async def test_an_error_that_lasts_is_one_clear_error_and_no_line_more(
@@ -150,6 +178,25 @@ class TestLasting:
             await files.create_path("run-1/a", b"mine")
         with pytest.raises(FileExistsError):
             await files.create_path("run-1/a", b"other")
+
+    async def test_a_key_of_another_process_stays_its_own_after_a_failed_try(self) -> None:
+        files = new_storage()
+        await files.create_path("run-1/a", b"other")
+        with scripted(Script("503", 1, "write")), pytest.raises(FileExistsError):
+            await files.create_path("run-1/a", b"mine")
+        assert await files.read_path("run-1/a") == b"other"
+
+    @pytest.mark.parametrize("fault", ERRORS)
+    async def test_a_folder_that_cannot_be_listed_is_not_empty(self, fault: str) -> None:
+        files = new_storage()
+        await files.write_path("run-1/records/a", b"")
+        other = RunStorageBlock(url=files.url)
+        with scripted(Script(fault, 1, "list", lasts=True)):
+            for block in (files, other):
+                with pytest.raises(type(ERRORS[fault]())):
+                    await block.list_names("run-1/records")
+                with pytest.raises(type(ERRORS[fault]())):
+                    await other.read_path("run-1/records/b")
 
     async def test_a_short_download_is_made_again(self, tmp_path: Path) -> None:
         files = new_storage()
