@@ -31,6 +31,10 @@ _WRAP = r"(?:(?:\\+[rn]|[\r\n])+[ \t|]*)?"
 """The end of a line, and how the next one can begin."""
 _LEAST_WRAPPED = 16
 """Characters. A shorter secret, such as 12345678, can be the end of one line and the beginning of the next by chance."""
+_DOTS = ("...", "…", "\\u2026")
+"""What stands for the part that a `repr` or a validation error leaves out, also in JSON."""
+_LEAST_END = 12
+"""Characters of a secret's beginning or end that is left beside such dots. Fewer can be a common prefix, such as `sk-proj-`."""
 _ROUNDS = 3
 """So many encodings of letters, one in the other, are undone to find a secret."""
 
@@ -50,23 +54,61 @@ class WrittenSecrets:
         self._part_bytes = tuple(part.encode() for part in self._parts)
         self._always = any(len(part) < _LEAST_PART for part in parts)
         """A secret of special characters has no part to look for."""
+        self._ends = [secret for secret in self._secrets if len(secret) >= 2 * _LEAST_END]
         self._can_be_wrapped = len(self._secrets[0]) >= _LEAST_WRAPPED
         self.longest = max(3 * len(_bytes(secret)) for secret in self._secrets)
         """Characters that a secret takes in its usual encodings."""
 
     def replaced(self, text: str, mask: str) -> str:
         """The text with each secret replaced."""
-        if not self._always:
-            for part in self._parts:
-                if part in text:
-                    break
-            else:
-                if not self._is_wrapped_in(text) and not self._is_encoded_in(text):
-                    return text
-        return self._pattern.sub(lambda _: mask, text)
+        if self._may_be_in(text):
+            text = self._pattern.sub(lambda _: mask, text)
+        for begin, end in reversed(self._cut_off_in(text)):
+            text = f"{text[:begin]}{mask}{text[end:]}"
+        return text
+
+    def _may_be_in(self, text: str) -> bool:
+        if self._always:
+            return True
+        for part in self._parts:
+            if part in text:
+                return True
+        return self._is_wrapped_in(text) or self._is_encoded_in(text)
+
+    def _cut_off_in(self, text: str) -> list[tuple[int, int]]:
+        """Where a text has the beginning or the end of a long secret, and dots for the rest."""
+        found: list[tuple[int, int]] = []
+        if not self._ends or not any(dots in text for dots in _DOTS):
+            return found
+        for secret in self._ends:
+            at = text.find(secret[:_LEAST_END])
+            while at >= 0:
+                length = _LEAST_END
+                while length < len(secret) and text[at + length : at + length + 1] == secret[length]:
+                    length += 1
+                if text.startswith(_DOTS, at + length):
+                    found.append((at, at + length))
+                at = text.find(secret[:_LEAST_END], at + length)
+            at = text.find(secret[-_LEAST_END:])
+            while at >= 0:
+                end, begin = at + _LEAST_END, at
+                while begin > 0 and end - begin < len(secret) and text[begin - 1] == secret[begin - 1 - end]:
+                    begin -= 1
+                if text.endswith(_DOTS, 0, begin):
+                    found.append((begin, end))
+                at = text.find(secret[-_LEAST_END:], end)
+        # Secrets can begin or end alike.
+        apart: list[tuple[int, int]] = []
+        for begin, end in sorted(found, key=lambda span: (span[0], -span[1])):
+            if not apart or begin >= apart[-1][1]:
+                apart.append((begin, end))
+        return apart
 
     def is_in(self, encoded: bytes) -> bool:
         """Whether JSON in ASCII contains a secret."""
+        has_dots = self._ends and (b"..." in encoded or b"\\u2026" in encoded)
+        if has_dots and self._cut_off_in(encoded.decode("ascii", "replace")):
+            return True
         if self._always:
             return self._pattern.search(encoded.decode("ascii", "replace")) is not None
         for part in self._part_bytes:

@@ -6,6 +6,7 @@ import base64
 import html
 import json
 import re
+import reprlib
 import textwrap
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, quote_plus
@@ -18,6 +19,7 @@ from prefect_batchflow.connections.kinds import OpenAIConnection
 from prefect_batchflow.connections.model_configurations import OpenAIModelConfiguration
 from prefect_batchflow.execution.program.record import encode_record
 from prefect_batchflow.execution.scrubbing import MASK, Scrubber, has_keys, secrets_of
+from prefect_batchflow.inputs.formats import shorten
 from prefect_batchflow.inputs.places import without_credentials
 
 if TYPE_CHECKING:
@@ -135,6 +137,44 @@ def test_a_secret_is_found_across_the_ends_of_lines(key: str, wrapping: str) -> 
     assert Scrubber([key]).finds_in(json.dumps(written).encode())
     for part in (key[3:9], key[-6:], key.encode()[3:9].hex()):
         assert part not in scrubbed
+
+
+LONG_KEY = "sk-proj-" + "aB3dE6gH9jK2mN5pQ8sT1vW4yZ7" * 4
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        reprlib.repr(LONG_KEY), shorten(LONG_KEY), shorten({"key": [LONG_KEY]}),
+        f"input_value='{LONG_KEY[:25]}...{LONG_KEY[-24:]}'",
+        textwrap.shorten(f"{LONG_KEY[:40]}… is wrong", 60), f"{LONG_KEY[:50]}...", f"…{LONG_KEY[-20:]}",
+        f"{LONG_KEY[:30]}...{LONG_KEY} {LONG_KEY[:30]}...", f"{LONG_KEY[:20]}......{LONG_KEY[-13:]}",
+    ],
+    ids=lambda text: text[:20] + text[-5:],
+)  # fmt: skip
+def test_the_ends_of_a_secret_that_was_cut_are_found(text: str) -> None:
+    """A validation error shows a value's beginning and end, which are most of a key of 60 characters."""
+    found = Scrubber([LONG_KEY])
+    scrubbed = found.text(text)
+
+    assert MASK in scrubbed
+    assert not any(LONG_KEY[n : n + 9] in scrubbed for n in range(len(LONG_KEY)))
+    assert found.finds_in(json.dumps({"a": text}).encode())
+
+
+@pytest.mark.parametrize(
+    "text", ["sk-proj-...", "sk-proj-aB3dE6gH9jK2 and more", "...", "aB3dE6gH9jK2mN5... or"], ids=str
+)
+def test_dots_and_common_beginnings_stay(text: str) -> None:
+    assert Scrubber([LONG_KEY]).text(text) == text
+    assert not Scrubber([LONG_KEY]).finds_in(json.dumps(text).encode())
+
+
+def test_secrets_that_begin_and_end_alike_are_taken_out_once() -> None:
+    alike = [LONG_KEY, LONG_KEY[:40] + "x" * 20 + LONG_KEY[-20:], LONG_KEY[:30] + "y" * 20]
+    text = f"{LONG_KEY[:35]}...{LONG_KEY[-15:]} and the rest of the text"
+
+    assert Scrubber(alike).text(text) == f"{MASK}...{MASK} and the rest of the text"
 
 
 def test_short_secrets_are_not_put_together_from_two_lines() -> None:
