@@ -239,3 +239,9 @@ def _refuse_other_types(storage: Any, **mappings: Any) -> None:
     if storage is not None and not callable(getattr(storage, "persist_flow_run", None)):
         found = f"storage is a {type(storage).__name__}"
         raise InvalidOptionError(f"{found}. It must be an AbstractRunStorage. A path or URL is a run_storage_url.")
+    for name in ("persist_node_run", "persist_flow_run"):
+        if inspect.iscoroutinefunction(getattr(storage, name, None)):
+            raise InvalidOptionError(
+                f"{type(storage).__name__}.{name} is an async function. Nothing waits for it, so it would keep nothing. Write "
+                "it as a plain function (def)."
+            )

@@ -45,6 +45,14 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
+class KeptByNobody:
+    """A storage whose calls nothing would await."""
+
+    def persist_node_run(self, run_info: RunInfo) -> None: ...
+
+    async def persist_flow_run(self, run_info: FlowRunInfo) -> None: ...
+
+
 class MemoryStorage(AbstractBatchRunStorage):
     """A storage as a user would bring one."""
 
@@ -619,6 +627,7 @@ def test_a_second_run_of_a_running_id_is_refused(storage: Path, write_rows: Call
         ({"connections": "x"}, "connections is a str. It must be a mapping of names to values."),
         ({"init_kwargs": "x"}, "init_kwargs is a str. It must be a mapping of names to values."),
         ({"storage": "x"}, "storage is a str. It must be an AbstractRunStorage."),
+        ({"storage": KeptByNobody()}, "KeptByNobody.persist_flow_run is an async function. Nothing waits for it"),
         (
             {"max_failed_percent": 3},
             "BatchEngine has no max_failed_percent. Use max_failures='5%'.",

@@ -141,6 +141,9 @@ class Resuming:
         prints = self._fingerprints(flow)
         changed = await self._changed(before, prints, flow) if before else {"manifest": lost} if lost else {}
         matches = await self._matches(before, changed) if before else None
+        if matches is not None and matches.are_the_same:
+            for part in [part for part in changed if _decides_lines(part)]:
+                state.note(f"{changed.pop(part)} since the run began, but the lines are the same")
         if matches is not None:
             changed = _with_counts(changed, matches.changes)
         if changed and state.options.on_change == "refuse":
@@ -260,7 +263,7 @@ class Resuming:
         on_change = self._state.options.on_change
         if on_change == "rerun" and changed:
             return None
-        moves_lines = any(part.startswith("data:") or part in LINE_PARTS for part in changed)
+        moves_lines = any(map(_decides_lines, changed))
         if not (is_unfinished or moves_lines or (changed and on_change == "reuse")):
             return None
         records = RunRecords(self._files, self._keys, 0, 0, before.identity, before.unnamed_until)
@@ -419,6 +422,12 @@ class Resuming:
         """Describe what differs from an earlier start, or from another run."""
         known = {part: value for part, value in before.fingerprints.items() if parts is None or part in parts}
         now, details = dict(now), flow.details(before)
+        for part, name, earlier, given in (
+            ("inputs_mapping", "inputs_mapping", before.inputs_mapping, self._request.inputs_mapping),
+            ("init", "init arguments", before.init_kwargs, self._state.init_kwargs),
+        ):
+            if earlier is not None and (differing := differences(_each(earlier), _each(given))):
+                details[part] = f"the {name} changed ({listed([f'{argument} {how}' for argument, how in differing])})"
         known.setdefault("packages", now["packages"])  # a run of an older version has none
         if before.surroundings is None:
             # Nor does it have connections. It hashed arguments and variables as a whole.
@@ -472,10 +481,23 @@ class Resuming:
         )
 
 
+def _decides_lines(part: str) -> bool:
+    """Whether a fingerprint is one of those that decide which inputs the lines have."""
+    return part.startswith("data:") or part in LINE_PARTS
+
+
 def _with_counts(changed: Mapping[str, str], lines: LineChanges) -> dict[str, str]:
     """Say what has become of the lines, at the first change that can have changed them."""
-    part = next((part for part in changed if part.startswith("data:") or part in LINE_PARTS), None)
-    return {name: f"{text} ({lines})" if name == part else text for name, text in changed.items()}
+    first = next(filter(_decides_lines, changed), None)
+    return {
+        part: text if part != first else f"{text[:-1]}; {lines})" if text.endswith(")") else f"{text} ({lines})"
+        for part, text in changed.items()
+    }
+
+
+def _each(values: Mapping[str, Any]) -> dict[str, str]:
+    """A hash of each value that is no secret."""
+    return {name: fingerprint(value) for name, value in without_secrets(values).items()}
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefect_batchflow.exceptions import InvalidOptionError, RunInUseError, StorageError
+from prefect_batchflow.exceptions import InvalidOptionError, RecordCorruptError, RunInUseError, StorageError
 from prefect_batchflow.execution.executor import LineOutcome
 from prefect_batchflow.results.models import BatchResult
 from prefect_batchflow.results.records import Status
@@ -455,7 +455,12 @@ async def compact_run(files: RunFiles, manifest: Manifest) -> tuple[int, int]:
             size = 0
             group: list[Segment] = []
             for name in there:
-                segment = await records.read(name)
+                try:
+                    segment = await records.read(name)
+                except RecordCorruptError as exc:
+                    raise RecordCorruptError(
+                        f"{exc} Resume the run, which sets the file aside and runs its lines again. Then compact it."
+                    ) from exc
                 group.append(segment)
                 size += sum(map(len, segment.records))
                 if size >= SEGMENT_BYTES:

@@ -72,6 +72,8 @@ class Matches:
     """The place of each record that belongs to a line, to that line's number now."""
     are_in_place: bool
     """Whether each line finds its record by its number."""
+    are_the_same: bool
+    """Whether these are exactly the lines of the earlier start, and each of them has ended."""
 
 
 class KnownLines:
@@ -133,14 +135,13 @@ class KnownLines:
         new, gone = len(unmatched) - changed, len(left) - changed
         never_ended = max(0, total_before - len(newest))
         moved = sum(known.number != number for known, number in numbers.items())
-        return Matches(
-            LineChanges(max(0, new - never_ended), changed, gone + max(0, never_ended - new), moved),
-            numbers,
-            all(
-                known.number == number and newest.get(number, ())[:3] == (last, known.session, known.attempt)
-                for known, number in numbers.items()
-            ),
+        changes = LineChanges(max(0, new - never_ended), changed, gone + max(0, never_ended - new), moved)
+        are_in_place = all(
+            known.number == number and newest.get(number, ())[:3] == (last, known.session, known.attempt)
+            for known, number in numbers.items()
         )
+        is_same = are_in_place and not unmatched and changes == LineChanges(0, 0, 0, 0)
+        return Matches(changes, numbers, are_in_place, is_same)
 
 
 def _assigned(

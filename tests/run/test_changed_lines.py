@@ -84,6 +84,28 @@ def test_rows_inserted_on_top_are_the_only_ones_that_run(run: Run) -> None:
     assert run.begun == []
 
 
+def test_other_data_with_the_same_lines_is_no_change(run: Run) -> None:
+    run.start(list("abc"))
+    data = run.folder / "other.csv"
+    data.write_text("note,text\n" + "".join(f"{n},{q}\n" for n, q in enumerate("abc")))
+    flow, storage = f"{run.folder / 'flow.py'}:main", str(run.folder / "runs")
+
+    result = BatchEngine(flow, run_storage_url=storage).run({"data": data}, {"q": "${data.text}"}, run_id="r")
+
+    assert (result.completed_lines, len(run.begun)) == (3, 3)
+    data.write_text("note,text\n0,a\n1,b\n2,x\n")
+    with pytest.raises(RunChangedError, match=r"data of source 'data' changed \(1 line changed\)\. Give"):
+        BatchEngine(flow, run_storage_url=storage).run({"data": data}, {"q": "${data.text}"}, run_id="r")
+
+
+def test_a_changed_mapping_is_named_by_its_inputs(run: Run) -> None:
+    run.start(list("abc"))
+    engine = BatchEngine(f"{run.folder / 'flow.py'}:main", run_storage_url=str(run.folder / "runs"))
+    said = r"since it began: the inputs_mapping changed \(q is new; 3 lines changed\)\. Give"
+    with pytest.raises(RunChangedError, match=said):
+        engine.run({"data": run.folder / "data.jsonl"}, {"q": "same"}, run_id="r")
+
+
 def test_chosen_lines_run_again_by_their_new_numbers(run: Run) -> None:
     run.start(list("abc"))
 

@@ -77,6 +77,7 @@ def test_lines_are_found_by_content(before: str, now: str, found: dict[int, int]
     matches = matched(before, now)
     assert places(matches) == found
     assert str(matches.changes) == said
+    assert matches.are_the_same == (before == now)
 
 
 def test_a_number_of_the_datas_own_says_which_of_equal_lines_it_is() -> None:

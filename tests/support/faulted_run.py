@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 FLOW = f"{Path(__file__).with_name('faulty_lines.py')}:main"
 ENDS_WITHIN_SEC = 100.0
+BEGINS = 10
+"""How often a line can begin in one start: a crash takes async lines of its worker with it, which begin anew."""
 
 
 class FaultedRun:
@@ -55,7 +57,13 @@ class FaultedRun:
         rows = {n: {"n": n, "fault": fault, "folder": str(folder)} for n, fault in enumerate(self.faults)}
         data.write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
         self.watch = Watch(
-            self.run, rows, folder / "begun", 2 * SMALLEST_CHUNK, mark=str(self.run), fetch=lambda: self.fetch()
+            self.run,
+            rows,
+            folder / "begun",
+            2 * SMALLEST_CHUNK,
+            attempts=BEGINS,
+            mark=str(self.run),
+            fetch=lambda: self.fetch(),
         )
         self._command = [
             sys.executable, "-m", "prefect_batchflow.cli", "run", flow, "--data", str(data), "--run-id", self.run_id,
