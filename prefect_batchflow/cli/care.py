@@ -237,7 +237,7 @@ def delete(
     question = _now(look())
     if not yes:
         if screen.json or not sys.stdin.isatty():
-            raise InvalidOptionError(f"{question} Nobody can be asked here. Give -y to delete it.")
+            raise InvalidOptionError(f"{question} There is no terminal to answer at. Give -y to delete it.")
         if input(f"{question} [y/N] ").strip().lower() not in ("y", "yes"):
             _show({"run_id": run_id, "deleted": False}, "Nothing was deleted.", screen)
             return COMPLETED

@@ -112,7 +112,9 @@ async def verify_run(files: RunFiles, manifest: Manifest, data: DataNow | None =
     except StorageError as exc:
         found.wrong.append(f"{exc} Resume the run: it writes a new one.")
     if result is not None and result.start_time < manifest.last_started_at:
-        found.notes.append("The result is that of an earlier start. The last start has not ended: resume the run.")
+        found.notes.append(
+            "The result belongs to an earlier start, because the last one has not ended. Resume the run."
+        )
         result = None
     found.is_finished = result is not None
     rows = await _newest_rows(files, keys, manifest, found)
@@ -152,8 +154,8 @@ async def _newest_rows(files: RunFiles, keys: RunKeys, manifest: Manifest, found
         found.segments += 1
         if name.session > len(manifest.sessions):
             found.wrong.append(
-                f"{files.location(keys.segment(name.name))} is of start {name.session}, but the manifest knows "
-                f"{len(manifest.sessions)}. Is the manifest an old one? Put the newest back."
+                f"{files.location(keys.segment(name.name))} was written by start {name.session} of the run, but the manifest "
+                f"knows {_count(len(manifest.sessions), 'start')}. Is it an old manifest? Put the newest one back."
             )
         try:
             segment = await records.read(name)
@@ -189,7 +191,7 @@ async def _verify_files(
     files: RunFiles, keys: RunKeys, result: BatchResult, rows: dict[int, _Row], found: Findings
 ) -> None:
     """Compare the outputs and failed lines with the records and the result."""
-    again = f"`batchflow resume {keys.run_id}` writes it again"
+    again = f"`batchflow resume {keys.run_id}` writes the file again"
     listed: dict[str, list[int]] = {}
     for key, status, counted in (
         (keys.outputs, "Completed", result.completed_lines),
@@ -281,7 +283,7 @@ def _read_rows(path: Path, status: str, rows: dict[int, _Row], numbers: list[int
             except (ValueError, LookupError, TypeError, RecursionError):
                 return f"row {place} is damaged"
             if type(number) is not int:
-                return f"row {place} has no number of a line, but {number!r}"
+                return f"row {place} has the line_number {number!r}, which is no whole number"
             numbers.append(number)
             row = rows.get(number)
             is_other = row is None or row.status != status

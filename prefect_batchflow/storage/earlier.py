@@ -105,11 +105,15 @@ async def _misfit(manifest: Manifest, records: RunRecords, segments: Sequence[Se
         if is_of_run(segment, manifest.identity, manifest.unnamed_until):
             known = len(manifest.sessions)
             is_old = name.session > known
-            return f"is an old one, of start {known}, and there are records of start {name.session}" if is_old else ""
+            return (
+                f"is an old one: start {known} wrote it, and there are records of start {name.session}"
+                if is_old
+                else ""
+            )
         others.add(segment.run or "a run without a name")
     if not others:
         return ""
-    return f"is that of the run {manifest.identity}, but the records are those of {', '.join(sorted(others))}"
+    return f"belongs to the run {manifest.identity}, but the records belong to {', '.join(sorted(others))}"
 
 
 async def _sound(records: RunRecords, name: SegmentName) -> Segment | None:

@@ -125,8 +125,6 @@ class SegmentName:
         """
         match = _SEGMENT.fullmatch(name)
         if match is None:
-            raise RecordCorruptError(
-                f"The file {name!r} among the run's records is not a segment. Move it away: only segments belong there."
-            )
+            raise RecordCorruptError(f"The file {name!r} among the run's records is not a record file. Move it away.")
         first, last, session = (int(group) for group in match.groups()[:3])
         return cls(name, first, last, session)

@@ -397,8 +397,8 @@ class Lease:
         facts = {"pid": lease["pid"], "host": lease["host"], "since": since, "until": until}
         began = f", since {since}" if since else ""
         ends = (
-            f"Its lease holds until {until}; it renews the lease every {RENEW_EVERY_SEC:g} s while it runs, and without "
-            "that another process can take the run over."
+            f"Its lease holds until {until}. A live process renews its lease every {RENEW_EVERY_SEC:g} s; if it does not, "
+            "another process can take the run over."
         )
         return RunInUseError(
             f"The run {run_id!r} is already running by process {lease['pid']} on {lease['host']}{began}. {ends} {cure}",

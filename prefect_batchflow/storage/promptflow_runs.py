@@ -100,7 +100,8 @@ class PromptflowRunStorage(AbstractBatchRunStorage):
 
     def _refuse(self) -> NoReturn:
         raise StorageError(
-            f"{self.path} is a run folder of promptflow and only read. Give it as resume_from_run_storage, not as storage."
+            f"{self.path} is a run folder of promptflow, which is only read. Give it as resume_from_run_storage, not as "
+            "storage."
         )
 
 

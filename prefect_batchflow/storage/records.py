@@ -194,9 +194,9 @@ class RunRecords:
                 strangers.append(name)
         shown = ", ".join(map(repr, strangers[:3])) + " and others" * (len(strangers) > 3)
         text = (
-            f"{self._files.location(self._keys.records)} has files that are not segments: {shown}. "
-            f"Move {'them' if len(strangers) > 1 else 'it'} away: only segments belong there. If somebody has renamed a "
-            "segment, give it its old name back."
+            f"{self._files.location(self._keys.records)} has files that are not record files: {shown}. "
+            f"Move {'them' if len(strangers) > 1 else 'it'} away. If somebody has renamed a record file, give it its old name "
+            "back."
         )
         return [segment for segment in segments if segment.session >= self._since], text if strangers else ""
 
@@ -217,9 +217,7 @@ class RunRecords:
                     f"Cannot read the run storage at {place}: the file is gone (FileNotFoundError).", key=key
                 ) from exc
             except IsADirectoryError as exc:
-                raise RecordCorruptError(
-                    f"{self._files.location(key)} is a folder, where a file of records was."
-                ) from exc
+                raise RecordCorruptError(f"{self._files.location(key)} is a folder, where a record file was.") from exc
         place = self._files.location(key)
         segment = decode_segment(segment_text(content, name, place), name, place)
         if self._run and not is_of_run(segment, self._run, self._unnamed_until):

@@ -96,7 +96,7 @@ def decode_segment(text: bytes, name: SegmentName, place: str) -> Segment:
     try:
         header = json.loads(head.decode())
     except (ValueError, RecursionError) as exc:
-        found = "not a valid segment" if text.strip(b"\0\n ") else "empty"
+        found = "not a valid record file" if text.strip(b"\0\n ") else "empty"
         raise RecordCorruptError(f"The records at {place} are damaged: the file is {found}.") from exc
     try:
         checksum = header.pop("sha256")
@@ -120,5 +120,5 @@ def decode_segment(text: bytes, name: SegmentName, place: str) -> Segment:
             error = json.loads(record)["error"] if status != "Completed" else None
             stored.append(Stored(Receipt.from_row(row, error, alike), header["session"], input_hash))
     except _MALFORMED as exc:
-        raise RecordCorruptError(f"The records at {place} are not a valid segment: {exc}.") from exc
+        raise RecordCorruptError(f"The records at {place} are not a valid record file: {exc}.") from exc
     return Segment(name, stored, records, str(header.get("run", "")))

@@ -51,7 +51,9 @@ def test_verify(typed: Typed, tmp_path: Path) -> None:
     (tmp_path / "runs" / "nightly" / "outputs.jsonl").write_text("")
     status, _, err = typed("verify", "nightly")
     assert status == 1
-    assert "outputs.jsonl has 0 lines, but the result counts 4. `batchflow resume nightly` writes it again." in err
+    assert (
+        "outputs.jsonl has 0 lines, but the result counts 4. `batchflow resume nightly` writes the file again." in err
+    )
     (tmp_path / "runs" / "nightly" / "batch_result.json").unlink()
     status, out, _ = typed("verify", "nightly")
     assert (status, "It has not finished: batchflow resume nightly" in out) == (3, True)
@@ -133,7 +135,7 @@ def test_copy_and_delete(typed: Typed, tmp_path: Path, monkeypatch: pytest.Monke
     assert (tmp_path / "copies" / "nightly" / "outputs.jsonl").read_text().count("\n") == 4
     status, _, err = typed("delete", "nightly")
     assert status == 2
-    assert "Nobody can be asked here. Give -y to delete it." in err
+    assert "There is no terminal to answer at. Give -y to delete it." in err
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("builtins.input", lambda _: "n")
     assert typed("delete", "nightly")[:2] == (0, "Nothing was deleted.\n")

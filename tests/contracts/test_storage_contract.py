@@ -231,7 +231,7 @@ class TestStorageContract:
         index, damaged = await records_of(files).scan()
 
         assert index.lines == {}
-        assert ("'pickle'" if suffix == ".json" else "not a valid segment") in damaged[0]
+        assert ("'pickle'" if suffix == ".json" else "not a valid record file") in damaged[0]
         assert await newest(files) == []
         assert not canary.exists()
 

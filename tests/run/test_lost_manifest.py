@@ -187,7 +187,7 @@ def test_the_manifest_of_another_run_makes_no_line_run_again(
     if copies != "its own":
         shutil.rmtree(storage / "r" / "manifests")
         shutil.copytree(storage / "other" / "manifests", storage / "r" / "manifests")
-        with pytest.raises(RunChangedError, match=r"is that of the run other/.*, but the records are those of r/"):
+        with pytest.raises(RunChangedError, match=r"belongs to the run other/.*, but the records belong to r/"):
             run_batch(parameters, LiveRun())
         parameters["on_change"] = "reuse"
 

@@ -61,10 +61,12 @@ FAULTS: dict[str, tuple[str, Callable[[bytes], bytes | None], str]] = {
     ),
     "a failed line that is gone": (KEYS.failed, lambda _: b"", "has 0 lines, but the result counts 1"),
     "a number that is a text": (
-        KEYS.outputs, lambda t: t.replace(b'"line_number": 2', b'"line_number": "2"'), "row 3 has no number of a line, but '2'",
+        KEYS.outputs, lambda t: t.replace(b'"line_number": 2', b'"line_number": "2"'),
+        "row 3 has the line_number '2', which is no whole number",
     ),
     "a number that is a list": (
-        KEYS.outputs, lambda t: t.replace(b'"line_number": 2', b'"line_number": [2]'), "row 3 has no number of a line, but [2]",
+        KEYS.outputs, lambda t: t.replace(b'"line_number": 2', b'"line_number": [2]'),
+        "row 3 has the line_number [2], which is no whole number",
     ),
     "a changed input of a failed line": (
         KEYS.failed, lambda t: t.replace(b'"n": 4', b'"n": 5'), "line 4 is not as in the records",
@@ -122,7 +124,10 @@ class TestVerify:
         await files.write_path("r/records/notes.txt", b"mine")
         found = await verify_run(files, manifest)
         assert (found.completed, len(found.wrong)) == (4, 1)
-        assert f"{files.location(KEYS.records)} has files that are not segments: 'notes.txt'. Move it" in found.wrong[0]
+        assert (
+            f"{files.location(KEYS.records)} has files that are not record files: 'notes.txt'. Move it"
+            in found.wrong[0]
+        )
 
     @pytest.mark.parametrize("key", [KEYS.outputs, KEYS.failed])
     async def test_lost_outputs_take_no_record_from_the_counts(self, files: RunStorageBlock, key: str) -> None:
@@ -142,7 +147,10 @@ class TestVerify:
     async def test_records_of_a_start_that_the_manifest_does_not_know(self, files: RunStorageBlock) -> None:
         manifest = await stored_run(files)
         await RunRecords(files, KEYS, session=2).append([outcome_of(4)])
-        assert "is of start 2, but the manifest knows 1" in (await verify_run(files, manifest)).wrong[0]
+        assert (
+            "was written by start 2 of the run, but the manifest knows 1 start."
+            in (await verify_run(files, manifest)).wrong[0]
+        )
 
     @pytest.mark.parametrize(
         "other",

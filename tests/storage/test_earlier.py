@@ -85,8 +85,8 @@ async def damaged_segment(files: RunStorageBlock) -> None:
 
 
 WRONG: dict[str, tuple[Change, str]] = {
-    "of another run": (others_manifest, "is that of the run other/2, but the records are those of r/1."),
-    "an old one": (old_manifest, "is an old one, of start 1, and there are records of start 2."),
+    "of another run": (others_manifest, "belongs to the run other/2, but the records belong to r/1."),
+    "an old one": (old_manifest, "is an old one: start 1 wrote it, and there are records of start 2."),
     "edited, without its checksum": (edited_without_its_checksum, "somebody has edited it: its checksum is wrong."),
     "nested too deep": (nested_too_deep, "is damaged, or another version of prefect-batchflow wrote it"),
 }

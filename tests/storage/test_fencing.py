@@ -347,7 +347,9 @@ class TestFence:
 
         said = str(caught.value)
         moment = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC"
-        assert caught.match(rf"by process 77 on far, since {moment}\. Its lease holds until {moment}; it renews"), said
+        assert caught.match(
+            rf"by process 77 on far, since {moment}\. Its lease holds until {moment}\. A live process renews"
+        ), said
 
 
 class TestLooks:

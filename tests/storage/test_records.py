@@ -273,7 +273,7 @@ async def test_a_folder_in_place_of_a_segment_is_damage(local: RunStorageBlock) 
     await local.write_path(f"{keys.segment(name.name)}/inner", b"mine")
     index, damage = await RunRecords(local, keys, 2).scan()
     assert index.lines == {}
-    assert "is a folder, where a file of records was" in damage[0]
+    assert "is a folder, where a record file was" in damage[0]
 
 
 @pytest.mark.anyio
