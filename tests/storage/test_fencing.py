@@ -295,6 +295,7 @@ class TestFence:
     async def test_its_next_write_is_refused_and_changes_nothing(
         self, files: RunStorageBlock, keys: RunKeys, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, write: str
     ) -> None:
+        monkeypatch.setattr(lease_module, "_look_holds_sec", lambda: 0.0)  # its last look was long ago
         monkeypatch.setattr(lease_module, "RENEW_EVERY_SEC", 60)
         lost: list[Exception] = []
         async with Lease(files, keys, lost.append) as late:
