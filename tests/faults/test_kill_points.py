@@ -140,7 +140,7 @@ def check_deleted(place: Place) -> None:
 
 def check_copy(place: Place) -> None:
     left, there = (
-        {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+        {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("[!.]*") if path.is_file()}
         for root in (place.run, place.folder / "copies" / "r")
     )
     assert there == {name: text for name, text in left.items() if name in there}
@@ -236,17 +236,23 @@ def test_a_kill_at_a_named_step_loses_nothing_and_runs_nothing_twice(
     watch = place.watch(scenario.run_id)
     asked_again = dict.fromkeys(scenario.asked_again, 1)
 
-    def command(words: list[str], kill_at: tuple[str, int] = ("", 0)) -> int | None:
+    def command(
+        words: list[str],
+        kill_at: tuple[str, int] = ("", 0),
+        around: Callable[[Place], contextlib.AbstractContextManager[object]] = lambda _: contextlib.nullcontext(),
+    ) -> int | None:
         watch.begin()
-        status = forked.run(words, place.log, environment={MARK: watch.mark}, kill_at=kill_at)
+        # The one that hangs holds the run only while the command runs.
+        with around(place):
+            status = forked.run(words, place.log, environment={MARK: watch.mark}, kill_at=kill_at)
         if scenario.after is None or not kill_at[1]:
             watch.check(status, asked_again=asked_again)
         return status
 
     # The same command each time. Where it has less left to do, it can come to its end before its second or third passage.
     for n in range(1, min(3, passages[point]) + 1):
-        with scenario.around(place) if n == 1 else contextlib.nullcontext():
-            status = command(scenario.words(place), (point, n))
+        around = scenario.around if n == 1 else lambda _: contextlib.nullcontext()
+        status = command(scenario.words(place), (point, n), around)
         assert status is None or n > 1, place.log.read_text()
         if status is not None or not place.run.exists():
             break
