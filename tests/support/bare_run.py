@@ -91,7 +91,7 @@ def without_prefect() -> Iterator[None]:
             "is_cancelled_in_prefect": _no,
             "few_task_runs_logged": lambda _: contextlib.nullcontext(),
         },
-        resuming: {"end_abandoned": _yes},
+        resuming: {"set_right": _yes},
         ending: {
             "write_summary": _yes,
             "write_failed_lines": _yes,
