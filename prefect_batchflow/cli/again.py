@@ -44,7 +44,7 @@ def resume(
     flags: ResumeFlags = _RESUME_AS_BEFORE,
     screen: Screen = _PLAIN,
 ) -> int:
-    """Resume a run: its lines that are not completed, with the same flow, data, mapping and options.
+    """Resume a run: run its lines that have not completed, with the same flow, data, mapping and options.
 
     An option that you give replaces the run's own.
     """
