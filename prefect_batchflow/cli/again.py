@@ -60,14 +60,15 @@ def rerun(
         Parameter(
             metavar="CLASS",
             help="The failed lines that run again: failed, timed_out, crashed, or classes, codes and types of errors, "
-            "separated by commas. [default: failed, without --lines]",
+            "separated by commas. --rerun is the same. [default: failed, without --lines]",
         ),
     ] = None,
     lines: Annotated[
         Texts,
         Parameter(
             metavar="LINES",
-            help="Lines that run again, completed or not: numbers from 0 and ranges, separated by commas, such as 3,7,20-30.",
+            help="Lines that run again, completed or not: numbers from 0 and ranges, separated by commas, such as 3,7,20-30. "
+            "--rerun-lines is the same.",
         ),
     ] = None,
     storage: Storage = "",
@@ -80,8 +81,9 @@ def rerun(
 ) -> int:
     """Run some lines of a run again, in place, with the same flow, data, mapping and options.
 
-    The earlier records of these lines are kept, the new ones count. Outputs, result and artifacts are made anew. Lines that
-    have never ended run, too. An option that you give replaces the run's own.
+    The earlier records of these lines are kept, the new ones count.
+    Outputs, result and artifacts are made anew. Lines that have never ended run,
+    too. An option that you give replaces the run's own.
     """
     given = flags.given()
     for name, flag_here, words in (("rerun", "--only", only), ("rerun_lines", "--lines", lines)):

@@ -48,11 +48,12 @@ def verify(
 ) -> int:
     """Prove that a stored run is whole: each line counts once, and each completed line has one sound record.
 
-    If the data and the flow are still there, it also compares the inputs of each record with the data. It runs no line, asks
-    no server and changes nothing.
+    If the data and the flow are still there, it also compares the inputs of
+    each record with the data. It runs no line, asks no server and changes nothing.
 
-    Exit status: 0 the run is whole, 1 something is wrong (listed, with what to do), 2 wrong use, such as a run that does not
-    exist or is running, 3 nothing is wrong, but the run has not finished.
+    Exit status: 0 the run is whole, 1 something is wrong (listed, with what to
+    do), 2 wrong use, such as a run that does not exist or is running, 3 nothing
+    is wrong, but the run has not finished.
     """
     quiet_prefect(debug=screen.debug)
     from prefect_batchflow.cli.runs import find_run, opened
@@ -96,7 +97,10 @@ def copy(
     storage: Storage = "",
     screen: Screen = _PLAIN,
 ) -> int:
-    """Copy a run to another storage, under the same name. Each file is read back."""
+    """Copy a run to another storage, under the same name. Each file is read back.
+
+    If it was stopped, the same command finishes the copy.
+    """
     quiet_prefect(debug=screen.debug)
     from prefect_batchflow.cli.runs import find_run, opened
     from prefect_batchflow.storage.care import copy_run
@@ -127,7 +131,13 @@ def export(
 ) -> int:
     """Write the lines of a run as one table: number, status, inputs, outputs, error and cost of each line.
 
-    In csv, a cell that begins with = + - or @ gets an apostrophe, so that a spreadsheet does not run it as a formula.
+    A run that is running gives the lines that have ended.
+
+    In csv, a text that begins with = + - or @ gets an apostrophe, so that a
+    spreadsheet does not run it as a formula.
+
+    Exit status: 0 all is written, 1 the table lacks lines whose records are
+    damaged or lost, 2 wrong use.
     """
     quiet_prefect(debug=screen.debug)
     from prefect_batchflow.cli.runs import find_run, opened
@@ -209,7 +219,8 @@ def delete(
 ) -> int:
     """Delete a run with its records, outputs and images. It asks first. A run that is running is refused.
 
-    What a delete or copy that was cut short has left is deleted too, and a run without a sound manifest.
+    It also deletes a run without a sound manifest, and the rest that a killed
+    delete or copy has left. Files of --output-dir stay.
     """
     quiet_prefect(debug=screen.debug)
     from prefect_batchflow.cli.runs import find_run, opened

@@ -221,8 +221,9 @@ def check(
 
     It reads the flow's code and runs none of it, unless you give --import.
 
-    Exit status: 0 nothing in the flow stops it (you may still have to give what is listed), 1 the flow cannot run, 2 wrong
-    use, such as a flow that does not exist.
+    Exit status: 0 nothing in the flow stops it (you may still have to give what
+    is listed), 1 the flow cannot run, 2 wrong use, such as a flow that does not
+    exist.
     """
     quiet_prefect(debug=screen.debug)
     from prefect_batchflow.cli.flow_check import check_flow
