@@ -214,6 +214,6 @@ async def _hand_in(state: RunState, within_sec: float = GONE_AFTER_SEC) -> None:
     missing = await wait_until_recorded(state.flow_run.id, state.task_runs, most_sec)
     if missing and not state.stop.is_stopped:
         state.note(
-            f"{missing} of {state.task_runs} task runs had not reached Prefect's own server when the run ended. The run's "
-            "records are complete. To see all task runs, use a server that keeps running: prefect server start."
+            f"{missing} of {state.task_runs} task runs had not reached the run's own Prefect server when the run ended. "
+            "The records are complete. To see all task runs, use a server that keeps running: prefect server start."
         )

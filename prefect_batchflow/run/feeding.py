@@ -209,7 +209,7 @@ class Feeding:
         self._canceled = feed.canceled - kept.keys()
         if kept:
             self._state.note(
-                f"Lines that did not run again, because the run was stopped, and stay as they were: {len(kept)}."
+                f"The run was stopped before {len(kept)} of the chosen lines ran again. They keep their earlier results."
             )
 
     def _account_for_every_line(self, feed: LineFeed) -> None:
