@@ -627,7 +627,11 @@ def test_a_second_run_of_a_running_id_is_refused(storage: Path, write_rows: Call
         ({"connections": "x"}, "connections is a str. It must be a mapping of names to values."),
         ({"init_kwargs": "x"}, "init_kwargs is a str. It must be a mapping of names to values."),
         ({"storage": "x"}, "storage is a str. It must be an AbstractRunStorage."),
-        ({"storage": KeptByNobody()}, "KeptByNobody.persist_flow_run is an async function. Nothing waits for it"),
+        pytest.param(
+            {"storage": KeptByNobody()},
+            "KeptByNobody.persist_flow_run is an async function. Nothing waits for it",
+            id="a storage with an async method",
+        ),
         (
             {"max_failed_percent": 3},
             "BatchEngine has no max_failed_percent. Use max_failures='5%'.",
