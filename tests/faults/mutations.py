@@ -224,9 +224,17 @@ MUTATIONS: Final = {
     "swallow a read error as absent": Mutation(
         "one 403 on a resume pays completed lines again",
         "storage/records.py",
-        "            if not isinstance(error, RecordCorruptError):\n                raise error\n",
-        "            if isinstance(error, RecordCorruptError):\n                pass\n",
+        "            if not isinstance(error, RecordCorruptError):\n                raise error\n"
+        "            await self._check_read_whole(name)\n",
+        "            assert error is not None, name\n",
         "tests/contracts/test_storage_contract.py",
+    ),
+    "take a segment that is read in part for damaged": Mutation(
+        "a storage that gives only a part each time pays completed lines again",
+        "storage/records.py",
+        "            await self._check_read_whole(name)\n",
+        "",
+        "tests/storage/test_records.py",
     ),
     "skip the checksum": Mutation(
         "a flipped bit is an output",
@@ -295,7 +303,7 @@ MUTATIONS: Final = {
         "one short read runs completed lines again",
         "storage/records.py",
         "        for look in looks():\n            await look\n            looking, unread",
-        "        for look in [*looks()][:1]:\n            await look\n            looking, unread",
+        "        for look in itertools.islice(looks(), 1):\n            await look\n            looking, unread",
         "tests/storage/test_records.py",
     ),
     "forget the listing of the start": Mutation(

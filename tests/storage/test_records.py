@@ -16,7 +16,7 @@ from outcomes import outcome_of
 from prefect.results import ResultStore
 
 from prefect_batchflow.blocks import RunStorageBlock
-from prefect_batchflow.exceptions import StorageError
+from prefect_batchflow.exceptions import RecordCorruptError, StorageError
 from prefect_batchflow.storage import retries
 from prefect_batchflow.storage.keys import RunKeys
 from prefect_batchflow.storage.records import RunRecords, SegmentMetadata, SegmentSerializer
@@ -382,6 +382,24 @@ async def test_a_storage_that_forbids_deleting_keeps_damaged_segments_in_their_p
 
     assert "no deletes here" in note
     assert await numbers_of(records) == [0, 2]
+
+
+@pytest.mark.anyio
+async def test_a_segment_of_which_each_read_gives_a_part_is_not_damaged(
+    remote: RunStorageBlock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lines would be paid again, although the storage has them."""
+    await appended(remote)
+    really_read = RunStorageBlock.read_path
+
+    async def part(block: RunStorageBlock, path: str) -> bytes:
+        return (await really_read(block, path))[:60]
+
+    monkeypatch.setattr(RunStorageBlock, "read_path", part)
+
+    with pytest.raises(StorageError, match="gives 60 of its") as caught:
+        await RunRecords(remote, KEYS, session=2).scan()
+    assert not isinstance(caught.value, RecordCorruptError)
 
 
 @pytest.mark.anyio
