@@ -61,6 +61,10 @@ if TYPE_CHECKING:
     from prefect_batchflow.storage.index import RecordIndex
     from prefect_batchflow.storage.matching import LineChanges, Matches
 
+_ACCEPT_CHANGES = (
+    "Give another run id, or on_change='reuse' to keep lines with the same inputs, or on_change='rerun' to run all lines "
+    "again. On the command line, these are --on-change reuse and --on-change rerun."
+)
 FLOW_PARTS = frozenset({"flow", "packages", "init", "variant", "node_connections", "environment", "connections"})
 """The fingerprints that must be equal before lines of another run are taken over."""
 WHAT_IS_AROUND = {"connections": "connections", "environment": "environment variables"}
@@ -131,8 +135,7 @@ class Resuming:
         before, lost = starts.manifest, starts.lost
         if lost and state.options.on_change == "refuse":
             raise RunChangedError(
-                f"{lost} since the run {self._request.run_id!r} began. Give another run id, or on_change='reuse' to keep lines "
-                "with the same inputs, or on_change='rerun' to run all lines again.",
+                f"{lost} since the run {self._request.run_id!r} began. {_ACCEPT_CHANGES}",
                 changes=[starts.problem],
             )
         if before and starts.problem:
@@ -148,8 +151,8 @@ class Resuming:
             changed = _with_counts(changed, matches.changes)
         if changed and state.options.on_change == "refuse":
             raise RunChangedError(
-                f"The run {self._request.run_id!r} has changed since it began: {'; '.join(changed.values())}. Give another run "
-                "id, or on_change='reuse' to keep lines with the same inputs, or on_change='rerun' to run all lines again.",
+                f"The run {self._request.run_id!r} has changed since it began: {'; '.join(changed.values())}. "
+                f"{_ACCEPT_CHANGES}",
                 changes=list(changed.values()),
             )
         for change in changed.values():
@@ -241,8 +244,8 @@ class Resuming:
             missing, has = lines.beyond(total), f"{total} lines, 0 to {total - 1}"
         if missing is not None:
             raise InvalidOptionError(
-                f"rerun_lines={str(lines)!r}: the run {run_id!r} has no line {missing}. It has {has}. Leave this number out. "
-                f"`batchflow show {run_id}` shows the failed lines."
+                f"The lines {str(lines)!r} to run again: the run {run_id!r} has no line {missing}. It has {has}. "
+                f"Leave this number out. `batchflow show {run_id}` shows the failed lines."
             )
 
     async def _changed(self, before: Manifest, prints: dict[str, str], flow: FlowPrint) -> dict[str, str]:
@@ -352,7 +355,7 @@ class Resuming:
         if changed and self._state.options.on_change == "refuse":
             raise RunChangedError(
                 f"Cannot take over lines of run {other.run_id!r}: {'; '.join(changed)} since then. Run without resume_from, or "
-                "with on_change='reuse' to take lines with the same inputs anyway.",
+                "with on_change='reuse' (--on-change reuse) to take lines with the same inputs anyway.",
                 changes=changed,
             )
         for change in changed:
