@@ -38,6 +38,7 @@ from prefect_batchflow.exceptions import (
     UnexpectedError,
     UnsupportedFeatureError,
 )
+from prefect_batchflow.run.handle import current_live_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -346,10 +347,10 @@ def test_prefect_gets_no_password_of_an_address(storage: Path, monkeypatch: pyte
     """Prefect keeps and shows the parameters of a run. The run itself gets the addresses as they were given."""
     seen: list[Any] = []
 
-    async def capture(shown: dict[str, Any], live: Any) -> None:
-        seen.extend((shown, live.parameters))
+    async def capture(shown: dict[str, Any]) -> None:
+        seen.extend((shown, current_live_run().parameters))
 
-    monkeypatch.setattr(flows_module, "_awaited", capture)
+    monkeypatch.setattr(flows_module, "_called", capture)
     monkeypatch.setattr(flows_module, "start_own_server", lambda: None)
     url = "https://bob:canary12345@h.example/rows.jsonl?sig=canary67890"
     engine = BatchEngine(double, run_storage_url="sftp://bob:canary12345@h.example/runs", image_roots=[url])
