@@ -212,7 +212,7 @@ class TestCopy:
 
         async def torn(self: RunStorageBlock, path: str, source: Path) -> None:
             if lost in path:
-                source = shutil.copy(source, source.with_name("torn"))
+                source = shutil.copyfile(source, source.with_name("torn"))
                 os.truncate(source, 9)
             await put(self, path, source)
 
