@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import re
+import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from cyclopts import Parameter
 
-from prefect_batchflow.cli.arguments import Screen, Storage, Texts, sources
+from prefect_batchflow.cli.arguments import Screen, Storage, Texts, sources, typed
 from prefect_batchflow.cli.places import absolute_place
 from prefect_batchflow.cli.process import quiet_prefect
 from prefect_batchflow.cli.running import COMPLETED, LINES_FAILED, RUN_FAILED
@@ -67,24 +70,26 @@ def verify(
         return await verify_run(files, manifest, await data_now(files, manifest, sources(data or [], needed=False)))
 
     found = _now(work())
+    complete = partial(_with_storage, run_id=run_id, storage=absolute_place(storage))
+    wrong, noted = [complete(text) for text in found.wrong], [complete(text) for text in found.notes]
     counted = ("total_lines", "completed", "failed", "not_started", "compared", "segments")
     counts = {name: getattr(found, name) for name in counted}
     _show(
         {
-            "run_id": run_id, "is_whole": not found.wrong, "is_finished": found.is_finished, **counts, "wrong": found.wrong,
-            "notes": found.notes,
+            "run_id": run_id, "is_whole": not found.wrong, "is_finished": found.is_finished, **counts, "wrong": wrong,
+            "notes": noted,
         },
         f"Run {run_id}: {found.completed} completed, {found.failed} failed, {found.not_started} not started, "
         f"{found.total_lines} lines in all. "
         + (f"{len(found.wrong)} fault{'s' * (len(found.wrong) > 1)}." if found.wrong else "Nothing is wrong.")
         + (f" {found.compared} records have the inputs of the data." if found.compared else "")
-        + ("" if found.is_finished else f" It has not finished: batchflow resume {run_id}"),
+        + ("" if found.is_finished else f" It has not finished: {complete(f'`batchflow resume {run_id}`').strip('`')}"),
         screen,
     )  # fmt: skip
     if not screen.json:
-        for text in found.wrong:
+        for text in wrong:
             print_error(text)
-        for text in found.notes:
+        for text in noted:
             print_note(text)
     return RUN_FAILED if found.wrong else COMPLETED if found.is_finished else LINES_FAILED
 
@@ -200,7 +205,8 @@ def export(
     for note in notes:
         print_note(note)
     for text in lost:
-        print_error(f"{text} `batchflow verify {run_id}` says what to do.")
+        advice = _with_storage(f"`batchflow verify {run_id}` says what to do.", run_id, absolute_place(storage))
+        print_error(f"{text} {advice}")
     return RUN_FAILED if lost else COMPLETED
 
 
@@ -274,6 +280,14 @@ def compact(run_id: RunId, /, *, storage: Storage = "", screen: Screen = _PLAIN)
         screen,
     )
     return COMPLETED
+
+
+def _with_storage(text: str, run_id: str, storage: str) -> str:
+    """A text whose commands about the run name its storage, so that they can be typed as they stand."""
+    if not storage:
+        return text
+    option = shlex.join(typed("--storage", [storage]))
+    return re.sub(rf"`batchflow \w+ {re.escape(run_id)}(?=`)", lambda command: f"{command[0]} {option}", text)
 
 
 def _show(document: dict[str, Any], text: str, screen: Screen) -> None:
