@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.programs, pytest.mark.usefixtures("no_blocks")]
 
-CANARY = "q7Zk+/=canary &0<1>'ä\\x41end"
+CANARY = "q7Zk+/=bird5521 &0<1>'ä\\x41end"
 FLOW = """
     import base64, html, json, os, sys
     from urllib.parse import quote, quote_plus
@@ -62,7 +62,7 @@ def _forms() -> Iterator[str]:
     yield from (base64.b64encode(data).decode()[:-4], base64.urlsafe_b64encode(data).decode()[:-4])
     yield from (base64.b64encode(b"me:" + data).decode()[4:-4], "".join(f"%{byte:02x}" for byte in data))
     yield from ("".join(f"&#{ord(char)};" for char in CANARY), repr(CANARY)[1:-1], repr(data)[2:-1])
-    yield "canary"  # a part that only few encodings change
+    yield "bird5521"  # a part that only few encodings change, and that no other test leaves in the database
 
 
 def _leaks(text: str) -> set[str]:
@@ -74,7 +74,7 @@ def test_no_encoding_of_a_secret_is_kept(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     (tmp_path / "flow").mkdir()
-    (tmp_path / "flow" / "leak.py").write_text(dedent(FLOW).replace("canary", ""))
+    (tmp_path / "flow" / "leak.py").write_text(dedent(FLOW))
     rows = "".join(f'{{"x": "{what}"}}\n' for what in ("fine", "raise", "dict", "die"))
     (tmp_path / "flow" / "data.jsonl").write_text(rows)
     engine = BatchEngine(
