@@ -17,6 +17,7 @@ from prefect_batchflow.cli.places import absolute_place
 from prefect_batchflow.cli.process import quiet_prefect
 from prefect_batchflow.cli.running import COMPLETED, LINES_FAILED, RUN_FAILED
 from prefect_batchflow.exceptions import InvalidOptionError, RunNotFoundError, StorageError
+from prefect_batchflow.inputs.places import without_credentials
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
@@ -286,7 +287,7 @@ def _with_storage(text: str, run_id: str, storage: str) -> str:
     """A text whose commands about the run name its storage, so that they can be typed as they stand."""
     if not storage:
         return text
-    option = shlex.join(typed("--storage", [storage]))
+    option = shlex.join(typed("--storage", [without_credentials(storage)]))
     return re.sub(rf"`batchflow \w+ {re.escape(run_id)}(?=`)", lambda command: f"{command[0]} {option}", text)
 
 

@@ -12,6 +12,7 @@ from prefect_batchflow.cli.screen import STATUS_COLOURS, console, indented, prin
 from prefect_batchflow.definition.load import NAMED_CALLABLE
 from prefect_batchflow.errors.groups import advice_for
 from prefect_batchflow.exceptions import InvalidUserData, innermost_code, listed
+from prefect_batchflow.inputs.places import without_credentials
 from prefect_batchflow.report.summary import one_line, seconds_text, value_text
 from prefect_batchflow.results.models import summary_line
 from prefect_batchflow.results.records import Status
@@ -124,7 +125,7 @@ def next_commands(run: StoredRun, storage_option: str = "") -> list[tuple[str, s
     left = result.total_lines - result.completed_lines
     if not left or run.status == "Running" or manifest.flow is None:
         return []
-    storage = typed("--storage", [storage_option] if storage_option else [])
+    storage = typed("--storage", [without_credentials(storage_option)] if storage_option else [])
     what = "line that has" if left == 1 else f"{left} lines that have"
     again, left_out = _given_again(manifest)
     purpose = f"To run the {what} not completed" + (f", with {listed(left_out)} given again" if left_out else "")

@@ -21,7 +21,7 @@ from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect_batchflow.exceptions import PrefectServerError
 from prefect_batchflow.prefect_runtime.gone_server import server_answers
 from prefect_batchflow.prefect_runtime.own_server import has_own_server
-from prefect_batchflow.prefect_runtime.reached_server import cause_of, check_server, name_of_server
+from prefect_batchflow.prefect_runtime.reached_server import BUSY_FOR_SEC, cause_of, check_server, name_of_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -129,13 +129,24 @@ class _ServerCalls:
             _is_inner.reset(token)
 
     async def _before_lines(self, request: httpx.Request, *args: Any, **kwargs: Any) -> httpx.Response:
-        tries = 0
+        tries, ends, said = 0, time.monotonic() + BUSY_FOR_SEC, False
         while True:
             tries += 1
             call = asyncio.ensure_future(self._send(request, *args, **kwargs))
             try:
                 while not (await asyncio.wait({call}, timeout=BEGIN_SEC))[0]:
                     await self._check()
+                    if time.monotonic() > ends:
+                        raise PrefectServerError(
+                            f"{name_of_server()} answers other requests, but did not answer {request.method} "
+                            f"{request.url.path} for {BUSY_FOR_SEC:.0f} s. Its own log says why; a locked database or a full "
+                            "disk does this."
+                        )
+                    if not said:
+                        said = True
+                        self._bounds.say(
+                            f"{name_of_server()} is slow to answer. Waiting for it, at most {BUSY_FOR_SEC:.0f} s."
+                        )
                 return call.result()
             except httpx.HTTPError as exc:
                 status = exc.response.status_code if isinstance(exc, httpx.HTTPStatusError) else 500

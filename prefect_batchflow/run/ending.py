@@ -89,6 +89,7 @@ class Ending:
             prepared.output_dir,
             form_of(prepared.flow.message_format),
             self._image_inputs(),
+            prepared.files.check_writer,
         )
         if await keep_manifest(prepared.files, state.keys, self._opened.manifest):
             state.note("The run's manifest.json was gone or changed at the end of the run. It is written again.")

@@ -27,7 +27,7 @@ from prefect_batchflow.storage.private_files import remove_unfinished
 from prefect_batchflow.storage.retries import looks
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable
+    from collections.abc import AsyncIterable, Awaitable, Callable
 
     from prefect_batchflow.images.forms import ImageForm
     from prefect_batchflow.results.records import LineRecord
@@ -97,12 +97,14 @@ async def write_outputs(
     output_dir: Path | None,
     image_form: ImageForm = BASIC,
     image_inputs: ImageInputs | None = None,
+    may_write: Callable[[], Awaitable[None]] | None = None,
 ) -> Written:
     """Write all three files to the run's folder, and to `output_dir` if there is one.
 
     `records` has the newest record of each line of the data, by line_number. `output_dir` is on this machine, and is created.
     Images in outputs, and image files named by inputs of failed lines, become files in `images/` before the rows that name
-    them are written. Without `image_inputs`, the paths in inputs stay unchanged.
+    them are written. Without `image_inputs`, the paths in inputs stay unchanged. `may_write` is called before each file in
+    `output_dir`, and can refuse it. `files` has its own such check.
 
     Raises:
         StorageError: A file cannot be written.
@@ -128,6 +130,8 @@ async def write_outputs(
             await _put_and_read_back(files, key, source)
         if output_dir is not None:
             for name, source in zip(OUTPUT_FILES, (outputs, failed, summary), strict=True):
+                if may_write is not None:
+                    await may_write()
                 await asyncio.to_thread(write_beside, output_dir, name, partial(shutil.copyfile, source))
                 if await asyncio.to_thread(_digest, output_dir / name) != await asyncio.to_thread(_digest, source):
                     raise _reads_otherwise(str(output_dir / name))

@@ -13,6 +13,7 @@ from bare_run import bare_run, without_prefect
 from stored_run import stored_run
 
 from prefect_batchflow.blocks import RunStorageBlock
+from prefect_batchflow.cli.care import _with_storage
 from prefect_batchflow.cli.commands import main
 from prefect_batchflow.storage.earlier import require_manifest
 from prefect_batchflow.storage.keys import RunKeys
@@ -56,6 +57,13 @@ def test_verify(typed: Typed, tmp_path: Path) -> None:
     (tmp_path / "runs" / "nightly" / "batch_result.json").unlink()
     status, out, _ = typed("verify", "nightly")
     assert (status, f"It has not finished: {resume}\n" in out) == (3, True)
+
+
+@pytest.mark.parametrize("storage", ["sftp://bob:canary12345@h.example/runs", "https://h.example/runs?sig=canary12345"])
+def test_an_advised_command_has_no_password(storage: str) -> None:
+    text = _with_storage("`batchflow resume nightly` writes the file again.", "nightly", storage)
+    assert "--storage" in text
+    assert "canary" not in text
 
 
 @pytest.mark.programs

@@ -68,6 +68,23 @@ async def write(
     return result
 
 
+@pytest.mark.parametrize("written", [0, 1, 2])
+async def test_a_writer_that_lost_the_run_leaves_the_output_folder_to_the_next_one(
+    local: RunStorageBlock, keys: RunKeys, tmp_path: Path, written: int
+) -> None:
+    out, looks = tmp_path / "out", iter(range(3))
+
+    async def may_write() -> None:
+        if next(looks) == written:
+            raise StorageError("another process has taken the run over")
+
+    with pytest.raises(StorageError, match="taken the run over"):
+        await write_outputs(local, keys, each(record_of(0)), result_of(1, 0), out, may_write=may_write)
+
+    there = [path.name for path in out.iterdir()] if out.exists() else []
+    assert len(there) == written
+
+
 async def test_the_outputs_are_these_bytes(files: RunStorageBlock, keys: RunKeys, tmp_path: Path) -> None:
     out = tmp_path / "new" / "out"
 
