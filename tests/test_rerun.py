@@ -79,6 +79,17 @@ class Nightly:
         """The lines that ran in the last start."""
         return sorted(map(int, (self.folder / "begun").read_text().split()))
 
+    def records(self) -> dict[str, list[int]]:
+        """The lines whose records are in each record file, by its name."""
+        files = (self.storage / "nightly" / "records").glob("*.jsonl")
+        rows = {file.name: map(json.loads, file.read_text().splitlines()) for file in files}
+        return {name: [row["line_number"] for row in each if "line_number" in row] for name, each in rows.items()}
+
+    def result(self) -> dict[str, Any]:
+        """The stored result."""
+        result: dict[str, Any] = json.loads((self.storage / "nightly" / "batch_result.json").read_text())
+        return result
+
     def failed(self, run_id: str = "nightly") -> list[int]:
         """The lines that are in the file of failed ones."""
         rows = (self.storage / run_id / "failed.jsonl").read_text().splitlines()
@@ -195,12 +206,20 @@ def test_what_cannot_be_asked_for_is_refused(text: str, said: str) -> None:
     ids=["completed", "some", "lines and errors", "lines and all that failed"],
 )
 def test_lines_run_again_by_their_numbers(nightly: Nightly, chosen: dict[str, str], again: list[int]) -> None:
+    before, records = nightly.result(), nightly.records()
+
     result = nightly.start(**chosen)
 
     assert nightly.begun() == again
     left = sorted({1, 2, 3, 4} - set(again))
     assert (result.completed_lines, nightly.failed()) == (5 - len(left), left)
-    assert len(list((nightly.storage / "nightly" / "records").iterdir())) > 1, "earlier attempts are kept"
+    after = nightly.records()
+    assert after.keys() >= records.keys(), "earlier attempts are kept"
+    assert {name: after[name] for name in records} == records
+    ran = [n for name in after.keys() - records.keys() for n in after[name]]
+    assert sorted(ran) == again
+    assert nightly.result()["start_time"] > before["start_time"]
+    assert nightly.result()["completed_lines"] == result.completed_lines
 
 
 @pytest.mark.programs
