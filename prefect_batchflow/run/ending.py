@@ -210,7 +210,7 @@ async def server_is_gone(live: LiveRun, within_sec: float = GONE_AFTER_SEC) -> b
 async def _hand_in(state: RunState, within_sec: float = GONE_AFTER_SEC) -> None:
     """If the server ends with this process, wait, for a bounded time, until it has all task runs."""
     if await server_is_gone(state.live, within_sec) or not has_own_server():
-        return  # what it was not told is said once its last state was tried
+        return  # once its last state was tried, a note says what the server does not know
     most_sec = STOPPED_HAND_IN_SEC if state.stop.is_stopped else None
     missing = await wait_until_recorded(state.flow_run.id, state.task_runs, most_sec)
     if missing and not state.stop.is_stopped:

@@ -1,7 +1,8 @@
 """The second stage: how a resume decides.
 
 A run is compared with its earlier starts, by fingerprint; its manifest is written and its records are opened. `feeding` then
-runs the lines that have no completed record, and `errors.chosen` says which failed lines run again.
+runs the lines that have no completed record, and `errors.chosen` says which failed lines run again. The file is long because
+the order of its steps is what makes a start that is cut short safe to repeat.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Care for a stored run: prove that it is whole, copy it, delete it, and merge its many segments into few.
 
-None of these runs a line. A run that a process is working on is refused by name.
+None of these runs a line. A run that a process is working on is refused by name. The file is long because all four share what
+counts as a file of a run.
 """
 
 from __future__ import annotations

@@ -20,6 +20,9 @@ that the holder is gone. It is only this proof: if somebody removes the file, th
 The clocks of two machines can differ, and a clock can jump. So a lease that looks old, or is from the future, is watched by
 the monotonic clock before it is taken over. A living holder renews it meanwhile. `beats` counts the renewals, so that each of
 them changes the lease even where the wall clock stands still.
+
+The file is long because taking, watching, renewing and losing a lease follow one argument, which is easier to check in one
+place.
 """
 
 from __future__ import annotations

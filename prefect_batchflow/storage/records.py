@@ -5,7 +5,8 @@ in JSON. All of it is in the segment's first line, so a metadata storage of ours
 
     jq -c 'select(.line_number)' records/*.jsonl
 
-Nothing is overwritten. If a line has several records, the one with the newest session and attempt counts.
+Nothing is overwritten. If a line has several records, the one with the newest session and attempt counts. The file is long
+because writing, reading and damage share one format.
 """
 
 from __future__ import annotations
@@ -268,7 +269,7 @@ class RunRecords:
             try:
                 await self._files.move(key, aside)
                 notes.append(f"{damage} It is kept as {self._files.location(aside)}.")
-            except Exception as exc:  # noqa: BLE001 - the run goes on without the file, wherever it is
+            except Exception as exc:  # noqa: BLE001 - the run continues without the file, wherever it is
                 notes.append(
                     f"{damage} It cannot be moved to {self._files.location(aside)}: {self._files.scrubbed(told(exc))}."
                 )
