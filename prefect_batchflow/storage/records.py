@@ -25,7 +25,7 @@ from prefect.serializers import Serializer
 from pydantic import Field
 
 from prefect_batchflow.exceptions import RecordCorruptError, StorageError, told
-from prefect_batchflow.storage.files import ShortReadError, storage_errors
+from prefect_batchflow.storage.files import ANOTHER_STORAGE, ShortReadError, storage_errors
 from prefect_batchflow.storage.index import RecordIndex, Stored
 from prefect_batchflow.storage.keys import DAMAGED, RunKeys, SegmentName
 from prefect_batchflow.storage.reserve import Reserve, is_full
@@ -178,7 +178,7 @@ class RunRecords:
 
     async def listed(self) -> tuple[list[SegmentName], str]:
         """The names of all segments, sorted by first line, and a text about other files, empty if there are none."""
-        with self._errors("list", self._keys.records):
+        with storage_errors(self._files, "list", self._keys.records, ANOTHER_STORAGE):
             try:
                 names = await self._files.list_names(self._keys.records)
             except NotADirectoryError as exc:
