@@ -113,11 +113,8 @@ def test_the_requests_of_a_run_grow_with_its_segments_and_not_with_its_lines(tmp
             run.start()
         resumed[lines] = Counter(kind for kind, _ in script.calls)
         assert run.begun() == Counter(range(lines))
-    for requests_of in (requests, resumed):
-        for kinds in requests_of.values():
-            del kinds["info"]  # each download asks for its size
     few, many = requests[50].total(), requests[500].total()
-    # Measured: 34 to 43 and 46 for the runs, 42 and 44 for their resumes; with a listing before each write 48, 93, 45 and 63.
+    # Measured: 37 to 43 and 49 to 70 for the runs, 44 and 47 to 62 for their resumes; more segments, if lines end more slowly.
     assert many <= min(2 * few, 80), requests
     assert resumed[500].total() <= 70, resumed
     assert resumed[500]["write"] <= 12, "a resume without lines to run writes no records"
