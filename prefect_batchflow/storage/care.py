@@ -421,12 +421,13 @@ async def delete_run(files: RunFiles, run_id: str) -> int:
     keys = RunKeys(run_id)
     await refuse_running(files, keys, "deleted")
     async with Lease(files, keys) as lease:
-        names = await names_of(files, keys)
+        fenced, names = files.fenced(lease.check), await names_of(files, keys)
         for name in names:
             if name.partition("/")[0] not in ("lock", "leases"):
                 with storage_errors(files, "write", f"{run_id}/{name}", f"Delete the run {run_id!r} again."):
-                    await lease.check()
-                    await files.delete_path(f"{run_id}/{name}")
+                    await fenced.delete_path(f"{run_id}/{name}")
+    # A new run of this name can have begun since the lease was given back.
+    await refuse_running(files, keys, "deleted")
     with storage_errors(files, "write", run_id, f"Delete the run {run_id!r} again."):
         await files.delete_folder(run_id)
     return len(names)

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import uuid
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from outcomes import outcome_of
@@ -287,6 +287,28 @@ async def test_a_deleted_run_leaves_nothing(files: RunStorageBlock) -> None:
 
     assert await run_names(files) == ["other"]
     assert await names_of(files, KEYS) == []
+
+
+async def test_a_run_that_begins_while_its_older_one_is_deleted_keeps_its_files(
+    files: RunStorageBlock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await stored_run(files)
+    later = Lease(files, KEYS)
+
+    class FollowedLease(Lease):
+        async def __aexit__(self, *exc_info: Any) -> None:
+            await super().__aexit__(*exc_info)
+            await later.__aenter__()
+            await stored_run(files)
+
+    monkeypatch.setattr(care, "Lease", FollowedLease)
+    try:
+        with pytest.raises(RunInUseError, match="is running, so it cannot be deleted now"):
+            await delete_run(files, "r")
+        assert await run_names(files) == ["r"]
+    finally:
+        await later.__aexit__(None, None, None)
+    assert (await verify_run(files, await require_manifest(files, KEYS))).wrong == []
 
 
 class TestCompact:
