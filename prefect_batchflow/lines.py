@@ -25,7 +25,7 @@ from prefect_batchflow.exceptions import (
     error_dict,
     innermost_code,
 )
-from prefect_batchflow.images.forms import BASIC
+from prefect_batchflow.images.forms import BASIC, form_of
 from prefect_batchflow.images.places import folders_of
 from prefect_batchflow.inputs import mapping as maps
 from prefect_batchflow.inputs.check import Checker, Inventory
@@ -35,7 +35,7 @@ from prefect_batchflow.inputs.types import CONVERSION_ERRORS, CONVERTERS
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from prefect_batchflow.definition.flow import FlowInput
+    from prefect_batchflow.definition.flow import Flow, FlowInput
     from prefect_batchflow.images.forms import ImageForm
     from prefect_batchflow.inputs.formats import Row
     from prefect_batchflow.inputs.readers import Source
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     _Fault = tuple[type[UserErrorException], str]
 
-__all__ = ["Inventory", "Line", "check", "chunks", "input_hash", "read_lines"]
+__all__ = ["Inventory", "Line", "check", "chunks", "input_hash", "read_lines", "read_lines_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -111,6 +111,26 @@ def check(
         is_stopped=is_stopped,
     )
     return checker.run(max_lines_count)
+
+
+def read_lines_of(
+    flow: Flow,
+    sources: Sequence[Source],
+    inputs_mapping: Mapping[str, Any] | None,
+    inventory: Inventory,
+    image_roots: Sequence[str] = (),
+) -> Iterator[Line]:
+    """The lines of a flow, as `read_lines` gives them."""
+    return read_lines(
+        sources,
+        flow.inputs,
+        inputs_mapping,
+        inventory,
+        flow_folder=str(flow.working_dir),
+        image_roots=image_roots,
+        image_form=form_of(flow.message_format),
+        takes_any=flow.takes_any,
+    )
 
 
 def read_lines(

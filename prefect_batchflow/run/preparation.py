@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 from prefect_batchflow.blocks import open_storage
 from prefect_batchflow.cluster.clusters import cluster_of
 from prefect_batchflow.exceptions import InvalidOptionError, UnsupportedFeatureError
-from prefect_batchflow.images.forms import form_of
 from prefect_batchflow.inputs.places import local_folder, located_image_roots
 from prefect_batchflow.inputs.readers import open_source
-from prefect_batchflow.lines import check, read_lines
+from prefect_batchflow.lines import check, read_lines_of
 from prefect_batchflow.run.roots import Roots
 from prefect_batchflow.run.starting import FlowRequest, starting
 from prefect_batchflow.storage.source_run import (
@@ -68,16 +67,7 @@ class Prepared:
 
     def lines(self) -> Iterator[Line]:
         """Read the data again, as lines."""
-        return read_lines(
-            self.sources,
-            self.flow.inputs,
-            self.inputs_mapping,
-            self.inventory,
-            flow_folder=str(self.flow.working_dir),
-            image_roots=self.image_roots,
-            image_form=form_of(self.flow.message_format),
-            takes_any=self.flow.takes_any,
-        )
+        return read_lines_of(self.flow, self.sources, self.inputs_mapping, self.inventory, self.image_roots)
 
 
 @contextlib.asynccontextmanager

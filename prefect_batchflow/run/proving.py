@@ -7,9 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from prefect_batchflow.exceptions import BatchflowException, InvalidOptionError, told
-from prefect_batchflow.images.forms import form_of
 from prefect_batchflow.inputs.readers import open_source
-from prefect_batchflow.lines import check, read_lines
+from prefect_batchflow.lines import check, read_lines_of
 from prefect_batchflow.run.starting import FlowRequest, starting
 from prefect_batchflow.storage.care import DataNow
 from prefect_batchflow.storage.source_run import open_previous_inputs, open_previous_run, refers_to_inputs
@@ -78,16 +77,7 @@ async def _read(files: RunStorageBlock, manifest: Manifest, urls: Mapping[str, s
                 inputs_with_default=options.inputs_with_default,
                 takes_any=flow.takes_any,
             )
-            lines = read_lines(
-                sources,
-                flow.inputs,
-                manifest.inputs_mapping,
-                inventory,
-                flow_folder=str(flow.working_dir),
-                image_roots=tuple(manifest.image_roots),
-                image_form=form_of(flow.message_format),
-                takes_any=flow.takes_any,
-            )
+            lines = read_lines_of(flow, sources, manifest.inputs_mapping, inventory, manifest.image_roots)
             hashes = {line.line_number: line.input_hash for line in lines}
             changed = [
                 f"{summary.name!r} ({summary.url})"

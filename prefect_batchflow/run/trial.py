@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from prefect_batchflow.definition.flow import Prompt
 from prefect_batchflow.exceptions import InvalidOptionError, InvalidUserData, listed
-from prefect_batchflow.images.forms import form_of
 from prefect_batchflow.inputs.places import locate, located_image_roots
 from prefect_batchflow.inputs.readers import RowsSource, open_source
-from prefect_batchflow.lines import check, read_lines
+from prefect_batchflow.lines import check, read_lines_of
 from prefect_batchflow.run.starting import starting
 from prefect_batchflow.tools.context import KEEP_CALLS
 
@@ -77,16 +76,7 @@ async def try_line(request: FlowRequest, given: GivenRow) -> Trial:
         values, mapping = _values(flow, row, given)
         source = RowsSource("data", [values], folder)
         inventory = check([source], flow.inputs, mapping, takes_any=flow.takes_any)
-        lines = read_lines(
-            [source],
-            flow.inputs,
-            mapping,
-            inventory,
-            flow_folder=str(flow.working_dir),
-            image_form=form_of(flow.message_format),
-            takes_any=flow.takes_any,
-            image_roots=image_roots,
-        )
+        lines = read_lines_of(flow, [source], mapping, inventory, image_roots)
         outcome = await start.executor.run_line(next(lines), attempt=1, timeout_sec=request.options.line_timeout_sec)
     notes = (*start.notes, *(note for note in inventory.notes))
     return Trial(flow, outcome.parsed(), notes, description.has_aggregation, time.monotonic() - begun)
